@@ -1,0 +1,1 @@
+"""Quantized bundles that keep their recommendations (to come)."""

@@ -1,0 +1,1 @@
+"""The `earn` command: one file per subcommand."""

@@ -1,0 +1,179 @@
+"""The catalog: items, the token sequences that name them (identifiers), and titles.
+
+One identifier may name several items; identifiers may differ in length, but none may be the beginning of another, for
+then a finished item could not be told from an unfinished one.
+
+`catalog.npz` (in checkpoints and bundles alike, no pickle) holds
+    tokens       the distinct identifier tokens, as UTF-8 text joined by newlines (uint8)
+    item_ids     the items' ids, likewise
+    titles       the items' titles, likewise ("" where unknown)
+    identifiers  int32 [items, depth], indices into tokens, -1 after an identifier's end
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earn.errors import EarnError
+from earn.files import read_json
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Items in a fixed order; an item's index is its place in `item_ids`.
+
+    Raises:
+        EarnError: no items, an id or identifier is empty or stands twice where it must not, or one identifier is the
+            beginning of another.
+    """
+
+    item_ids: tuple[str, ...]
+    identifiers: tuple[tuple[str, ...], ...]  # one per item, tokens as text
+    titles: tuple[str, ...]  # one per item, "" where unknown
+
+    def __post_init__(self) -> None:
+        if not self.item_ids:
+            raise EarnError("The catalog has no items. Give at least one item with an identifier.")
+        if not len(self.item_ids) == len(self.identifiers) == len(self.titles):
+            raise EarnError(
+                f"The catalog has {len(self.item_ids)} ids, {len(self.identifiers)} identifiers and "
+                f"{len(self.titles)} titles. Give one of each per item."
+            )
+        _refuse_duplicates(self.item_ids)
+        for item_id, identifier in zip(self.item_ids, self.identifiers, strict=True):
+            if not identifier or not all(identifier) or any("\n" in token for token in identifier):
+                raise EarnError(
+                    f"Item {item_id!r} has the identifier {identifier!r}. Give it at least one token, "
+                    "and no token that is empty or holds a line break."
+                )
+        self._refuse_prefixes()
+
+    def _refuse_prefixes(self) -> None:
+        owner = dict(zip(self.identifiers, self.item_ids, strict=True))
+        for identifier, item_id in owner.items():
+            for end in range(1, len(identifier)):
+                if identifier[:end] in owner:
+                    raise EarnError(
+                        f"The identifier of item {owner[identifier[:end]]!r}, {''.join(identifier[:end])}, is the "
+                        f"beginning of that of item {item_id!r}, {''.join(identifier)}. "
+                        "Append a last token to the shorter one that tells it apart."
+                    )
+
+    @cached_property
+    def tokens(self) -> tuple[str, ...]:
+        """The distinct identifier tokens: by the depth of their first appearance, then in natural order."""
+        depth: dict[str, int] = {}
+        for identifier in self.identifiers:
+            for place, token in enumerate(identifier):
+                depth[token] = min(place, depth.get(token, place))
+        return tuple(sorted(depth, key=lambda token: (depth[token], _natural(token))))
+
+    @cached_property
+    def codes(self) -> NDArray[np.int32]:
+        """The identifiers as indices into `tokens`: [items, depth], -1 after an identifier's end."""
+        number = {token: index for index, token in enumerate(self.tokens)}
+        codes = np.full((len(self.item_ids), self.depth), -1, np.int32)
+        for row, identifier in enumerate(self.identifiers):
+            codes[row, : len(identifier)] = [number[token] for token in identifier]
+        return codes
+
+    @cached_property
+    def depth(self) -> int:
+        """The length of the longest identifier."""
+        return max(map(len, self.identifiers))
+
+    @cached_property
+    def index(self) -> Mapping[str, int]:
+        """From an item's id to its index."""
+        return {item_id: index for index, item_id in enumerate(self.item_ids)}
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def save(self, path: Path) -> None:
+        """Writes `catalog.npz` (format above), beside its place first, then renamed into it."""
+        beside = path.with_name(path.name + ".part")
+        with beside.open("wb") as file:
+            np.savez_compressed(
+                file,
+                tokens=_to_bytes(self.tokens),
+                item_ids=_to_bytes(self.item_ids),
+                titles=_to_bytes(self.titles),
+                identifiers=self.codes,
+            )
+        os.replace(beside, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Catalog:
+        """Reads `catalog.npz`.
+
+        Raises:
+            EarnError: not such a file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                tokens = _to_strings(arrays["tokens"])
+                item_ids, titles = _to_strings(arrays["item_ids"]), _to_strings(arrays["titles"])
+                codes = arrays["identifiers"]
+        except (OSError, KeyError, ValueError, BadZipFile) as error:
+            raise EarnError(f"{path}: not a readable catalog ({error}). Write the checkpoint or bundle again.") from error
+        identifiers = tuple(tuple(tokens[code] for code in row if code >= 0) for row in codes.tolist())
+        return cls(item_ids, identifiers, titles)
+
+
+def read_index(path: Path, titles: Mapping[str, str] | None = None) -> Catalog:
+    """Reads `*.index.json` of LC-Rec and LETTER: `{"item": ["<a_1>", "<b_2>", ...], ...}`.
+
+    Raises:
+        EarnError: the file is not of that form; names the file and the item.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise EarnError(f'{path}: holds a {type(value).__name__}, not an object {{"item": ["<a_1>", ...]}}.')
+    for item_id, identifier in value.items():
+        if not isinstance(identifier, list) or not all(isinstance(token, str) for token in identifier):
+            raise EarnError(f'{path}: the identifier of item {item_id!r} is {identifier!r}. Give a list like ["<a_1>", "<b_2>"].')
+    titles = titles or {}
+    try:
+        return Catalog(
+            tuple(value), tuple(map(tuple, value.values())), tuple(one_line(titles.get(item_id, "")) for item_id in value)
+        )
+    except EarnError as error:
+        raise EarnError(f"{path}: {error}") from error
+
+
+def one_line(text: str) -> str:
+    """The text with every run of white space as one space: titles are stored one per line."""
+    return " ".join(text.split())
+
+
+def _refuse_duplicates(item_ids: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for item_id in item_ids:
+        if not item_id or "\n" in item_id:
+            raise EarnError(f"The item id {item_id!r} is empty or holds a line break. Give each item an id of one line.")
+        if item_id in seen:
+            raise EarnError(f"The item id {item_id!r} stands twice in the catalog. Keep one of them.")
+        seen.add(item_id)
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """A sort key under which <a_2> comes before <a_10>."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def _to_bytes(strings: Sequence[str]) -> NDArray[np.uint8]:
+    return np.frombuffer("\n".join(strings).encode("utf-8"), np.uint8)
+
+
+def _to_strings(data: NDArray[np.uint8]) -> tuple[str, ...]:
+    return tuple(data.tobytes().decode("utf-8").split("\n"))

@@ -1,0 +1,98 @@
+"""Reading and writing files so that nothing is lost: text is UTF-8, and what is written appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from earn.errors import EarnError
+
+
+def read_text(path: Path) -> str:
+    """The file's text.
+
+    Raises:
+        EarnError: the file cannot be read or is not UTF-8; names the line of the first bad byte.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise EarnError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise EarnError(
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8. "
+            f"Convert the file first, for example: iconv -f latin1 -t utf-8 {path.name}"
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """The file's JSON value, with duplicate keys refused (they would silently drop data).
+
+    Raises:
+        EarnError: unreadable, not JSON (names line and column), or a key stands twice in one object.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise EarnError(f"{path}: the key {twice!r} stands twice in one object. Keep one of them.")
+        return result
+
+    try:
+        return json.loads(read_text(path), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise EarnError(
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). Mend or rewrite the file."
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, beside its place first, then renamed into it."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `folder` to write into, and puts it in its place when the block ends well.
+
+    A folder that stood there before is replaced only then; if the block raises, nothing has changed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield beside
+        beside.chmod(0o755)  # mkdtemp makes it private
+        old = beside.with_name(beside.name + ".old")
+        if folder.exists():
+            folder.rename(old)
+        beside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Recommends from a bundle with numpy and ONNX Runtime alone."""
