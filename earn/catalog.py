@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 from earn.errors import EarnError
 from earn.files import read_json
 
+# What numpy raises for a file that is missing, cut short, of another form, or whose codes name no token.
+_UNREADABLE = (OSError, EOFError, KeyError, ValueError, IndexError, TypeError, AttributeError, BadZipFile)
+
 
 @dataclass(frozen=True)
 class Catalog:
@@ -107,7 +110,7 @@ class Catalog:
                 file,
                 tokens=_to_bytes(self.tokens),
                 item_ids=_to_bytes(self.item_ids),
-                titles=_to_bytes(self.titles),
+                titles=_to_bytes([one_line(title) for title in self.titles]),
                 identifiers=self.codes,
             )
         os.replace(beside, path)
@@ -123,10 +126,10 @@ class Catalog:
             with np.load(path, allow_pickle=False) as arrays:
                 tokens = _to_strings(arrays["tokens"])
                 item_ids, titles = _to_strings(arrays["item_ids"]), _to_strings(arrays["titles"])
-                codes = arrays["identifiers"]
-        except (OSError, KeyError, ValueError, BadZipFile) as error:
+                codes = arrays["identifiers"].tolist()
+            identifiers = tuple(tuple(tokens[code] for code in row if code >= 0) for row in codes)
+        except _UNREADABLE as error:
             raise EarnError(f"{path}: not a readable catalog ({error}). Write the checkpoint or bundle again.") from error
-        identifiers = tuple(tuple(tokens[code] for code in row if code >= 0) for row in codes.tolist())
         return cls(item_ids, identifiers, titles)
 
 
@@ -145,7 +148,7 @@ def read_index(path: Path, titles: Mapping[str, str] | None = None) -> Catalog:
     titles = titles or {}
     try:
         return Catalog(
-            tuple(value), tuple(map(tuple, value.values())), tuple(one_line(titles.get(item_id, "")) for item_id in value)
+            tuple(value), tuple(map(tuple, value.values())), tuple(titles.get(item_id, "") for item_id in value)
         )
     except EarnError as error:
         raise EarnError(f"{path}: {error}") from error
@@ -168,7 +171,7 @@ def _refuse_duplicates(item_ids: Sequence[str]) -> None:
 
 def _natural(text: str) -> list[tuple[int, str]]:
     """A sort key under which <a_2> comes before <a_10>."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def _to_bytes(strings: Sequence[str]) -> NDArray[np.uint8]:

@@ -1,0 +1,114 @@
+"""Backbones: the Hugging Face decoders that EARN runs on, made small from scratch or loaded from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from earn.errors import EarnError
+from earn.specs import Sizes
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+
+# RoPE types whose frequencies do not depend on the sequence that is being read.
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+
+_TINY: Mapping[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+    "eos_token_id": None,
+}
+
+
+@dataclass(frozen=True)
+class TinyBackbone:
+    """A small backbone that is trained from scratch; its only text token is BOS, id 0."""
+
+    config: type[PretrainedConfig]
+    sizes: Mapping[str, Any]
+
+
+TINY_BACKBONES: Mapping[str, TinyBackbone] = {
+    "tiny-llama": TinyBackbone(LlamaConfig, _TINY),
+    "tiny-qwen2": TinyBackbone(Qwen2Config, _TINY),
+    "tiny-qwen3": TinyBackbone(Qwen3Config, {**_TINY, "head_dim": 32}),
+}
+
+
+def load_backbone(source: str | Path, seed: int = 0, sizes: Mapping[str, Any] | None = None) -> PreTrainedModel:
+    """The backbone that `source` names: a tiny one by name (new weights from `seed`), or a Hugging Face folder.
+
+    Args:
+        source: a name of TINY_BACKBONES or a folder with config.json and weights.
+        seed: of the new weights.
+        sizes: settings of the family's configuration that replace a tiny backbone's.
+
+    Raises:
+        EarnError: no such name or folder, or a family that is not supported.
+    """
+    tiny = TINY_BACKBONES.get(str(source))
+    if tiny is not None:
+        config = tiny.config(**{"vocab_size": 1, **tiny.sizes, **(sizes or {})})
+        torch.manual_seed(seed)
+        backbone: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    elif (Path(source) / "config.json").is_file():
+        backbone = AutoModelForCausalLM.from_pretrained(
+            source, attn_implementation="eager", torch_dtype=torch.float32, local_files_only=True
+        )
+    else:
+        raise EarnError(
+            f"There is no backbone {str(source)!r}. Give one of {', '.join(TINY_BACKBONES)}, "
+            "or a folder in Hugging Face format that holds config.json and the weights."
+        )
+    check_backbone(backbone.config)
+    return backbone
+
+
+def check_backbone(config: PretrainedConfig) -> None:
+    """Refuses what the stages would compute wrongly.
+
+    Raises:
+        EarnError: another family, sliding-window attention, or a RoPE type that looks at the sequence's length.
+    """
+    if config.model_type not in FAMILIES:
+        raise EarnError(f"The backbone is a {config.model_type!r} model. Supported are: {', '.join(FAMILIES)}.")
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise EarnError("The backbone uses sliding-window attention. Set use_sliding_window to false in its config.json.")
+    scaling = getattr(config, "rope_scaling", None) or {}
+    rope = scaling.get("rope_type", scaling.get("type", "default"))
+    if rope not in STATIC_ROPE:
+        raise EarnError(f"The backbone's RoPE type is {rope!r}. Supported are: {', '.join(STATIC_ROPE)}.")
+
+
+def sizes_of(config: PretrainedConfig, early_layers: int, embedding_rows: int, logits: int) -> Sizes:
+    """The fixed sizes of a model with this backbone."""
+    return Sizes(
+        family=config.model_type,
+        layers=config.num_hidden_layers,
+        early_layers=early_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        heads=config.num_attention_heads,
+        key_value_heads=config.num_key_value_heads,
+        head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        embedding_rows=embedding_rows,
+        logits=logits,
+    )

@@ -1,0 +1,98 @@
+"""What a trained EARN model is, beside its weights: the split, the registers, the prompt, the sizes. No torch.
+
+In a checkpoint this stands in the Hugging Face `config.json` under the key "earn".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+from earn.errors import EarnError
+
+T = TypeVar("T")
+
+# Who may not see whom, as a number added to attention scores. exp(-30000) is 0 in every precision that is used, and the
+# number itself fits into fp16.
+MASKED = -30000.0
+
+SCORING_RULES = {
+    # rule: over which tokens a token's log-probability is normalised
+    "trie": "the children of this prefix in the item trie",
+    "level": "the tokens that may stand at this depth of an identifier",
+    "vocab": "the model's whole vocabulary, as Hugging Face's generate does",
+}
+
+
+def check_scoring(rule: str) -> str:
+    """The rule, if there is such a rule.
+
+    Raises:
+        EarnError: there is none of that name.
+    """
+    if rule not in SCORING_RULES:
+        raise EarnError(f"There is no scoring rule {rule!r}. Take one of: {', '.join(SCORING_RULES)}.")
+    return rule
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The prompt's fixed parts as token ids: head, then items with separators between them, then tail.
+
+    The registers stand around it: prefix registers before the head, suffix registers after the tail.
+    """
+
+    head: tuple[int, ...] = ()  # instruction before the history; with a dense model also the BOS token
+    separator: tuple[int, ...] = ()  # between two items
+    tail: tuple[int, ...] = ()  # instruction after the history
+
+
+@dataclass(frozen=True)
+class EarnConfig:
+    """The split of the backbone, its registers, its prompt and its identifier tokens, in the model's token ids."""
+
+    early_layers: int  # k: layers that see every token
+    prefix_ids: tuple[int, ...]  # token ids of the prefix registers, () in a dense model
+    suffix_ids: tuple[int, ...]  # token ids of the suffix registers, () in a dense model
+    prompt: Prompt
+    token_ids: tuple[int, ...]  # token id of each identifier token, in the catalog's order
+    max_history: int = 20  # items of a history that the prompt holds; the newest are kept
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether this is the dense baseline's prompt: no registers at all."""
+        return not self.prefix_ids and not self.suffix_ids
+
+
+def to_json(value: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values."""
+    result: dict[str, Any] = asdict(value)
+    return result
+
+
+def from_json(cls: type[T], value: Mapping[str, Any], where: str) -> T:
+    """A frozen dataclass of numbers, texts and tuples from JSON; keys that it does not know are refused.
+
+    Args:
+        cls: the dataclass; fields that hold a dataclass must be passed ready-made in `value`.
+        where: names the source in messages, such as "CKPT/config.json".
+
+    Raises:
+        EarnError: a key is unknown or missing.
+    """
+    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(value) - known):
+        raise EarnError(
+            f"{where}: unknown key {unknown[0]!r}. It was written by another version of earn-edge; "
+            "install that version, or write it again with this one."
+        )
+    try:
+        return cls(**{key: _tuples(item) for key, item in value.items()})
+    except TypeError as error:
+        raise EarnError(f"{where}: {error}. Write it again with this version of earn-edge.") from error
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples, all the way down."""
+    return tuple(map(_tuples, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value

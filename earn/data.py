@@ -1,0 +1,108 @@
+"""Interaction data: where it comes from, how it is split, and what is popular.
+
+A source is the name of a data set that is fetched (`ml-100k`), a folder in the LC-Rec or LETTER format, or
+RecBole atomic files (`earn.formats` describes both). A string that is a known name means that data set; write
+./ml-100k for a folder of that name.
+
+The split is leave-one-out. A user with the items i1 .. in, n >= 3, gives
+    train   i1 .. i(n-2)
+    valid   i1 .. i(n-2) -> i(n-1)
+    test    i1 .. i(n-1) -> in
+and a user with fewer items only trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earn.download import fetch_ml100k
+from earn.errors import EarnError
+from earn.formats import Interactions, is_lcrec, is_recbole, read_lcrec, read_recbole
+
+__all__ = ["Example", "Interactions", "Split", "leave_one_out", "load_interactions", "popularity"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A row of the table that decides which reader a source gets."""
+
+    name: str
+    looks_for: str  # what makes a path this format, for messages
+    fits: Callable[[Path], bool]
+    read: Callable[[Path], Interactions]
+
+
+FORMATS = (
+    Format(
+        "LC-Rec or LETTER",
+        "a folder with *.inter.json and *.index.json in it or in its raw/",
+        is_lcrec,
+        read_lcrec,
+    ),
+    Format("RecBole", "an *.inter file, or a folder with one", is_recbole, read_recbole),
+)
+NAMED: dict[str, Callable[[], Path]] = {"ml-100k": fetch_ml100k}  # name -> puts the files on this machine
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question to a recommender, with its answer."""
+
+    user: str
+    history: NDArray[np.int64]  # item indices, oldest first
+    target: int  # the item index that came next
+
+
+@dataclass(frozen=True)
+class Split:
+    """Leave-one-out (module docstring)."""
+
+    train: tuple[NDArray[np.int64], ...]  # one sequence per user
+    valid: tuple[Example, ...]
+    test: tuple[Example, ...]  # the history includes the valid item
+
+
+def load_interactions(source: str | Path) -> Interactions:
+    """Reads a source (module docstring).
+
+    Raises:
+        EarnError: no such source, no or several formats fit it, or its files are not right.
+    """
+    path = NAMED[source]() if isinstance(source, str) and source in NAMED else Path(source).expanduser()
+    if not path.exists():
+        raise EarnError(
+            f"{source}: there is no such file or folder. "
+            f"Give a path that exists or a known name: {', '.join(NAMED)}."
+        )
+    fitting = [row for row in FORMATS if row.fits(path)]
+    if len(fitting) != 1:
+        wanted = "; ".join(f"{row.looks_for} ({row.name})" for row in fitting or FORMATS)
+        found = "more than one format fits it" if fitting else "no known format fits it"
+        raise EarnError(f"{source}: {found}. Give exactly one of: {wanted}.")
+    return fitting[0].read(path)
+
+
+def leave_one_out(interactions: Interactions) -> Split:
+    """Splits every user's items (module docstring)."""
+    train: list[NDArray[np.int64]] = []
+    valid: list[Example] = []
+    test: list[Example] = []
+    for user, items in zip(interactions.user_ids, interactions.sequences, strict=True):
+        if len(items) < 3:
+            train.append(items)
+            continue
+        train.append(items[:-2])
+        valid.append(Example(user, items[:-2], int(items[-2])))
+        test.append(Example(user, items[:-1], int(items[-1])))
+    return Split(tuple(train), tuple(valid), tuple(test))
+
+
+def popularity(split: Split, items: int) -> NDArray[np.int64]:
+    """All item indices [items], the one with most training interactions first; ties by index."""
+    counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *split.train]), minlength=items)
+    return np.argsort(-counts, kind="stable").astype(np.int64)

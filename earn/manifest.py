@@ -1,0 +1,158 @@
+"""The manifest of a bundle: what the graphs compute, which tensors they take, and which files must be there.
+
+A bundle is a folder:
+    manifest.json   this module's `Manifest`
+    early.onnx      layers 1..k with the token embedding     (early.onnx.data beside it where weights are large)
+    late.onnx       layers k+1..N with the item head         (late.onnx.data likewise)
+    catalog.npz     items, identifiers, titles (see catalog)
+
+A bundle has its own token numbers: the identifier tokens first, in the catalog's order, so that token j is also row j of
+the item head; then the prompt's and the registers' tokens. Embedding rows that no prompt can hold are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from earn.config import EarnConfig, Prompt, check_scoring, from_json, to_json
+from earn.errors import EarnError
+from earn.files import read_json, sha256, write_json
+from earn.prompts import constant_head, prompt_rows, readout_rows
+from earn.specs import Limits, Sizes, all_specs
+
+SCHEMA = 1
+MANIFEST_FILE = "manifest.json"
+CATALOG_FILE = "catalog.npz"
+GRAPH_FILES = {"early": "early.onnx", "late": "late.onnx"}
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that the runtime must know beside the graphs and the catalog."""
+
+    sizes: Sizes
+    limits: Limits
+    model: EarnConfig  # split, registers and prompt, in the bundle's token numbers
+    scoring: str  # one of SCORING_RULES; the item head has the rows that it needs
+    precision: str  # fp32
+    files: Mapping[str, FileEntry]  # by path relative to the bundle
+    tools: Mapping[str, str]  # versions that wrote the bundle
+    accuracy: Mapping[str, float] | None = None  # recall and NDCG of this bundle, where measured
+
+    def save(self, folder: Path) -> None:
+        """Writes manifest.json, with the tensor table for readers in other languages."""
+        write_json(folder / MANIFEST_FILE, {"schema": SCHEMA, **to_json(self), "tensors": self._tensors()})
+
+    @classmethod
+    def load(cls, folder: Path, verify: bool = True) -> Manifest:
+        """Reads manifest.json and checks the bundle's files against it.
+
+        Args:
+            folder: the bundle.
+            verify: compare SHA-256 sums too, not sizes alone; reads every file once.
+
+        Raises:
+            EarnError: no bundle, another schema, unknown keys, or a file that is missing, changed or outside the folder.
+        """
+        path = folder / MANIFEST_FILE
+        if not path.is_file():
+            raise EarnError(f"{folder}: there is no bundle (no {MANIFEST_FILE}). Write one: earn export CKPT --out {folder}")
+        value = read_json(path)
+        if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA:
+            raise EarnError(
+                f"{path}: not a manifest of schema {SCHEMA}. Export the checkpoint again with this version of earn-edge."
+            )
+        tensors = value.pop("tensors", None)
+        manifest = _from_json(value, str(path))
+        if tensors != manifest._tensors():
+            raise EarnError(f"{path}: the tensor table does not follow from sizes and limits. Export the checkpoint again.")
+        _check_files(folder, manifest.files, verify)
+        return manifest
+
+    def with_files(self, folder: Path) -> Manifest:
+        """The manifest with every file of the folder but itself listed, sizes and sums measured now."""
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
+        entries = {
+            path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, sha256(path)) for path in paths
+        }
+        return replace(self, files=entries)
+
+    @property
+    def bundle_bytes(self) -> int:
+        """The size of the files that are deployed."""
+        return sum(entry.bytes for entry in self.files.values())
+
+    def _tensors(self) -> dict[str, Any]:
+        """The tensor table as JSON: per stage, inputs and outputs with name, dtype and axes [name, least, usual, most]."""
+        return {
+            stage: {
+                side: [
+                    {
+                        "name": spec.name,
+                        "dtype": spec.dtype,
+                        "axes": [[axis.name, axis.least, axis.usual, axis.most] for axis in spec.axes],
+                    }
+                    for spec in getattr(specs, side)
+                ]
+                for side in ("inputs", "outputs")
+            }
+            for stage, specs in all_specs(self.sizes, self.limits).items()
+        }
+
+
+def limits_of(model: EarnConfig, depth: int, batch: int, beams: int) -> Limits:
+    """The limits that follow from a model's prompt and the catalog's depth."""
+    return Limits(
+        batch=batch,
+        beams=beams,
+        history=model.max_history,
+        prompt=prompt_rows(model, depth),
+        head=len(constant_head(model)),
+        prefix=len(model.prefix_ids),
+        readout=readout_rows(model),
+        depth=depth,
+    )
+
+
+def _from_json(value: dict[str, Any], where: str) -> Manifest:
+    parts = {"sizes": Sizes, "limits": Limits}
+    try:
+        ready: dict[str, Any] = {name: from_json(cls, value.pop(name), where) for name, cls in parts.items()}
+        model = value.pop("model")
+        ready["model"] = from_json(EarnConfig, {**model, "prompt": from_json(Prompt, model["prompt"], where)}, where)
+        ready["files"] = {name: from_json(FileEntry, entry, where) for name, entry in value.pop("files").items()}
+    except (KeyError, AttributeError, TypeError) as error:
+        raise EarnError(f"{where}: incomplete ({error}). Export the checkpoint again.") from error
+    accuracy, tools = value.pop("accuracy", None), value.pop("tools", {})
+    manifest = from_json(Manifest, {**value, **ready, "accuracy": None, "tools": ()}, where)
+    check_scoring(manifest.scoring)
+    return replace(manifest, accuracy=accuracy, tools=tools)
+
+
+def _check_files(folder: Path, files: Mapping[str, FileEntry], verify: bool) -> None:
+    remedy = "Copy the bundle again, or export the checkpoint again."
+    if missing := {*GRAPH_FILES.values(), CATALOG_FILE} - set(files):
+        raise EarnError(f"{folder / MANIFEST_FILE}: lists no {min(missing)}. {remedy}")
+    root = folder.resolve()
+    for name, entry in files.items():
+        path = folder / name
+        parts = PurePosixPath(name).parts
+        if PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or root not in path.resolve().parents:
+            raise EarnError(f"{folder / MANIFEST_FILE}: the file {name!r} lies outside the bundle. Do not use this bundle.")
+        if not path.is_file():
+            raise EarnError(f"{path}: missing. {remedy}")
+        if path.stat().st_size != entry.bytes:
+            raise EarnError(f"{path}: has {path.stat().st_size} bytes, the manifest says {entry.bytes}. {remedy}")
+        if verify and sha256(path) != entry.sha256:
+            raise EarnError(f"{path}: its SHA-256 is not the manifest's, so it was changed. {remedy}")

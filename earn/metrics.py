@@ -1,0 +1,40 @@
+"""Ranking metrics with one relevant item per user.
+
+    Recall@n = 1 if the target stands among the first n, else 0
+    NDCG@n   = 1 / log2(place + 1) if it does (place counts from 1), else 0        both averaged over users
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+CUTOFFS = (5, 10, 20)
+NOT_FOUND = -1
+
+
+def target_rank(ranking: Sequence[str], target: str) -> int:
+    """The target's place in a ranking, from 0; NOT_FOUND if it is not there."""
+    return ranking.index(target) if target in ranking else NOT_FOUND
+
+
+def recall(ranks: NDArray[np.int64], cutoff: int) -> NDArray[np.float64]:
+    """Recall at the cutoff of each user, from the targets' ranks (from 0, NOT_FOUND where missing)."""
+    return ((ranks >= 0) & (ranks < cutoff)).astype(np.float64)
+
+
+def ndcg(ranks: NDArray[np.int64], cutoff: int) -> NDArray[np.float64]:
+    """NDCG at the cutoff of each user, likewise."""
+    return recall(ranks, cutoff) / np.log2(np.maximum(ranks, 0) + 2)
+
+
+def summarise(ranks: NDArray[np.int64]) -> dict[str, float]:
+    """Recall and NDCG at every cutoff, averaged over users: {"recall@5": ..., "ndcg@20": ...}."""
+    measures = {"recall": recall, "ndcg": ndcg}
+    return {
+        f"{name}@{cutoff}": float(measure(ranks, cutoff).mean()) if len(ranks) else 0.0
+        for name, measure in measures.items()
+        for cutoff in CUTOFFS
+    }

@@ -1,0 +1,294 @@
+"""EARN over a Hugging Face backbone (paper, section 3): k dense layers, registers, and late layers that see only those.
+
+A checkpoint is a Hugging Face folder: weights (safetensors), config.json with the EARN settings under "earn", the
+tokenizer where there is one, and catalog.npz. Registers and identifier tokens are rows of the embedding table.
+
+The dense baseline is the same class with k = N and no registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from earn.backbones import TINY_BACKBONES, check_backbone, load_backbone
+from earn.catalog import Catalog
+from earn.config import MASKED, EarnConfig, Prompt, from_json, to_json
+from earn.errors import EarnError
+from earn.prompts import Template, prompt_rows
+from earn.stage import DenseHead, EarlyStage, LateStage, empty_past
+
+CATALOG_FILE = "catalog.npz"
+IGNORED = -100  # label of a row that predicts nothing
+
+
+class EarnModel(PreTrainedModel):  # type: ignore[misc]
+    """A backbone split into an early and a late stage, with its catalog.
+
+    Parameters carry the backbone's own names, so a checkpoint also loads as the plain Hugging Face model.
+    """
+
+    base_model_prefix = "model"
+    _tied_weights_keys = ["lm_head.weight"]  # noqa: RUF012  (Hugging Face's own form)
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        earn: EarnConfig,
+        catalog: Catalog,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        check_backbone(backbone.config)
+        _check_earn(earn, backbone.config.num_hidden_layers)
+        needed = prompt_rows(earn, catalog.depth) + catalog.depth
+        if needed > backbone.config.max_position_embeddings:
+            raise EarnError(
+                f"A full prompt takes {needed} positions, the backbone has {backbone.config.max_position_embeddings}. "
+                f"Lower max_history, which is {earn.max_history}, or shorten the prompt."
+            )
+        backbone.config.earn = to_json(earn)
+        super().__init__(backbone.config)
+        self.model = backbone.model
+        self.lm_head = backbone.lm_head
+        self.earn = earn
+        self.catalog = catalog
+        self.tokenizer = tokenizer
+        # Not a submodule: it only lends its class to writing the checkpoint.
+        object.__setattr__(self, "_backbone", backbone)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | Path | PreTrainedModel,
+        catalog: Catalog,
+        early_layers: int | None = None,
+        prefix_registers: int = 1,
+        suffix_registers: int = 1,
+        max_history: int = 20,
+        template: Template | None = None,
+        seed: int = 0,
+    ) -> EarnModel:
+        """Adds identifier tokens and registers to a backbone.
+
+        Args:
+            backbone: a name of TINY_BACKBONES, a Hugging Face folder, or a loaded model.
+            catalog: the items to recommend.
+            early_layers: k; if None a quarter of the layers, or all of them without registers.
+            prefix_registers: registers before the prompt; they replace BOS.
+            suffix_registers: registers after the prompt; the first code is read off the last one.
+            max_history: items that the prompt holds.
+            template: the text around the history; needs the folder's tokenizer, and is the default text where there is
+                one. Without a tokenizer the prompt is identifiers alone.
+            seed: of the new rows' noise (and of a tiny backbone's weights).
+
+        New rows of the embedding table are the mean of the old ones with small noise (the paper leaves this open).
+
+        Raises:
+            EarnError: no such backbone, more early layers than there are, or a template without a tokenizer.
+        """
+        tokenizer, trained = None, str(backbone) not in TINY_BACKBONES
+        if not isinstance(backbone, PreTrainedModel):
+            tokenizer = _load_tokenizer(Path(backbone))
+            backbone = load_backbone(backbone, seed)
+        layers = backbone.config.num_hidden_layers
+        registers = [f"<|prefix_{i}|>" for i in range(prefix_registers)]
+        registers += [f"<|suffix_{i}|>" for i in range(suffix_registers)]
+        numbers = _add_tokens(backbone, tokenizer, [*catalog.tokens, *registers], seed, around_mean=trained)
+        register_ids = numbers[len(catalog.tokens) :]
+        earn = EarnConfig(
+            early_layers=_default_split(layers, bool(registers)) if early_layers is None else early_layers,
+            prefix_ids=tuple(register_ids[:prefix_registers]),
+            suffix_ids=tuple(register_ids[prefix_registers:]),
+            prompt=_tokenize_prompt(tokenizer, template, _bos(backbone, tokenizer) if not prefix_registers else ()),
+            token_ids=tuple(numbers[: len(catalog.tokens)]),
+            max_history=max_history,
+        )
+        return cls(backbone, earn, catalog, tokenizer)
+
+    @classmethod
+    def dense(
+        cls,
+        backbone: str | Path | PreTrainedModel,
+        catalog: Catalog,
+        max_history: int = 20,
+        template: Template | None = None,
+        seed: int = 0,
+    ) -> EarnModel:
+        """The dense baseline: the same backbone with k = N and no registers."""
+        return cls.from_backbone(backbone, catalog, None, 0, 0, max_history, template, seed)
+
+    def early_stage(self) -> EarlyStage:
+        """Layers 1..k and the embedding, sharing this model's parameters."""
+        layers = cast(Sequence[nn.Module], self.model.layers)
+        return EarlyStage(layers[: self.earn.early_layers], self.model.rotary_emb, self.model.embed_tokens)
+
+    def late_stage(self) -> LateStage:
+        """Layers k+1..N, the final norm and the head, sharing this model's parameters."""
+        layers = cast(Sequence[nn.Module], self.model.layers)[self.earn.early_layers :]
+        kind = LateStage if layers else DenseHead
+        return kind(layers, self.model.rotary_emb, self.model.norm, self.lm_head)
+
+    def rows_logits(
+        self, input_ids: Tensor, position_ids: Tensor, attention_bias: Tensor, keep: Tensor, predict: Tensor
+    ) -> Tensor:
+        """Uncached pass over whole sequences: the logits [b,p,v] of the rows that predict.
+
+        Args:
+            input_ids: [b,m].
+            position_ids: [b,m].
+            attention_bias: [b,1,m,m], who may see whom; the late stage keeps the part among the kept rows.
+            keep: [r], the rows that go on to the late stage (registers and generated tokens), ascending.
+            predict: [p], the rows to predict from, as places in `keep`.
+        """
+        b = input_ids.shape[0]
+        early, late = self.early_stage(), self.late_stage()
+        cache = (self.config.num_key_value_heads, early.layers[0].self_attn.head_dim)
+        early_past = [(k.to(input_ids.device), v.to(input_ids.device)) for k, v in empty_past(len(early.layers), b, *cache)]
+        late_past = [(k.to(input_ids.device), v.to(input_ids.device)) for k, v in empty_past(len(late.layers), b, *cache)]
+        hidden, _ = early.run(early.embedding(input_ids), position_ids, attention_bias, early_past, keep)
+        late_bias = attention_bias.index_select(2, keep).index_select(3, keep)
+        hidden, _ = late.run(hidden, position_ids.index_select(1, keep), late_bias, late_past, predict)
+        return cast(Tensor, self.lm_head(self.model.norm(hidden)))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        visible: Tensor,
+        keep: Tensor,
+        predict: Tensor,
+        labels: Tensor,
+    ) -> dict[str, Tensor]:
+        """The training loss: mean cross-entropy of the next token over the rows that predict one.
+
+        Args:
+            input_ids: [b,m], a packed batch (see packing).
+            position_ids: [b,m].
+            visible: bool [b,m,m], who may see whom.
+            keep: [r], as in `rows_logits`.
+            predict: [p], likewise.
+            labels: [b,p], token ids; IGNORED where nothing is predicted.
+        """
+        bias = torch.where(visible, 0.0, MASKED).unsqueeze(1)
+        logits = self.rows_logits(input_ids, position_ids, bias, keep, predict)
+        loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        return {"loss": loss}
+
+    def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:
+        """Writes the checkpoint folder; `settings` go to Hugging Face's own save_pretrained."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        backbone = cast(PreTrainedModel, self._backbone)
+        backbone.save_pretrained(folder, **settings)
+        self.catalog.save(folder / CATALOG_FILE)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> EarnModel:  # type: ignore[override]
+        """Reads a checkpoint folder.
+
+        Raises:
+            EarnError: there is none, or it is not an EARN checkpoint.
+        """
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise EarnError(f"{folder}: there is no checkpoint (no config.json). Train one: earn train DATA --out {folder}")
+        backbone = load_backbone(folder)
+        settings = getattr(backbone.config, "earn", None)
+        if settings is None:
+            raise EarnError(
+                f"{folder}: a plain Hugging Face model, not an EARN checkpoint. "
+                f"Train one from it: earn train DATA --backbone {folder} --out CKPT"
+            )
+        return cls(backbone, read_earn(settings, str(folder / "config.json")), Catalog.load(folder / CATALOG_FILE),
+                   _load_tokenizer(folder))
+
+
+def read_earn(settings: Mapping[str, Any], where: str) -> EarnConfig:
+    """The EARN settings from their JSON form.
+
+    Raises:
+        EarnError: unknown or missing keys.
+    """
+    prompt = from_json(Prompt, settings.get("prompt", {}), where)
+    return from_json(EarnConfig, {**settings, "prompt": prompt}, where)
+
+
+def _default_split(layers: int, registers: bool) -> int:
+    return max(1, layers // 4) if registers else layers
+
+
+def _check_earn(earn: EarnConfig, layers: int) -> None:
+    if not 1 <= earn.early_layers <= layers:
+        raise EarnError(f"early_layers is {earn.early_layers}; the backbone has {layers} layers. Take 1 to {layers}.")
+    if earn.max_history < 1:
+        raise EarnError(f"max_history is {earn.max_history}. Take at least 1 item.")
+    if not (earn.suffix_ids or earn.prompt.tail):
+        if earn.early_layers < layers:
+            raise EarnError("Nothing ends the prompt that the late stage could read. Give a suffix register or a tail.")
+        if earn.prompt.separator:
+            raise EarnError("A prompt with separators needs a tail or a suffix register to predict the next item from.")
+
+
+def _bos(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
+    """The token that starts a prompt without prefix register, where the backbone has one."""
+    bos = backbone.config.bos_token_id if tokenizer is None else tokenizer.bos_token_id
+    return () if bos is None else (int(bos),)
+
+
+def _tokenize_prompt(
+    tokenizer: PreTrainedTokenizerBase | None, template: Template | None, bos: Sequence[int]
+) -> Prompt:
+    if tokenizer is None:
+        if template is not None:
+            raise EarnError("A prompt template needs a tokenizer, and the backbone's folder has none. Leave it away.")
+        return Prompt(head=tuple(bos))
+    head, separator, tail = (
+        tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
+        for text in (template or Template()).parts()
+    )
+    return Prompt((*bos, *head), separator, tail)
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return None
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return tokenizer
+
+
+def _add_tokens(
+    backbone: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    tokens: Sequence[str],
+    seed: int,
+    around_mean: bool,
+) -> list[int]:
+    """Token ids for `tokens`, with rows in embedding and head; tokens that the tokenizer knows keep theirs.
+
+    New rows of a trained table start near its mean, those of an untrained one near zero.
+    """
+    old_rows = backbone.get_input_embeddings().weight.shape[0]
+    if tokenizer is None:
+        used, numbers = old_rows, list(range(old_rows, old_rows + len(tokens)))
+    else:
+        used = len(tokenizer)  # the table may be longer: backbones pad it
+        tokenizer.add_tokens(list(tokens), special_tokens=True)
+        numbers = tokenizer.convert_tokens_to_ids(list(tokens))
+    backbone.resize_token_embeddings(max(old_rows, max(numbers) + 1), mean_resizing=False)
+    new = torch.tensor(sorted(number for number in numbers if number >= used))
+    generator = torch.Generator().manual_seed(seed)
+    tables = {id(layer.weight): layer.weight for layer in (backbone.get_input_embeddings(), backbone.get_output_embeddings())}
+    with torch.no_grad():
+        for table in tables.values():  # one where head and embedding are tied
+            centre = table[: min(used, old_rows)].mean(0) if around_mean else torch.zeros(table.shape[1])
+            noise = torch.randn(len(new), table.shape[1], generator=generator)
+            table[new] = centre + backbone.config.initializer_range * noise
+    return numbers

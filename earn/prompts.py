@@ -1,0 +1,67 @@
+"""The prompt as token ids: [prefix registers | head | item | separator | item ... | tail | suffix registers]. No torch.
+
+The part before the history is the same in every request, the constant head: nothing after it is seen by it, so its keys
+and values are computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from earn.config import EarnConfig
+from earn.errors import EarnError
+
+HISTORY = "{history}"
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt's text around the history, for models with a tokenizer."""
+
+    text: str = (
+        "A user has chosen these items, in the order of time: {history}. Name the item that the user chooses next: "
+    )
+    separator: str = ", "
+
+    def parts(self) -> tuple[str, str, str]:
+        """Head, separator and tail.
+
+        Raises:
+            EarnError: the text does not hold "{history}" exactly once.
+        """
+        if self.text.count(HISTORY) != 1:
+            raise EarnError(f"The template {self.text!r} must hold {HISTORY} exactly once, where the items are to stand.")
+        head, tail = self.text.split(HISTORY)
+        return head, self.separator, tail
+
+
+def constant_head(config: EarnConfig) -> list[int]:
+    """The tokens that start every prompt: prefix registers and head."""
+    return [*config.prefix_ids, *config.prompt.head]
+
+
+def prompt_end(config: EarnConfig) -> list[int]:
+    """The tokens that end every prompt: tail and suffix registers."""
+    return [*config.prompt.tail, *config.suffix_ids]
+
+
+def history_tokens(items: Sequence[Sequence[int]], config: EarnConfig) -> list[int]:
+    """The identifiers of a history's newest `max_history` items, oldest first, with separators between them."""
+    tokens: list[int] = []
+    for identifier in items[-config.max_history :]:
+        if tokens:
+            tokens += config.prompt.separator
+        tokens += identifier
+    return tokens
+
+
+def readout_rows(config: EarnConfig) -> int:
+    """How many of the prompt's last rows go on to the late stage: the suffix registers, or the last token without any."""
+    return max(1, len(config.suffix_ids))
+
+
+def prompt_rows(config: EarnConfig, depth: int) -> int:
+    """The most tokens that a prompt may have: full history, identifiers of `depth` tokens."""
+    history = config.max_history * depth + (config.max_history - 1) * len(config.prompt.separator)
+    return len(constant_head(config)) + history + len(prompt_end(config))

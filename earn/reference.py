@@ -1,0 +1,111 @@
+"""The reference search: slow and obvious, the oracle that every fast path is compared with.
+
+Each beam's whole sequence goes through the model uncached; the trie is a dictionary of dictionaries; one user at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+
+from earn.config import MASKED, check_scoring
+from earn.model import EarnModel
+from earn.prompts import constant_head, history_tokens, prompt_end, readout_rows
+
+Trie = dict[int, Any]  # token id -> the trie below it; an empty one ends an identifier
+
+
+def reference_search(
+    model: EarnModel,
+    history: Sequence[int],
+    k: int = 10,
+    beams: int = 20,
+    scoring: str = "trie",
+    exclude: Collection[int] = (),
+) -> list[tuple[int, float]]:
+    """The best k items and their scores (log-probabilities), best first.
+
+    Args:
+        history: item indices, oldest first.
+        exclude: item indices that must not be recommended. Probabilities stay those of the whole catalog, so that
+            excluding one item changes no other item's score.
+    """
+    check_scoring(scoring)
+    identifiers = [tuple(model.earn.token_ids[c] for c in row if c >= 0) for row in model.catalog.codes.tolist()]
+    whole = build_trie(identifiers)
+    allowed = build_trie([identifier for item, identifier in enumerate(identifiers) if item not in exclude])
+    prompt = constant_head(model.earn)
+    prompt += history_tokens([identifiers[item] for item in history], model.earn) + prompt_end(model.earn)
+    found: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    for depth in range(model.catalog.depth):
+        candidates = []
+        for beam, score in found:
+            children = descend(allowed, beam)
+            if depth and not children:  # a finished identifier keeps its place
+                candidates.append((beam, score))
+            elif children:
+                log_probabilities = next_token_scores(model, prompt, beam, whole, scoring)
+                candidates += [((*beam, token), score + log_probabilities[token]) for token in children]
+        found = sorted(candidates, key=lambda candidate: -candidate[1])[:beams]
+    items = [
+        (item, score)
+        for beam, score in found
+        for item, identifier in enumerate(identifiers)
+        if identifier == beam and item not in exclude
+    ]
+    return items[:k]
+
+
+def next_token_scores(
+    model: EarnModel, prompt: Sequence[int], beam: Sequence[int], trie: Trie, scoring: str
+) -> dict[int, float]:
+    """Log-probability of each child of the beam, normalised as the scoring rule says."""
+    logits = last_logits(model, prompt, beam)
+    over: Collection[int] = {
+        "trie": lambda: descend(trie, beam).keys(),
+        "level": lambda: tokens_at_depth(trie, len(beam)),
+        "vocab": lambda: range(len(logits)),
+    }[scoring]()
+    normaliser = torch.logsumexp(logits[list(over)], dim=0)
+    return {token: float(logits[token] - normaliser) for token in descend(trie, beam)}
+
+
+@torch.no_grad()
+def last_logits(model: EarnModel, prompt: Sequence[int], beam: Sequence[int]) -> torch.Tensor:
+    """Logits [v] (float64) after prompt and beam: one uncached pass over the whole sequence."""
+    sequence = [*prompt, *beam]
+    rows = len(sequence)
+    generated_from = len(prompt) - readout_rows(model.earn)
+    keep = torch.tensor([*range(len(model.earn.prefix_ids)), *range(generated_from, rows)])
+    if model.earn.early_layers == model.config.num_hidden_layers:
+        keep = torch.arange(rows)  # nothing is dropped in a dense model
+    bias = torch.triu(torch.full((rows, rows), MASKED), diagonal=1)[None, None]
+    tokens, positions = torch.tensor([sequence]), torch.arange(rows)[None]
+    logits = model.rows_logits(tokens, positions, bias, keep, torch.tensor([len(keep) - 1]))
+    return logits[0, 0].double()
+
+
+def build_trie(identifiers: Collection[Sequence[int]]) -> Trie:
+    """The identifiers as nested dictionaries."""
+    trie: Trie = {}
+    for identifier in identifiers:
+        node = trie
+        for token in identifier:
+            node = node.setdefault(token, {})
+    return trie
+
+
+def descend(trie: Trie, beam: Sequence[int]) -> Trie:
+    """The trie below a prefix."""
+    for token in beam:
+        trie = trie[token]
+    return trie
+
+
+def tokens_at_depth(trie: Trie, depth: int) -> set[int]:
+    """The tokens that may stand at a depth of an identifier."""
+    if depth == 0:
+        return set(trie)
+    return set().union(*(tokens_at_depth(child, depth - 1) for child in trie.values()))

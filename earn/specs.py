@@ -1,0 +1,159 @@
+"""The one table of tensors that go in and out of a stage: names, axes, types, and the range of every axis.
+
+The ONNX export takes names and dynamic axes from here, TensorRT its profiles, the runtime its checks. No torch.
+
+Axes: b users, m new tokens, s cached tokens, s+m both, r kept rows, v logits; g key-value heads, e head size, d hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+STAGES = ("early", "late")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The fixed sizes of an exported model."""
+
+    family: str  # Hugging Face's model_type: llama, qwen2, qwen3
+    layers: int  # N
+    early_layers: int  # k
+    hidden: int  # d
+    intermediate: int
+    heads: int  # h
+    key_value_heads: int  # g
+    head_size: int  # e
+    embedding_rows: int  # tokens that the early stage knows
+    logits: int  # v, rows of the item head
+
+    def stage_layers(self, stage: str) -> int:
+        """l: the number of layers of the stage "early" or "late"."""
+        return self.early_layers if stage == "early" else self.layers - self.early_layers
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one call of the runtime may ask for; from these follow the range of every axis."""
+
+    batch: int  # users per pass
+    beams: int  # beams per user
+    history: int  # items
+    prompt: int  # tokens of a whole prompt, registers and constant head included
+    head: int  # tokens of the constant head: prefix registers and instruction
+    prefix: int  # prefix registers, cached in the late stage
+    readout: int  # rows that a prompt hands to the late stage: its suffix registers, or its last token
+    depth: int  # tokens of the longest identifier
+
+    @property
+    def generated(self) -> int:
+        """Cache rows that decoding adds at the most: every beam at every step but the last."""
+        return self.beams * (self.depth - 1)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a tensor: a name and the sizes it may take; fixed if least and most are one."""
+
+    name: str
+    least: int
+    usual: int
+    most: int
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the axis has one size alone."""
+        return self.least == self.most
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a stage."""
+
+    name: str
+    axes: tuple[Axis, ...]
+    dtype: str  # numpy's name
+
+    @property
+    def dynamic_axes(self) -> dict[int, str]:
+        """Number and name of the axes whose size is not fixed."""
+        return {number: axis.name for number, axis in enumerate(self.axes) if not axis.is_fixed}
+
+
+@dataclass(frozen=True)
+class StageSpecs:
+    """Inputs and outputs of one stage, in the graph's order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def past_key_value_names(layers: int) -> list[str]:
+    """Names of the cached keys and values that go in, two per layer."""
+    return [f"past_key_values.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+
+
+def new_key_value_names(layers: int) -> list[str]:
+    """Names of the new tokens' keys and values that come out, two per layer."""
+    return [f"new_key_values.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+
+
+def stage_specs(stage: str, sizes: Sizes, limits: Limits) -> StageSpecs:
+    """The tensors of the stage "early" or "late".
+
+    A late stage without layers (a dense model's) takes hidden states and kept rows alone.
+    """
+    axis = _axes(stage, limits)
+    layers = sizes.stage_layers(stage)
+    hidden = _fixed("d", sizes.hidden)
+    cache = (_fixed("g", sizes.key_value_heads), _fixed("e", sizes.head_size))
+
+    def key_values(names: list[str], rows: Axis) -> list[TensorSpec]:
+        return [TensorSpec(name, (axis["b"], cache[0], rows, cache[1]), "float32") for name in names]
+
+    inputs = [
+        TensorSpec("input_ids", (axis["b"], axis["m"]), "int64")
+        if stage == "early"
+        else TensorSpec("hidden", (axis["b"], axis["m"], hidden), "float32")
+    ]
+    if layers:
+        inputs += [
+            TensorSpec("position_ids", (axis["b"], axis["m"]), "int64"),
+            TensorSpec("attention_bias", (axis["b"], _fixed("1", 1), axis["m"], axis["s+m"]), "float32"),
+            *key_values(past_key_value_names(layers), axis["s"]),
+        ]
+    inputs.append(TensorSpec("keep", (axis["r"],), "int64"))
+    output = (
+        TensorSpec("hidden", (axis["b"], axis["r"], hidden), "float32")
+        if stage == "early"
+        else TensorSpec("logits", (axis["b"], axis["r"], _fixed("v", sizes.logits)), "float32")
+    )
+    outputs = (output, *key_values(new_key_value_names(layers), axis["m"]))
+    return StageSpecs(tuple(inputs), outputs)
+
+
+def all_specs(sizes: Sizes, limits: Limits) -> Mapping[str, StageSpecs]:
+    """The tensors of both stages."""
+    return {stage: stage_specs(stage, sizes, limits) for stage in STAGES}
+
+
+def _axes(stage: str, limits: Limits) -> dict[str, Axis]:
+    """The dynamic axes of a stage: prefill of a prompt, prefill of its constant head, and decode steps fit into them."""
+    early = stage == "early"
+    prompt = limits.prompt if early else limits.prefix + limits.readout
+    rows = max(limits.prompt if early else limits.prefix + limits.readout, limits.beams)
+    kept = max(limits.prefix, limits.readout, limits.beams)
+    cached = prompt + max(0, limits.generated - limits.beams)  # the last step's own rows are never read back
+    ranges = {
+        "b": (1, 1, limits.batch),
+        "m": (1, limits.beams, rows),
+        "s": (0, prompt, cached),
+        "s+m": (1, prompt + limits.beams, max(prompt + limits.generated, rows)),
+        "r": (1, limits.beams, kept),
+    }
+    return {name: Axis(name, least, min(usual, most), most) for name, (least, usual, most) in ranges.items()}
+
+
+def _fixed(name: str, size: int) -> Axis:
+    return Axis(name, size, size, size)

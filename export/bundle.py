@@ -1,0 +1,55 @@
+"""Writes a bundle: exports both stages, checks them on real histories against torch, and only then puts it in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from earn.errors import EarnError
+from earn.export.onnx_stages import EXTERNAL_DATA_BYTES, export_stages
+from earn.export.parity import check_parity
+from earn.export.stages import MAX_BATCH, MAX_BEAMS, TorchEngine, bundle_model
+from earn.files import folder_written_whole
+from earn.manifest import CATALOG_FILE, MANIFEST_FILE, Manifest
+from earn.model import EarnModel
+from earn.runtime.engine import load_engine
+
+
+def export_bundle(
+    model: EarnModel,
+    out: str | Path,
+    histories: Sequence[Sequence[str]],
+    scoring: str = "trie",
+    max_batch: int = MAX_BATCH,
+    max_beams: int = MAX_BEAMS,
+    external_data_bytes: int = EXTERNAL_DATA_BYTES,
+) -> Manifest:
+    """Exports a trained model.
+
+    Args:
+        model: the trained model.
+        out: folder of the bundle; a bundle that stands there is replaced, any other folder is refused.
+        histories: real histories (item ids) that the graphs are checked with.
+        scoring, max_batch, max_beams: see `bundle_model`.
+        external_data_bytes: weights beyond this stand in a file beside the graph.
+
+    Raises:
+        EarnError: the graphs differ from torch (nothing is written then), or `out` is something else than a bundle.
+    """
+    out = Path(out)
+    refuse_foreign_folder(out)
+    bundle = bundle_model(model, scoring, max_batch, max_beams)
+    with folder_written_whole(out) as folder:
+        export_stages(bundle, model.config, folder, external_data_bytes)
+        model.catalog.save(folder / CATALOG_FILE)
+        manifest = bundle.manifest.with_files(folder)
+        manifest.save(folder)
+        candidate = load_engine("cpu", folder, manifest)
+        check_parity(TorchEngine(bundle.stages), candidate, manifest, model.catalog, histories)
+    return manifest
+
+
+def refuse_foreign_folder(out: Path) -> None:
+    """Raises EarnError where writing a bundle would destroy something that is none."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST_FILE).is_file())):
+        raise EarnError(f"{out}: exists and is not a bundle. Choose another folder, or remove it first.")

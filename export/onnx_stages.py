@@ -1,0 +1,112 @@
+"""Stage modules to ONNX graphs through Optimum, with names and dynamic axes from the one tensor table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from optimum.exporters.onnx.base import OnnxConfig
+from optimum.exporters.onnx.convert import export_models
+from optimum.utils import NormalizedConfig
+from transformers import PretrainedConfig
+
+from earn.export.stages import BundleModel, with_past
+from earn.manifest import GRAPH_FILES
+from earn.specs import Axis, StageSpecs, all_specs, past_key_value_names
+
+OPSET = 18
+EXTERNAL_DATA_BYTES = 1_000_000_000  # weights beyond this stand in a file of their own, which the runtime maps
+
+# Sizes of the example that is traced: all different, so that no axis can pass for another.
+_TRACED = {"b": 2, "m": 5, "s": 3, "s+m": 8, "r": 4}
+
+
+class StageOnnxConfig(OnnxConfig):  # type: ignore[misc]
+    """Optimum's description of a stage, read off its tensor specs."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedConfig
+
+    def __init__(self, config: PretrainedConfig, specs: StageSpecs, module: torch.nn.Module) -> None:
+        super().__init__(config, task="feature-extraction")
+        self._specs = specs
+        self._module = module
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        """Names and dynamic axes of the inputs."""
+        return {spec.name: spec.dynamic_axes for spec in self._specs.inputs}
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        """Names and dynamic axes of the outputs."""
+        return {spec.name: spec.dynamic_axes for spec in self._specs.outputs}
+
+    @property
+    def values_override(self) -> dict[str, Any] | None:
+        """No setting of the backbone is to be changed for the export."""
+        return None
+
+    @classmethod
+    def flatten_output_collection_property(cls, name: str, field: Iterable[Any]) -> dict[str, Any]:
+        """The cache's tensors under the names of the tensor table."""
+        flat = [tensor for key_value in field for tensor in key_value]
+        return dict(zip(past_key_value_names(len(flat) // 2), flat, strict=True))
+
+    def generate_dummy_inputs(self, framework: str = "pt", **shapes: int) -> dict[str, Any]:
+        """An example of the stage's arguments; `shapes` is Optimum's and of no use here."""
+        generator = np.random.default_rng(0)
+        arrays: dict[str, Any] = {}
+        for spec in self._specs.inputs:
+            size = [_traced_size(axis) for axis in spec.axes]
+            arrays[spec.name] = (
+                generator.standard_normal(size).astype(np.float32)
+                if spec.dtype == "float32"
+                else np.broadcast_to(np.arange(size[-1]), size).copy()
+            )
+        if framework == "np":
+            return arrays
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        past = [tensors.pop(name) for name in past_key_value_names(len(tensors)) if name in tensors]
+        return tensors | with_past(past, self._module)
+
+
+def _traced_size(axis: Axis) -> int:
+    return axis.most if axis.is_fixed else _TRACED[axis.name]
+
+
+def export_stages(
+    bundle: BundleModel, config: PretrainedConfig, folder: Path, external_data_bytes: int = EXTERNAL_DATA_BYTES
+) -> None:
+    """Writes early.onnx and late.onnx into the folder."""
+    specs = all_specs(bundle.manifest.sizes, bundle.manifest.limits)
+    models: dict[str, tuple[torch.nn.Module, StageOnnxConfig]] = {}
+    for name, module in bundle.stages.items():
+        module.config = deepcopy(config)  # Optimum reads and writes it
+        models[name] = (module, StageOnnxConfig(module.config, specs[name], module))
+    export_models(models, folder, opset=OPSET, output_names=list(GRAPH_FILES.values()), disable_dynamic_axes_fix=True)
+    for name in GRAPH_FILES.values():
+        _lay_out_weights(folder / name, external_data_bytes)
+
+
+def _lay_out_weights(path: Path, external_data_bytes: int) -> None:
+    """Keeps small weights in the graph file and moves large ones into one file beside it."""
+    beside = [file for file in path.parent.glob(f"{path.name}*") if file != path]
+    is_large = path.stat().st_size + sum(file.stat().st_size for file in beside) > external_data_bytes
+    if not is_large and not beside:
+        return
+    graph = onnx.load(str(path))
+    for file in beside:
+        file.unlink()
+    onnx.save_model(
+        graph,
+        str(path),
+        save_as_external_data=is_large,
+        all_tensors_to_one_file=True,
+        location=f"{path.name}.data",
+        size_threshold=1024,
+    )

@@ -1,0 +1,81 @@
+"""Compares two engines call by call while the runtime searches: names, then shapes, then values of every output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from earn.catalog import Catalog
+from earn.errors import EarnError
+from earn.manifest import Manifest
+from earn.runtime.engine import Array, Engine
+from earn.runtime.recommender import Recommender
+
+TOLERANCE = 1e-3  # largest difference of any hidden state, key, value or logit, relative to the output's largest value
+
+
+class ComparingEngine:
+    """Answers as the reference does, and notes where the candidate answers otherwise."""
+
+    def __init__(self, reference: Engine, candidate: Engine, tolerance: float = TOLERANCE) -> None:
+        self._reference = reference
+        self._candidate = candidate
+        self._tolerance = tolerance
+        self.failures: list[str] = []
+        self.calls = 0
+        self.worst = 0.0  # largest relative difference so far
+
+    def run(self, stage: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The reference's outputs, after comparing the candidate's with them."""
+        want, got = self._reference.run(stage, feeds), self._candidate.run(stage, feeds)
+        self.calls += 1
+        if want.keys() != got.keys():
+            self.failures.append(f"{stage}: outputs {sorted(got)} instead of {sorted(want)}")
+        for name in want.keys() & got.keys():
+            self._compare(f"{stage} {name}", want[name], got[name])
+        return want
+
+    def _compare(self, name: str, want: Array, got: Array) -> None:
+        if want.shape != got.shape:
+            self.failures.append(f"{name}: shape {got.shape} instead of {want.shape}")
+        elif want.size:
+            difference = np.abs(got - want)
+            relative = float(difference.max() / max(1.0, float(np.abs(want).max())))
+            self.worst = max(self.worst, relative)
+            if not relative <= self._tolerance:  # also true of nan
+                self.failures.append(
+                    f"{name}: differs by {difference.max():.3g} at most, {difference.mean():.3g} on average"
+                )
+
+
+def check_parity(
+    reference: Engine,
+    candidate: Engine,
+    manifest: Manifest,
+    catalog: Catalog,
+    histories: Sequence[Sequence[str]],
+    beams: int = 20,
+) -> float:
+    """Runs real histories through both engines, one by one and as a batch.
+
+    Returns:
+        The largest relative difference of any output.
+
+    Raises:
+        EarnError: there is no history, or an output differs; lists the first failures.
+    """
+    if not histories:
+        raise EarnError("There is no history to check the graphs with. Give data with at least one user.")
+    engine = ComparingEngine(reference, candidate)
+    recommender = Recommender(engine, manifest, catalog)
+    for history in histories[:4]:
+        recommender.recommend(history, beams=min(beams, manifest.limits.beams))
+    recommender.recommend_batch(histories, beams=min(beams, manifest.limits.beams))
+    if engine.failures:
+        listed = "; ".join(engine.failures[:5])
+        raise EarnError(
+            f"The exported graphs do not compute what torch computes, {len(engine.failures)} times in {engine.calls} "
+            f"calls: {listed}. Nothing was written; check the versions of torch and optimum against constraints.txt."
+        )
+    return engine.worst

@@ -1,0 +1,136 @@
+"""A trained model as the two stage modules of a bundle, with the bundle's own token numbers (see earn.manifest).
+
+The modules share the model's layers; only the embedding table and the item head are cut to the rows that a bundle needs.
+`TorchEngine` runs them behind the runtime's engine protocol: a checkpoint then recommends exactly as its bundle will.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import Tensor, nn
+
+import earn
+from earn.backbones import sizes_of
+from earn.config import EarnConfig, Prompt, check_scoring
+from earn.manifest import Manifest, limits_of
+from earn.model import EarnModel
+from earn.runtime.engine import Array
+from earn.runtime.recommender import Recommender
+from earn.specs import past_key_value_names
+from earn.stage import DenseHead, EarlyStage, LateStage
+
+MAX_BATCH = 64
+MAX_BEAMS = 64
+
+
+@dataclass(frozen=True)
+class BundleModel:
+    """What a bundle is made of, before it is files."""
+
+    stages: Mapping[str, EarlyStage | LateStage]
+    manifest: Manifest  # without files
+
+
+def bundle_model(
+    model: EarnModel, scoring: str = "trie", max_batch: int = MAX_BATCH, max_beams: int = MAX_BEAMS
+) -> BundleModel:
+    """The stage modules and manifest of a model.
+
+    Args:
+        scoring: one of SCORING_RULES. "vocab" needs the whole item head, the others its identifier rows alone.
+        max_batch: users that one pass of the runtime may hold.
+        max_beams: widest search that the bundle allows.
+
+    Raises:
+        EarnError: no such scoring rule.
+    """
+    check_scoring(scoring)
+    known = list(model.earn.token_ids)
+    fixed = {*model.earn.prompt.head, *model.earn.prompt.separator, *model.earn.prompt.tail}
+    fixed |= {*model.earn.prefix_ids, *model.earn.suffix_ids}
+    embedded = known + sorted(fixed - set(known))
+    others = sorted(set(range(model.lm_head.weight.shape[0])) - set(known))
+    predicted = known + (others if scoring == "vocab" else [])
+    early, late = model.early_stage(), model.late_stage()
+    kind = LateStage if late.layers else DenseHead
+    stages = {
+        "early": EarlyStage(early.layers, early.rotary, _embedding_rows(model.model.embed_tokens, embedded)),
+        "late": kind(late.layers, late.rotary, late.norm, _head_rows(model.lm_head, predicted)),
+    }
+    manifest = Manifest(
+        sizes=sizes_of(model.config, model.earn.early_layers, len(embedded), len(predicted)),
+        limits=limits_of(model.earn, model.catalog.depth, max_batch, max_beams),
+        model=_renumbered(model.earn, {token: number for number, token in enumerate(embedded)}),
+        scoring=scoring,
+        precision="fp32",
+        files={},
+        tools=_tools(),
+    )
+    return BundleModel({name: stage.eval() for name, stage in stages.items()}, manifest)
+
+
+class TorchEngine:
+    """The stage modules behind the runtime's engine protocol."""
+
+    def __init__(self, stages: Mapping[str, nn.Module]) -> None:
+        self._stages = stages
+
+    @torch.no_grad()
+    def run(self, stage: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs of the stage by name."""
+        module = self._stages[stage]
+        device = next(module.parameters()).device
+        tensors = {name: torch.tensor(array, device=device) for name, array in feeds.items()}
+        past = [tensors.pop(name) for name in past_key_value_names(len(feeds) // 2) if name in tensors]
+        outputs: dict[str, Tensor] = module(**tensors, **with_past(past, module))
+        return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+
+
+def with_past(past: Sequence[Tensor], module: nn.Module) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """The cache as a stage's keyword argument: pairs of key and value; nothing for a stage without layers."""
+    if isinstance(module, DenseHead):
+        return {}
+    return {"past_key_values": list(zip(past[::2], past[1::2], strict=True))}
+
+
+def torch_recommender(model: EarnModel, scoring: str = "trie") -> Recommender:
+    """A recommender over the model itself, before any export: the runtime's search on torch."""
+    bundle = bundle_model(model, scoring)
+    return Recommender(TorchEngine(bundle.stages), bundle.manifest, model.catalog)
+
+
+def _embedding_rows(table: nn.Module, rows: Sequence[int]) -> nn.Embedding:
+    weight = table.weight.detach()[list(rows)]  # type: ignore[index]
+    return nn.Embedding.from_pretrained(weight)
+
+
+def _head_rows(head: nn.Linear, rows: Sequence[int]) -> nn.Linear:
+    cut = nn.Linear(head.in_features, len(rows), bias=False)
+    cut.weight = nn.Parameter(head.weight.detach()[list(rows)], requires_grad=False)
+    return cut
+
+
+def _renumbered(config: EarnConfig, number: Mapping[int, int]) -> EarnConfig:
+    def of(tokens: Sequence[int]) -> tuple[int, ...]:
+        return tuple(number[token] for token in tokens)
+
+    prompt = Prompt(of(config.prompt.head), of(config.prompt.separator), of(config.prompt.tail))
+    return EarnConfig(
+        config.early_layers, of(config.prefix_ids), of(config.suffix_ids), prompt, of(config.token_ids), config.max_history
+    )
+
+
+def _tools() -> dict[str, str]:
+    """Versions of what writes the bundle."""
+    tools = {"earn-edge": earn.__version__, "python": platform.python_version()}
+    for package in ("torch", "transformers", "optimum", "onnx", "onnxruntime"):
+        try:
+            tools[package] = version(package)
+        except PackageNotFoundError:  # onnxruntime-gpu, or no exporter where only torch recommends
+            continue
+    return tools

@@ -1,0 +1,128 @@
+"""Beam search over the item trie as pure functions: scores in, beams out, all users of a batch at once.
+
+A step takes the logits of the beams that are still open, scores their children in the trie, and keeps each user's best.
+Finished beams keep their place with their score. Three rules normalise the scores (see `SCORING_RULES`); under "trie"
+a beam whose prefix leads to one leaf alone is finished at once, for every further token has probability 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earn.runtime.trie import Ints, ItemTrie
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Beams:
+    """The n beams of all users of a batch, by user, then best first."""
+
+    user: Ints  # [n]
+    node: Ints  # [n] node in the trie
+    score: Floats  # [n] log-probability of the prefix
+    parent: Ints  # [n] the beam of the step before that this one continues; -1 at the start
+
+
+def root_beams(users: int) -> Beams:
+    """One beam per user that has chosen nothing yet."""
+    return Beams(np.arange(users), np.zeros(users, np.int64), np.zeros(users), np.full(users, -1))
+
+
+def step(
+    beams: Beams,
+    is_open: NDArray[np.bool_],
+    logits: NDArray[np.float32],
+    depth: int,
+    trie: ItemTrie,
+    scoring: str,
+    width: int,
+    dead: NDArray[np.bool_] | None = None,
+) -> Beams:
+    """One step of the search.
+
+    Args:
+        beams: n beams.
+        is_open: [n], which of them go on; the others are finished.
+        logits: [o,v], of the o open beams, in their order.
+        depth: tokens that the open beams have so far.
+        scoring: one of SCORING_RULES.
+        width: beams that each user keeps.
+        dead: bool [users, c], nodes that a user must not enter; None if all may be entered.
+    """
+    closed, opened = np.flatnonzero(~is_open), np.flatnonzero(is_open)
+    place, child = children(trie, beams.node[opened])
+    values = logits[place, trie.token[child]].astype(np.float64)
+    normaliser = NORMALISERS[scoring](logits, values, place, trie.level_tokens[depth])
+    parent = opened[place]
+    score = beams.score[parent] + (values - normaliser[place])
+    if dead is not None:
+        alive = ~dead[beams.user[parent], child]
+        parent, child, score = parent[alive], child[alive], score[alive]
+    if scoring == "trie":
+        leaf = trie.determined[child]
+        child = np.where(leaf >= 0, leaf, child)
+    parent = np.concatenate((closed, parent))
+    return best(
+        beams.user[parent],
+        np.concatenate((beams.node[closed], child)),
+        np.concatenate((beams.score[closed], score)),
+        parent,
+        width,
+    )
+
+
+def best(user: Ints, node: Ints, score: Floats, parent: Ints, width: int) -> Beams:
+    """Each user's `width` best candidates, best first; among equals the one that stands first."""
+    order = np.lexsort((-score, user))
+    kept = order[place_in_group(user[order]) < width]
+    return Beams(user[kept], node[kept], score[kept], parent[kept])
+
+
+def children(trie: ItemTrie, nodes: Ints) -> tuple[Ints, Ints]:
+    """All children of the nodes: for each child the place of its parent in `nodes`, and its node."""
+    start = trie.child_start[nodes]
+    count = trie.child_start[nodes + 1] - start
+    place = np.repeat(np.arange(len(nodes)), count)
+    offset = np.arange(len(place)) - np.repeat(np.cumsum(count) - count, count)
+    return place, start[place] + offset
+
+
+def place_in_group(group: Ints) -> Ints:
+    """For ascending group numbers: how many entries of its own group stand before each entry."""
+    return np.arange(len(group)) - np.searchsorted(group, group)
+
+
+def log_sum_exp(values: Floats) -> Floats:
+    """log(sum(exp(values))) over the last axis."""
+    top = values.max(-1, keepdims=True)
+    total: Floats = np.log(np.exp(values - top).sum(-1)) + top[..., 0]
+    return total
+
+
+def _over_children(logits: NDArray[np.float32], values: Floats, place: Ints, level: Ints) -> Floats:
+    """log-sum-exp of the children's logits, per open beam; an only child's is its logit, so it costs exactly 0."""
+    starts = np.searchsorted(place, np.arange(len(logits)))
+    top = np.maximum.reduceat(values, starts)
+    total: Floats = np.log(np.add.reduceat(np.exp(values - top[place]), starts)) + top
+    return total
+
+
+def _over_level(logits: NDArray[np.float32], values: Floats, place: Ints, level: Ints) -> Floats:
+    return log_sum_exp(logits[:, level].astype(np.float64))
+
+
+def _over_vocabulary(logits: NDArray[np.float32], values: Floats, place: Ints, level: Ints) -> Floats:
+    return log_sum_exp(logits.astype(np.float64))
+
+
+Normaliser = Callable[[NDArray[np.float32], Floats, Ints, Ints], Floats]
+NORMALISERS: Mapping[str, Normaliser] = {
+    "trie": _over_children,
+    "level": _over_level,
+    "vocab": _over_vocabulary,
+}

@@ -1,0 +1,97 @@
+"""The item trie: all identifiers as a prefix tree in flat arrays (CSR), built in one pass per depth.
+
+Nodes are numbered breadth first and, within a depth, in the order of their prefixes; node 0 is the root. So the children
+of a node are neighbours, and so are the items below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ItemTrie:
+    """The identifiers of a catalog; arrays over c nodes and the catalog's items."""
+
+    token: Ints  # [c] the token that leads to a node; -1 at the root
+    child_start: Ints  # [c+1] children of node x are the nodes child_start[x] .. child_start[x+1]-1
+    item_start: Ints  # [c+1] items named by node x are leaf_items[item_start[x] : item_start[x+1]]
+    leaf_items: Ints  # [items] item indices, by leaf, then by index
+    path: Ints  # [items, depth] the nodes of each item's identifier, -1 after its end
+    determined: Ints  # [c] the one leaf that a node's descendants lead to, -1 where they branch
+    level_tokens: tuple[Ints, ...]  # per depth: the tokens that may stand there, ascending
+
+    @classmethod
+    def build(cls, codes: NDArray[np.int32]) -> ItemTrie:
+        """The trie of the identifiers `codes` [items, depth], -1 after an identifier's end."""
+        items, depth = codes.shape
+        order = np.lexsort(codes.T[::-1])
+        ordered = codes[order].astype(np.int64)
+        above = np.zeros(items, np.int64)  # node of each item one depth up
+        path = np.full((items, depth), -1, np.int64)
+        tokens, parents, levels, count = [np.array([-1])], [np.array([-1])], [], 1
+        for d in range(depth):
+            rows = np.flatnonzero(ordered[:, d] >= 0)
+            token, parent = ordered[rows, d], above[rows]
+            is_new = np.ones(len(rows), bool)
+            is_new[1:] = (token[1:] != token[:-1]) | (parent[1:] != parent[:-1])
+            above[rows] = count - 1 + np.cumsum(is_new)
+            path[order[rows], d] = above[rows]
+            tokens.append(token[is_new])
+            parents.append(parent[is_new])
+            levels.append(np.unique(token))
+            count += int(is_new.sum())
+        leaf = np.empty(items, np.int64)
+        leaf[order] = above
+        parent = np.concatenate(parents)
+        child_start = np.searchsorted(parent[1:], np.arange(count + 1)) + 1
+        return cls(
+            token=np.concatenate(tokens),
+            child_start=child_start,
+            item_start=np.searchsorted(np.sort(leaf), np.arange(count + 1)),
+            leaf_items=np.lexsort((np.arange(items), leaf)),
+            path=path,
+            determined=_determined(child_start, parent),
+            level_tokens=tuple(levels),
+        )
+
+    def __len__(self) -> int:
+        return len(self.token)
+
+    @property
+    def depth(self) -> int:
+        """Tokens of the longest identifier."""
+        return self.path.shape[1]
+
+    def is_leaf(self, nodes: Ints) -> NDArray[np.bool_]:
+        """Which nodes end an identifier."""
+        leaf: NDArray[np.bool_] = self.child_start[nodes] == self.child_start[nodes + 1]
+        return leaf
+
+    def items(self, node: int) -> Ints:
+        """The items that a leaf names."""
+        return self.leaf_items[self.item_start[node] : self.item_start[node + 1]]
+
+    def dead_nodes(self, excluded: Sequence[int]) -> NDArray[np.bool_]:
+        """Which nodes [c] have no item left once the excluded items are gone; the root apart."""
+        below = np.bincount(self.path[self.path >= 0], minlength=len(self))
+        gone = self.path[np.unique(np.asarray(excluded, np.int64))]
+        dead: NDArray[np.bool_] = np.bincount(gone[gone >= 0], minlength=len(self)) == below
+        dead[0] = False
+        return dead
+
+
+def _determined(child_start: Ints, parent: Ints) -> Ints:
+    """Per node the only leaf below it, or -1; a leaf is its own."""
+    children = np.diff(child_start)
+    determined = np.where(children == 0, np.arange(len(children)), -1)
+    single = np.flatnonzero(children == 1)
+    for node in single[::-1]:  # children have higher numbers, so they are ready
+        determined[node] = determined[child_start[node]]
+    return determined

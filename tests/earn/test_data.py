@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from earn.catalog import Catalog
+from earn.data import NAMED, Interactions, leave_one_out, load_interactions, popularity
+from earn.download import FILES, cache_folder
+from earn.errors import EarnError
+
+
+def interactions(*sequences: list[int], items: int = 6) -> Interactions:
+    return Interactions(
+        name="toy",
+        item_ids=tuple(f"i{item}" for item in range(items)),
+        titles=("",) * items,
+        metadata=("",) * items,
+        user_ids=tuple(f"u{user}" for user in range(len(sequences))),
+        sequences=tuple(np.array(sequence, np.int64) for sequence in sequences),
+        catalog=None,
+    )
+
+
+def test_the_last_item_is_test_and_the_one_before_is_valid() -> None:
+    split = leave_one_out(interactions([3, 1, 4, 1], [5, 2], [0, 1, 2], [4]))
+    assert [sequence.tolist() for sequence in split.train] == [[3, 1], [5, 2], [0], [4]]
+    valid = [(example.user, example.history.tolist(), example.target) for example in split.valid]
+    test = [(example.user, example.history.tolist(), example.target) for example in split.test]
+    assert valid == [("u0", [3, 1], 4), ("u2", [0], 1)]
+    assert test == [("u0", [3, 1, 4], 1), ("u2", [0, 1], 2)]
+
+
+def test_popularity_counts_the_training_part_only() -> None:
+    # training: 1 1 | 2 | 3 ; item 5 is a target three times, which does not count
+    split = leave_one_out(interactions([1, 1, 5, 5], [2, 0, 5], [3]))
+    assert popularity(split, 6).tolist() == [1, 2, 3, 0, 4, 5]
+
+
+def test_popularity_without_users_is_the_order_of_the_items() -> None:
+    assert popularity(leave_one_out(interactions()), 3).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("sequence", [[], [6], [-1]])
+def test_a_user_without_items_or_with_unknown_ones_is_refused(sequence: list[int]) -> None:
+    with pytest.raises(EarnError, match=r"toy: user 'u1' has no item or one outside 0\.\.5"):
+        interactions([0], sequence)
+
+
+def test_fields_that_disagree_are_refused() -> None:
+    one = (np.zeros(1, np.int64),)
+    with pytest.raises(EarnError, match="1 items, 2 titles and 1 metadata"):
+        Interactions("toy", ("a",), ("", ""), ("",), ("u",), one, None)
+    with pytest.raises(EarnError, match="2 users, 1 sequences"):
+        Interactions("toy", ("a",), ("",), ("",), ("u", "v"), one, None)
+    with pytest.raises(EarnError, match="the catalog's items are not the data's"):
+        Interactions("toy", ("a",), ("",), ("",), ("u",), one, Catalog(("b",), (("<a_0>",),), ("",)))
+
+
+def test_a_path_that_does_not_exist_gets_the_known_names(tmp_path: Path) -> None:
+    with pytest.raises(EarnError, match=r"no such file or folder\..*a known name: ml-100k"):
+        load_interactions(tmp_path / "absent")
+
+
+def test_a_folder_that_no_format_fits_gets_what_was_looked_for(tmp_path: Path) -> None:
+    message = (
+        r"no known format fits it.*\*\.inter\.json and \*\.index\.json.*\(LC-Rec or LETTER\); .*\(RecBole\)"
+    )
+    with pytest.raises(EarnError, match=message):
+        load_interactions(tmp_path)
+
+
+def test_a_folder_that_two_formats_fit_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "toy.inter").touch()
+    (tmp_path / "toy.inter.json").touch()
+    with pytest.raises(EarnError, match="more than one format fits it"):
+        load_interactions(tmp_path)
+
+
+def test_a_name_is_fetched_and_a_path_of_that_name_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toy.inter").write_text(
+        "user_id:token\titem_id:token\ttimestamp:float\nu\tx\t1\n", encoding="utf-8"
+    )
+    monkeypatch.setitem(NAMED, "toy-set", lambda: tmp_path)
+    assert load_interactions("toy-set").item_ids == ("x",)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EarnError, match="no such file or folder"):
+        load_interactions(Path("toy-set"))
+
+
+def test_reading_data_loads_nothing_heavy() -> None:
+    heavy = ("torch", "sklearn", "scipy")
+    code = (
+        f"import sys, earn.data, earn.identifiers; print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.skipif(
+    not all((cache_folder() / "ml-100k" / name).is_file() for name in FILES),
+    reason="MovieLens 100k is not in the cache; fetch it with earn.download.fetch_ml100k()",
+)
+def test_movielens_has_its_known_size() -> None:
+    data = load_interactions("ml-100k")
+    assert (data.name, len(data.user_ids), len(data.item_ids)) == ("ml-100k", 943, 1682)
+    assert sum(map(len, data.sequences)) == 100_000
+    assert (data.titles[0], data.metadata[0]) == ("Toy Story", "1995 Animation Children's Comedy")
+    split = leave_one_out(data)
+    assert sum(map(len, split.train)) == 100_000 - 2 * 943
