@@ -53,7 +53,9 @@ TINY_BACKBONES: Mapping[str, TinyBackbone] = {
 }
 
 
-def load_backbone(source: str | Path, seed: int = 0, sizes: Mapping[str, Any] | None = None) -> PreTrainedModel:
+def load_backbone(
+    source: str | Path, seed: int = 0, sizes: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
     """The backbone that `source` names: a tiny one by name (new weights from `seed`), or a Hugging Face folder.
 
     Args:
@@ -89,9 +91,13 @@ def check_backbone(config: PretrainedConfig) -> None:
         EarnError: another family, sliding-window attention, or a RoPE type that looks at the sequence's length.
     """
     if config.model_type not in FAMILIES:
-        raise EarnError(f"The backbone is a {config.model_type!r} model. Supported are: {', '.join(FAMILIES)}.")
+        raise EarnError(
+            f"The backbone is a {config.model_type!r} model. Supported are: {', '.join(FAMILIES)}."
+        )
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise EarnError("The backbone uses sliding-window attention. Set use_sliding_window to false in its config.json.")
+        raise EarnError(
+            "The backbone uses sliding-window attention. Set use_sliding_window to false in its config.json."
+        )
     scaling = getattr(config, "rope_scaling", None) or {}
     rope = scaling.get("rope_type", scaling.get("type", "default"))
     if rope not in STATIC_ROPE:

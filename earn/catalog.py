@@ -129,7 +129,9 @@ class Catalog:
                 codes = arrays["identifiers"].tolist()
             identifiers = tuple(tuple(tokens[code] for code in row if code >= 0) for row in codes)
         except _UNREADABLE as error:
-            raise EarnError(f"{path}: not a readable catalog ({error}). Write the checkpoint or bundle again.") from error
+            raise EarnError(
+                f"{path}: not a readable catalog ({error}). Write the checkpoint or bundle again."
+            ) from error
         return cls(item_ids, identifiers, titles)
 
 
@@ -144,11 +146,15 @@ def read_index(path: Path, titles: Mapping[str, str] | None = None) -> Catalog:
         raise EarnError(f'{path}: holds a {type(value).__name__}, not an object {{"item": ["<a_1>", ...]}}.')
     for item_id, identifier in value.items():
         if not isinstance(identifier, list) or not all(isinstance(token, str) for token in identifier):
-            raise EarnError(f'{path}: the identifier of item {item_id!r} is {identifier!r}. Give a list like ["<a_1>", "<b_2>"].')
+            raise EarnError(
+                f'{path}: the identifier of item {item_id!r} is {identifier!r}. Give a list like ["<a_1>", "<b_2>"].'
+            )
     titles = titles or {}
     try:
         return Catalog(
-            tuple(value), tuple(map(tuple, value.values())), tuple(titles.get(item_id, "") for item_id in value)
+            tuple(value),
+            tuple(map(tuple, value.values())),
+            tuple(titles.get(item_id, "") for item_id in value),
         )
     except EarnError as error:
         raise EarnError(f"{path}: {error}") from error
@@ -163,7 +169,9 @@ def _refuse_duplicates(item_ids: Sequence[str]) -> None:
     seen: set[str] = set()
     for item_id in item_ids:
         if not item_id or "\n" in item_id:
-            raise EarnError(f"The item id {item_id!r} is empty or holds a line break. Give each item an id of one line.")
+            raise EarnError(
+                f"The item id {item_id!r} is empty or holds a line break. Give each item an id of one line."
+            )
         if item_id in seen:
             raise EarnError(f"The item id {item_id!r} stands twice in the catalog. Keep one of them.")
         seen.add(item_id)

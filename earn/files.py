@@ -24,7 +24,9 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise EarnError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
+        raise EarnError(
+            f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
+        ) from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -68,7 +70,11 @@ def write_json(path: Path, value: Any) -> None:
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _sha256(file)
+        )
 
 
 def _sha256(file: Any) -> str:  # Python 3.10

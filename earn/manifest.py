@@ -67,7 +67,9 @@ class Manifest:
         """
         path = folder / MANIFEST_FILE
         if not path.is_file():
-            raise EarnError(f"{folder}: there is no bundle (no {MANIFEST_FILE}). Write one: earn export CKPT --out {folder}")
+            raise EarnError(
+                f"{folder}: there is no bundle (no {MANIFEST_FILE}). Write one: earn export CKPT --out {folder}"
+            )
         value = read_json(path)
         if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA:
             raise EarnError(
@@ -76,7 +78,9 @@ class Manifest:
         tensors = value.pop("tensors", None)
         manifest = _from_json(value, str(path))
         if tensors != manifest._tensors():
-            raise EarnError(f"{path}: the tensor table does not follow from sizes and limits. Export the checkpoint again.")
+            raise EarnError(
+                f"{path}: the tensor table does not follow from sizes and limits. Export the checkpoint again."
+            )
         _check_files(folder, manifest.files, verify)
         return manifest
 
@@ -84,7 +88,8 @@ class Manifest:
         """The manifest with every file of the folder but itself listed, sizes and sums measured now."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
         entries = {
-            path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, sha256(path)) for path in paths
+            path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, sha256(path))
+            for path in paths
         }
         return replace(self, files=entries)
 
@@ -130,8 +135,12 @@ def _from_json(value: dict[str, Any], where: str) -> Manifest:
     try:
         ready: dict[str, Any] = {name: from_json(cls, value.pop(name), where) for name, cls in parts.items()}
         model = value.pop("model")
-        ready["model"] = from_json(EarnConfig, {**model, "prompt": from_json(Prompt, model["prompt"], where)}, where)
-        ready["files"] = {name: from_json(FileEntry, entry, where) for name, entry in value.pop("files").items()}
+        ready["model"] = from_json(
+            EarnConfig, {**model, "prompt": from_json(Prompt, model["prompt"], where)}, where
+        )
+        ready["files"] = {
+            name: from_json(FileEntry, entry, where) for name, entry in value.pop("files").items()
+        }
     except (KeyError, AttributeError, TypeError) as error:
         raise EarnError(f"{where}: incomplete ({error}). Export the checkpoint again.") from error
     accuracy, tools = value.pop("accuracy", None), value.pop("tools", {})
@@ -148,11 +157,20 @@ def _check_files(folder: Path, files: Mapping[str, FileEntry], verify: bool) -> 
     for name, entry in files.items():
         path = folder / name
         parts = PurePosixPath(name).parts
-        if PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or root not in path.resolve().parents:
-            raise EarnError(f"{folder / MANIFEST_FILE}: the file {name!r} lies outside the bundle. Do not use this bundle.")
+        if (
+            PurePosixPath(name).is_absolute()
+            or ".." in parts
+            or "\\" in name
+            or root not in path.resolve().parents
+        ):
+            raise EarnError(
+                f"{folder / MANIFEST_FILE}: the file {name!r} lies outside the bundle. Do not use this bundle."
+            )
         if not path.is_file():
             raise EarnError(f"{path}: missing. {remedy}")
         if path.stat().st_size != entry.bytes:
-            raise EarnError(f"{path}: has {path.stat().st_size} bytes, the manifest says {entry.bytes}. {remedy}")
+            raise EarnError(
+                f"{path}: has {path.stat().st_size} bytes, the manifest says {entry.bytes}. {remedy}"
+            )
         if verify and sha256(path) != entry.sha256:
             raise EarnError(f"{path}: its SHA-256 is not the manifest's, so it was changed. {remedy}")

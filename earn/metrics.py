@@ -1,7 +1,7 @@
 """Ranking metrics with one relevant item per user.
 
-    Recall@n = 1 if the target stands among the first n, else 0
-    NDCG@n   = 1 / log2(place + 1) if it does (place counts from 1), else 0        both averaged over users
+Recall@n = 1 if the target stands among the first n, else 0
+NDCG@n   = 1 / log2(place + 1) if it does (place counts from 1), else 0        both averaged over users
 """
 
 from __future__ import annotations

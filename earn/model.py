@@ -105,7 +105,9 @@ class EarnModel(PreTrainedModel):  # type: ignore[misc]
             early_layers=_default_split(layers, bool(registers)) if early_layers is None else early_layers,
             prefix_ids=tuple(register_ids[:prefix_registers]),
             suffix_ids=tuple(register_ids[prefix_registers:]),
-            prompt=_tokenize_prompt(tokenizer, template, _bos(backbone, tokenizer) if not prefix_registers else ()),
+            prompt=_tokenize_prompt(
+                tokenizer, template, _bos(backbone, tokenizer) if not prefix_registers else ()
+            ),
             token_ids=tuple(numbers[: len(catalog.tokens)]),
             max_history=max_history,
         )
@@ -149,8 +151,14 @@ class EarnModel(PreTrainedModel):  # type: ignore[misc]
         b = input_ids.shape[0]
         early, late = self.early_stage(), self.late_stage()
         cache = (self.config.num_key_value_heads, early.layers[0].self_attn.head_dim)
-        early_past = [(k.to(input_ids.device), v.to(input_ids.device)) for k, v in empty_past(len(early.layers), b, *cache)]
-        late_past = [(k.to(input_ids.device), v.to(input_ids.device)) for k, v in empty_past(len(late.layers), b, *cache)]
+        early_past = [
+            (k.to(input_ids.device), v.to(input_ids.device))
+            for k, v in empty_past(len(early.layers), b, *cache)
+        ]
+        late_past = [
+            (k.to(input_ids.device), v.to(input_ids.device))
+            for k, v in empty_past(len(late.layers), b, *cache)
+        ]
         hidden, _ = early.run(early.embedding(input_ids), position_ids, attention_bias, early_past, keep)
         late_bias = attention_bias.index_select(2, keep).index_select(3, keep)
         hidden, _ = late.run(hidden, position_ids.index_select(1, keep), late_bias, late_past, predict)
@@ -199,7 +207,9 @@ class EarnModel(PreTrainedModel):  # type: ignore[misc]
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
-            raise EarnError(f"{folder}: there is no checkpoint (no config.json). Train one: earn train DATA --out {folder}")
+            raise EarnError(
+                f"{folder}: there is no checkpoint (no config.json). Train one: earn train DATA --out {folder}"
+            )
         backbone = load_backbone(folder)
         settings = getattr(backbone.config, "earn", None)
         if settings is None:
@@ -207,8 +217,12 @@ class EarnModel(PreTrainedModel):  # type: ignore[misc]
                 f"{folder}: a plain Hugging Face model, not an EARN checkpoint. "
                 f"Train one from it: earn train DATA --backbone {folder} --out CKPT"
             )
-        return cls(backbone, read_earn(settings, str(folder / "config.json")), Catalog.load(folder / CATALOG_FILE),
-                   _load_tokenizer(folder))
+        return cls(
+            backbone,
+            read_earn(settings, str(folder / "config.json")),
+            Catalog.load(folder / CATALOG_FILE),
+            _load_tokenizer(folder),
+        )
 
 
 def read_earn(settings: Mapping[str, Any], where: str) -> EarnConfig:
@@ -227,14 +241,20 @@ def _default_split(layers: int, registers: bool) -> int:
 
 def _check_earn(earn: EarnConfig, layers: int) -> None:
     if not 1 <= earn.early_layers <= layers:
-        raise EarnError(f"early_layers is {earn.early_layers}; the backbone has {layers} layers. Take 1 to {layers}.")
+        raise EarnError(
+            f"early_layers is {earn.early_layers}; the backbone has {layers} layers. Take 1 to {layers}."
+        )
     if earn.max_history < 1:
         raise EarnError(f"max_history is {earn.max_history}. Take at least 1 item.")
     if not (earn.suffix_ids or earn.prompt.tail):
         if earn.early_layers < layers:
-            raise EarnError("Nothing ends the prompt that the late stage could read. Give a suffix register or a tail.")
+            raise EarnError(
+                "Nothing ends the prompt that the late stage could read. Give a suffix register or a tail."
+            )
         if earn.prompt.separator:
-            raise EarnError("A prompt with separators needs a tail or a suffix register to predict the next item from.")
+            raise EarnError(
+                "A prompt with separators needs a tail or a suffix register to predict the next item from."
+            )
 
 
 def _bos(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
@@ -248,7 +268,9 @@ def _tokenize_prompt(
 ) -> Prompt:
     if tokenizer is None:
         if template is not None:
-            raise EarnError("A prompt template needs a tokenizer, and the backbone's folder has none. Leave it away.")
+            raise EarnError(
+                "A prompt template needs a tokenizer, and the backbone's folder has none. Leave it away."
+            )
         return Prompt(head=tuple(bos))
     head, separator, tail = (
         tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
@@ -285,7 +307,10 @@ def _add_tokens(
     backbone.resize_token_embeddings(max(old_rows, max(numbers) + 1), mean_resizing=False)
     new = torch.tensor(sorted(number for number in numbers if number >= used))
     generator = torch.Generator().manual_seed(seed)
-    tables = {id(layer.weight): layer.weight for layer in (backbone.get_input_embeddings(), backbone.get_output_embeddings())}
+    tables = {
+        id(layer.weight): layer.weight
+        for layer in (backbone.get_input_embeddings(), backbone.get_output_embeddings())
+    }
     with torch.no_grad():
         for table in tables.values():  # one where head and embedding are tied
             centre = table[: min(used, old_rows)].mean(0) if around_mean else torch.zeros(table.shape[1])

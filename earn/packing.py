@@ -55,7 +55,11 @@ def pack(windows: Sequence[Sequence[Sequence[int]]], config: EarnConfig) -> dict
     if any(len(window) < 2 for window in windows):
         raise EarnError("A training window has fewer than two items. Drop such histories before packing.")
     laid = [_lay_base(window, config) for window in windows]
-    return _pack_plain(laid, config) if not (prompt_end(config) or config.prompt.separator) else _pack_groups(laid, config)
+    return (
+        _pack_plain(laid, config)
+        if not (prompt_end(config) or config.prompt.separator)
+        else _pack_groups(laid, config)
+    )
 
 
 def _lay_base(window: Sequence[Sequence[int]], config: EarnConfig) -> _Window:
@@ -110,7 +114,9 @@ def _pack_groups(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tenso
             group[user, place] = t + 1
             labels[user, t, : len(target)] = target
     keep, predict = _kept_rows(config, base_rows, groups, size, codes)
-    return _tensors(tokens, positions, _visible(limit, group, base_rows), keep, predict, labels.reshape(users, -1))
+    return _tensors(
+        tokens, positions, _visible(limit, group, base_rows), keep, predict, labels.reshape(users, -1)
+    )
 
 
 def _kept_rows(

@@ -19,9 +19,7 @@ HISTORY = "{history}"
 class Template:
     """A prompt's text around the history, for models with a tokenizer."""
 
-    text: str = (
-        "A user has chosen these items, in the order of time: {history}. Name the item that the user chooses next: "
-    )
+    text: str = "A user has chosen these items, in the order of time: {history}. Name the item that the user chooses next: "
     separator: str = ", "
 
     def parts(self) -> tuple[str, str, str]:
@@ -31,7 +29,9 @@ class Template:
             EarnError: the text does not hold "{history}" exactly once.
         """
         if self.text.count(HISTORY) != 1:
-            raise EarnError(f"The template {self.text!r} must hold {HISTORY} exactly once, where the items are to stand.")
+            raise EarnError(
+                f"The template {self.text!r} must hold {HISTORY} exactly once, where the items are to stand."
+            )
         head, tail = self.text.split(HISTORY)
         return head, self.separator, tail
 

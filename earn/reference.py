@@ -33,7 +33,9 @@ def reference_search(
             excluding one item changes no other item's score.
     """
     check_scoring(scoring)
-    identifiers = [tuple(model.earn.token_ids[c] for c in row if c >= 0) for row in model.catalog.codes.tolist()]
+    identifiers = [
+        tuple(model.earn.token_ids[c] for c in row if c >= 0) for row in model.catalog.codes.tolist()
+    ]
     whole = build_trie(identifiers)
     allowed = build_trie([identifier for item, identifier in enumerate(identifiers) if item not in exclude])
     prompt = constant_head(model.earn)

@@ -36,7 +36,12 @@ class Stage(nn.Module):
         self.rotary = rotary
 
     def run(
-        self, hidden: Tensor, position_ids: Tensor, attention_bias: Tensor, past_key_values: KeyValues, keep: Tensor
+        self,
+        hidden: Tensor,
+        position_ids: Tensor,
+        attention_bias: Tensor,
+        past_key_values: KeyValues,
+        keep: Tensor,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The stage's one computation; shapes stand at the head of this module.
 
@@ -63,7 +68,12 @@ class EarlyStage(Stage):
         self.embedding = embedding
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, attention_bias: Tensor, past_key_values: KeyValues, keep: Tensor
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        attention_bias: Tensor,
+        past_key_values: KeyValues,
+        keep: Tensor,
     ) -> dict[str, Tensor]:
         """Token ids [b,m] in, hidden states of the kept rows [b,r,d] and the new keys and values out."""
         hidden, new = self.run(self.embedding(input_ids), position_ids, attention_bias, past_key_values, keep)
@@ -73,13 +83,20 @@ class EarlyStage(Stage):
 class LateStage(Stage):
     """Layers k+1..N with the final norm and the item head behind them."""
 
-    def __init__(self, layers: Sequence[nn.Module], rotary: nn.Module, norm: nn.Module, head: nn.Module) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Module], rotary: nn.Module, norm: nn.Module, head: nn.Module
+    ) -> None:
         super().__init__(layers, rotary)
         self.norm = norm
         self.head = head
 
     def forward(
-        self, hidden: Tensor, position_ids: Tensor, attention_bias: Tensor, past_key_values: KeyValues, keep: Tensor
+        self,
+        hidden: Tensor,
+        position_ids: Tensor,
+        attention_bias: Tensor,
+        past_key_values: KeyValues,
+        keep: Tensor,
     ) -> dict[str, Tensor]:
         """Hidden states [b,m,d] in, logits of the kept rows [b,r,v] and the new keys and values out."""
         hidden, new = self.run(hidden, position_ids, attention_bias, past_key_values, keep)

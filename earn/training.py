@@ -51,10 +51,18 @@ class TrainSettings:
 class Windows(Dataset[Window]):
     """Windows of at most `size` consecutive items; each epoch draws their ends anew, so that every context is seen."""
 
-    def __init__(self, sequences: Sequence[NDArray[np.int64]], identifiers: Sequence[tuple[int, ...]], size: int, seed: int):
+    def __init__(
+        self,
+        sequences: Sequence[NDArray[np.int64]],
+        identifiers: Sequence[tuple[int, ...]],
+        size: int,
+        seed: int,
+    ):
         self._sequences = [sequence for sequence in sequences if len(sequence) > 1]
         if not self._sequences:
-            raise EarnError("No user has two training items, so there is nothing to train on. Give more interactions.")
+            raise EarnError(
+                "No user has two training items, so there is nothing to train on. Give more interactions."
+            )
         self._identifiers = identifiers
         self._size = size
         self._seed = seed
@@ -130,7 +138,9 @@ def train(
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = settings.dropout
     token_ids = model.earn.token_ids
-    identifiers = [tuple(token_ids[code] for code in row if code >= 0) for row in model.catalog.codes.tolist()]
+    identifiers = [
+        tuple(token_ids[code] for code in row if code >= 0) for row in model.catalog.codes.tolist()
+    ]
     windows = Windows(sequences, identifiers, model.earn.max_history + 1, settings.seed)
     trainer = EarnTrainer(
         validate,
@@ -169,7 +179,9 @@ def _last_checkpoint(out: Path, resume: bool) -> str | None:
     if resume and last is None:
         raise EarnError(f"{out}: there is no interrupted training to resume. Start it without --resume.")
     if last is not None and not resume:
-        raise EarnError(f"{out}: an interrupted training stands here. Pass --resume to go on, or remove {run}.")
+        raise EarnError(
+            f"{out}: an interrupted training stands here. Pass --resume to go on, or remove {run}."
+        )
     return last
 
 

@@ -20,7 +20,9 @@ from earn.manifest import GRAPH_FILES
 from earn.specs import Axis, StageSpecs, all_specs, past_key_value_names
 
 OPSET = 18
-EXTERNAL_DATA_BYTES = 1_000_000_000  # weights beyond this stand in a file of their own, which the runtime maps
+EXTERNAL_DATA_BYTES = (
+    1_000_000_000  # weights beyond this stand in a file of their own, which the runtime maps
+)
 
 # Sizes of the example that is traced: all different, so that no axis can pass for another.
 _TRACED = {"b": 2, "m": 5, "s": 3, "s+m": 8, "r": 4}
@@ -80,7 +82,10 @@ def _traced_size(axis: Axis) -> int:
 
 
 def export_stages(
-    bundle: BundleModel, config: PretrainedConfig, folder: Path, external_data_bytes: int = EXTERNAL_DATA_BYTES
+    bundle: BundleModel,
+    config: PretrainedConfig,
+    folder: Path,
+    external_data_bytes: int = EXTERNAL_DATA_BYTES,
 ) -> None:
     """Writes early.onnx and late.onnx into the folder."""
     specs = all_specs(bundle.manifest.sizes, bundle.manifest.limits)
@@ -88,7 +93,9 @@ def export_stages(
     for name, module in bundle.stages.items():
         module.config = deepcopy(config)  # Optimum reads and writes it
         models[name] = (module, StageOnnxConfig(module.config, specs[name], module))
-    export_models(models, folder, opset=OPSET, output_names=list(GRAPH_FILES.values()), disable_dynamic_axes_fix=True)
+    export_models(
+        models, folder, opset=OPSET, output_names=list(GRAPH_FILES.values()), disable_dynamic_axes_fix=True
+    )
     for name in GRAPH_FILES.values():
         _lay_out_weights(folder / name, external_data_bytes)
 

@@ -121,7 +121,12 @@ def _renumbered(config: EarnConfig, number: Mapping[int, int]) -> EarnConfig:
 
     prompt = Prompt(of(config.prompt.head), of(config.prompt.separator), of(config.prompt.tail))
     return EarnConfig(
-        config.early_layers, of(config.prefix_ids), of(config.suffix_ids), prompt, of(config.token_ids), config.max_history
+        config.early_layers,
+        of(config.prefix_ids),
+        of(config.suffix_ids),
+        prompt,
+        of(config.token_ids),
+        config.max_history,
     )
 
 

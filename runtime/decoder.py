@@ -58,7 +58,9 @@ class Decoder:
         rows = len(self._head)
         keep = np.arange(max(1, self._prefix))
         position = np.arange(rows)[None]
-        hidden = self._early(self._early_head, np.array([self._head]), position, np.tri(rows, dtype=bool)[None], keep)
+        hidden = self._early(
+            self._early_head, np.array([self._head]), position, np.tri(rows, dtype=bool)[None], keep
+        )
         if self._prefix:
             late_sees = np.tri(self._prefix, dtype=bool)[None]
             self._late(self._late_head, hidden, position[:, : self._prefix], late_sees, keep[-1:])
@@ -86,7 +88,11 @@ class Decoder:
         hidden = self._early(state.early, tokens, position, early_sees & causal, keep)
         late_causal = np.tri(self._readout, self._prefix + self._readout, self._prefix, dtype=bool)
         logits = self._late(
-            state.late, hidden, position[:, keep], state.late_sees & late_causal, np.array([self._readout - 1])
+            state.late,
+            hidden,
+            position[:, keep],
+            state.late_sees & late_causal,
+            np.array([self._readout - 1]),
         )
         return state, logits[:, 0]
 

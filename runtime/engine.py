@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from earn.errors import EarnError
@@ -74,7 +73,9 @@ class OnnxStages:
             try:
                 session = onnxruntime.InferenceSession(str(path), options, providers=[engine.provider])
             except Exception as error:  # onnxruntime raises classes of its own without a common base
-                raise EarnError(f"{path}: ONNX Runtime cannot load it ({error}). Export the checkpoint again.") from error
+                raise EarnError(
+                    f"{path}: ONNX Runtime cannot load it ({error}). Export the checkpoint again."
+                ) from error
             if session.get_providers()[0] != engine.provider:
                 raise EarnError(f"{path}: asked for {engine.provider}, got {session.get_providers()[0]}.")
             check_graph(session, specs, path)
@@ -109,7 +110,9 @@ def check_graph(session: Any, specs: StageSpecs, path: Path) -> None:
             if not fits or got[name].type != _ONNX_TYPES[want[name].dtype]:
                 wrong.append(f"{side} {name} is {got[name].type} {shape}")
     if wrong:
-        raise EarnError(f"{path}: not the graph of its manifest: {'; '.join(sorted(wrong))}. Export the checkpoint again.")
+        raise EarnError(
+            f"{path}: not the graph of its manifest: {'; '.join(sorted(wrong))}. Export the checkpoint again."
+        )
 
 
 _ONNX_TYPES = {"int64": "tensor(int64)", "float32": "tensor(float)"}
