@@ -35,6 +35,8 @@ class EarnModel(PreTrainedModel):  # type: ignore[misc]
     """
 
     base_model_prefix = "model"
+    # The stages compute attention themselves; a backbone that was loaded for another implementation serves as well.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
     _tied_weights_keys = ["lm_head.weight"]  # noqa: RUF012  (Hugging Face's own form)
 
     def __init__(

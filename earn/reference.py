@@ -1,6 +1,7 @@
 """The reference search: slow and obvious, the oracle that every fast path is compared with.
 
-Each beam's whole sequence goes through the model uncached; the trie is a dictionary of dictionaries; one user at a time.
+Each beam's whole sequence goes through the model uncached, the beams of one step as a batch; the trie is a
+dictionary of dictionaries; one user at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from earn.model import EarnModel
 from earn.prompts import constant_head, history_tokens, prompt_end, readout_rows
 
 Trie = dict[int, Any]  # token id -> the trie below it; an empty one ends an identifier
+Beam = tuple[int, ...]
 
 
 def reference_search(
@@ -29,27 +31,30 @@ def reference_search(
 
     Args:
         history: item indices, oldest first.
-        exclude: item indices that must not be recommended. Probabilities stay those of the whole catalog, so that
-            excluding one item changes no other item's score.
+        exclude: item indices that must not be recommended. Probabilities stay those of the whole catalog, so
+            that excluding one item changes no other item's score.
     """
     check_scoring(scoring)
     identifiers = [
         tuple(model.earn.token_ids[c] for c in row if c >= 0) for row in model.catalog.codes.tolist()
     ]
     whole = build_trie(identifiers)
-    allowed = build_trie([identifier for item, identifier in enumerate(identifiers) if item not in exclude])
+    left = [identifier for item, identifier in enumerate(identifiers) if item not in exclude]
+    allowed = build_trie(left) if exclude else whole
     prompt = constant_head(model.earn)
     prompt += history_tokens([identifiers[item] for item in history], model.earn) + prompt_end(model.earn)
-    found: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
-    for depth in range(model.catalog.depth):
+    found: list[tuple[Beam, float]] = [((), 0.0)]
+    while unfinished := [beam for beam, _ in found if descend(allowed, beam)]:
+        log_probabilities = next_token_scores(model, prompt, unfinished, whole, scoring)
         candidates = []
         for beam, score in found:
-            children = descend(allowed, beam)
-            if depth and not children:  # a finished identifier keeps its place
+            if beam in log_probabilities:
+                candidates += [
+                    ((*beam, token), score + log_probabilities[beam][token])
+                    for token in descend(allowed, beam)
+                ]
+            else:  # a finished identifier keeps its place
                 candidates.append((beam, score))
-            elif children:
-                log_probabilities = next_token_scores(model, prompt, beam, whole, scoring)
-                candidates += [((*beam, token), score + log_probabilities[token]) for token in children]
         found = sorted(candidates, key=lambda candidate: -candidate[1])[:beams]
     items = [
         (item, score)
@@ -61,32 +66,33 @@ def reference_search(
 
 
 def next_token_scores(
-    model: EarnModel, prompt: Sequence[int], beam: Sequence[int], trie: Trie, scoring: str
-) -> dict[int, float]:
-    """Log-probability of each child of the beam, normalised as the scoring rule says."""
-    logits = last_logits(model, prompt, beam)
-    over: Collection[int] = {
-        "trie": lambda: descend(trie, beam).keys(),
-        "level": lambda: tokens_at_depth(trie, len(beam)),
-        "vocab": lambda: range(len(logits)),
-    }[scoring]()
-    normaliser = torch.logsumexp(logits[list(over)], dim=0)
-    return {token: float(logits[token] - normaliser) for token in descend(trie, beam)}
+    model: EarnModel, prompt: Sequence[int], beams: Sequence[Beam], trie: Trie, scoring: str
+) -> dict[Beam, dict[int, float]]:
+    """Log-probability of each child of each beam, normalised by the scoring rule; beams are equally long."""
+    result = {}
+    for beam, logits in zip(beams, last_logits(model, prompt, beams), strict=True):
+        over: Collection[int] = {
+            "trie": lambda beam=beam: descend(trie, beam).keys(),
+            "level": lambda beam=beam: tokens_at_depth(trie, len(beam)),
+            "vocab": lambda logits=logits: range(len(logits)),
+        }[scoring]()
+        normaliser = torch.logsumexp(logits[list(over)], dim=0)
+        result[beam] = {token: float(logits[token] - normaliser) for token in descend(trie, beam)}
+    return result
 
 
 @torch.no_grad()
-def last_logits(model: EarnModel, prompt: Sequence[int], beam: Sequence[int]) -> torch.Tensor:
-    """Logits [v] (float64) after prompt and beam: one uncached pass over the whole sequence."""
-    sequence = [*prompt, *beam]
-    rows = len(sequence)
+def last_logits(model: EarnModel, prompt: Sequence[int], beams: Sequence[Beam]) -> torch.Tensor:
+    """Logits [beams,v] (float64) after prompt and beam: one uncached pass over each whole sequence."""
+    sequences = torch.tensor([[*prompt, *beam] for beam in beams])
+    rows = sequences.shape[1]
     generated_from = len(prompt) - readout_rows(model.earn)
     keep = torch.tensor([*range(len(model.earn.prefix_ids)), *range(generated_from, rows)])
     if model.earn.early_layers == model.config.num_hidden_layers:
         keep = torch.arange(rows)  # nothing is dropped in a dense model
     bias = torch.triu(torch.full((rows, rows), MASKED), diagonal=1)[None, None]
-    tokens, positions = torch.tensor([sequence]), torch.arange(rows)[None]
-    logits = model.rows_logits(tokens, positions, bias, keep, torch.tensor([len(keep) - 1]))
-    return logits[0, 0].double()
+    positions = torch.arange(rows).expand_as(sequences)
+    return model.rows_logits(sequences, positions, bias, keep, torch.tensor([len(keep) - 1]))[:, 0].double()
 
 
 def build_trie(identifiers: Collection[Sequence[int]]) -> Trie:
