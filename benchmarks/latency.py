@@ -143,9 +143,7 @@ def make_catalog(shape: Shape) -> Catalog:
     generator = np.random.default_rng(0)
     codes = np.unique(generator.integers(0, shape.codebook, (2 * shape.items, DEPTH)), axis=0)
     codes = generator.permutation(codes)[: shape.items]
-    identifiers = tuple(
-        tuple(f"<{letter}_{code}>" for letter, code in zip("abcd", row, strict=True)) for row in codes
-    )
+    identifiers = tuple(tuple(f"<{letter}_{code}>" for letter, code in zip("abcd", row, strict=True)) for row in codes)
     return Catalog(tuple(map(str, range(shape.items))), identifiers, ("",) * shape.items)
 
 

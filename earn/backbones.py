@@ -26,8 +26,8 @@ FAMILIES = ("llama", "qwen2", "qwen3")
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 _TINY: Mapping[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 384,
+    "hidden_size": 96,
+    "intermediate_size": 256,
     "num_hidden_layers": 8,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -53,9 +53,7 @@ TINY_BACKBONES: Mapping[str, TinyBackbone] = {
 }
 
 
-def load_backbone(
-    source: str | Path, seed: int = 0, sizes: Mapping[str, Any] | None = None
-) -> PreTrainedModel:
+def load_backbone(source: str | Path, seed: int = 0, sizes: Mapping[str, Any] | None = None) -> PreTrainedModel:
     """The backbone that `source` names: a tiny one by name (new weights from `seed`), or a Hugging Face folder.
 
     Args:
@@ -91,9 +89,7 @@ def check_backbone(config: PretrainedConfig) -> None:
         EarnError: another family, sliding-window attention, or a RoPE type that looks at the sequence's length.
     """
     if config.model_type not in FAMILIES:
-        raise EarnError(
-            f"The backbone is a {config.model_type!r} model. Supported are: {', '.join(FAMILIES)}."
-        )
+        raise EarnError(f"The backbone is a {config.model_type!r} model. Supported are: {', '.join(FAMILIES)}.")
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise EarnError(
             "The backbone uses sliding-window attention. Set use_sliding_window to false in its config.json."

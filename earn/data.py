@@ -76,8 +76,7 @@ def load_interactions(source: str | Path) -> Interactions:
     path = NAMED[source]() if isinstance(source, str) and source in NAMED else Path(source).expanduser()
     if not path.exists():
         raise EarnError(
-            f"{source}: there is no such file or folder. "
-            f"Give a path that exists or a known name: {', '.join(NAMED)}."
+            f"{source}: there is no such file or folder. Give a path that exists or a known name: {', '.join(NAMED)}."
         )
     fitting = [row for row in FORMATS if row.fits(path)]
     if len(fitting) != 1:

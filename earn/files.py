@@ -24,9 +24,7 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise EarnError(
-            f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
-        ) from error
+        raise EarnError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -56,7 +54,7 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise EarnError(
-            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). Mend or rewrite the file."
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). Mend the file."
         ) from error
 
 
@@ -70,11 +68,7 @@ def write_json(path: Path, value: Any) -> None:
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _sha256(file)
-        )
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
 
 
 def _sha256(file: Any) -> str:  # Python 3.10

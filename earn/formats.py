@@ -60,13 +60,10 @@ class Interactions:
             )
         if len(self.user_ids) != len(self.sequences):
             raise EarnError(
-                f"{self.name}: {len(self.user_ids)} users, {len(self.sequences)} sequences. "
-                "Give one per user."
+                f"{self.name}: {len(self.user_ids)} users, {len(self.sequences)} sequences. Give one per user."
             )
         if self.catalog is not None and self.catalog.item_ids != self.item_ids:
-            raise EarnError(
-                f"{self.name}: the catalog's items are not the data's, in that order. Rebuild the catalog."
-            )
+            raise EarnError(f"{self.name}: the catalog's items are not the data's, in that order. Rebuild the catalog.")
         for user, sequence in zip(self.user_ids, self.sequences, strict=True):
             if not sequence.size or sequence.min() < 0 or sequence.max() >= len(self.item_ids):
                 raise EarnError(
@@ -143,31 +140,23 @@ def _lcrec_words(folder: Path) -> dict[str, Words]:
         "items.tsv": _tsv_words,
         "*.item.json": _json_words,
     }
-    found = [
-        (path, read) for pattern, read in readers.items() if (path := _single(folder, pattern)) is not None
-    ]
+    found = [(path, read) for pattern, read in readers.items() if (path := _single(folder, pattern)) is not None]
     if len(found) > 1:
-        raise EarnError(
-            f"{folder}: both {' and '.join(path.name for path, _ in found)} hold titles. Keep one."
-        )
+        raise EarnError(f"{folder}: both {' and '.join(path.name for path, _ in found)} hold titles. Keep one.")
     return found[0][1](found[0][0]) if found else {}
 
 
 def _tsv_words(path: Path) -> dict[str, Words]:
     table = _read_table(path, typed=False)
     table.need("item_id", "title")
-    return _table_words(
-        table, "title", [name for name in table.columns if name not in ("item_id", "title", "asin")]
-    )
+    return _table_words(table, "title", [name for name in table.columns if name not in ("item_id", "title", "asin")])
 
 
 def _json_words(path: Path) -> dict[str, Words]:
     words = {}
     for item, fields in _object(path, '{"item": {"title": ...}}').items():
         if not isinstance(fields, dict) or not isinstance(fields.get("title", ""), str):
-            raise EarnError(
-                f'{path}: item {item!r} holds {str(fields)[:60]}. Give it an object {{"title": "..."}}.'
-            )
+            raise EarnError(f'{path}: item {item!r} holds {str(fields)[:60]}. Give it an object {{"title": "..."}}.')
         metadata = one_line(" ".join(_texts([value for key, value in fields.items() if key != "title"])))
         words[item] = Words(one_line(fields.get("title", "")), metadata)
     return words
@@ -205,8 +194,7 @@ def read_recbole(path: Path) -> Interactions:
         user_id, item_id = _id(table, line, row, "user_id"), _id(table, line, row, "item_id")
         if item is not None and item_id not in words:
             raise EarnError(
-                f"{inter}, line {line}: item {item_id!r} is not in {item.name}. "
-                "Add it there or remove this line."
+                f"{inter}, line {line}: item {item_id!r} is not in {item.name}. Add it there or remove this line."
             )
         appeared.setdefault(item_id)
         histories.setdefault(user_id, []).append((_timestamp(inter, line, row["timestamp"]), item_id))
@@ -240,9 +228,7 @@ def _catalog_for(index: Path, item_ids: Sequence[str], words: dict[str, Words]) 
             "Add it, or take the file away to have identifiers built."
         )
     identifiers = tuple(read.identifiers[read.index[item_id]] for item_id in item_ids)
-    return Catalog(
-        tuple(item_ids), identifiers, tuple(words.get(item_id, Words()).title for item_id in item_ids)
-    )
+    return Catalog(tuple(item_ids), identifiers, tuple(words.get(item_id, Words()).title for item_id in item_ids))
 
 
 def _id(table: Table, line: int, row: dict[str, str], column: str) -> str:
@@ -260,8 +246,7 @@ def _timestamp(path: Path, line: int, text: str) -> float:
     except (ValueError, OverflowError):
         pass
     raise EarnError(
-        f"{path}, line {line}: the timestamp {text!r} is not a number. "
-        "Write it in seconds, such as 881250949."
+        f"{path}, line {line}: the timestamp {text!r} is not a number. Write it in seconds, such as 881250949."
     )
 
 
@@ -286,8 +271,7 @@ def _read_table(path: Path, typed: bool) -> Table:
     lines = [line.rstrip("\r") for line in read_text(path).split("\n")]
     if not lines[0].strip():
         raise EarnError(
-            f"{path}, line 1: the file is empty or lacks its header. "
-            "Name the columns there, separated by tabs."
+            f"{path}, line 1: the file is empty or lacks its header. Name the columns there, separated by tabs."
         )
     columns = _columns(path, lines[0].split("\t"), typed)
     rows = []
@@ -326,9 +310,7 @@ def _table_words(table: Table, title: str | None, metadata: Sequence[str]) -> di
     for line, row in table.rows:
         item_id = _id(table, line, row, "item_id")
         if item_id in words:
-            raise EarnError(
-                f"{table.path}, line {line}: item {item_id!r} stands twice. Keep one of its lines."
-            )
+            raise EarnError(f"{table.path}, line {line}: item {item_id!r} stands twice. Keep one of its lines.")
         text = " ".join(row[name] for name in metadata)
         words[item_id] = Words(one_line(row[title]) if title else "", one_line(text))
     return words
@@ -337,9 +319,7 @@ def _table_words(table: Table, title: str | None, metadata: Sequence[str]) -> di
 def _object(path: Path, form: str) -> dict[str, object]:
     value = read_json(path)
     if not isinstance(value, dict) or not value:
-        raise EarnError(
-            f"{path}: holds {str(value)[:40]}, not an object of the form {form}. Mend or replace the file."
-        )
+        raise EarnError(f"{path}: holds {str(value)[:40]}, not an object of the form {form}. Mend or replace the file.")
     return value
 
 
@@ -356,8 +336,7 @@ def _one_of(folder: Path, paths: Sequence[Path]) -> Path | None:
     if len(paths) > 1:
         names = ", ".join(path.relative_to(folder).as_posix() for path in paths)
         raise EarnError(
-            f"{folder}: holds {len(paths)} files where one is expected: {names}. "
-            "Keep one, or name a single data set."
+            f"{folder}: holds {len(paths)} files where one is expected: {names}. Keep one, or name a single data set."
         )
     return paths[0] if paths else None
 

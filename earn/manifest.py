@@ -6,8 +6,8 @@ A bundle is a folder:
     late.onnx       layers k+1..N with the item head         (late.onnx.data likewise)
     catalog.npz     items, identifiers, titles (see catalog)
 
-A bundle has its own token numbers: the identifier tokens first, in the catalog's order, so that token j is also row j of
-the item head; then the prompt's and the registers' tokens. Embedding rows that no prompt can hold are left out.
+A bundle has its own token numbers: the identifier tokens first, in the catalog's order, so that token j is also row j
+of the item head; then the prompt's and the registers' tokens. Embedding rows that no prompt can hold are left out.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Manifest:
             verify: compare SHA-256 sums too, not sizes alone; reads every file once.
 
         Raises:
-            EarnError: no bundle, another schema, unknown keys, or a file that is missing, changed or outside the folder.
+            EarnError: no bundle, another schema, unknown keys, or a file that is missing, changed or outside.
         """
         path = folder / MANIFEST_FILE
         if not path.is_file():
@@ -73,7 +73,7 @@ class Manifest:
         value = read_json(path)
         if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA:
             raise EarnError(
-                f"{path}: not a manifest of schema {SCHEMA}. Export the checkpoint again with this version of earn-edge."
+                f"{path}: not a manifest of schema {SCHEMA}. Export the checkpoint again with this earn-edge."
             )
         tensors = value.pop("tensors", None)
         manifest = _from_json(value, str(path))
@@ -87,10 +87,7 @@ class Manifest:
     def with_files(self, folder: Path) -> Manifest:
         """The manifest with every file of the folder but itself listed, sizes and sums measured now."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
-        entries = {
-            path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, sha256(path))
-            for path in paths
-        }
+        entries = {path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, sha256(path)) for path in paths}
         return replace(self, files=entries)
 
     @property
@@ -99,7 +96,7 @@ class Manifest:
         return sum(entry.bytes for entry in self.files.values())
 
     def _tensors(self) -> dict[str, Any]:
-        """The tensor table as JSON: per stage, inputs and outputs with name, dtype and axes [name, least, usual, most]."""
+        """The tensor table as JSON: per stage the inputs and outputs; an axis is [name, least, usual, most]."""
         return {
             stage: {
                 side: [
@@ -135,12 +132,8 @@ def _from_json(value: dict[str, Any], where: str) -> Manifest:
     try:
         ready: dict[str, Any] = {name: from_json(cls, value.pop(name), where) for name, cls in parts.items()}
         model = value.pop("model")
-        ready["model"] = from_json(
-            EarnConfig, {**model, "prompt": from_json(Prompt, model["prompt"], where)}, where
-        )
-        ready["files"] = {
-            name: from_json(FileEntry, entry, where) for name, entry in value.pop("files").items()
-        }
+        ready["model"] = from_json(EarnConfig, {**model, "prompt": from_json(Prompt, model["prompt"], where)}, where)
+        ready["files"] = {name: from_json(FileEntry, entry, where) for name, entry in value.pop("files").items()}
     except (KeyError, AttributeError, TypeError) as error:
         raise EarnError(f"{where}: incomplete ({error}). Export the checkpoint again.") from error
     accuracy, tools = value.pop("accuracy", None), value.pop("tools", {})
@@ -157,20 +150,13 @@ def _check_files(folder: Path, files: Mapping[str, FileEntry], verify: bool) -> 
     for name, entry in files.items():
         path = folder / name
         parts = PurePosixPath(name).parts
-        if (
-            PurePosixPath(name).is_absolute()
-            or ".." in parts
-            or "\\" in name
-            or root not in path.resolve().parents
-        ):
+        if PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or root not in path.resolve().parents:
             raise EarnError(
                 f"{folder / MANIFEST_FILE}: the file {name!r} lies outside the bundle. Do not use this bundle."
             )
         if not path.is_file():
             raise EarnError(f"{path}: missing. {remedy}")
         if path.stat().st_size != entry.bytes:
-            raise EarnError(
-                f"{path}: has {path.stat().st_size} bytes, the manifest says {entry.bytes}. {remedy}"
-            )
+            raise EarnError(f"{path}: has {path.stat().st_size} bytes, the manifest says {entry.bytes}. {remedy}")
         if verify and sha256(path) != entry.sha256:
             raise EarnError(f"{path}: its SHA-256 is not the manifest's, so it was changed. {remedy}")

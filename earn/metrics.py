@@ -27,7 +27,8 @@ def recall(ranks: NDArray[np.int64], cutoff: int) -> NDArray[np.float64]:
 
 def ndcg(ranks: NDArray[np.int64], cutoff: int) -> NDArray[np.float64]:
     """NDCG at the cutoff of each user, likewise."""
-    return recall(ranks, cutoff) / np.log2(np.maximum(ranks, 0) + 2)
+    gain: NDArray[np.float64] = recall(ranks, cutoff) / np.log2(np.maximum(ranks, 0) + 2)
+    return gain
 
 
 def summarise(ranks: NDArray[np.int64]) -> dict[str, float]:

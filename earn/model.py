@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from earn.backbones import TINY_BACKBONES, check_backbone, load_backbone
+from earn.backbones import TINY_BACKBONES, check_backbone, load_backbone, sizes_of
 from earn.catalog import Catalog
 from earn.config import MASKED, EarnConfig, Prompt, from_json, to_json
 from earn.errors import EarnError
@@ -28,7 +28,7 @@ CATALOG_FILE = "catalog.npz"
 IGNORED = -100  # label of a row that predicts nothing
 
 
-class EarnModel(PreTrainedModel):  # type: ignore[misc]
+class EarnModel(PreTrainedModel):
     """A backbone split into an early and a late stage, with its catalog.
 
     Parameters carry the backbone's own names, so a checkpoint also loads as the plain Hugging Face model.
@@ -37,7 +37,7 @@ class EarnModel(PreTrainedModel):  # type: ignore[misc]
     base_model_prefix = "model"
     # The stages compute attention themselves; a backbone that was loaded for another implementation serves as well.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
-    _tied_weights_keys = ["lm_head.weight"]  # noqa: RUF012  (Hugging Face's own form)
+    _tied_weights_keys = ["lm_head.weight"]  # type: ignore[assignment]  # noqa: RUF012
 
     def __init__(
         self,
@@ -58,6 +58,8 @@ class EarnModel(PreTrainedModel):  # type: ignore[misc]
         super().__init__(backbone.config)
         self.model = backbone.model
         self.lm_head = backbone.lm_head
+        if self.config.tie_word_embeddings:  # one tensor under two names: the file holds it once
+            self._keys_to_ignore_on_save = ["lm_head.weight"]  # type: ignore[assignment]
         self.earn = earn
         self.catalog = catalog
         self.tokenizer = tokenizer
@@ -107,9 +109,7 @@ class EarnModel(PreTrainedModel):  # type: ignore[misc]
             early_layers=_default_split(layers, bool(registers)) if early_layers is None else early_layers,
             prefix_ids=tuple(register_ids[:prefix_registers]),
             suffix_ids=tuple(register_ids[prefix_registers:]),
-            prompt=_tokenize_prompt(
-                tokenizer, template, _bos(backbone, tokenizer) if not prefix_registers else ()
-            ),
+            prompt=_tokenize_prompt(tokenizer, template, _bos(backbone, tokenizer) if not prefix_registers else ()),
             token_ids=tuple(numbers[: len(catalog.tokens)]),
             max_history=max_history,
         )
@@ -150,20 +150,14 @@ class EarnModel(PreTrainedModel):  # type: ignore[misc]
             keep: [r], the rows that go on to the late stage (registers and generated tokens), ascending.
             predict: [p], the rows to predict from, as places in `keep`.
         """
-        b = input_ids.shape[0]
         early, late = self.early_stage(), self.late_stage()
-        cache = (self.config.num_key_value_heads, early.layers[0].self_attn.head_dim)
-        early_past = [
-            (k.to(input_ids.device), v.to(input_ids.device))
-            for k, v in empty_past(len(early.layers), b, *cache)
-        ]
-        late_past = [
-            (k.to(input_ids.device), v.to(input_ids.device))
-            for k, v in empty_past(len(late.layers), b, *cache)
-        ]
-        hidden, _ = early.run(early.embedding(input_ids), position_ids, attention_bias, early_past, keep)
+        sizes = sizes_of(self.config, self.earn.early_layers, 0, 0)
+        hidden = cast(Tensor, early.embedding(input_ids))
+        cache = (hidden, sizes.key_value_heads, sizes.head_size)
+        hidden, _ = early.run(hidden, position_ids, attention_bias, empty_past(len(early.layers), *cache), keep)
         late_bias = attention_bias.index_select(2, keep).index_select(3, keep)
-        hidden, _ = late.run(hidden, position_ids.index_select(1, keep), late_bias, late_past, predict)
+        late_position = position_ids.index_select(1, keep)
+        hidden, _ = late.run(hidden, late_position, late_bias, empty_past(len(late.layers), *cache), predict)
         return cast(Tensor, self.lm_head(self.model.norm(hidden)))
 
     def forward(
@@ -190,7 +184,7 @@ class EarnModel(PreTrainedModel):  # type: ignore[misc]
         loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
         return {"loss": loss}
 
-    def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:
+    def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:  # type: ignore[override]
         """Writes the checkpoint folder; `settings` go to Hugging Face's own save_pretrained."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -201,7 +195,7 @@ class EarnModel(PreTrainedModel):  # type: ignore[misc]
             self.tokenizer.save_pretrained(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> EarnModel:  # type: ignore[override]
+    def from_pretrained(cls, folder: str | Path) -> EarnModel:
         """Reads a checkpoint folder.
 
         Raises:
@@ -243,20 +237,14 @@ def _default_split(layers: int, registers: bool) -> int:
 
 def _check_earn(earn: EarnConfig, layers: int) -> None:
     if not 1 <= earn.early_layers <= layers:
-        raise EarnError(
-            f"early_layers is {earn.early_layers}; the backbone has {layers} layers. Take 1 to {layers}."
-        )
+        raise EarnError(f"early_layers is {earn.early_layers}; the backbone has {layers} layers. Take 1 to {layers}.")
     if earn.max_history < 1:
         raise EarnError(f"max_history is {earn.max_history}. Take at least 1 item.")
     if not (earn.suffix_ids or earn.prompt.tail):
         if earn.early_layers < layers:
-            raise EarnError(
-                "Nothing ends the prompt that the late stage could read. Give a suffix register or a tail."
-            )
+            raise EarnError("Nothing ends the prompt that the late stage could read. Give a suffix register or a tail.")
         if earn.prompt.separator:
-            raise EarnError(
-                "A prompt with separators needs a tail or a suffix register to predict the next item from."
-            )
+            raise EarnError("A prompt with separators needs a tail or a suffix register to predict the next item from.")
 
 
 def _bos(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
@@ -270,9 +258,7 @@ def _tokenize_prompt(
 ) -> Prompt:
     if tokenizer is None:
         if template is not None:
-            raise EarnError(
-                "A prompt template needs a tokenizer, and the backbone's folder has none. Leave it away."
-            )
+            raise EarnError("A prompt template needs a tokenizer, and the backbone's folder has none. Leave it away.")
         return Prompt(head=tuple(bos))
     head, separator, tail = (
         tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
@@ -299,7 +285,7 @@ def _add_tokens(
 
     New rows of a trained table start near its mean, those of an untrained one near zero.
     """
-    old_rows = backbone.get_input_embeddings().weight.shape[0]
+    old_rows = len(_tables(backbone)[0])
     if tokenizer is None:
         used, numbers = old_rows, list(range(old_rows, old_rows + len(tokens)))
     else:
@@ -309,13 +295,16 @@ def _add_tokens(
     backbone.resize_token_embeddings(max(old_rows, max(numbers) + 1), mean_resizing=False)
     new = torch.tensor(sorted(number for number in numbers if number >= used))
     generator = torch.Generator().manual_seed(seed)
-    tables = {
-        id(layer.weight): layer.weight
-        for layer in (backbone.get_input_embeddings(), backbone.get_output_embeddings())
-    }
     with torch.no_grad():
-        for table in tables.values():  # one where head and embedding are tied
+        for table in _tables(backbone):
             centre = table[: min(used, old_rows)].mean(0) if around_mean else torch.zeros(table.shape[1])
             noise = torch.randn(len(new), table.shape[1], generator=generator)
             table[new] = centre + backbone.config.initializer_range * noise
     return numbers
+
+
+def _tables(backbone: PreTrainedModel) -> list[Tensor]:
+    """The weights of embedding and head, once where they are tied."""
+    embedding = cast(nn.Embedding, backbone.get_input_embeddings()).weight
+    head = cast(nn.Linear, backbone.get_output_embeddings()).weight
+    return [embedding] if head is embedding else [embedding, head]

@@ -5,8 +5,8 @@ A window of items x1..xn becomes one sequence of rows
     base rows    prefix registers, head, x1, separator, x2, ..., x(n-1)
     group t      tail, suffix registers, the codes of x(t+1) but the last          (t = 1..n-1)
 
-Base rows see the base rows before them. Group t sees the prefix, the head, the history up to x_t, and itself; it has the
-positions that it would have in its own prompt. No base row sees a group, so each group computes what its prompt alone
+Base rows see the base rows before them. Group t sees the prefix, the head, the history up to x_t, and itself; it has
+the positions that it would have in its own prompt. No base row sees a group, so each group computes what its prompt alone
 would compute. The first code is predicted at the group's last prompt row, the others at the codes before them.
 
 A dense model whose prompt ends with the history itself (no tail, no registers, no separator) needs no groups: its base
@@ -56,9 +56,7 @@ def pack(windows: Sequence[Sequence[Sequence[int]]], config: EarnConfig) -> dict
         raise EarnError("A training window has fewer than two items. Drop such histories before packing.")
     laid = [_lay_base(window, config) for window in windows]
     return (
-        _pack_plain(laid, config)
-        if not (prompt_end(config) or config.prompt.separator)
-        else _pack_groups(laid, config)
+        _pack_plain(laid, config) if not (prompt_end(config) or config.prompt.separator) else _pack_groups(laid, config)
     )
 
 
@@ -114,9 +112,7 @@ def _pack_groups(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tenso
             group[user, place] = t + 1
             labels[user, t, : len(target)] = target
     keep, predict = _kept_rows(config, base_rows, groups, size, codes)
-    return _tensors(
-        tokens, positions, _visible(limit, group, base_rows), keep, predict, labels.reshape(users, -1)
-    )
+    return _tensors(tokens, positions, _visible(limit, group, base_rows), keep, predict, labels.reshape(users, -1))
 
 
 def _kept_rows(

@@ -19,7 +19,9 @@ HISTORY = "{history}"
 class Template:
     """A prompt's text around the history, for models with a tokenizer."""
 
-    text: str = "A user has chosen these items, in the order of time: {history}. Name the item that the user chooses next: "
+    text: str = (
+        "A user has chosen these items, in the order of time: {history}. Name the item that the user chooses next: "
+    )
     separator: str = ", "
 
     def parts(self) -> tuple[str, str, str]:
@@ -57,7 +59,7 @@ def history_tokens(items: Sequence[Sequence[int]], config: EarnConfig) -> list[i
 
 
 def readout_rows(config: EarnConfig) -> int:
-    """How many of the prompt's last rows go on to the late stage: the suffix registers, or the last token without any."""
+    """How many of the prompt's last rows go on to the late stage: the suffix registers, or else the last token."""
     return max(1, len(config.suffix_ids))
 
 

@@ -35,9 +35,7 @@ def reference_search(
             that excluding one item changes no other item's score.
     """
     check_scoring(scoring)
-    identifiers = [
-        tuple(model.earn.token_ids[c] for c in row if c >= 0) for row in model.catalog.codes.tolist()
-    ]
+    identifiers = [tuple(model.earn.token_ids[c] for c in row if c >= 0) for row in model.catalog.codes.tolist()]
     whole = build_trie(identifiers)
     left = [identifier for item, identifier in enumerate(identifiers) if item not in exclude]
     allowed = build_trie(left) if exclude else whole
@@ -50,8 +48,7 @@ def reference_search(
         for beam, score in found:
             if beam in log_probabilities:
                 candidates += [
-                    ((*beam, token), score + log_probabilities[beam][token])
-                    for token in descend(allowed, beam)
+                    ((*beam, token), score + log_probabilities[beam][token]) for token in descend(allowed, beam)
                 ]
             else:  # a finished identifier keeps its place
                 candidates.append((beam, score))
@@ -69,15 +66,13 @@ def next_token_scores(
     model: EarnModel, prompt: Sequence[int], beams: Sequence[Beam], trie: Trie, scoring: str
 ) -> dict[Beam, dict[int, float]]:
     """Log-probability of each child of each beam, normalised by the scoring rule; beams are equally long."""
+    level = tokens_at_depth(trie, len(beams[0])) if scoring == "level" else ()
     result = {}
     for beam, logits in zip(beams, last_logits(model, prompt, beams), strict=True):
-        over: Collection[int] = {
-            "trie": lambda beam=beam: descend(trie, beam).keys(),
-            "level": lambda beam=beam: tokens_at_depth(trie, len(beam)),
-            "vocab": lambda logits=logits: range(len(logits)),
-        }[scoring]()
-        normaliser = torch.logsumexp(logits[list(over)], dim=0)
-        result[beam] = {token: float(logits[token] - normaliser) for token in descend(trie, beam)}
+        children = descend(trie, beam)
+        over = {"trie": children, "level": level, "vocab": range(len(logits))}
+        normaliser = torch.logsumexp(logits[list(over[scoring])], dim=0)
+        result[beam] = {token: float(logits[token] - normaliser) for token in children}
     return result
 
 

@@ -139,7 +139,7 @@ def all_specs(sizes: Sizes, limits: Limits) -> Mapping[str, StageSpecs]:
 
 
 def _axes(stage: str, limits: Limits) -> dict[str, Axis]:
-    """The dynamic axes of a stage: prefill of a prompt, prefill of its constant head, and decode steps fit into them."""
+    """The dynamic axes of a stage: prefill of a prompt or its constant head and decode steps fit into them."""
     early = stage == "early"
     prompt = limits.prompt if early else limits.prefix + limits.readout
     rows = max(limits.prompt if early else limits.prefix + limits.readout, limits.beams)

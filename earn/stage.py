@@ -15,7 +15,7 @@ share keys and values, d hidden, e head size, r kept rows, v rows of the item he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -30,7 +30,7 @@ KeyValues = Sequence[tuple[Tensor, Tensor]]  # keys and values per layer, each [
 class Stage(nn.Module):
     """Decoder layers and their rotary position embedding, shared with the backbone they were taken from."""
 
-    def __init__(self, layers: Sequence[nn.Module], rotary: nn.Module) -> None:
+    def __init__(self, layers: Iterable[nn.Module], rotary: nn.Module) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.rotary = rotary
@@ -63,7 +63,7 @@ class Stage(nn.Module):
 class EarlyStage(Stage):
     """Layers 1..k with the token embedding in front."""
 
-    def __init__(self, layers: Sequence[nn.Module], rotary: nn.Module, embedding: nn.Module) -> None:
+    def __init__(self, layers: Iterable[nn.Module], rotary: nn.Module, embedding: nn.Module) -> None:
         super().__init__(layers, rotary)
         self.embedding = embedding
 
@@ -83,9 +83,7 @@ class EarlyStage(Stage):
 class LateStage(Stage):
     """Layers k+1..N with the final norm and the item head behind them."""
 
-    def __init__(
-        self, layers: Sequence[nn.Module], rotary: nn.Module, norm: nn.Module, head: nn.Module
-    ) -> None:
+    def __init__(self, layers: Iterable[nn.Module], rotary: nn.Module, norm: nn.Module, head: nn.Module) -> None:
         super().__init__(layers, rotary)
         self.norm = norm
         self.head = head
@@ -119,7 +117,7 @@ def run_layer(
     past: tuple[Tensor, Tensor],
     keep: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """One decoder layer: hidden [b,m,d] -> hidden [b,m,d] (or [b,r,d] of the kept rows), new keys and values [b,g,m,e]."""
+    """One decoder layer: hidden [b,m,d] -> hidden [b,m,d] ([b,r,d] of kept rows), new keys and values [b,g,m,e]."""
     attention = cast(nn.Module, layer.self_attn)
     normed = layer.input_layernorm(hidden)  # type: ignore[operator]
     key = _heads(attention, "k", normed)  # [b,m,g,e]
@@ -134,7 +132,7 @@ def run_layer(
     keys = torch.cat((past[0], key), dim=2)  # [b,g,s+m,e]
     values = torch.cat((past[1], value), dim=2)
     dropout = attention.attention_dropout if layer.training else 0.0
-    mixed = attend(query * attention.scaling, keys, values, attention_bias, cast(float, dropout))
+    mixed = attend(query * cast(float, attention.scaling), keys, values, attention_bias, cast(float, dropout))
     hidden = hidden + attention.o_proj(mixed)  # type: ignore[operator]
     hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))  # type: ignore[operator]
     return hidden, (key, value)
@@ -173,9 +171,9 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return heads * cos + turned * sin
 
 
-def empty_past(layers: int, batch: int, key_value_heads: int, head_size: int) -> list[tuple[Tensor, Tensor]]:
-    """A cache that holds nothing: l x ([b,g,0,e], [b,g,0,e])."""
-    return [(torch.zeros(batch, key_value_heads, 0, head_size),) * 2 for _ in range(layers)]
+def empty_past(layers: int, hidden: Tensor, key_value_heads: int, head_size: int) -> list[tuple[Tensor, Tensor]]:
+    """A cache that holds nothing, for the users of `hidden` [b,...] and on its device: l x ([b,g,0,e], [b,g,0,e])."""
+    return [(hidden.new_zeros(hidden.shape[0], key_value_heads, 0, head_size),) * 2 for _ in range(layers)]
 
 
 def _heads(attention: nn.Module, which: str, normed: Tensor) -> Tensor:

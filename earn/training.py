@@ -43,7 +43,6 @@ class TrainSettings:
     warmup: float = 0.02  # share of the steps
     weight_decay: float = 0.1
     dropout: float = 0.1  # of attention probabilities
-    evaluate_every: int = 1  # epochs between validations
     bf16: bool = False  # mixed precision
     seed: int = 0
 
@@ -60,9 +59,7 @@ class Windows(Dataset[Window]):
     ):
         self._sequences = [sequence for sequence in sequences if len(sequence) > 1]
         if not self._sequences:
-            raise EarnError(
-                "No user has two training items, so there is nothing to train on. Give more interactions."
-            )
+            raise EarnError("No user has two training items, so there is nothing to train on. Give more interactions.")
         self._identifiers = identifiers
         self._size = size
         self._seed = seed
@@ -91,18 +88,31 @@ class Windows(Dataset[Window]):
         return [self._identifiers[item] for item in sequence[max(0, end - self._size) : end]]
 
 
-class EarnTrainer(Trainer):  # type: ignore[misc]
+class EarnTrainer(Trainer):
     """Trainer whose evaluation is the constrained search's NDCG@10."""
 
-    def __init__(self, validate: Callable[[EarnModel], float], **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(
+        self,
+        model: EarnModel,
+        windows: Windows,
+        validate: Callable[[EarnModel], float],
+        arguments: TrainingArguments,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=windows,
+            eval_dataset=windows,  # Trainer wants one; it is never read, for `validate` brings its own users
+            data_collator=partial(pack, config=model.earn),
+        )
+        self._earn = model
         self._validate = validate
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validates the model as it stands; every process does the same, so that all agree on the best."""
-        self.model.eval()
-        metrics = {f"eval_{BEST_BY}": self._validate(self.model)}
-        self.model.train()
+        self._earn.eval()
+        metrics = {f"eval_{BEST_BY}": self._validate(self._earn)}
+        self._earn.train()
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -138,18 +148,9 @@ def train(
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = settings.dropout
     token_ids = model.earn.token_ids
-    identifiers = [
-        tuple(token_ids[code] for code in row if code >= 0) for row in model.catalog.codes.tolist()
-    ]
+    identifiers = [tuple(token_ids[code] for code in row if code >= 0) for row in model.catalog.codes.tolist()]
     windows = Windows(sequences, identifiers, model.earn.max_history + 1, settings.seed)
-    trainer = EarnTrainer(
-        validate,
-        model=model,
-        args=_arguments(out, settings),
-        train_dataset=windows,
-        eval_dataset=windows,  # never read: `validate` brings its own users
-        data_collator=partial(pack, config=model.earn),
-    )
+    trainer = EarnTrainer(model, windows, validate, _arguments(out, settings))
     started = time.monotonic()
     result = trainer.train(resume_from_checkpoint=checkpoint)
     record = {
@@ -160,6 +161,7 @@ def train(
         "seconds": round(time.monotonic() - started, 1),
     }
     model.eval()
+    trainer.accelerator.wait_for_everyone()  # others may still be reading the best checkpoint
     if trainer.is_world_process_zero():
         model.save_pretrained(out)
         write_json(out / TRAINING_FILE, record)
@@ -179,9 +181,7 @@ def _last_checkpoint(out: Path, resume: bool) -> str | None:
     if resume and last is None:
         raise EarnError(f"{out}: there is no interrupted training to resume. Start it without --resume.")
     if last is not None and not resume:
-        raise EarnError(
-            f"{out}: an interrupted training stands here. Pass --resume to go on, or remove {run}."
-        )
+        raise EarnError(f"{out}: an interrupted training stands here. Pass --resume to go on, or remove {run}.")
     return last
 
 

@@ -20,9 +20,7 @@ from earn.manifest import GRAPH_FILES
 from earn.specs import Axis, StageSpecs, all_specs, past_key_value_names
 
 OPSET = 18
-EXTERNAL_DATA_BYTES = (
-    1_000_000_000  # weights beyond this stand in a file of their own, which the runtime maps
-)
+EXTERNAL_DATA_BYTES = 1_000_000_000  # weights beyond this stand in a file of their own, which the runtime maps
 
 # Sizes of the example that is traced: all different, so that no axis can pass for another.
 _TRACED = {"b": 2, "m": 5, "s": 3, "s+m": 8, "r": 4}
@@ -91,11 +89,10 @@ def export_stages(
     specs = all_specs(bundle.manifest.sizes, bundle.manifest.limits)
     models: dict[str, tuple[torch.nn.Module, StageOnnxConfig]] = {}
     for name, module in bundle.stages.items():
-        module.config = deepcopy(config)  # Optimum reads and writes it
-        models[name] = (module, StageOnnxConfig(module.config, specs[name], module))
-    export_models(
-        models, folder, opset=OPSET, output_names=list(GRAPH_FILES.values()), disable_dynamic_axes_fix=True
-    )
+        own = deepcopy(config)  # Optimum reads and writes it
+        module.config = own  # type: ignore[assignment]  # Optimum looks for it on the module
+        models[name] = (module, StageOnnxConfig(own, specs[name], module))
+    export_models(models, folder, opset=OPSET, output_names=list(GRAPH_FILES.values()), disable_dynamic_axes_fix=True)
     for name in GRAPH_FILES.values():
         _lay_out_weights(folder / name, external_data_bytes)
 

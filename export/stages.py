@@ -1,7 +1,8 @@
 """A trained model as the two stage modules of a bundle, with the bundle's own token numbers (see earn.manifest).
 
-The modules share the model's layers; only the embedding table and the item head are cut to the rows that a bundle needs.
-`TorchEngine` runs them behind the runtime's engine protocol: a checkpoint then recommends exactly as its bundle will.
+The modules share the model's layers; only the embedding table and the item head are cut to the rows that a bundle
+needs. `TorchEngine` runs them behind the runtime's engine protocol: a checkpoint then recommends exactly as its
+bundle will.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def bundle_model(
     predicted = known + (others if scoring == "vocab" else [])
     early, late = model.early_stage(), model.late_stage()
     kind = LateStage if late.layers else DenseHead
-    stages = {
+    stages: dict[str, EarlyStage | LateStage] = {
         "early": EarlyStage(early.layers, early.rotary, _embedding_rows(model.model.embed_tokens, embedded)),
         "late": kind(late.layers, late.rotary, late.norm, _head_rows(model.lm_head, predicted)),
     }
@@ -71,7 +72,9 @@ def bundle_model(
         files={},
         tools=_tools(),
     )
-    return BundleModel({name: stage.eval() for name, stage in stages.items()}, manifest)
+    for stage in stages.values():
+        stage.eval()
+    return BundleModel(stages, manifest)
 
 
 class TorchEngine:
@@ -104,9 +107,9 @@ def torch_recommender(model: EarnModel, scoring: str = "trie") -> Recommender:
     return Recommender(TorchEngine(bundle.stages), bundle.manifest, model.catalog)
 
 
-def _embedding_rows(table: nn.Module, rows: Sequence[int]) -> nn.Embedding:
-    weight = table.weight.detach()[list(rows)]  # type: ignore[index]
-    return nn.Embedding.from_pretrained(weight)
+def _embedding_rows(table: nn.Embedding, rows: Sequence[int]) -> nn.Embedding:
+    cut: nn.Embedding = nn.Embedding.from_pretrained(table.weight.detach()[list(rows)])
+    return cut
 
 
 def _head_rows(head: nn.Linear, rows: Sequence[int]) -> nn.Linear:

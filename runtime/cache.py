@@ -43,8 +43,7 @@ class KeyValueCache:
     def append(self, outputs: Mapping[str, Array]) -> None:
         """Adds the rows that the stage gave out."""
         self._parts = [
-            np.concatenate((part, outputs[name]), axis=2)
-            for part, name in zip(self._parts, self._new, strict=True)
+            np.concatenate((part, outputs[name]), axis=2) for part, name in zip(self._parts, self._new, strict=True)
         ]
 
     @property

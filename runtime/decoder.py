@@ -3,8 +3,8 @@
     early stage   sees everything: constant head, history, prompt end, generated rows
     late stage    sees the registers and the generated rows alone
 
-All rows that a step adds belong to one sequence per user (tree attention): the bias lets each see the prompt and its own
-ancestors. Prompts of a batch end at the same row; shorter ones are padded in front, and nobody sees the padding.
+All rows that a step adds belong to one sequence per user (tree attention): the bias lets each see the prompt and its
+own ancestors. Prompts of a batch end at the same row; shorter ones are padded in front, and nobody sees the padding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from earn.config import MASKED
 from earn.manifest import Manifest
 from earn.prompts import constant_head, prompt_end
 from earn.runtime.cache import KeyValueCache
-from earn.runtime.engine import Engine
+from earn.runtime.engine import Array, Engine
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -58,9 +58,7 @@ class Decoder:
         rows = len(self._head)
         keep = np.arange(max(1, self._prefix))
         position = np.arange(rows)[None]
-        hidden = self._early(
-            self._early_head, np.array([self._head]), position, np.tri(rows, dtype=bool)[None], keep
-        )
+        hidden = self._early(self._early_head, np.array([self._head]), position, np.tri(rows, dtype=bool)[None], keep)
         if self._prefix:
             late_sees = np.tri(self._prefix, dtype=bool)[None]
             self._late(self._late_head, hidden, position[:, : self._prefix], late_sees, keep[-1:])
@@ -114,13 +112,18 @@ class Decoder:
         return self._late(state.late, hidden, position, _beside(state.late_sees, sees), keep)
 
     def _early(self, cache: KeyValueCache, tokens: Ints, position: Ints, sees: Bools, keep: Ints) -> Floats:
-        feeds = {"input_ids": tokens, "position_ids": position, "attention_bias": _bias(sees), "keep": keep}
+        feeds: dict[str, Array] = {
+            "input_ids": tokens,
+            "position_ids": position,
+            "attention_bias": _bias(sees),
+            "keep": keep,
+        }
         outputs = self._engine.run("early", feeds | cache.feeds())
         cache.append(outputs)
         return outputs["hidden"]
 
     def _late(self, cache: KeyValueCache, hidden: Floats, position: Ints, sees: Bools, keep: Ints) -> Floats:
-        feeds = {"hidden": hidden, "keep": keep}
+        feeds: dict[str, Array] = {"hidden": hidden, "keep": keep}
         if self._sizes.stage_layers("late"):
             feeds |= {"position_ids": position, "attention_bias": _bias(sees), **cache.feeds()}
         outputs = self._engine.run("late", feeds)

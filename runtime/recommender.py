@@ -64,9 +64,7 @@ class Recommender:
         """
         folder = Path(folder)
         manifest = Manifest.load(folder, verify)
-        return cls(
-            load_engine(engine, folder, manifest, threads), manifest, Catalog.load(folder / CATALOG_FILE)
-        )
+        return cls(load_engine(engine, folder, manifest, threads), manifest, Catalog.load(folder / CATALOG_FILE))
 
     def recommend(
         self,
@@ -106,9 +104,7 @@ class Recommender:
         if exclude is None:
             exclude = [()] * len(histories)
         if len(exclude) != len(histories):
-            raise EarnError(
-                f"There are {len(histories)} histories but {len(exclude)} exclusions. Give one for each."
-            )
+            raise EarnError(f"There are {len(histories)} histories but {len(exclude)} exclusions. Give one for each.")
         known = [self._indices(history, unknown) for history in histories]
         for number, history in enumerate(known):
             if not history:
@@ -139,15 +135,13 @@ class Recommender:
         if unknown not in ("error", "skip"):
             raise EarnError(f'unknown is {unknown!r}. Take "error" or "skip".')
         if isinstance(item_ids, str):
-            raise EarnError(
-                f"Got the text {item_ids!r} where a list of item ids belongs. Write [{item_ids!r}]."
-            )
+            raise EarnError(f"Got the text {item_ids!r} where a list of item ids belongs. Write [{item_ids!r}].")
         index = self.catalog.index
         indices = [index.get(str(item_id), -1) for item_id in item_ids]
         if unknown == "error" and -1 in indices:
             missing = next(item_id for item_id, place in zip(item_ids, indices, strict=True) if place < 0)
             raise EarnError(
-                f'The catalog has no item {str(missing)!r}. Check the id, or pass unknown="skip" to leave such items out.'
+                f'The catalog has no item {str(missing)!r}. Check the id, or pass unknown="skip" to leave such out.'
             )
         return [place for place in indices if place >= 0]
 
@@ -159,17 +153,10 @@ class Recommender:
         dead = np.stack([trie.dead_nodes(sorted(items)) for items in barred]) if any(barred) else None
         identifiers = self._identifiers
         state, first = self._decoder.prefill(
-            [
-                history_tokens([identifiers[item] for item in history], self.manifest.model)
-                for history in histories
-            ]
+            [history_tokens([identifiers[item] for item in history], self.manifest.model) for history in histories]
         )
-        beams = step(
-            root_beams(len(histories)), np.ones(len(histories), bool), first, 0, trie, scoring, width, dead
-        )
-        ancestors = np.zeros(
-            (len(histories), 0), np.int64
-        )  # cache rows of the generated tokens that each beam sees
+        beams = step(root_beams(len(histories)), np.ones(len(histories), bool), first, 0, trie, scoring, width, dead)
+        ancestors = np.zeros((len(histories), 0), np.int64)  # cache rows of the generated tokens that each beam sees
         generated = 0
         for depth in range(1, trie.depth):
             ancestors = ancestors[beams.parent]
@@ -213,6 +200,5 @@ class Recommender:
             if item not in barred
         ]
         return [
-            Recommendation(self.catalog.item_ids[item], score, self.catalog.titles[item])
-            for item, score in found[:k]
+            Recommendation(self.catalog.item_ids[item], score, self.catalog.titles[item]) for item, score in found[:k]
         ]

@@ -1,7 +1,7 @@
 """The item trie: all identifiers as a prefix tree in flat arrays (CSR), built in one pass per depth.
 
-Nodes are numbered breadth first and, within a depth, in the order of their prefixes; node 0 is the root. So the children
-of a node are neighbours, and so are the items below it.
+Nodes are numbered breadth first and, within a depth, in the order of their prefixes; node 0 is the root. So the
+children of a node are neighbours, and so are the items below it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ItemTrie:
     @property
     def depth(self) -> int:
         """Tokens of the longest identifier."""
-        return self.path.shape[1]
+        return len(self.level_tokens)
 
     def is_leaf(self, nodes: Ints) -> NDArray[np.bool_]:
         """Which nodes end an identifier."""

@@ -40,7 +40,9 @@ def model() -> EarnModel:
         pad_token_id=0,
     )
     torch.manual_seed(0)
-    return EarnModel.dense(LlamaForCausalLM(config), catalog, max_history=6).eval()
+    model = EarnModel.dense(LlamaForCausalLM(config), catalog, max_history=6)
+    model.eval()
+    return model
 
 
 @pytest.mark.parametrize("history", [[3], [0, 7, 12], [5, 4, 3, 2, 1, 0]])

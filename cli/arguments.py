@@ -1,0 +1,76 @@
+"""What all commands' parsers share: the way to declare a command, errors of one line, and types of values."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from earn.errors import EarnError
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction["Parser"]
+
+DATA_HELP = "ml-100k (fetched when first used), an LC-Rec or LETTER folder, or RecBole files"
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises EarnError instead of printing the usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuses the command line."""
+        raise EarnError(f"{message}. See: {self.prog} --help")
+
+
+def command(
+    subparsers: Subparsers,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    description: str,
+    examples: str,
+) -> Parser:
+    """Adds a command.
+
+    Args:
+        run: called with the parsed arguments; returns the exit status.
+        summary: its line in `earn --help`.
+        description: what stands above its options.
+        examples: command lines that stand below them.
+    """
+    lines = "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
+    parser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=textwrap.fill(description, 79),
+        epilog=f"examples:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    return _at_least(text, 1)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0."""
+    return _at_least(text, 0)
+
+
+def item_ids(text: str) -> list[str]:
+    """Item ids with commas between them."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _at_least(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+    return number

@@ -1,0 +1,84 @@
+"""Data as commands need it: read, split, with the catalog of its items, matched with a model's catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from earn.catalog import Catalog
+from earn.data import NAMED, Example, Interactions, Split, leave_one_out, load_interactions
+from earn.errors import EarnError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Interactions and their split."""
+
+    source: str  # a known name or an absolute path: it can be read again from any working folder
+    interactions: Interactions
+    split: Split
+
+    def catalog(self, seed: int = 0) -> Catalog:
+        """The identifiers that the data brings, or else new ones."""
+        if self.interactions.catalog is not None:
+            return self.interactions.catalog
+        from earn.identifiers import build_catalog
+
+        return build_catalog(self.interactions, self.split.train, seed=seed)
+
+    def histories(self, examples: Sequence[Example]) -> list[list[str]]:
+        """The examples' histories as item ids."""
+        ids = self.interactions.item_ids
+        return [[ids[item] for item in example.history] for example in examples]
+
+    def examples(self, part: str = "test", users: int | None = None) -> Sequence[Example]:
+        """The split's examples of "valid" or "test", or a sample of that many users.
+
+        Raises:
+            EarnError: there are none.
+        """
+        chosen = self.split.valid if part == "valid" else self.split.test
+        if not chosen:
+            raise EarnError(
+                f"{self.source}: no user has three items or more, so nobody can be evaluated. "
+                "Give longer histories."
+            )
+        return chosen if users is None else sample(chosen, users)
+
+    def check_items(self, catalog: Catalog, model: str | Path) -> None:
+        """Refuses a model that does not know all items.
+
+        Raises:
+            EarnError: names one of those that it lacks.
+        """
+        missing = [item_id for item_id in self.interactions.item_ids if item_id not in catalog.index]
+        if missing:
+            items = len(self.interactions.item_ids)
+            raise EarnError(
+                f"{self.source}: {len(missing)} of its {items} items, such as {missing[0]!r}, are not in the "
+                f"catalog of {model}. Give the data that the model was trained on."
+            )
+
+
+def load_dataset(source: str) -> Dataset:
+    """Reads and splits a source (see earn.data)."""
+    interactions = load_interactions(source)
+    return Dataset(
+        source if source in NAMED else str(Path(source).expanduser().resolve()),
+        interactions,
+        leave_one_out(interactions),
+    )
+
+
+def sample(values: Sequence[T], most: int, seed: int = 0) -> Sequence[T]:
+    """At most so many of the values, in their order; the same ones for the same seed."""
+    if len(values) <= most:
+        return values
+    places = np.random.default_rng(seed).choice(len(values), most, replace=False)
+    return [values[place] for place in np.sort(places)]

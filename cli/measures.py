@@ -1,0 +1,81 @@
+"""What the quickstart measures: quality, latency and size of both twins, each by one function for all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earn.cli.console import progress
+from earn.data import Example, popularity
+from earn.metrics import CUTOFFS, NOT_FOUND, summarise
+from earn.runtime.cache import cache_bytes
+from earn.runtime.evaluation import target_ranks
+from earn.runtime.recommender import Recommender
+
+if TYPE_CHECKING:
+    from earn.cli.dataset import Dataset
+    from earn.manifest import Manifest
+    from earn.model import EarnModel
+
+K, BEAMS = 10, 20  # of a timed request; the cache's size is that of as many beams
+TIMED_REQUESTS, WARM_UP_REQUESTS = 200, 10  # per bundle
+
+Quality = dict[str, float]  # recall@10 and ndcg@10
+
+
+def quality(
+    models: Mapping[str, EarnModel],
+    bundles: Mapping[str, Recommender],
+    dataset: Dataset,
+    users: Sequence[Example],
+) -> dict[str, Any]:
+    """Quality of popularity and of each model, in torch and as a bundle; history items may come back."""
+    from earn.export.stages import torch_recommender
+
+    def searched(recommender: Recommender, label: str) -> Quality:
+        return at_ten(target_ranks(recommender, users, dataset.interactions.item_ids, False, progress(label)))
+
+    figures: dict[str, Any] = {"popularity": at_ten(popularity_ranks(dataset, users))}
+    for name, model in models.items():
+        figures[name] = {
+            "torch": searched(torch_recommender(model), f"{name}, torch"),
+            "bundle": searched(bundles[name], f"{name}, bundle"),
+        }
+    return figures
+
+
+def at_ten(ranks: NDArray[np.int64]) -> Quality:
+    """Recall@10 and NDCG@10 of targets' ranks."""
+    figures = summarise(ranks)
+    return {name: figures[name] for name in ("recall@10", "ndcg@10")}
+
+
+def popularity_ranks(dataset: Dataset, users: Sequence[Example]) -> NDArray[np.int64]:
+    """The targets' ranks when everyone is shown the most popular items, as `target_ranks` counts them."""
+    order = popularity(dataset.split, len(dataset.interactions.item_ids))
+    place = np.argsort(order)
+    ranks = place[[example.target for example in users]]
+    return np.where(ranks < max(CUTOFFS), ranks, NOT_FOUND).astype(np.int64)
+
+
+def p50_ms(bundles: Mapping[str, Recommender], histories: Sequence[Sequence[str]]) -> dict[str, float]:
+    """The median latency of one request to each bundle, asked in turn with the same histories."""
+    taken: dict[str, list[float]] = {name: [] for name in bundles}
+    for history in islice(cycle(histories), WARM_UP_REQUESTS + TIMED_REQUESTS):
+        for name, recommender in bundles.items():
+            started = time.perf_counter()
+            recommender.recommend(history, K, BEAMS)
+            taken[name].append(1000 * (time.perf_counter() - started))
+    return {name: statistics.median(times[WARM_UP_REQUESTS:]) for name, times in taken.items()}
+
+
+def bundle_sizes(manifest: Manifest) -> dict[str, int]:
+    """Bytes of the cache at a full prompt, and of the bundle."""
+    cache = cache_bytes(manifest.sizes, manifest.limits, manifest.limits.prompt, BEAMS)
+    return {"cache_bytes": cache, "bundle_bytes": manifest.bundle_bytes}

@@ -1,0 +1,195 @@
+"""`earn quickstart`: the whole path for EARN and its dense twin: train, export, evaluate, time.
+
+In OUT:
+    dense/, earn/                  checkpoints
+    dense-bundle/, earn-bundle/    bundles
+    summary.json                   {"popularity": Q, "dense": M, "earn": M, "seconds": float}
+                                   Q = {"recall@10", "ndcg@10"}
+                                   M = {"torch": Q, "bundle": Q and "p50_ms", "cache_bytes", "bundle_bytes"}
+
+Quality is that of constrained search over the whole catalog for every test user's last item; items of the
+history may come back. Latency is that of one request at a time, both bundles asked in turn, so that what else
+the machine does falls on both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from earn.cli.arguments import DATA_HELP, command, natural, positive
+from earn.cli.console import Steps, note, show, table
+from earn.errors import EarnError
+
+if TYPE_CHECKING:
+    from earn.catalog import Catalog
+    from earn.cli.arguments import Subparsers
+    from earn.cli.dataset import Dataset
+    from earn.data import Example
+    from earn.model import EarnModel
+    from earn.runtime.recommender import Recommender
+
+# How each twin is trained: fields of TrainSettings that differ from its defaults.
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "dense": {"epochs": 20},
+    "earn": {"epochs": 20},
+}
+
+SHOWN = 5  # items of the example user's history, and of his recommendations
+
+MARKER = ".earn-quickstart"  # stands in OUT while and after a quickstart wrote it
+SUMMARY = "summary.json"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declares the command."""
+    parser = command(
+        subparsers,
+        "quickstart",
+        run,
+        "the whole path on MovieLens 100k: train, export, evaluate, recommend",
+        "Trains an EARN model and its dense twin of equal size, exports both, and compares quality, "
+        "latency, cache and size. A second run into the same folder replaces the first one's results.",
+        """
+        earn quickstart
+        earn quickstart --epochs 2 --users 200 --out try
+        earn quickstart --data LC-Rec/Instruments --backbone tiny-qwen3 --out instruments
+        """,
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("quickstart"), metavar="DIR", help="folder (default: %(default)s)"
+    )
+    parser.add_argument("--data", default="ml-100k", help=f"{DATA_HELP} (default: %(default)s)")
+    parser.add_argument(
+        "--backbone", default="tiny-llama", metavar="NAME|PATH", help="see earn train (default: %(default)s)"
+    )
+    parser.add_argument("--epochs", type=positive, metavar="N", help="of both trainings (default: enough)")
+    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--users", type=positive, metavar="N", help="evaluate on a sample of users (default: all)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Walks the whole path."""
+    import onnxruntime  # noqa: F401  (what is missing is to be said before the training, not after it)
+
+    from earn.cli.dataset import load_dataset
+    from earn.cli.export import write
+    from earn.cli.measures import TIMED_REQUESTS, bundle_sizes, p50_ms, quality
+    from earn.files import write_json
+    from earn.runtime.recommender import Recommender
+
+    _prepare(args.out)
+    steps = Steps(7)
+    steps(f"Read {args.data}")
+    dataset = load_dataset(args.data)
+    users = dataset.examples(users=args.users)
+    steps(f"Item identifiers of {len(dataset.interactions.item_ids):,} items")
+    catalog = dataset.catalog(args.seed)
+    models = {name: _train(name, args, dataset, catalog, steps) for name in RECIPES}
+    steps("Export both and compare the graphs with torch")
+    bundles: dict[str, Recommender] = {}
+    for name, model in models.items():
+        write(model, dataset, folder := args.out / f"{name}-bundle")
+        bundles[name] = Recommender.load(folder)
+    steps(f"Evaluate on {len(users):,} test users")
+    summary = quality(models, bundles, dataset, users)
+    steps(f"Time {TIMED_REQUESTS} requests to each bundle, in turn")
+    latency = p50_ms(bundles, dataset.histories(users))
+    for name, recommender in bundles.items():
+        summary[name]["bundle"] |= {"p50_ms": latency[name], **bundle_sizes(recommender.manifest)}
+    summary["seconds"] = round(steps.seconds, 1)
+    write_json(args.out / SUMMARY, summary)
+    _report(args, summary, bundles["earn"], dataset, users)
+    return 0
+
+
+def _prepare(out: Path) -> None:
+    """An empty folder, or one from which an earlier quickstart's results are taken away."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file())):
+        raise EarnError(f"{out}: exists and is not a quickstart's. Choose another folder with --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).write_text("earn quickstart replaces its results in this folder.\n", encoding="utf-8")
+    for name in RECIPES:
+        for folder in (out / name, out / f"{name}-bundle"):
+            shutil.rmtree(folder, ignore_errors=True)
+    (out / SUMMARY).unlink(missing_ok=True)
+
+
+def _train(
+    name: str, args: argparse.Namespace, dataset: Dataset, catalog: Catalog, steps: Steps
+) -> EarnModel:
+    """One twin, as its checkpoint says."""
+    from earn.cli.train import describe, fit
+    from earn.model import EarnModel
+    from earn.training import TrainSettings
+
+    settings = replace(TrainSettings(**RECIPES[name]), seed=args.seed)
+    if args.epochs is not None:
+        settings = replace(settings, epochs=args.epochs)
+    build = EarnModel.dense if name == "dense" else EarnModel.from_backbone
+    model = build(args.backbone, catalog, seed=args.seed)
+    steps(f"Train {'the dense twin' if name == 'dense' else 'EARN'}, {settings.epochs} epochs")
+    note(f"      {describe(model)}")
+    fit(model, dataset, args.out / name, settings)
+    return EarnModel.from_pretrained(args.out / name)
+
+
+def _report(
+    args: argparse.Namespace,
+    summary: Mapping[str, Any],
+    recommender: Recommender,
+    dataset: Dataset,
+    users: Sequence[Example],
+) -> None:
+    """Prints the comparison, one user's recommendations, and what to type next."""
+    from earn.cli.measures import BEAMS
+    from earn.cli.recommend import items_table
+
+    show(f"\n{_comparison(summary)}")
+    show(
+        f"Recall and NDCG: the last items of {len(users):,} users, full ranking; history items may come back.\n"
+        f"p50: one request at a time, both bundles in turn. Cache: a full prompt and {BEAMS} beams."
+    )
+    example = next((user for user in users if len(user.history) >= SHOWN), users[0])
+    history = dataset.histories([example])[0]
+    titles = dict(zip(recommender.catalog.item_ids, recommender.catalog.titles, strict=True))
+    show(f"\nUser {example.user} chose last:")
+    for item_id in history[-SHOWN:]:
+        show(f"  {item_id}  {titles[item_id]}")
+    show(f"\nEARN recommends:\n{items_table(recommender.recommend(history, k=SHOWN))}")
+    bundle = shlex.quote(str(args.out / "earn-bundle"))
+    note(
+        f"\nWhat to type next:\n"
+        f"  earn recommend {bundle} --history {shlex.quote(','.join(history[-SHOWN:]))}\n"
+        f"  earn inspect {bundle}\n"
+        f"  earn evaluate {bundle} {shlex.quote(args.data)} --exclude-history"
+    )
+
+
+def _comparison(summary: Mapping[str, Any]) -> str:
+    """The summary as a table."""
+    rows = {
+        "popularity": summary["popularity"],
+        "dense": summary["dense"]["bundle"],
+        "EARN (torch)": summary["earn"]["torch"],
+        "EARN (bundle)": summary["earn"]["bundle"],
+    }
+    columns: dict[str, tuple[str, Callable[[float], str]]] = {
+        "Recall@10": ("recall@10", "{:.4f}".format),
+        "NDCG@10": ("ndcg@10", "{:.4f}".format),
+        "p50 ms": ("p50_ms", "{:.1f}".format),
+        "cache KiB": ("cache_bytes", lambda count: f"{count / 2**10:,.0f}"),
+        "bundle MiB": ("bundle_bytes", lambda count: f"{count / 2**20:.1f}"),
+    }
+    cells = [
+        (name, *(text(row[key]) if key in row else "-" for key, text in columns.values()))
+        for name, row in rows.items()
+    ]
+    return table(("", *columns), cells)

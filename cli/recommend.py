@@ -1,0 +1,81 @@
+"""`earn recommend`: the next items for one history, from a bundle. Needs numpy and ONNX Runtime alone."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from earn.cli.arguments import command, item_ids, positive
+from earn.cli.console import show, show_json, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from earn.cli.arguments import Subparsers
+    from earn.runtime.recommender import Recommendation
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declares the command."""
+    parser = command(
+        subparsers,
+        "recommend",
+        run,
+        "recommend items for one history",
+        "Recommends the next items for a history of item ids, oldest first. The score is the "
+        "log-probability of the item's identifier.",
+        """
+        earn recommend BUNDLE --history 50,172,181
+        earn recommend BUNDLE --history 50,172,181 -k 5 --exclude-history --json
+        """,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of earn export")
+    parser.add_argument(
+        "--history", type=item_ids, required=True, metavar="IDS", help="item ids with commas between them"
+    )
+    parser.add_argument("-k", type=positive, default=10, help="items to recommend (default: %(default)s)")
+    parser.add_argument(
+        "--beams", type=positive, default=20, metavar="N", help="width of the search (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--exclude", type=item_ids, default=[], metavar="IDS", help="items that may not come back"
+    )
+    parser.add_argument(
+        "--exclude-history", action="store_true", help="items of the history may not come back"
+    )
+    parser.add_argument(
+        "--unknown",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do with ids that the catalog lacks (default: %(default)s)",
+    )
+    parser.add_argument("--engine", default="cpu", metavar="NAME", help="what runs it (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="threads of a request (default: the physical cores)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON list instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Recommends."""
+    from earn.runtime.recommender import Recommender
+
+    recommender = Recommender.load(args.bundle, args.engine, args.threads)
+    items = recommender.recommend(
+        args.history, args.k, args.beams, args.exclude, args.exclude_history, args.unknown
+    )
+    if args.json:
+        show_json([asdict(item) for item in items])
+    else:
+        show(items_table(items))
+    return 0
+
+
+def items_table(items: Sequence[Recommendation]) -> str:
+    """Recommended items as a table."""
+    rows = [
+        (f"{rank}", item.item_id, f"{item.score:.3f}", item.title) for rank, item in enumerate(items, start=1)
+    ]
+    return table(("rank", "item", "score", "title"), rows)

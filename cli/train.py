@@ -1,0 +1,198 @@
+"""`earn train`: a checkpoint from interaction data, selected by validation NDCG@10 of constrained search."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from earn.cli.arguments import DATA_HELP, command, natural, positive
+from earn.cli.console import Steps, note, results_kept_clean, show
+from earn.errors import EarnError
+from earn.prompts import Template
+
+if TYPE_CHECKING:
+    from earn.catalog import Catalog
+    from earn.cli.arguments import Subparsers
+    from earn.cli.dataset import Dataset
+    from earn.model import EarnModel
+    from earn.training import TrainSettings
+
+VALIDATION_USERS = 2000  # more of them cost time at every epoch and hardly change which epoch is best
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declares the command."""
+    parser = command(
+        subparsers,
+        "train",
+        run,
+        "train a checkpoint",
+        "Trains a backbone as an EARN recommender: the first k layers see the whole prompt, the "
+        "others only the registers. The epoch with the best validation NDCG@10 is kept.",
+        """
+        earn train ml-100k --out CKPT
+        earn train ml-100k --out DENSE --dense
+        earn train LC-Rec/Instruments --backbone models/Llama-3.2-1B --bf16 --learning-rate 5e-5 --out CKPT
+        earn train ml-100k --out CKPT --resume
+        """,
+    )
+    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("--out", metavar="CKPT", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted training in CKPT")
+    _add_model_options(parser.add_argument_group("model"))
+    _add_settings(parser.add_argument_group("training"))
+
+
+def _add_model_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--backbone",
+        default="tiny-llama",
+        metavar="NAME|PATH",
+        help="tiny-llama, tiny-qwen2 or tiny-qwen3, from scratch, or a Hugging Face folder (default: tiny-llama)",
+    )
+    group.add_argument(
+        "--early-layers",
+        type=positive,
+        metavar="K",
+        help="layers that see every token (default: a quarter of them)",
+    )
+    group.add_argument("--dense", action="store_true", help="the dense baseline: all layers, no registers")
+    for place, where in (("prefix", "start"), ("suffix", "end")):
+        group.add_argument(
+            f"--{place}-registers",
+            type=natural,
+            default=1,
+            metavar="N",
+            help=f"registers at the prompt's {where} (default: %(default)s)",
+        )
+    group.add_argument(
+        "--max-history",
+        type=positive,
+        default=20,
+        metavar="N",
+        help="items that the prompt holds; the newest are kept (default: %(default)s)",
+    )
+    group.add_argument(
+        "--template",
+        metavar="TEXT",
+        help="prompt with {history} where the items stand, for backbones with a tokenizer",
+    )
+    group.add_argument("--separator", metavar="TEXT", help="text between two items of the history")
+
+
+def _add_settings(group: argparse._ArgumentGroup) -> None:
+    """Options named as the fields of TrainSettings; those that are not given keep that class's defaults."""
+    options: tuple[tuple[str, Callable[[str], Any], str], ...] = (
+        ("epochs", positive, "passes over the data"),
+        ("batch_size", positive, "windows per step and process"),
+        ("learning_rate", float, "at its peak"),
+        ("weight_decay", float, "of AdamW"),
+        ("dropout", float, "of attention probabilities"),
+        ("seed", natural, "of new weights, identifiers and order"),
+    )
+    for name, kind, text in options:
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            metavar="N" if kind is not float else "X",
+            default=argparse.SUPPRESS,
+            help=text,
+        )
+    group.add_argument("--bf16", action="store_true", default=argparse.SUPPRESS, help="mixed precision")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains and writes the checkpoint."""
+    from earn.cli.dataset import load_dataset
+
+    settings = _settings(args)
+    _check(args)
+    steps = Steps(4)
+    steps(f"Read {args.data}")
+    dataset = load_dataset(args.data)
+    steps(f"Item identifiers of {len(dataset.interactions.item_ids):,} items")
+    catalog = dataset.catalog(settings.seed)
+    steps(f"{'Dense' if args.dense else 'EARN'} model over {args.backbone}")
+    model = _model(args, catalog, settings.seed)
+    note(f"      {describe(model)}")
+    steps(f"Train {settings.epochs} epochs")
+    record = fit(model, dataset, args.out, settings, args.resume)
+    show(
+        f"{args.out}: validation NDCG@10 {record['ndcg@10']:.4f}, "
+        f"{record['steps']} steps, {record['seconds']:.0f} s"
+    )
+    note(f"Next: earn export {args.out} --out BUNDLE")
+    return 0
+
+
+def fit(
+    model: EarnModel, dataset: Dataset, out: Path, settings: TrainSettings, resume: bool = False
+) -> dict[str, Any]:
+    """Trains on a data set's training part, with NDCG@10 on its validation users; returns training.json."""
+    from earn.cli.dataset import sample
+    from earn.export.stages import torch_recommender
+    from earn.metrics import ndcg
+    from earn.runtime.evaluation import target_ranks
+    from earn.training import train
+
+    users = sample(dataset.examples("valid"), VALIDATION_USERS)
+
+    def validate(model: EarnModel) -> float:
+        ranks = target_ranks(torch_recommender(model), users, dataset.interactions.item_ids)
+        return float(ndcg(ranks, 10).mean())
+
+    with results_kept_clean():
+        return train(model, dataset.split.train, out, validate, settings, dataset.source, resume)
+
+
+def describe(model: EarnModel) -> str:
+    """A model's size and split in words."""
+    earn = model.earn
+    registers = f"{len(earn.prefix_ids)} prefix and {len(earn.suffix_ids)} suffix registers"
+    return (
+        f"{model.num_parameters() / 1e6:.2f} million parameters, {earn.early_layers} of "
+        f"{model.config.num_hidden_layers} layers early, {registers}"
+    )
+
+
+def _settings(args: argparse.Namespace) -> TrainSettings:
+    from dataclasses import fields
+
+    from earn.training import TrainSettings
+
+    names = {field.name for field in fields(TrainSettings)}
+    return TrainSettings(**{name: value for name, value in vars(args).items() if name in names})
+
+
+def _check(args: argparse.Namespace) -> None:
+    from earn.training import RUN_FOLDER
+
+    if args.dense and args.early_layers is not None:
+        raise EarnError("--dense has all layers early. Leave away --early-layers, or --dense.")
+    out: Path = args.out
+    is_used = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if is_used and not args.resume and not (out / RUN_FOLDER).is_dir():
+        raise EarnError(f"{out}: exists and is not empty. Choose another folder, or remove it first.")
+
+
+def _model(args: argparse.Namespace, catalog: Catalog, seed: int) -> EarnModel:
+    from earn.model import EarnModel
+
+    template = None
+    if args.template is not None or args.separator is not None:
+        given = {"text": args.template, "separator": args.separator}
+        template = Template(**{name: text for name, text in given.items() if text is not None})
+    if args.dense:
+        return EarnModel.dense(args.backbone, catalog, args.max_history, template, seed)
+    return EarnModel.from_backbone(
+        args.backbone,
+        catalog,
+        args.early_layers,
+        args.prefix_registers,
+        args.suffix_registers,
+        args.max_history,
+        template,
+        seed,
+    )

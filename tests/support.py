@@ -1,0 +1,240 @@
+"""What the tests share: small models with well spread scores, slow references, comparisons that show their figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from earn.backbones import load_backbone
+from earn.catalog import Catalog
+from earn.config import EarnConfig, Prompt
+from earn.export.stages import TorchEngine, bundle_model
+from earn.manifest import Manifest
+from earn.model import EarnModel
+from earn.prompts import constant_head, history_tokens, prompt_end, readout_rows
+from earn.runtime.engine import Array, Engine
+from earn.runtime.recommender import Recommendation, Recommender
+
+FAMILIES = ("tiny-llama", "tiny-qwen2", "tiny-qwen3")
+RULES = ("trie", "level", "vocab")
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+NEAR_TIE = 1e-6  # scores closer than this may come back in either order
+
+# Identifiers of 2, 3 and 4 tokens. "0" and "4" share one; "1" hangs on a chain with one leaf; "2" and "3" part at the end.
+TOY = ("a0 b0", "a1 b0 c0", "a2 b0 c0 d0", "a2 b0 c0 d1", "a0 b0", "a2 b1 c1 d0", "a3 b1 c0", "a3 b0 c1")
+
+
+def small_backbone(name: str, seed: int = 0, **sizes: Any) -> PreTrainedModel:
+    head = {"head_dim": 16} if name == "tiny-qwen3" else {}
+    return load_backbone(name, seed, {**SMALL, **head, **sizes})
+
+
+def scramble(module: nn.Module, seed: int = 1, spread: float = 0.7) -> None:
+    """Draws every parameter so that outputs are spread widely: matrices keep the size of what goes through them."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name:
+                parameter.copy_(1 + 0.2 * noise)
+            elif parameter.dim() == 1:
+                parameter.copy_(0.3 * noise)
+            else:
+                embeds = "embed" in name or "lm_head" in name
+                parameter.copy_(noise * (spread if embeds else 1 / math.sqrt(parameter.shape[1])))
+
+
+def toy_catalog(identifiers: Sequence[str] = TOY) -> Catalog:
+    """Items "0", "1", ... with these identifiers, tokens separated by spaces."""
+    numbers = tuple(map(str, range(len(identifiers))))
+    return Catalog(numbers, tuple(tuple(text.split()) for text in identifiers), tuple(map("t{}".format, numbers)))
+
+
+def random_catalog(items: int, seed: int = 0, codes: int = 4) -> Catalog:
+    """Identifiers of 2 to 4 tokens, some shared: the first code decides the length, so none begins another."""
+    generator = np.random.default_rng(seed)
+    rows = generator.integers(0, codes, (items, 4)).tolist()
+    return toy_catalog(
+        [" ".join(f"{letter}{code}" for letter, code in zip("abcd"[: 2 + row[0] % 3], row)) for row in rows]  # noqa: B905
+    )
+
+
+def small_model(
+    name: str = "tiny-llama", catalog: Catalog | None = None, seed: int = 1, prompt: Prompt | None = None, **settings: Any
+) -> EarnModel:
+    """A scrambled model in evaluation mode; `prompt` replaces the text parts of its prompt."""
+    model = EarnModel.from_backbone(small_backbone(name), catalog or toy_catalog(), **settings)
+    if prompt is not None:
+        model = with_prompt(model, prompt)
+    scramble(model, seed)
+    return model.eval()
+
+
+def with_prompt(model: EarnModel, prompt: Prompt) -> EarnModel:
+    """The model with other text parts: token ids that it has, such as those of its identifiers."""
+    earn = model.earn
+    changed = EarnConfig(
+        earn.early_layers, earn.prefix_ids, earn.suffix_ids, prompt, earn.token_ids, earn.max_history
+    )
+    return EarnModel(cast(PreTrainedModel, model._backbone), changed, model.catalog)
+
+
+def token_identifiers(model: EarnModel) -> list[tuple[int, ...]]:
+    """Each item's identifier in the model's token ids."""
+    return [tuple(model.earn.token_ids[code] for code in row if code >= 0) for row in model.catalog.codes.tolist()]
+
+
+def prompt_of(model: EarnModel, history: Sequence[int]) -> list[int]:
+    """The whole prompt of a history of item indices."""
+    identifiers = token_identifiers(model)
+    items = history_tokens([identifiers[item] for item in history], model.earn)
+    return [*constant_head(model.earn), *items, *prompt_end(model.earn)]
+
+
+def naive_logits(model: EarnModel, prompt: Sequence[int], generated: Sequence[int]) -> Tensor:
+    """Logits [1+generated,v] from the last prompt row on, by Hugging Face's own decoder layers.
+
+    Layers 1..k see the whole sequence, the layers above only registers and generated tokens; all are plainly causal.
+    """
+    config, sequence = model.earn, [*prompt, *generated]
+    layers = cast(Sequence[nn.Module], model.model.layers)
+    positions = torch.arange(len(sequence))[None]
+    kept = [*range(len(config.prefix_ids)), *range(len(prompt) - readout_rows(config), len(sequence))]
+    if config.early_layers == len(layers):
+        kept = list(range(len(sequence)))
+    hidden = model.model.embed_tokens(torch.tensor([sequence]))
+    for number, layer in enumerate(layers):
+        if number == config.early_layers:
+            hidden, positions = hidden[:, kept], positions[:, kept]
+        rows = hidden.shape[1]
+        mask = torch.full((rows, rows), -1e9, dtype=hidden.dtype).triu(1)[None, None]
+        rotation = model.model.rotary_emb(hidden, positions)
+        out = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotation)
+        hidden = out[0] if isinstance(out, tuple) else out
+    return cast(Tensor, model.lm_head(model.model.norm(hidden))[0, -1 - len(generated) :])
+
+
+@torch.no_grad()
+def brute_force(model: EarnModel, history: Sequence[int], scoring: str) -> list[float]:
+    """Every item's score: the sum of its tokens' log-probabilities under the rule, from `naive_logits`."""
+    identifiers, prompt = token_identifiers(model), prompt_of(model, history)
+    scores = []
+    for identifier in identifiers:
+        logits = naive_logits(model, prompt, identifier[:-1]).double()
+        score = 0.0
+        for depth, token in enumerate(identifier):
+            over = {
+                "trie": {other[depth] for other in identifiers if other[:depth] == identifier[:depth] and depth < len(other)},
+                "level": {other[depth] for other in identifiers if depth < len(other)},
+                "vocab": set(range(logits.shape[1])),
+            }[scoring]
+            score += float(logits[depth, token] - torch.logsumexp(logits[depth, sorted(over)], 0))
+        scores.append(score)
+    return scores
+
+
+class CountingEngine:
+    """Passes calls on to another engine and notes them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.shapes: list[tuple[str, dict[str, tuple[int, ...]]]] = []  # of the feeds, call by call
+
+    def run(self, stage: str, feeds: dict[str, Array]) -> dict[str, Array]:
+        self.shapes.append((stage, {name: array.shape for name, array in feeds.items()}))
+        return self._engine.run(stage, feeds)
+
+
+def watched_recommender(model: EarnModel, scoring: str = "trie", **limits: int) -> tuple[Recommender, CountingEngine]:
+    """A recommender over the torch stages, and what it asks of them."""
+    bundle = bundle_model(model, scoring, **limits)
+    engine = CountingEngine(TorchEngine(bundle.stages))
+    return Recommender(cast(Engine, engine), bundle.manifest, model.catalog), engine
+
+
+def pairs(items: Iterable[Recommendation]) -> list[tuple[int, float]]:
+    """Recommendations of a catalog of numbered items as (index, score)."""
+    return [(int(item.item_id), item.score) for item in items]
+
+
+def histories_of(catalog: Catalog, count: int, longest: int, seed: int = 0) -> list[list[int]]:
+    """Random histories of 1 to `longest` item indices."""
+    generator = np.random.default_rng(seed)
+    return [
+        generator.integers(0, len(catalog), generator.integers(1, longest + 1)).tolist() for _ in range(count)
+    ]
+
+
+def assert_close(want: Any, got: Any, tolerance: float, name: str = "values") -> None:
+    """Equality within a tolerance; a failure shows the largest and the mean difference."""
+    first, second = (np.asarray(value.detach() if isinstance(value, Tensor) else value) for value in (want, got))
+    assert first.shape == second.shape, f"{name}: shape {second.shape} instead of {first.shape}"
+    difference: NDArray[np.float64] = np.abs(first.astype(np.float64) - second)
+    worst = difference.max(initial=0.0)
+    assert worst <= tolerance, f"{name}: differ by {worst:.3g} at most, {difference.mean():.3g} on average"
+
+
+@dataclass
+class Agreement:
+    """Compares ranked lists of (item, score) with an oracle's: same items, same order, near scores."""
+
+    tolerance: float = 1e-4
+    lists: int = 0
+    near_ties: int = 0  # positions that differ only by the order of scores less than NEAR_TIE apart
+    differences: list[float] = field(default_factory=list)  # of scores, position by position
+    wrong: list[str] = field(default_factory=list)
+
+    def add(self, name: str, want: Sequence[tuple[int | str, float]], got: Sequence[tuple[int | str, float]]) -> None:
+        self.lists += 1
+        scores = dict(want)
+        if len(want) != len(got):
+            self.wrong.append(f"{name}: {len(got)} items instead of {len(want)}")
+        for place, ((item, score), (other, other_score)) in enumerate(zip(want, got)):  # noqa: B905
+            self.differences.append(abs(score - other_score))
+            if item != other and abs(scores.get(other, math.inf) - score) < NEAR_TIE:
+                self.near_ties += 1
+            elif item != other or not self.differences[-1] <= self.tolerance:
+                self.wrong.append(
+                    f"{name}, position {place}: {other} ({other_score:.6f}) instead of {item} ({score:.6f})"
+                )
+                break
+
+    def __str__(self) -> str:
+        worst, mean = max(self.differences, default=0.0), float(np.mean(self.differences or [0.0]))
+        return (
+            f"{len(self.wrong)} of {self.lists} lists differ; score difference {worst:.3g} at most, {mean:.3g} on "
+            f"average; {self.near_ties} positions swapped by near-ties; first: {(self.wrong or ['none'])[0]}"
+        )
+
+    def check(self) -> None:
+        assert self.lists, "nothing was compared"
+        assert not self.wrong, str(self)
+        print(self)
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    """Changes top-level keys of a bundle's manifest.json; None removes one."""
+    import json
+
+    path = folder / "manifest.json"
+    value = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: item for key, item in value.items() if item is not None}))
+
+
+def load_manifest(folder: Path) -> Manifest:
+    return Manifest.load(folder)

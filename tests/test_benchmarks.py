@@ -1,0 +1,18 @@
+"""The benchmark scripts run from end to end on a small shape and say what they promise."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_latency_prints_its_line_of_json() -> None:
+    command = [sys.executable, "benchmarks/latency.py", "--shape", "tiny", "--repeats", "1", "--threads", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["prompt"] == 44
+    assert result["speedup_vs_hf"] == round(result["hf_generate_ms"] / result["earn_fp32_ms"], 2)

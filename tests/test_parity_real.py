@@ -1,0 +1,120 @@
+"""On real histories, the bundle recommends what the reference search recommends: same items, same order."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from earn.catalog import Catalog
+from earn.data import leave_one_out, load_interactions
+from earn.export.bundle import export_bundle
+from earn.identifiers import build_catalog
+from earn.model import EarnModel
+from earn.reference import reference_search
+from earn.runtime.recommender import Recommendation, Recommender
+from tests.support import FAMILIES, RULES, Agreement, small_model
+
+HISTORIES = 300
+LONGEST = 25  # items, five more than the models read
+BATCH = 8
+K = 10
+Ranking = list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Real:
+    """Real users over a real catalog, and the oracle's answers, computed once."""
+
+    catalog: Catalog
+    histories: tuple[tuple[int, ...], ...]  # item indices; of every length up to LONGEST
+    model: Callable[[str], EarnModel]
+    oracle: Callable[[str, str, int], Ranking]  # backbone, rule, number of the history
+    folder: Path
+
+    def ids(self, items: Sequence[int]) -> list[str]:
+        return [self.catalog.item_ids[item] for item in items]
+
+    def recommender(self, backbone: str, rule: str) -> Recommender:
+        folder = self.folder / backbone / rule
+        if not folder.exists():
+            check = [self.ids(history) for history in self.histories[:2]]
+            export_bundle(self.model(backbone), folder, check, rule, max_batch=BATCH, max_beams=16)
+        return Recommender.load(folder, threads=1)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    interactions = load_interactions("ml-100k")
+    split = leave_one_out(interactions)
+    catalog = build_catalog(interactions, split.train)
+    users = split.test[:: len(split.test) // HISTORIES][:HISTORIES]
+    lengths = [1 + 7 * number % LONGEST for number in range(HISTORIES)]
+    histories = tuple(
+        tuple(user.history[-length:].tolist()) for user, length in zip(users, lengths, strict=True)
+    )
+
+    @cache
+    def model(backbone: str) -> EarnModel:
+        return small_model(backbone, catalog, early_layers=2)
+
+    @cache
+    def oracle(backbone: str, rule: str, number: int) -> Ranking:
+        found = reference_search(model(backbone), histories[number], K, K, rule)
+        return [(catalog.item_ids[item], score) for item, score in found]
+
+    gc.collect()
+    gc.freeze()  # the oracle makes many small dictionaries; the collector need not walk torch for each
+    yield Real(catalog, histories, model, oracle, tmp_path_factory.mktemp("real"))
+    gc.unfreeze()
+
+
+def ranking(items: Sequence[Recommendation]) -> Ranking:
+    return [(item.item_id, item.score) for item in items]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_the_bundle_recommends_what_the_reference_search_does(real: Real, backbone: str, rule: str) -> None:
+    recommender, agreement = real.recommender(backbone, rule), Agreement()
+    histories = [real.ids(history) for history in real.histories]
+    wanted = [real.oracle(backbone, rule, number) for number in range(HISTORIES)]
+    for number, (history, want) in enumerate(zip(histories, wanted, strict=True)):
+        agreement.add(f"history {number}, batch 1", want, ranking(recommender.recommend(history, K, K)))
+    for start in range(0, HISTORIES, BATCH):
+        found = recommender.recommend_batch(histories[start : start + BATCH], K, K)
+        for number, items in enumerate(found, start):
+            agreement.add(f"history {number}, batch {BATCH}", wanted[number], ranking(items))
+    assert agreement.lists == 2 * HISTORIES
+    assert len({tuple(item for item, _ in want) for want in wanted}) > 0.9 * HISTORIES  # lists tell users apart
+    agreement.check()
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_with_exclusions_the_bundle_still_recommends_what_the_reference_search_does(
+    real: Real, backbone: str, rule: str
+) -> None:
+    recommender, agreement = real.recommender(backbone, rule), Agreement()
+    numbers = range(0, HISTORIES, 10)
+    histories = [real.ids(real.histories[number]) for number in numbers]
+    # The best items themselves, of which every third user is left alone.
+    excluded = [[item for item, _ in real.oracle(backbone, rule, number)[: number % 3 * 2]] for number in numbers]
+    wanted = []
+    for number, items in zip(numbers, excluded, strict=True):
+        barred = {*(real.catalog.index[item] for item in items), *real.histories[number]}
+        found = reference_search(real.model(backbone), real.histories[number], K, 16, rule, barred)
+        assert not barred & {item for item, _ in found}
+        wanted.append([(real.catalog.item_ids[item], score) for item, score in found])
+    for batch in (1, BATCH):
+        for start in range(0, len(numbers), batch):
+            chosen = slice(start, start + batch)
+            got = recommender.recommend_batch(histories[chosen], K, 16, excluded[chosen], exclude_history=True)
+            for number, want, items in zip(numbers[chosen], wanted[chosen], got, strict=True):
+                agreement.add(f"history {number}, batch {batch}", want, ranking(items))
+    assert agreement.lists == 2 * len(numbers)
+    agreement.check()
