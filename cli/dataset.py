@@ -46,8 +46,7 @@ class Dataset:
         chosen = self.split.valid if part == "valid" else self.split.test
         if not chosen:
             raise EarnError(
-                f"{self.source}: no user has three items or more, so nobody can be evaluated. "
-                "Give longer histories."
+                f"{self.source}: no user has three items or more, so nobody can be evaluated. Give longer histories."
             )
         return chosen if users is None else sample(chosen, users)
 

@@ -36,9 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("model", metavar="CKPT|BUNDLE", type=Path, help="folder of earn train or earn export")
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
     parser.add_argument("--split", choices=("test", "valid"), default="test", help="default: %(default)s")
-    parser.add_argument(
-        "--exclude-history", action="store_true", help="items of the history may not come back"
-    )
+    parser.add_argument("--exclude-history", action="store_true", help="items of the history may not come back")
     parser.add_argument(
         "--scoring",
         metavar="RULE",

@@ -1,4 +1,4 @@
-"""`earn export`: a bundle from a checkpoint, compared with torch on real histories before it is put in place."""
+"""`earn export`: a bundle from a checkpoint, compared with torch on real histories first."""
 
 from __future__ import annotations
 
@@ -98,7 +98,6 @@ def _dataset(args: argparse.Namespace) -> Dataset:
     source = args.data or trained_on(args.checkpoint)
     if not source:
         raise EarnError(
-            f"{args.checkpoint}: does not say what it was trained on. "
-            "Give the data with --data, for the check."
+            f"{args.checkpoint}: does not say what it was trained on. Give the data with --data, for the check."
         )
     return load_dataset(source)

@@ -27,8 +27,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "inspect",
         run,
         "show what a bundle holds",
-        "Checks a bundle's files against its manifest and shows model, prompt, limits, cache, "
-        "files and item trie.",
+        "Checks a bundle's files against its manifest and shows model, prompt, limits, cache, files and item trie.",
         """
         earn inspect BUNDLE
         earn inspect BUNDLE --json

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from earn.cli.arguments import DATA_HELP, command, natural, positive
 from earn.cli.console import Steps, note, show, table
 from earn.errors import EarnError
+from earn.settings import TrainSettings
 
 if TYPE_CHECKING:
     from earn.catalog import Catalog
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 # How each twin is trained: fields of TrainSettings that differ from its defaults.
 RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "dense": {"epochs": 20},
-    "earn": {"epochs": 20},
+    "dense": {"epochs": 6},
+    "earn": {"epochs": 6},
 }
 
 SHOWN = 5  # items of the example user's history, and of his recommendations
@@ -70,9 +71,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--epochs", type=positive, metavar="N", help="of both trainings (default: enough)")
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--users", type=positive, metavar="N", help="evaluate on a sample of users (default: all)"
-    )
+    parser.add_argument("--users", type=positive, metavar="N", help="evaluate on a sample of users (default: all)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,13 +84,14 @@ def run(args: argparse.Namespace) -> int:
     from earn.files import write_json
     from earn.runtime.recommender import Recommender
 
-    _prepare(args.out)
+    _refuse_foreign_folder(args.out)
     steps = Steps(7)
     steps(f"Read {args.data}")
     dataset = load_dataset(args.data)
     users = dataset.examples(users=args.users)
     steps(f"Item identifiers of {len(dataset.interactions.item_ids):,} items")
     catalog = dataset.catalog(args.seed)
+    _empty(args.out)
     models = {name: _train(name, args, dataset, catalog, steps) for name in RECIPES}
     steps("Export both and compare the graphs with torch")
     bundles: dict[str, Recommender] = {}
@@ -110,10 +110,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(out: Path) -> None:
-    """An empty folder, or one from which an earlier quickstart's results are taken away."""
+def _refuse_foreign_folder(out: Path) -> None:
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file())):
         raise EarnError(f"{out}: exists and is not a quickstart's. Choose another folder with --out.")
+
+
+def _empty(out: Path) -> None:
+    """Makes the folder, or takes an earlier quickstart's results out of it."""
     out.mkdir(parents=True, exist_ok=True)
     (out / MARKER).write_text("earn quickstart replaces its results in this folder.\n", encoding="utf-8")
     for name in RECIPES:
@@ -122,20 +125,17 @@ def _prepare(out: Path) -> None:
     (out / SUMMARY).unlink(missing_ok=True)
 
 
-def _train(
-    name: str, args: argparse.Namespace, dataset: Dataset, catalog: Catalog, steps: Steps
-) -> EarnModel:
+def _train(name: str, args: argparse.Namespace, dataset: Dataset, catalog: Catalog, steps: Steps) -> EarnModel:
     """One twin, as its checkpoint says."""
     from earn.cli.train import describe, fit
     from earn.model import EarnModel
-    from earn.training import TrainSettings
 
     settings = replace(TrainSettings(**RECIPES[name]), seed=args.seed)
     if args.epochs is not None:
         settings = replace(settings, epochs=args.epochs)
     build = EarnModel.dense if name == "dense" else EarnModel.from_backbone
     model = build(args.backbone, catalog, seed=args.seed)
-    steps(f"Train {'the dense twin' if name == 'dense' else 'EARN'}, {settings.epochs} epochs")
+    steps(f"Train {'the dense twin' if name == 'dense' else 'EARN'} (epochs: {settings.epochs})")
     note(f"      {describe(model)}")
     fit(model, dataset, args.out / name, settings)
     return EarnModel.from_pretrained(args.out / name)
@@ -154,7 +154,7 @@ def _report(
 
     show(f"\n{_comparison(summary)}")
     show(
-        f"Recall and NDCG: the last items of {len(users):,} users, full ranking; history items may come back.\n"
+        f"Recall and NDCG: the last items of {len(users):,} users, full ranking; the history is not excluded.\n"
         f"p50: one request at a time, both bundles in turn. Cache: a full prompt and {BEAMS} beams."
     )
     example = next((user for user in users if len(user.history) >= SHOWN), users[0])
@@ -189,7 +189,6 @@ def _comparison(summary: Mapping[str, Any]) -> str:
         "bundle MiB": ("bundle_bytes", lambda count: f"{count / 2**20:.1f}"),
     }
     cells = [
-        (name, *(text(row[key]) if key in row else "-" for key, text in columns.values()))
-        for name, row in rows.items()
+        (name, *(text(row[key]) if key in row else "-" for key, text in columns.values())) for name, row in rows.items()
     ]
     return table(("", *columns), cells)

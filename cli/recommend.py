@@ -39,12 +39,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--beams", type=positive, default=20, metavar="N", help="width of the search (default: %(default)s)"
     )
-    parser.add_argument(
-        "--exclude", type=item_ids, default=[], metavar="IDS", help="items that may not come back"
-    )
-    parser.add_argument(
-        "--exclude-history", action="store_true", help="items of the history may not come back"
-    )
+    parser.add_argument("--exclude", type=item_ids, default=[], metavar="IDS", help="items that may not come back")
+    parser.add_argument("--exclude-history", action="store_true", help="items of the history may not come back")
     parser.add_argument(
         "--unknown",
         choices=("error", "skip"),
@@ -63,9 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from earn.runtime.recommender import Recommender
 
     recommender = Recommender.load(args.bundle, args.engine, args.threads)
-    items = recommender.recommend(
-        args.history, args.k, args.beams, args.exclude, args.exclude_history, args.unknown
-    )
+    items = recommender.recommend(args.history, args.k, args.beams, args.exclude, args.exclude_history, args.unknown)
     if args.json:
         show_json([asdict(item) for item in items])
     else:
@@ -75,7 +69,5 @@ def run(args: argparse.Namespace) -> int:
 
 def items_table(items: Sequence[Recommendation]) -> str:
     """Recommended items as a table."""
-    rows = [
-        (f"{rank}", item.item_id, f"{item.score:.3f}", item.title) for rank, item in enumerate(items, start=1)
-    ]
+    rows = [(f"{rank}", item.item_id, f"{item.score:.3f}", item.title) for rank, item in enumerate(items, start=1)]
     return table(("rank", "item", "score", "title"), rows)

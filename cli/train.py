@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,13 @@ from earn.cli.arguments import DATA_HELP, command, natural, positive
 from earn.cli.console import Steps, note, results_kept_clean, show
 from earn.errors import EarnError
 from earn.prompts import Template
+from earn.settings import TrainSettings
 
 if TYPE_CHECKING:
     from earn.catalog import Catalog
     from earn.cli.arguments import Subparsers
     from earn.cli.dataset import Dataset
     from earn.model import EarnModel
-    from earn.training import TrainSettings
 
 VALIDATION_USERS = 2000  # more of them cost time at every epoch and hardly change which epoch is best
 
@@ -50,7 +51,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         "--backbone",
         default="tiny-llama",
         metavar="NAME|PATH",
-        help="tiny-llama, tiny-qwen2 or tiny-qwen3, from scratch, or a Hugging Face folder (default: tiny-llama)",
+        help="tiny-llama, tiny-qwen2, tiny-qwen3 (from scratch) or a Hugging Face folder (default: %(default)s)",
     )
     group.add_argument(
         "--early-layers",
@@ -83,31 +84,38 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_settings(group: argparse._ArgumentGroup) -> None:
-    """Options named as the fields of TrainSettings; those that are not given keep that class's defaults."""
-    options: tuple[tuple[str, Callable[[str], Any], str], ...] = (
-        ("epochs", positive, "passes over the data"),
-        ("batch_size", positive, "windows per step and process"),
-        ("learning_rate", float, "at its peak"),
-        ("weight_decay", float, "of AdamW"),
-        ("dropout", float, "of attention probabilities"),
-        ("seed", natural, "of new weights, identifiers and order"),
-    )
-    for name, kind, text in options:
+    """One option per field of TrainSettings, with that field's default."""
+    texts = {
+        "epochs": "passes over the data",
+        "batch_size": "windows per step and process",
+        "learning_rate": "at its peak",
+        "warmup": "share of the steps in which the learning rate rises",
+        "weight_decay": "of AdamW",
+        "dropout": "of attention probabilities",
+        "bf16": "mixed precision",
+        "seed": "of new weights, identifiers and order",
+    }
+    for field in fields(TrainSettings):
+        option = f"--{field.name.replace('_', '-')}"
+        if isinstance(field.default, bool):
+            group.add_argument(option, action="store_true", help=texts[field.name])
+            continue
+        is_whole = isinstance(field.default, int)
+        kind: Callable[[str], float] = float if not is_whole else natural if field.name == "seed" else positive
         group.add_argument(
-            f"--{name.replace('_', '-')}",
+            option,
             type=kind,
-            metavar="N" if kind is not float else "X",
-            default=argparse.SUPPRESS,
-            help=text,
+            metavar="N" if is_whole else "X",
+            default=field.default,
+            help=f"{texts[field.name]} (default: %(default)s)",
         )
-    group.add_argument("--bf16", action="store_true", default=argparse.SUPPRESS, help="mixed precision")
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains and writes the checkpoint."""
     from earn.cli.dataset import load_dataset
 
-    settings = _settings(args)
+    settings = TrainSettings(**{field.name: getattr(args, field.name) for field in fields(TrainSettings)})
     _check(args)
     steps = Steps(4)
     steps(f"Read {args.data}")
@@ -117,19 +125,14 @@ def run(args: argparse.Namespace) -> int:
     steps(f"{'Dense' if args.dense else 'EARN'} model over {args.backbone}")
     model = _model(args, catalog, settings.seed)
     note(f"      {describe(model)}")
-    steps(f"Train {settings.epochs} epochs")
+    steps(f"Train (epochs: {settings.epochs})")
     record = fit(model, dataset, args.out, settings, args.resume)
-    show(
-        f"{args.out}: validation NDCG@10 {record['ndcg@10']:.4f}, "
-        f"{record['steps']} steps, {record['seconds']:.0f} s"
-    )
+    show(f"{args.out}: validation NDCG@10 {record['ndcg@10']:.4f}, {record['steps']} steps, {record['seconds']:.0f} s")
     note(f"Next: earn export {args.out} --out BUNDLE")
     return 0
 
 
-def fit(
-    model: EarnModel, dataset: Dataset, out: Path, settings: TrainSettings, resume: bool = False
-) -> dict[str, Any]:
+def fit(model: EarnModel, dataset: Dataset, out: Path, settings: TrainSettings, resume: bool = False) -> dict[str, Any]:
     """Trains on a data set's training part, with NDCG@10 on its validation users; returns training.json."""
     from earn.cli.dataset import sample
     from earn.export.stages import torch_recommender
@@ -155,15 +158,6 @@ def describe(model: EarnModel) -> str:
         f"{model.num_parameters() / 1e6:.2f} million parameters, {earn.early_layers} of "
         f"{model.config.num_hidden_layers} layers early, {registers}"
     )
-
-
-def _settings(args: argparse.Namespace) -> TrainSettings:
-    from dataclasses import fields
-
-    from earn.training import TrainSettings
-
-    names = {field.name for field in fields(TrainSettings)}
-    return TrainSettings(**{name: value for name, value in vars(args).items() if name in names})
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -6,8 +6,8 @@ A window of items x1..xn becomes one sequence of rows
     group t      tail, suffix registers, the codes of x(t+1) but the last          (t = 1..n-1)
 
 Base rows see the base rows before them. Group t sees the prefix, the head, the history up to x_t, and itself; it has
-the positions that it would have in its own prompt. No base row sees a group, so each group computes what its prompt alone
-would compute. The first code is predicted at the group's last prompt row, the others at the codes before them.
+the positions that it would have in its own prompt. No base row sees a group, so each group computes what its prompt
+alone would compute. The first code is predicted at the group's last prompt row, the others at the codes before them.
 
 A dense model whose prompt ends with the history itself (no tail, no registers, no separator) needs no groups: its base
 rows already are the rows that predict.

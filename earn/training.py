@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,26 +24,13 @@ from earn.errors import EarnError
 from earn.files import read_json, write_json
 from earn.model import EarnModel
 from earn.packing import pack
+from earn.settings import TrainSettings
 
 RUN_FOLDER = "run"
 TRAINING_FILE = "training.json"
 BEST_BY = "ndcg@10"
 
 Window = list[tuple[int, ...]]  # identifiers in token ids
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train. The paper's are AdamW, cosine with warm-up 0.02, batch 128, learning rate 1e-3."""
-
-    epochs: int = 20
-    batch_size: int = 32  # windows per step and process
-    learning_rate: float = 2e-3
-    warmup: float = 0.02  # share of the steps
-    weight_decay: float = 0.1
-    dropout: float = 0.1  # of attention probabilities
-    bf16: bool = False  # mixed precision
-    seed: int = 0
 
 
 class Windows(Dataset[Window]):

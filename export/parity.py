@@ -69,9 +69,10 @@ def check_parity(
         raise EarnError("There is no history to check the graphs with. Give data with at least one user.")
     engine = ComparingEngine(reference, candidate)
     recommender = Recommender(engine, manifest, catalog)
+    beams = min(beams, manifest.limits.beams)
     for history in histories[:4]:
-        recommender.recommend(history, beams=min(beams, manifest.limits.beams))
-    recommender.recommend_batch(histories, beams=min(beams, manifest.limits.beams))
+        recommender.recommend(history, 1, beams)
+    recommender.recommend_batch(histories, 1, beams)
     if engine.failures:
         listed = "; ".join(engine.failures[:5])
         raise EarnError(

@@ -7,7 +7,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import pytest
+
+from tests.support import EarnModel, export_bundle, small_model
+
+
+@pytest.fixture(scope="session")
+def toy_model() -> EarnModel:
+    """A model over the toy catalog: two early and two late layers, a history of at most 6 items."""
+    return small_model("tiny-qwen3", early_layers=2, max_history=6)
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(toy_model: EarnModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exported toy model; not to be changed."""
+    folder = tmp_path_factory.mktemp("toy") / "bundle"
+    export_bundle(toy_model, folder, [["1", "2", "3"], ["4"]], max_batch=4, max_beams=24)
+    return folder
+
+
+@pytest.fixture
+def bundle(toy_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the toy bundle, to be changed."""
+    return Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))

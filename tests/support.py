@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +16,12 @@ from transformers import PreTrainedModel
 
 from earn.backbones import load_backbone
 from earn.catalog import Catalog
-from earn.config import EarnConfig, Prompt
-from earn.export.stages import TorchEngine, bundle_model
+from earn.config import Prompt
+from earn.export.bundle import export_bundle as export_bundle
+from earn.export.stages import TorchEngine
+from earn.export.stages import bundle_model as bundle_model
 from earn.manifest import Manifest
-from earn.model import EarnModel
+from earn.model import EarnModel as EarnModel
 from earn.prompts import constant_head, history_tokens, prompt_end, readout_rows
 from earn.runtime.engine import Array, Engine
 from earn.runtime.recommender import Recommendation, Recommender
@@ -35,7 +37,7 @@ SMALL: dict[str, Any] = {
 }
 NEAR_TIE = 1e-6  # scores closer than this may come back in either order
 
-# Identifiers of 2, 3 and 4 tokens. "0" and "4" share one; "1" hangs on a chain with one leaf; "2" and "3" part at the end.
+# Identifiers of 2 to 4 tokens: "0" and "4" share one, "1" ends a chain without branches, "2" and "3" part at the end.
 TOY = ("a0 b0", "a1 b0 c0", "a2 b0 c0 d0", "a2 b0 c0 d1", "a0 b0", "a2 b1 c1 d0", "a3 b1 c0", "a3 b0 c1")
 
 
@@ -75,23 +77,31 @@ def random_catalog(items: int, seed: int = 0, codes: int = 4) -> Catalog:
 
 
 def small_model(
-    name: str = "tiny-llama", catalog: Catalog | None = None, seed: int = 1, prompt: Prompt | None = None, **settings: Any
+    name: str = "tiny-llama",
+    catalog: Catalog | None = None,
+    seed: int = 1,
+    prompt: Prompt | None = None,
+    **settings: Any,
 ) -> EarnModel:
     """A scrambled model in evaluation mode; `prompt` replaces the text parts of its prompt."""
-    model = EarnModel.from_backbone(small_backbone(name), catalog or toy_catalog(), **settings)
-    if prompt is not None:
-        model = with_prompt(model, prompt)
+    backbone, catalog = small_backbone(name), catalog or toy_catalog()
+    early_layers = settings.pop("early_layers", None)
+    if prompt is None:
+        model = EarnModel.from_backbone(backbone, catalog, early_layers, **settings)
+    else:  # which may end where there is no suffix register
+        layers = backbone.config.num_hidden_layers
+        model = EarnModel.from_backbone(backbone, catalog, layers, **settings)
+        registers = (*model.earn.prefix_ids, *model.earn.suffix_ids)
+        split = early_layers or (layers // 4 if registers else layers)
+        model = EarnModel(backbone, replace(model.earn, prompt=prompt, early_layers=split), catalog)
     scramble(model, seed)
-    return model.eval()
+    model.eval()
+    return model
 
 
-def with_prompt(model: EarnModel, prompt: Prompt) -> EarnModel:
-    """The model with other text parts: token ids that it has, such as those of its identifiers."""
-    earn = model.earn
-    changed = EarnConfig(
-        earn.early_layers, earn.prefix_ids, earn.suffix_ids, prompt, earn.token_ids, earn.max_history
-    )
-    return EarnModel(cast(PreTrainedModel, model._backbone), changed, model.catalog)
+def weight_of(layer: Any) -> Tensor:
+    """A layer's weight, to be read or changed."""
+    return cast(Tensor, layer.weight.detach())
 
 
 def token_identifiers(model: EarnModel) -> list[tuple[int, ...]]:
@@ -139,7 +149,9 @@ def brute_force(model: EarnModel, history: Sequence[int], scoring: str) -> list[
         score = 0.0
         for depth, token in enumerate(identifier):
             over = {
-                "trie": {other[depth] for other in identifiers if other[:depth] == identifier[:depth] and depth < len(other)},
+                "trie": {
+                    other[depth] for other in identifiers if other[:depth] == identifier[:depth] and depth < len(other)
+                },
                 "level": {other[depth] for other in identifiers if depth < len(other)},
                 "vocab": set(range(logits.shape[1])),
             }[scoring]
@@ -175,9 +187,7 @@ def pairs(items: Iterable[Recommendation]) -> list[tuple[int, float]]:
 def histories_of(catalog: Catalog, count: int, longest: int, seed: int = 0) -> list[list[int]]:
     """Random histories of 1 to `longest` item indices."""
     generator = np.random.default_rng(seed)
-    return [
-        generator.integers(0, len(catalog), generator.integers(1, longest + 1)).tolist() for _ in range(count)
-    ]
+    return [generator.integers(0, len(catalog), generator.integers(1, longest + 1)).tolist() for _ in range(count)]
 
 
 def assert_close(want: Any, got: Any, tolerance: float, name: str = "values") -> None:

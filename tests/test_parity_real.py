@@ -54,9 +54,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     catalog = build_catalog(interactions, split.train)
     users = split.test[:: len(split.test) // HISTORIES][:HISTORIES]
     lengths = [1 + 7 * number % LONGEST for number in range(HISTORIES)]
-    histories = tuple(
-        tuple(user.history[-length:].tolist()) for user, length in zip(users, lengths, strict=True)
-    )
+    histories = tuple(tuple(user.history[-length:].tolist()) for user, length in zip(users, lengths, strict=True))
 
     @cache
     def model(backbone: str) -> EarnModel:
@@ -114,7 +112,7 @@ def test_with_exclusions_the_bundle_still_recommends_what_the_reference_search_d
         for start in range(0, len(numbers), batch):
             chosen = slice(start, start + batch)
             got = recommender.recommend_batch(histories[chosen], K, 16, excluded[chosen], exclude_history=True)
-            for number, want, items in zip(numbers[chosen], wanted[chosen], got, strict=True):
-                agreement.add(f"history {number}, batch {batch}", want, ranking(items))
+            for number, want, ranked in zip(numbers[chosen], wanted[chosen], got, strict=True):
+                agreement.add(f"history {number}, batch {batch}", want, ranking(ranked))
     assert agreement.lists == 2 * len(numbers)
     agreement.check()

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers  # type: ignore[import-untyped]
 from transformers import (
     AutoModelForCausalLM,
     MistralConfig,
@@ -37,6 +38,7 @@ from tests.support import (
     small_model,
     toy_catalog,
     watched_recommender,
+    weight_of,
 )
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -89,7 +91,8 @@ def test_dense_without_registers_equals_hugging_face(variant: str) -> None:
 
 def test_a_head_size_of_its_own_is_used() -> None:
     model = EarnModel.dense(small_backbone("tiny-qwen3"), toy_catalog())
-    assert model.early_stage().layers[0].self_attn.head_dim == 16 != SMALL["hidden_size"] / 4
+    attention = model.get_submodule("model.layers.0.self_attn")
+    assert attention.head_dim == 16 != SMALL["hidden_size"] / 4
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,7 @@ def test_separators_without_an_end_of_the_prompt_are_refused() -> None:
 
 
 def test_an_unknown_backbone_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(EarnError, match="no backbone 'tiny-gpt'.*tiny-llama"):
+    with pytest.raises(EarnError, match=r"no backbone 'tiny-gpt'.*tiny-llama"):
         EarnModel.from_backbone("tiny-gpt", toy_catalog())
     with pytest.raises(EarnError, match="no checkpoint"):
         EarnModel.from_pretrained(tmp_path)
@@ -158,7 +161,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path, name: str, untied: bool) -> No
     assert loaded.tokenizer is None
     prompt = prompt_of(model, [1, 2, 3])
     assert_close(naive_logits(model, prompt, (3,)), naive_logits(loaded, prompt, (3,)), 1e-5)
-    agreement = Agreement(tolerance=1e-6)  # loaded weights may lie otherwise in memory, and sum in another order
+    agreement = Agreement(tolerance=1e-5)  # loaded weights may lie otherwise in memory, and sum in another order
     agreement.add("search", reference_search(model, [1, 2, 3]), reference_search(loaded, [1, 2, 3]))
     agreement.check()
 
@@ -176,7 +179,7 @@ def test_a_checkpoint_is_a_plain_hugging_face_model_too(tmp_path: Path) -> None:
 
 def test_a_plain_model_and_unknown_settings_are_no_checkpoint(tmp_path: Path) -> None:
     small_backbone("tiny-llama").save_pretrained(tmp_path / "plain")
-    with pytest.raises(EarnError, match="not an EARN checkpoint.*--backbone"):
+    with pytest.raises(EarnError, match=r"not an EARN checkpoint.*--backbone"):
         EarnModel.from_pretrained(tmp_path / "plain")
     small_model().save_pretrained(tmp_path / "newer")
     config = read_json(tmp_path / "newer/config.json")
@@ -192,7 +195,7 @@ TEXT_TOKENS = 60
 @pytest.fixture
 def pretrained(tmp_path: Path) -> Path:
     """A "trained" Hugging Face folder: its table is padded beyond the tokenizer and far from zero."""
-    words = "A user has chosen these items in the order of time Name item that chooses next : . ,".split()
+    words = re.findall(r"\w+|[^\w\s]", Template().text.format(history=Template().separator))
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys(["<s>", "<unk>", *words]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -201,7 +204,7 @@ def pretrained(tmp_path: Path) -> Path:
     backbone = small_backbone("tiny-llama", vocab_size=TEXT_TOKENS, tie_word_embeddings=False)
     scramble(backbone)
     for table in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
-        table.weight.data += 3
+        weight_of(table).add_(3)
     backbone.save_pretrained(folder)
     return folder
 
@@ -217,31 +220,37 @@ def test_new_rows_of_a_trained_table_start_near_its_mean(pretrained: Path) -> No
         (model.get_input_embeddings(), trained.get_input_embeddings()),
         (model.lm_head, trained.get_output_embeddings()),
     ):
-        mean = old.weight[: len(known)].mean(0)
-        distance = (table.weight[new] - mean).std()
+        was, rows = weight_of(old)[: len(known)], weight_of(table)
+        distance = (rows[new] - was.mean(0)).std()
         assert 0.01 < distance < 0.03  # the backbone's initializer_range, 0.02
-        assert_close(old.weight[: len(known)], table.weight[: len(known)], 0.0)
+        assert_close(was, rows[: len(known)], 0.0)
 
 
 def test_new_rows_of_an_untrained_table_start_near_zero() -> None:
     model = EarnModel.from_backbone("tiny-llama", toy_catalog())
-    new = model.get_input_embeddings().weight[[*model.earn.token_ids, *model.earn.prefix_ids]]
-    assert abs(float(new.detach().mean())) < 0.005
-    assert 0.015 < float(new.detach().std()) < 0.025
+    new = weight_of(model.get_input_embeddings())[[*model.earn.token_ids, *model.earn.prefix_ids]]
+    assert abs(float(new.mean())) < 0.005
+    assert 0.015 < float(new.std()) < 0.025
 
 
 def test_the_prompt_is_the_template_in_the_tokenizers_words(pretrained: Path) -> None:
     template = Template("A user has chosen {history} . Name next :", " , ")
     model = EarnModel.from_backbone(pretrained, toy_catalog(), template=template)
     assert model.tokenizer is not None
-    words = {name: model.tokenizer.convert_ids_to_tokens(getattr(model.earn.prompt, name)) for name in ("head", "separator", "tail")}
+    words = {
+        name: model.tokenizer.convert_ids_to_tokens(getattr(model.earn.prompt, name))
+        for name in ("head", "separator", "tail")
+    }
     assert words == {
         "head": ["A", "user", "has", "chosen"],
         "separator": [","],
         "tail": [".", "Name", "next", ":"],
     }
     assert model.tokenizer.convert_ids_to_tokens(model.earn.token_ids) == list(model.catalog.tokens)
-    assert model.tokenizer.encode("a0b0", add_special_tokens=False) == [model.earn.token_ids[0], *model.tokenizer.convert_tokens_to_ids(["b0"])]
+    assert model.tokenizer.encode("a0b0", add_special_tokens=False) == [
+        model.earn.token_ids[0],
+        *model.tokenizer.convert_tokens_to_ids(["b0"]),
+    ]
     dense = EarnModel.dense(pretrained, toy_catalog(), template=template)
     assert dense.earn.prompt.head == (0, *model.earn.prompt.head)  # BOS
 

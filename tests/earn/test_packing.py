@@ -13,7 +13,15 @@ from earn.errors import EarnError
 from earn.model import IGNORED, EarnModel
 from earn.packing import pack
 from earn.prompts import history_tokens, prompt_end
-from tests.support import FAMILIES, assert_close, naive_logits, prompt_of, random_catalog, small_model, token_identifiers
+from tests.support import (
+    FAMILIES,
+    assert_close,
+    naive_logits,
+    prompt_of,
+    random_catalog,
+    small_model,
+    token_identifiers,
+)
 
 # Ragged: of 2 to 6 items, whose identifiers have 2 to 4 tokens.
 WINDOWS = ((3, 1, 4, 1, 5, 9), (2, 6), (5, 3, 5, 8), (9, 7, 9))
@@ -56,12 +64,13 @@ def one_by_one(model: EarnModel, windows: Sequence[Sequence[int]]) -> Tensor:
 
 def gradients(model: EarnModel, loss: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 @pytest.mark.parametrize(
-    ("shape", "name"), [*((shape, "tiny-llama") for shape in SHAPES), *(("two registers per side, text", name) for name in FAMILIES[1:])]
+    ("shape", "name"),
+    [*((shape, "tiny-llama") for shape in SHAPES), *(("two registers per side, text", name) for name in FAMILIES[1:])],
 )
 def test_packed_loss_and_gradients_equal_one_example_at_a_time(shape: str, name: str) -> None:
     model = build(shape, name)
@@ -75,8 +84,6 @@ def test_packed_loss_and_gradients_equal_one_example_at_a_time(shape: str, name:
     assert wanted.keys() == found.keys() == dict(model.named_parameters()).keys()
     for parameter, gradient in wanted.items():
         assert_close(gradient, found[parameter], 1e-5, f"gradient of {parameter}")
-    table = wanted["model.embed_tokens.weight"]
-    assert table[[*model.earn.prefix_ids, *model.earn.suffix_ids]].abs().amin(0).gt(0).all()  # registers learn
 
 
 def test_a_window_alone_and_in_a_batch_has_the_same_logits() -> None:

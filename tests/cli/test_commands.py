@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from earn.cli.dataset import load_dataset, sample
+from tests.cli.conftest import ITEMS, USERS, Earn
+
+MEASURES = {f"{name}@{cutoff}" for name in ("recall", "ndcg") for cutoff in (5, 10, 20)}
+
+
+def test_data_counts_what_is_there(data: Path, earn: Earn) -> None:
+    facts = earn("data", data, "--json").json
+    assert (facts["name"], facts["users"], facts["items"]) == ("walks", USERS, ITEMS)
+    assert 8 <= facts["history"]["min"] <= facts["history"]["median"] <= facts["history"]["max"] <= 12
+    assert facts["identifiers"] == {"from": "built", "depth": 4, "distinct": ITEMS, "shared": 0}
+    assert facts["split"] == {"train": USERS, "valid": USERS, "test": USERS}
+    assert "40 training users" in earn("data", data).out
+
+
+def test_training_says_where_the_data_came_from(checkpoint: Path, data: Path) -> None:
+    record = json.loads((checkpoint / "training.json").read_text())
+    assert record["data"] == str(data.resolve())
+    assert record["settings"]["epochs"] == 2
+
+
+def test_training_spares_what_stands_there(checkpoint: Path, data: Path, earn: Earn) -> None:
+    assert "exists and is not empty" in earn("train", data, "--out", checkpoint).error
+
+
+def test_training_needs_something_to_resume(data: Path, backbone: Path, earn: Earn, tmp_path: Path) -> None:
+    outcome = earn("train", data, "--out", tmp_path / "new", "--backbone", backbone, "--resume")
+    assert "no interrupted training to resume" in outcome.error
+
+
+def test_a_dense_model_has_no_registers(data: Path, backbone: Path, earn: Earn, tmp_path: Path) -> None:
+    outcome = earn("train", data, "--out", tmp_path, "--backbone", backbone, "--dense", "--epochs", 1)
+    assert outcome.status == 0
+    settings = json.loads((tmp_path / "config.json").read_text())["earn"]
+    assert (settings["early_layers"], settings["prefix_ids"], settings["suffix_ids"]) == (4, [], [])
+    assert "validation NDCG@10" in outcome.out
+    assert outcome.out.count("\n") == 1  # the trainer's own figures are no results
+
+
+def test_checkpoint_and_bundle_evaluate_alike(checkpoint: Path, exported: Path, data: Path, earn: Earn) -> None:
+    figures = [earn("evaluate", model, data, "--json").json for model in (checkpoint, exported)]
+    assert figures[0].keys() == MEASURES | {"users"}
+    assert figures[0]["users"] == USERS
+    assert figures[0] == pytest.approx(figures[1])
+    assert 0 <= figures[0]["recall@5"] <= figures[0]["recall@10"] <= figures[0]["recall@20"] <= 1
+
+
+def test_evaluation_prints_a_table_and_takes_a_sample(exported: Path, data: Path, earn: Earn) -> None:
+    outcome = earn("evaluate", exported, data, "--users", 5, "--split", "valid", "--exclude-history")
+    lines = [line.split() for line in outcome.out.splitlines()]
+    assert [line[0] for line in lines[2:]] == [
+        *("Recall@5", "Recall@10", "Recall@20"),
+        *("NDCG@5", "NDCG@10", "NDCG@20"),
+        "users",
+    ]
+    assert lines[-1][1] == "5"
+
+
+def test_evaluation_refuses_other_items(exported: Path, data: Path, earn: Earn, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(data, tmp_path / "other"))
+    with (other / "walks.item").open("a") as file:
+        file.write("new\tNew\n")
+    assert "1 of its 31 items, such as 'new'" in earn("evaluate", exported, other).error
+
+
+def test_a_bundle_has_its_scoring_rule(exported: Path, checkpoint: Path, data: Path, earn: Earn) -> None:
+    assert "Leave away --scoring" in earn("evaluate", exported, data, "--scoring", "vocab").error
+    assert "no scoring rule 'best'" in earn("evaluate", checkpoint, data, "--scoring", "best").error
+
+
+def test_export_lists_its_files(checkpoint: Path, data: Path, earn: Earn, tmp_path: Path) -> None:
+    outcome = earn(
+        *("export", checkpoint, "--out", tmp_path / "bundle", "--data", data),
+        *("--scoring", "vocab", "--max-batch", 4, "--max-beams", 8),
+    )
+    assert outcome.status == 0
+    assert all(name in outcome.out for name in ("early.onnx", "late.onnx", "catalog.npz", "together"))
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert manifest["scoring"] == "vocab"
+    assert (manifest["limits"]["batch"], manifest["limits"]["beams"]) == (4, 8)
+
+
+def test_export_asks_for_data_where_none_is_recorded(checkpoint: Path, earn: Earn, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    (copy / "training.json").unlink()
+    outcome = earn("export", copy, "--out", tmp_path / "bundle")
+    assert "Give the data with --data" in outcome.error
+
+
+def test_recommend_gives_items_with_titles(exported: Path, earn: Earn) -> None:
+    items = earn("recommend", exported, "--history", "i1, i2,i3", "-k", 5, "--json").json
+    assert [set(item) for item in items] == [{"item_id", "score", "title"}] * 5
+    assert all(item["title"] == f"Item {item['item_id'][1:]}" for item in items)
+    assert [item["score"] for item in items] == sorted((item["score"] for item in items), reverse=True)
+    lines = earn("recommend", exported, "--history", "i1,i2,i3", "-k", 5).out.splitlines()
+    assert lines[0].split() == ["rank", "item", "score", "title"]
+    assert [line.split()[1] for line in lines[2:]] == [item["item_id"] for item in items]
+
+
+def test_recommend_excludes(exported: Path, earn: Earn) -> None:
+    def ids(*options: object) -> list[str]:
+        argv = ("recommend", exported, "--history", "i1,i2", "--beams", ITEMS, "-k", ITEMS, "--json", *options)
+        return [item["item_id"] for item in earn(*argv).json]
+
+    everything = ids()
+    assert len(everything) == ITEMS
+    assert ids("--exclude", "i5,i6") == [item for item in everything if item not in ("i5", "i6")]
+    assert ids("--exclude-history") == [item for item in everything if item not in ("i1", "i2")]
+
+
+def test_recommend_and_unknown_items(exported: Path, earn: Earn) -> None:
+    assert "'nope'" in earn("recommend", exported, "--history", "i1,nope").error
+    skipped = earn("recommend", exported, "--history", "i1,nope", "--unknown", "skip", "--json").json
+    assert skipped == earn("recommend", exported, "--history", "i1", "--json").json
+    assert "no engine 'gpu9'" in earn("recommend", exported, "--history", "i1", "--engine", "gpu9").error
+
+
+def test_inspect_shows_what_the_bundle_holds(exported: Path, earn: Earn) -> None:
+    facts: dict[str, Any] = earn("inspect", exported, "--json").json
+    assert facts["sizes"]["family"] == "llama"
+    assert (facts["sizes"]["early_layers"], facts["sizes"]["layers"]) == (1, 4)
+    assert facts["registers"] == {"prefix": 1, "suffix": 1}
+    # 4 layers of one key-value head of 16 numbers, keys and values, 4 bytes each; 20 beams over 3 steps.
+    row, prompt, generated = 2 * 16 * 4, 1 + 6 * 4 + 1, 20 * 3
+    assert facts["cache_bytes"] == {
+        "beams": 20,
+        "prompt": prompt,
+        "bundle": row * (prompt + generated) + 3 * row * (2 + generated),
+        "dense": 4 * row * (prompt - 1 + generated),  # BOS instead of the prefix register, no suffix register
+    }
+    assert facts["bundle_bytes"] == sum(
+        (exported / name).stat().st_size for name in ("early.onnx", "late.onnx", "catalog.npz")
+    )
+    trie = facts["trie"]
+    assert (trie["items"], trie["identifiers"], trie["depth"]) == (ITEMS, ITEMS, 4)
+    shares = [trie["determined_after"][tokens] for tokens in "123"]
+    assert shares == sorted(shares)
+    assert "k = 1 of 4 layers" in earn("inspect", exported).out
+
+
+def test_inspect_refuses_a_damaged_bundle(exported: Path, earn: Earn, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(exported, tmp_path / "copy"))
+    with (copy / "late.onnx").open("ab") as file:
+        file.write(b"\0")
+    assert "late.onnx" in earn("inspect", copy).error
+
+
+def test_a_sample_is_seeded_and_in_order(data: Path) -> None:
+    users = load_dataset(str(data)).split.test
+    assert list(sample(users, USERS)) == list(users)
+    few = sample(range(1000), 10)
+    assert list(few) == sorted(set(few))
+    assert few == sample(range(1000), 10)
+    assert few != sample(range(1000), 10, seed=1)

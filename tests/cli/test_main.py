@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import earn as package
+from earn.cli import data as data_command
+from earn.cli.main import COMMANDS, main
+from tests.cli.conftest import Earn
+
+NAMES = ("quickstart", "data", "train", "evaluate", "export", "recommend", "inspect")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_shows_examples_of_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main([name, "--help"])
+    assert leaving.value.code == 0
+    assert f"examples:\n  earn {name}" in capsys.readouterr().out
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["--help"])
+    assert leaving.value.code == 0
+    out = capsys.readouterr().out
+    assert len(COMMANDS) == len(NAMES)
+    assert all(f"    {name}" in out for name in NAMES)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"earn {package.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "COMMAND"),
+        (["bake"], "bake"),
+        (["train", "ml-100k"], "--out"),
+        (["train", "ml-100k", "--out", "x", "--epochs", "0"], "--epochs: '0' is not a whole number from 1"),
+        (["train", "nowhere", "--out", "x"], "nowhere: there is no such file"),
+        (["train", "nowhere", "--out", "x", "--dense", "--early-layers", "2"], "--early-layers"),
+        (["train", "nowhere", "--out", "."], "not empty"),
+        (["data", "nowhere"], "nowhere"),
+        (["recommend", "nowhere", "--history", "1"], "earn export CKPT --out nowhere"),
+        (["inspect", "nowhere"], "nowhere"),
+        (["evaluate", "nowhere", "ml-100k"], "neither a bundle"),
+        (["export", "nowhere", "--out", "x"], "there is no checkpoint"),
+        (["export", "nowhere", "--out", "x", "--scoring", "best"], "best"),
+        (["quickstart", "--out", "."], "not a quickstart's"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    argv: list[str], says: str, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    monkeypatch.chdir(tmp_path)
+    assert says in earn(*argv).error
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"), [("torch", "train"), ("sklearn", "train"), ("optimum", "export"), ("onnxruntime", "cpu")]
+)
+def test_a_missing_package_names_its_extra(
+    package: str, extra: str, earn: Earn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(_: object) -> int:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.inside")
+
+    monkeypatch.setattr(data_command, "run", run)
+    assert earn("data", "any").error == f'This needs {package}. Install it: pip install "earn-edge[{extra}]"'
+
+
+def test_an_interruption_is_quiet(earn: Earn, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data_command, "run", run)
+    outcome = earn("data", "any")
+    assert (outcome.status, outcome.out, outcome.err) == (130, "", "")
+
+
+def test_an_unreadable_file_is_no_traceback(earn: Earn, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_: object) -> int:
+        raise PermissionError(13, "Permission denied", "/locked")
+
+    monkeypatch.setattr(data_command, "run", run)
+    assert earn("data", "any").error == "/locked: Permission denied"
+
+
+HEAVY = ("torch", "transformers", "optimum", "sklearn", "scipy")
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["recommend", "BUNDLE", "--history", "i1,i2"]])
+def test_light_commands_import_nothing_heavy(argv: list[str], exported: Path) -> None:
+    argv = [str(exported) if argument == "BUNDLE" else argument for argument in argv]
+    script = (
+        f"import sys\nsys.modules.update(dict.fromkeys({HEAVY!r}))\n"  # None there: importing it fails
+        f"from earn.cli.main import main\nsys.exit(main({argv!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(package.__file__).parents[1]
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout

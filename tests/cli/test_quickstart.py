@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from earn.cli import measures
+from earn.cli.dataset import load_dataset
+from tests.cli.conftest import USERS, Earn
+
+QUALITY = {"recall@10", "ndcg@10"}
+
+
+def test_the_whole_path(
+    data: Path, backbone: Path, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measures, "TIMED_REQUESTS", 5)
+    monkeypatch.setattr(measures, "WARM_UP_REQUESTS", 1)
+    out = tmp_path / "quickstart"
+    argv = ("quickstart", "--out", out, "--data", data, "--backbone", backbone, "--epochs", 1)
+    outcome = earn(*argv)
+    assert outcome.status == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary.keys() == {"popularity", "dense", "earn", "seconds"}
+    assert summary["popularity"].keys() == QUALITY
+    for name in ("dense", "earn"):
+        assert summary[name].keys() == {"torch", "bundle"}
+        assert summary[name]["torch"].keys() == QUALITY
+        assert summary[name]["bundle"].keys() == QUALITY | {"p50_ms", "cache_bytes", "bundle_bytes"}
+        for measure in QUALITY:
+            assert summary[name]["bundle"][measure] == pytest.approx(summary[name]["torch"][measure])
+        assert (out / name / "training.json").is_file()
+        assert (out / f"{name}-bundle" / "manifest.json").is_file()
+    assert summary["earn"]["bundle"]["cache_bytes"] < summary["dense"]["bundle"]["cache_bytes"]
+    rows = [line for line in outcome.out.splitlines() if line.startswith(("popularity", "dense", "EARN ("))]
+    assert [row.split("  ")[0] for row in rows] == ["popularity", "dense", "EARN (torch)", "EARN (bundle)"]
+    assert "Item " in outcome.out
+    assert f"earn inspect {out / 'earn-bundle'}" in outcome.err
+
+    (out / "earn" / "stale").touch()
+    again = earn(*argv, "--users", 10)
+    assert again.status == 0
+    assert "of 10 users" in again.out
+    assert not (out / "earn" / "stale").exists()
+
+
+def test_a_foreign_folder_is_spared(earn: Earn, tmp_path: Path) -> None:
+    (tmp_path / "earn").mkdir()
+    assert "not a quickstart's" in earn("quickstart", "--out", tmp_path).error
+    assert [path.name for path in tmp_path.iterdir()] == ["earn"]
+
+
+def test_popularity_ranks_count_from_the_most_trained_item(data: Path) -> None:
+    dataset = load_dataset(str(data))
+    counts = np.bincount(np.concatenate(dataset.split.train), minlength=30)
+    ranks = measures.popularity_ranks(dataset, dataset.split.test)
+    assert len(ranks) == USERS
+    for example, rank in zip(dataset.split.test, ranks, strict=True):
+        ahead = [
+            item for item, count in enumerate(counts) if (-count, item) < (-counts[example.target], example.target)
+        ]
+        assert rank == (len(ahead) if len(ahead) < 20 else -1)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from earn.catalog import Catalog
+from earn.config import EarnConfig, Prompt
+from earn.manifest import limits_of
+from earn.specs import STAGES, Axis, Limits, Sizes, TensorSpec, all_specs, new_key_value_names, stage_specs
+from tests.support import RULES, histories_of, random_catalog, small_model, toy_catalog, watched_recommender
+
+SIZES = Sizes(
+    family="qwen3",
+    layers=3,
+    early_layers=1,
+    hidden=32,
+    intermediate=64,
+    heads=4,
+    key_value_heads=2,
+    head_size=16,
+    embedding_rows=20,
+    logits=18,
+)
+LIMITS = Limits(batch=8, beams=5, history=6, prompt=30, head=4, prefix=2, readout=1, depth=4)
+
+
+def axes(spec: TensorSpec) -> list[tuple[str, int, int]]:
+    return [(axis.name, axis.least, axis.most) for axis in spec.axes]
+
+
+def test_the_early_stages_table_by_hand() -> None:
+    specs = stage_specs("early", SIZES, LIMITS)
+    cache = [("b", 1, 8), ("g", 2, 2), ("s", 0, 30 + 5 * 2), ("e", 16, 16)]  # before the last of three steps
+    assert {spec.name: axes(spec) for spec in specs.inputs} == {
+        "input_ids": [("b", 1, 8), ("m", 1, 30)],
+        "position_ids": [("b", 1, 8), ("m", 1, 30)],
+        "attention_bias": [("b", 1, 8), ("1", 1, 1), ("m", 1, 30), ("s+m", 1, 30 + 5 * 3)],
+        "past_key_values.0.key": cache,
+        "past_key_values.0.value": cache,
+        "keep": [("r", 1, 5)],
+    }
+    new = [("b", 1, 8), ("g", 2, 2), ("m", 1, 30), ("e", 16, 16)]
+    assert {spec.name: axes(spec) for spec in specs.outputs} == {
+        "hidden": [("b", 1, 8), ("r", 1, 5), ("d", 32, 32)],
+        "new_key_values.0.key": new,
+        "new_key_values.0.value": new,
+    }
+    assert {spec.name: spec.dtype for spec in specs.inputs if spec.dtype == "int64"}.keys() == {
+        "input_ids",
+        "position_ids",
+        "keep",
+    }
+
+
+def test_the_late_stages_table_does_not_grow_with_the_prompt() -> None:
+    specs = stage_specs("late", SIZES, LIMITS)
+    assert specs == stage_specs("late", SIZES, replace(LIMITS, prompt=3000, history=700))
+    assert axes(specs.inputs[0]) == [("b", 1, 8), ("m", 1, 5), ("d", 32, 32)]
+    assert axes(specs.inputs[3])[2] == ("s", 0, 2 + 1 + 5 * 2)
+    assert axes(specs.outputs[0]) == [("b", 1, 8), ("r", 1, 5), ("v", 18, 18)]
+    assert [spec.name for spec in specs.outputs[1:]] == new_key_value_names(2)
+
+
+def test_a_dense_models_late_stage_takes_hidden_states_alone() -> None:
+    specs = stage_specs("late", replace(SIZES, early_layers=3), LIMITS)
+    assert [spec.name for spec in specs.inputs] == ["hidden", "keep"]
+    assert [spec.name for spec in specs.outputs] == ["logits"]
+
+
+def test_fixed_axes_are_not_dynamic() -> None:
+    specs = stage_specs("early", SIZES, replace(LIMITS, batch=1))
+    assert specs.inputs[0].dynamic_axes == {1: "m"}
+    assert specs.inputs[3].dynamic_axes == {2: "s"}
+
+
+def test_limits_follow_from_the_prompt() -> None:
+    earn = EarnConfig(1, (7, 8), (9,), Prompt(head=(1,), separator=(2, 2), tail=(3, 4)), (5, 6), max_history=3)
+    limits = limits_of(earn, depth=4, batch=2, beams=10)
+    #                                         registers, head, items, separators, tail
+    assert limits == Limits(2, 10, 3, prompt=3 + 1 + 3 * 4 + 2 * 2 + 2, head=3, prefix=2, readout=1, depth=4)
+    assert limits.generated == 10 * 3
+
+
+FULL = toy_catalog([f"a{a} b{b} c{c}" for a in range(8) for b in range(2) for c in range(2)])
+
+
+@pytest.mark.parametrize("catalog", [FULL, random_catalog(60, codes=6)], ids=["equal lengths", "unequal lengths"])
+@pytest.mark.parametrize("registers", [(1, 1), (2, 3), (0, 1), (0, 0)], ids=str)
+@pytest.mark.parametrize("rule", RULES)
+def test_all_that_the_runtime_feeds_lies_within_the_table(
+    rule: str, registers: tuple[int, int], catalog: Catalog
+) -> None:
+    prefix, suffix = registers
+    model = small_model(catalog=catalog, prefix_registers=prefix, suffix_registers=suffix, max_history=4)
+    recommender, engine = watched_recommender(model, rule, max_batch=3, max_beams=7)
+    longest = max(range(len(catalog)), key=lambda item: len(catalog.identifiers[item]))
+    recommender.recommend_batch([[longest] * 4, *histories_of(catalog, 4, 4)], 7, 7)
+    recommender.recommend(["0"], 1, 1)
+    specs = all_specs(recommender.manifest.sizes, recommender.manifest.limits)
+    largest: dict[tuple[str, Axis], int] = {}
+    for stage, shapes in engine.shapes:
+        table = {spec.name: spec for spec in specs[stage].inputs}
+        assert table.keys() == shapes.keys()
+        for name, shape in shapes.items():
+            for axis, size in zip(table[name].axes, shape, strict=True):
+                assert axis.least <= size <= axis.most, (stage, name, axis, size)
+                largest[stage, axis] = max(size, largest.get((stage, axis), 0))
+    assert {stage for stage, _ in largest} == set(STAGES)
+    if catalog is FULL and rule != "trie":  # else not every beam goes on to the last step
+        for (stage, axis), size in largest.items():
+            is_head = axis.name == "m" and stage == "early"  # the constant head is not computed with the rest
+            assert size == axis.most - (recommender.manifest.limits.head if is_head else 0), (stage, axis)

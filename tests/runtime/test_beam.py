@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from math import log
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from earn.config import SCORING_RULES
+from earn.runtime.beam import (
+    NORMALISERS,
+    Beams,
+    best,
+    children,
+    log_sum_exp,
+    place_in_group,
+    root_beams,
+    step,
+)
+from earn.runtime.trie import ItemTrie
+from tests.support import (
+    FAMILIES,
+    RULES,
+    Agreement,
+    brute_force,
+    histories_of,
+    pairs,
+    random_catalog,
+    small_model,
+    watched_recommender,
+)
+
+# Identifiers 0-2, 0-3, 1-2 and 4: tokens 0, 1, 4 may come first, 2 and 3 second.
+# Nodes: 0 root; 1, 2, 3 the tokens 0, 1, 4; 4 = 0-2, 5 = 0-3, 6 = 1-2.
+TRIE = ItemTrie.build(np.array([[0, 2], [0, 3], [1, 2], [4, -1]], np.int32))
+WEIGHTS = np.array([[1, 2, 3, 4, 5, 6]])  # exp(logits) of six tokens, of which no item holds the last
+LOGITS = np.log(WEIGHTS).astype(np.float32)
+OPEN = np.array([True])
+
+
+def first_step(scoring: str, width: int = 9, dead: NDArray[np.bool_] | None = None) -> Beams:
+    return step(root_beams(1), OPEN, LOGITS, 0, TRIE, scoring, width, dead)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_first_token_is_scored_over_what_the_rule_says(rule: str) -> None:
+    total = {"trie": 1 + 2 + 5, "level": 1 + 2 + 5, "vocab": 1 + 2 + 3 + 4 + 5 + 6}[rule]
+    beams = first_step(rule)
+    assert beams.score == pytest.approx([log(5 / total), log(2 / total), log(1 / total)])
+    assert beams.parent.tolist() == [0, 0, 0]
+    # Under "trie" the prefix 1 leads to 1-2 alone, so that its beam is there already.
+    assert beams.node.tolist() == [3, 6 if rule == "trie" else 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "want"),
+    [
+        # (node, score) of: 4 (finished), 1-2, 0-3, 0-2
+        ("trie", [(3, 5 / 8), (6, 2 / 8), (5, 1 / 8 * 2 / 3), (4, 1 / 8 * 1 / 3)]),
+        ("level", [(3, 5 / 8), (6, 2 / 8 * 4 / 7), (5, 1 / 8 * 2 / 3), (4, 1 / 8 * 1 / 3)]),
+        ("vocab", [(3, 5 / 21), (6, 2 / 21 * 4 / 9), (5, 1 / 21 * 2 / 5), (4, 1 / 21 * 1 / 5)]),
+    ],
+)
+def test_the_second_token_by_hand(rule: str, want: list[tuple[int, float]]) -> None:
+    beams = first_step(rule)
+    is_open = ~TRIE.is_leaf(beams.node)
+    # exp(logits) after 1 (where it is still open), then after 0, of tokens 0, 1, 2, 3, 4, 5.
+    weights = {1: [1, 0.5, 4, 3, 0.25, 0.25], 0: [1, 0.5, 1, 2, 0.25, 0.25]}
+    logits = np.log([weights[int(TRIE.token[node])] for node in beams.node[is_open]]).astype(np.float32)
+    beams = step(beams, is_open, logits, 1, TRIE, rule, 9)
+    assert beams.node.tolist() == [node for node, _ in want]
+    assert beams.score == pytest.approx([log(score) for _, score in want])
+
+
+def test_only_the_best_beams_stay_and_know_their_parents() -> None:
+    beams = Beams(np.array([0, 0]), np.array([1, 2]), np.array([log(0.6), log(0.4)]), np.array([0, 0]))
+    logits = np.log([[9, 9, 1, 1], [9, 9, 1, 1]]).astype(np.float32)
+    after = step(beams, np.array([True, True]), logits, 1, TRIE, "trie", 2)
+    assert after.node.tolist() == [6, 4]  # 1-2 with 0.4, then 0-2 with 0.3, the first among equals
+    assert after.parent.tolist() == [1, 0]
+    assert after.score == pytest.approx([log(0.4), log(0.3)])
+
+
+def test_dead_nodes_are_left_out_and_keep_their_share() -> None:
+    dead = TRIE.dead_nodes([3, 2])[None]  # the items 4 and 1-2
+    for rule in RULES:
+        everything, left = first_step(rule), first_step(rule, dead=dead)
+        assert left.node.tolist() == [1]
+        assert left.score == everything.score[everything.node == 1]
+
+
+def test_where_everything_is_dead_no_beam_is_left() -> None:
+    assert len(first_step("trie", dead=TRIE.dead_nodes([0, 1, 2, 3])[None]).node) == 0
+
+
+def test_users_do_not_compete() -> None:
+    logits = np.concatenate((LOGITS, LOGITS[:, ::-1]))
+    beams = step(root_beams(2), np.array([True, True]), logits, 0, TRIE, "level", 2)
+    assert beams.user.tolist() == [0, 0, 1, 1]
+    assert beams.node.tolist() == [3, 2, 1, 2]
+    assert beams.score == pytest.approx([log(5 / 8), log(2 / 8), log(6 / 13), log(5 / 13)])
+
+
+def test_the_best_are_kept_per_user_in_order() -> None:
+    user, node = np.array([1, 0, 1, 0, 1]), np.array([10, 11, 12, 13, 14])
+    beams = best(user, node, np.array([-3.0, -1.0, -1.0, -2.0, -1.0]), np.arange(5), 2)
+    assert beams.user.tolist() == [0, 0, 1, 1]
+    assert beams.node.tolist() == [11, 13, 12, 14]
+    assert beams.parent.tolist() == [1, 3, 2, 4]
+
+
+def test_children_of_leaves_and_of_none() -> None:
+    place, child = children(TRIE, np.array([3, 1, 0]))
+    assert place.tolist() == [1, 1, 2, 2, 2]
+    assert child.tolist() == [4, 5, 1, 2, 3]
+    assert len(children(TRIE, np.array([], np.int64))[0]) == 0
+
+
+def test_place_in_group_counts_from_zero() -> None:
+    assert place_in_group(np.array([0, 0, 2, 2, 2, 5])).tolist() == [0, 1, 0, 1, 2, 0]
+
+
+def test_log_sum_exp_does_not_overflow() -> None:
+    assert log_sum_exp(np.array([[1000.0, 1000.0], [-1000.0, -1000.0]])) == pytest.approx(
+        [1000 + log(2), -1000 + log(2)]
+    )
+
+
+def test_every_scoring_rule_has_a_normaliser() -> None:
+    assert NORMALISERS.keys() == SCORING_RULES.keys() == set(RULES)
+
+
+def test_an_only_child_costs_exactly_nothing() -> None:
+    beams = Beams(np.array([0]), np.array([2]), np.array([-0.1234567890123]), np.array([0]))
+    logits = np.array([[0.1, 0.2, -77.7, 0.4, 0.5, 0.6]], np.float32)
+    assert step(beams, OPEN, logits, 1, TRIE, "trie", 1).score[0] == -0.1234567890123
+
+
+@given(st.integers(0, 10**6), st.integers(1, 25), st.sampled_from(RULES), st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_with_beams_for_all_every_item_gets_its_own_score(seed: int, items: int, rule: str, excludes: bool) -> None:
+    """Logits are a table by node here, so each item's score can be added up along its path."""
+    generator = np.random.default_rng(seed)
+    catalog = random_catalog(items, seed, codes=3)
+    trie = ItemTrie.build(catalog.codes)
+    table = generator.normal(0, 3, (len(trie), len(catalog.tokens) + 2)).astype(np.float32)
+    excluded = np.flatnonzero(generator.random(items) < 0.3) if excludes else np.array([], np.int64)
+    dead = trie.dead_nodes(excluded.tolist())[None] if excludes else None
+    beams, open_beams = root_beams(1), np.array([True])
+    for depth in range(trie.depth):
+        if open_beams.any():
+            beams = step(beams, open_beams, table[beams.node[open_beams]], depth, trie, rule, items, dead)
+            open_beams = ~trie.is_leaf(beams.node)
+    assert (np.diff(beams.score) <= 0).all()
+    score = dict(zip(beams.node.tolist(), beams.score.tolist(), strict=True))
+    alive = {int(path[path >= 0][-1]) for item, path in enumerate(trie.path) if item not in excluded}
+    assert score.keys() == alive
+    for item, path in enumerate(trie.path):
+        nodes = [0, *path[path >= 0].tolist()]
+        if nodes[-1] in alive:
+            assert score[nodes[-1]] == pytest.approx(path_score(trie, table, nodes, rule), abs=1e-9), item
+
+
+def path_score(trie: ItemTrie, table: NDArray[np.float32], nodes: list[int], rule: str) -> float:
+    total = 0.0
+    for depth, (above, node) in enumerate(pairwise(nodes)):
+        logits = table[above].astype(np.float64)
+        over = {
+            "trie": trie.token[trie.child_start[above] : trie.child_start[above + 1]],
+            "level": trie.level_tokens[depth],
+            "vocab": np.arange(len(logits)),
+        }[rule]
+        total += logits[trie.token[node]] - np.log(np.exp(logits[over]).sum())
+    return total
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_with_beams_for_all_the_search_equals_brute_force(name: str, rule: str) -> None:
+    model = small_model(name, random_catalog(30), early_layers=2, max_history=6)
+    recommender, _ = watched_recommender(model, rule)
+    agreement, histories = Agreement(), histories_of(model.catalog, 4, 6)
+    for history, found in zip(histories, recommender.recommend_batch(histories, 30, 30), strict=True):
+        want = sorted(enumerate(brute_force(model, history, rule)), key=lambda pair: -pair[1])
+        assert len(want) == len(found) == 30
+        agreement.add(str(history), want, pairs(found))
+    agreement.check()

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from earn.runtime.trie import ItemTrie
+from tests.support import toy_catalog
+
+Codes = NDArray[np.int32]
+
+
+@st.composite
+def catalogs(draw: st.DrawFn) -> Codes:
+    """Identifiers of 1 to 4 tokens out of four, some shared, none the beginning of another."""
+    tokens = st.lists(st.integers(0, 3), min_size=1, max_size=4)
+    drawn = [tuple(identifier) for identifier in draw(st.lists(tokens, min_size=1, max_size=30))]
+    left = [one for one in drawn if not any(one != other and other[: len(one)] == one for other in drawn)]
+    depth = max(map(len, left))
+    return np.array([[*identifier, *[-1] * (depth - len(identifier))] for identifier in left], np.int32)
+
+
+def identifiers_of(codes: Codes) -> list[tuple[int, ...]]:
+    return [tuple(code for code in row if code >= 0) for row in codes.tolist()]
+
+
+def nested(identifiers: list[tuple[int, ...]]) -> dict[int, Any]:
+    trie: dict[int, Any] = {}
+    for identifier in identifiers:
+        node = trie
+        for token in identifier:
+            node = node.setdefault(token, {})
+    return trie
+
+
+def prefixes(trie: ItemTrie) -> list[tuple[int, ...]]:
+    """The prefix of every node, by walking down its children."""
+    found: dict[int, tuple[int, ...]] = {0: ()}
+    for node in range(len(trie)):
+        for child in range(trie.child_start[node], trie.child_start[node + 1]):
+            found[child] = (*found[node], int(trie.token[child]))
+    return [found[node] for node in range(len(trie))]
+
+
+@given(catalogs())
+@settings(deadline=None, max_examples=60)
+def test_it_holds_the_nested_dictionaries(codes: Codes) -> None:
+    trie, want = ItemTrie.build(codes), nested(identifiers_of(codes))
+
+    def as_dictionaries(node: int) -> dict[int, Any]:
+        children = range(trie.child_start[node], trie.child_start[node + 1])
+        return {int(trie.token[child]): as_dictionaries(child) for child in children}
+
+    assert as_dictionaries(0) == want
+    assert trie.depth == codes.shape[1]
+
+
+@given(catalogs())
+@settings(deadline=None, max_examples=60)
+def test_its_arrays_are_in_order(codes: Codes) -> None:
+    trie = ItemTrie.build(codes)
+    nodes = len(trie)
+    assert trie.token[0] == -1
+    assert trie.child_start[0] == 1
+    assert trie.child_start[-1] == nodes
+    assert len(trie.child_start) == len(trie.item_start) == nodes + 1
+    assert (np.diff(trie.child_start) >= 0).all()
+    assert trie.item_start[0] == 0
+    assert trie.item_start[-1] == len(codes)
+    assert sorted(trie.leaf_items.tolist()) == list(range(len(codes)))
+    by_depth = prefixes(trie)  # breadth first, and in the order of the prefixes
+    assert by_depth == sorted(by_depth, key=lambda prefix: (len(prefix), prefix))
+
+
+@given(catalogs())
+@settings(deadline=None, max_examples=60)
+def test_leaves_paths_and_levels_say_what_the_identifiers_say(codes: Codes) -> None:
+    trie, identifiers = ItemTrie.build(codes), identifiers_of(codes)
+    prefix = prefixes(trie)
+    for node in range(len(trie)):
+        items = [item for item, identifier in enumerate(identifiers) if identifier == prefix[node]]
+        assert trie.items(node).tolist() == items
+        assert bool(trie.is_leaf(np.array([node]))[0]) == bool(items)
+    for item, identifier in enumerate(identifiers):
+        path = [prefix[node] for node in trie.path[item] if node >= 0]
+        assert path == [identifier[: end + 1] for end in range(len(identifier))]
+    for depth, tokens in enumerate(trie.level_tokens):
+        assert tokens.tolist() == sorted({one[depth] for one in identifiers if depth < len(one)})
+
+
+@given(catalogs())
+@settings(deadline=None, max_examples=60)
+def test_a_node_is_determined_where_one_leaf_alone_hangs_below_it(codes: Codes) -> None:
+    trie, identifiers = ItemTrie.build(codes), identifiers_of(codes)
+    prefix = prefixes(trie)
+    for node, leaf in enumerate(trie.determined.tolist()):
+        below = {one for one in identifiers if one[: len(prefix[node])] == prefix[node]}
+        assert (leaf >= 0) == (len(below) == 1)
+        if leaf >= 0:
+            assert {prefix[leaf]} == below
+
+
+@given(catalogs(), st.data())
+@settings(deadline=None, max_examples=60)
+def test_dead_nodes_have_no_item_left(codes: Codes, data: st.DataObject) -> None:
+    trie, identifiers = ItemTrie.build(codes), identifiers_of(codes)
+    excluded = data.draw(st.lists(st.integers(0, len(codes) - 1), max_size=len(codes) + 3))
+    left = [identifier for item, identifier in enumerate(identifiers) if item not in excluded]
+    for prefix, dead in zip(prefixes(trie), trie.dead_nodes(excluded), strict=True):
+        alive = any(identifier[: len(prefix)] == prefix for identifier in left)
+        assert bool(dead) == (not alive and prefix != ())
+
+
+def test_the_toy_catalog_by_hand() -> None:
+    """Tokens: a0 a1 a2 a3 are 0-3, b0 b1 4-5, c0 c1 6-7, d0 d1 8-9."""
+    trie = ItemTrie.build(toy_catalog().codes)
+    #                 root | a0 a1 a2 a3 | b0 b0 b0 b1 b0 b1 | c0 c0 c1 c1 c0 | d0 d1 d0
+    assert trie.token.tolist() == [-1, 0, 1, 2, 3, 4, 4, 4, 5, 4, 5, 6, 6, 7, 7, 6, 8, 9, 8]
+    assert trie.child_start.tolist() == [1, 5, 6, 7, 9, 11, 11, 12, 13, 14, 15, 16, 16, 18, 19, 19, 19, 19, 19, 19]
+    assert trie.determined.tolist() == [-1, 5, 11, -1, -1, 5, 11, -1, 18, 14, 15, 11, -1, 18, 14, 15, 16, 17, 18]
+    assert trie.items(5).tolist() == [0, 4]
+    assert trie.path[5].tolist() == [3, 8, 13, 18]
+
+
+def test_one_item_is_a_trie() -> None:
+    trie = ItemTrie.build(np.array([[0]], np.int32))
+    assert len(trie) == 2
+    assert trie.determined.tolist() == [1, 1]
+    assert trie.dead_nodes([0]).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("items", [1, 1000])
+def test_a_deep_chain_and_a_wide_root_are_built(items: int) -> None:
+    codes = np.arange(items, dtype=np.int32)[:, None] if items > 1 else np.arange(40, dtype=np.int32)[None]
+    trie = ItemTrie.build(codes)
+    assert len(trie) == codes.size + 1
+    assert trie.determined[0] == (-1 if items > 1 else 40)
