@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if package not in EXTRAS:
             raise
         return _fail(f'This needs {package}. Install it: pip install "earn-edge[{EXTRAS[package]}]"')
+    except ImportError as error:  # a package that is there but too old, or lacks a part of its own
+        return _fail(str(error))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has left, as head does

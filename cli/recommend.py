@@ -37,7 +37,10 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("-k", type=positive, default=10, help="items to recommend (default: %(default)s)")
     parser.add_argument(
-        "--beams", type=positive, default=20, metavar="N", help="width of the search (default: %(default)s)"
+        "--beams",
+        type=positive,
+        metavar="N",
+        help="width of the search (default: 20, or the most that the bundle takes)",
     )
     parser.add_argument("--exclude", type=item_ids, default=[], metavar="IDS", help="items that may not come back")
     parser.add_argument("--exclude-history", action="store_true", help="items of the history may not come back")
@@ -59,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     from earn.runtime.recommender import Recommender
 
     recommender = Recommender.load(args.bundle, args.engine, args.threads)
-    items = recommender.recommend(args.history, args.k, args.beams, args.exclude, args.exclude_history, args.unknown)
+    beams = args.beams or min(20, recommender.manifest.limits.beams)
+    items = recommender.recommend(args.history, args.k, beams, args.exclude, args.exclude_history, args.unknown)
     if args.json:
         show_json([asdict(item) for item in items])
     else:

@@ -48,6 +48,7 @@ class Manifest:
     precision: str  # fp32
     files: Mapping[str, FileEntry]  # by path relative to the bundle
     tools: Mapping[str, str]  # versions that wrote the bundle
+    parity: float | None = None  # largest relative difference from torch, on real histories, when it was exported
     accuracy: Mapping[str, float] | None = None  # recall and NDCG of this bundle, where measured
 
     def save(self, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from earn.errors import EarnError
@@ -43,9 +44,10 @@ def export_bundle(
         export_stages(bundle, model.config, folder, external_data_bytes)
         model.catalog.save(folder / CATALOG_FILE)
         manifest = bundle.manifest.with_files(folder)
+        reference, candidate = TorchEngine(bundle.stages), load_engine("cpu", folder, manifest)
+        parity = check_parity(reference, candidate, manifest, model.catalog, histories)
+        manifest = replace(manifest, parity=parity)
         manifest.save(folder)
-        candidate = load_engine("cpu", folder, manifest)
-        check_parity(TorchEngine(bundle.stages), candidate, manifest, model.catalog, histories)
     return manifest
 
 

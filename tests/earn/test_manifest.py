@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from earn.errors import EarnError
+from earn.files import sha256
+from earn.manifest import FileEntry, Manifest
+from earn.model import EarnModel
+from earn.runtime.recommender import Recommender
+from tests.support import bundle_model
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+def edit(folder: Path, change: Change) -> None:
+    """Changes manifest.json in place."""
+    path = folder / "manifest.json"
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_what_was_saved_is_loaded(toy_bundle: Path, toy_model: EarnModel, tmp_path: Path) -> None:
+    loaded = Manifest.load(toy_bundle)
+    made = bundle_model(toy_model, max_batch=4, max_beams=24).manifest
+    assert replace(loaded, files={}) == made
+    assert loaded.scoring == "trie"
+    assert loaded.precision == "fp32"
+    measured = replace(loaded, accuracy={"recall@10": 0.25})
+    measured.save(tmp_path)
+    for name in loaded.files:
+        (tmp_path / name).write_bytes((toy_bundle / name).read_bytes())
+    assert Manifest.load(tmp_path) == measured
+
+
+def test_every_file_is_listed_with_its_size_and_sum(toy_bundle: Path) -> None:
+    files = Manifest.load(toy_bundle).files
+    there = {path.relative_to(toy_bundle).as_posix() for path in toy_bundle.rglob("*") if path.is_file()}
+    assert files.keys() == there - {"manifest.json"} == {"early.onnx", "late.onnx", "catalog.npz"}
+    for name, entry in files.items():
+        assert entry == FileEntry((toy_bundle / name).stat().st_size, sha256(toy_bundle / name))
+    assert Manifest.load(toy_bundle).bundle_bytes == sum(entry.bytes for entry in files.values())
+
+
+def test_the_tensor_table_stands_in_it_for_other_languages(toy_bundle: Path) -> None:
+    value = json.loads((toy_bundle / "manifest.json").read_text())
+    assert value["schema"] == 1
+    first = value["tensors"]["early"]["inputs"][0]
+    assert first == {"name": "input_ids", "dtype": "int64", "axes": [["b", 1, 1, 4], ["m", 1, 24, 26]]}
+
+
+CHANGES: dict[str, tuple[Change, str]] = {
+    "an unknown key": (lambda value: value.update(colour="red"), "unknown key 'colour'"),
+    "an unknown size": (lambda value: value["sizes"].update(experts=8), "unknown key 'experts'"),
+    "an unknown limit": (lambda value: value["limits"].update(users=8), "unknown key 'users'"),
+    "an unknown model setting": (lambda value: value["model"].update(r=2), "unknown key 'r'"),
+    "an unknown prompt part": (lambda value: value["model"]["prompt"].update(middle=[]), "unknown key 'middle'"),
+    "an unknown file property": (lambda value: value["files"]["late.onnx"].update(md5=""), "unknown key 'md5'"),
+    "no sizes": (lambda value: value.pop("sizes"), r"incomplete \('sizes'\)"),
+    "no scoring": (lambda value: value.pop("scoring"), "scoring"),
+    "no such scoring": (lambda value: value.update(scoring="best"), "no scoring rule 'best'"),
+    "no files": (lambda value: value.pop("files"), "incomplete"),
+    "files as a list": (lambda value: value.update(files=[]), "incomplete"),
+    "a size too few": (lambda value: value["sizes"].pop("heads"), "heads"),
+    "a size as text": (lambda value: value["sizes"].update(layers="4"), "manifest.json"),
+    "a limit as text": (lambda value: value["limits"].update(beams="4"), "manifest.json"),
+    "another schema": (lambda value: value.update(schema=2), "not a manifest of schema 1"),
+    "no schema": (lambda value: value.pop("schema"), "not a manifest of schema 1"),
+    "another tensor table": (lambda value: value["limits"].update(batch=9), "does not follow from sizes and limits"),
+    "no tensor table": (lambda value: value.pop("tensors"), "does not follow from sizes and limits"),
+    "a graph not listed": (lambda value: value["files"].pop("late.onnx"), "lists no late.onnx"),
+    "a catalog not listed": (lambda value: value["files"].pop("catalog.npz"), "lists no catalog.npz"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_manifest_that_is_not_right_is_refused(bundle: Path, what: str) -> None:
+    change, says = CHANGES[what]
+    edit(bundle, change)
+    with pytest.raises(EarnError, match=says) as raised:
+        Manifest.load(bundle)
+    assert str(bundle / "manifest.json") in str(raised.value) or "scoring rule" in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["[]", '"bundle"', "{", "null", '{"schema": 1, "schema": 1}'])
+def test_what_is_no_manifest_is_refused(bundle: Path, text: str) -> None:
+    (bundle / "manifest.json").write_text(text)
+    with pytest.raises(EarnError, match=r"manifest\.json"):
+        Manifest.load(bundle)
+
+
+def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(EarnError, match=r"there is no bundle.*earn export"):
+        Recommender.load(tmp_path)
+
+
+def test_a_missing_file_is_named(bundle: Path) -> None:
+    (bundle / "late.onnx").unlink()
+    with pytest.raises(EarnError, match=r"late\.onnx: missing\. Copy the bundle again"):
+        Manifest.load(bundle)
+
+
+def test_a_file_of_another_size_is_refused_without_reading_it(bundle: Path) -> None:
+    with (bundle / "early.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(EarnError, match=r"early\.onnx: has \d+ bytes, the manifest says"):
+        Manifest.load(bundle, verify=False)
+
+
+def test_a_changed_file_is_refused_unless_told_not_to_verify(bundle: Path) -> None:
+    path = bundle / "early.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(EarnError, match=r"early\.onnx: its SHA-256 is not the manifest's.*Copy the bundle again"):
+        Manifest.load(bundle)
+    Manifest.load(bundle, verify=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "sub/../../secret", "/etc/hostname", "..\\secret", "..", ".", "sub\\..\\..\\secret"]
+)
+def test_a_path_that_leaves_the_folder_is_refused(bundle: Path, name: str) -> None:
+    (bundle.parent / "secret").write_bytes(b"1")
+    edit(bundle, lambda value: value["files"].update({name: {"bytes": 1, "sha256": sha256(bundle.parent / "secret")}}))
+    with pytest.raises(EarnError, match="lies outside the bundle. Do not use this bundle."):
+        Manifest.load(bundle)
+
+
+def test_a_link_out_of_the_folder_is_refused(bundle: Path) -> None:
+    outside = bundle.parent / "late.onnx"
+    os.replace(bundle / "late.onnx", outside)
+    (bundle / "late.onnx").symlink_to(outside)
+    with pytest.raises(EarnError, match=r"'late\.onnx' lies outside the bundle"):
+        Manifest.load(bundle)
+
+
+def test_a_bundle_may_itself_be_reached_by_a_link(bundle: Path) -> None:
+    (bundle.parent / "link").symlink_to(bundle)
+    assert Manifest.load(bundle.parent / "link") == Manifest.load(bundle)

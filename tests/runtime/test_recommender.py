@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from earn.errors import EarnError
+from earn.model import EarnModel
+from earn.reference import reference_search
+from earn.runtime.recommender import Recommender
+from tests.support import RULES, Agreement, histories_of, pairs, random_catalog, small_model, watched_recommender
+
+ITEMS = 60
+
+
+@pytest.fixture(scope="module")
+def model() -> EarnModel:
+    """60 items on about 40 identifiers of 2 to 4 tokens; histories of at most 5 items."""
+    return small_model("tiny-qwen2", random_catalog(ITEMS, codes=3), early_layers=2, max_history=5)
+
+
+@pytest.fixture(scope="module")
+def recommender(model: EarnModel) -> Recommender:
+    return watched_recommender(model)[0]
+
+
+def scores(recommender: Recommender, history: list[int], k: int = ITEMS, **settings: Any) -> dict[int, float]:
+    """Items and scores of a search with beams for all, in order."""
+    return dict(pairs(recommender.recommend(history, k, 60, **settings)))
+
+
+def test_a_bundle_answers_with_ids_scores_and_titles(toy_bundle: Path, toy_model: EarnModel) -> None:
+    found = Recommender.load(toy_bundle).recommend(["1", "2"], 8)
+    want, agreement = reference_search(toy_model, [1, 2], 8), Agreement()
+    agreement.add("toy", want, pairs(found))
+    agreement.check()
+    assert all(item.title == f"t{item.item_id}" for item in found)
+    assert [item.score for item in found] == sorted((item.score for item in found), reverse=True)
+
+
+@pytest.mark.parametrize("scoring", RULES)
+@pytest.mark.parametrize("beams", [1, 2, 5, 20, 60])
+def test_every_beam_width_equals_the_reference_search(model: EarnModel, scoring: str, beams: int) -> None:
+    recommender, agreement = watched_recommender(model, scoring)[0], Agreement()
+    for history in histories_of(model.catalog, 5, 7, seed=beams):
+        for excluded in ([], [item for item, _ in reference_search(model, history, 3, 3, scoring)]):
+            want = reference_search(model, history, beams, beams, scoring, excluded)
+            agreement.add(f"{history}", want, pairs(recommender.recommend(history, beams, beams, excluded)))
+    agreement.check()
+
+
+def test_beams_are_widened_to_k(recommender: Recommender) -> None:
+    assert recommender.recommend(["1"], 20, 1) == recommender.recommend(["1"], 20, 20)
+
+
+def test_an_unknown_item_is_refused_by_name(recommender: Recommender) -> None:
+    with pytest.raises(EarnError, match=r"no item 'Zorro'.*unknown=\"skip\""):
+        recommender.recommend(["1", "Zorro"])
+    with pytest.raises(EarnError, match="no item '999'"):
+        recommender.recommend(["1"], exclude=[999])
+
+
+def test_unknown_items_can_be_skipped(recommender: Recommender) -> None:
+    want = recommender.recommend(["1", "2"], exclude=["3"])
+    assert recommender.recommend(["x", "1", "y", "2"], exclude=["z", "3"], unknown="skip") == want
+
+
+@pytest.mark.parametrize("history", [[], ["x", "y"]])
+def test_a_history_without_a_known_item_is_refused(recommender: Recommender, history: list[str]) -> None:
+    with pytest.raises(EarnError, match="History 1 has no known item"):
+        recommender.recommend_batch([["1"], history], unknown="skip")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"k": 0}, "k is 0"),
+        ({"k": 65}, r"k is 65.*1 to 64 items.*--max-beams"),
+        ({"beams": 0}, "beams is 0"),
+        ({"beams": 65}, r"beams is 65.*1 to 64.*--max-beams"),
+        ({"unknown": "ignore"}, "unknown is 'ignore'"),
+        ({"history": "12"}, r"the text '12'.*Write \['12'\]"),
+        ({"exclude": "12"}, "the text '12'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(recommender: Recommender, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(EarnError, match=says):
+        recommender.recommend(**{"history": ["1"], **settings})
+
+
+def test_exclusions_must_match_the_histories(recommender: Recommender) -> None:
+    with pytest.raises(EarnError, match="2 histories but 1 exclusions"):
+        recommender.recommend_batch([["1"], ["2"]], exclude=[["3"]])
+
+
+def test_no_histories_give_no_answers(recommender: Recommender) -> None:
+    assert recommender.recommend_batch([]) == []
+
+
+def test_beyond_the_limit_the_newest_items_are_read(recommender: Recommender) -> None:
+    newest = ["5", "4", "3", "2", "1"]
+    want = recommender.recommend(newest)
+    assert recommender.recommend(["9", "8", *newest]) == want
+    assert recommender.recommend(newest[1:]) != want
+
+
+def test_numbers_are_accepted_as_ids(recommender: Recommender) -> None:
+    assert recommender.recommend([1, 2], exclude=[3]) == recommender.recommend(["1", "2"], exclude=["3"])
+
+
+def test_k_items_come_back_though_the_best_are_excluded(recommender: Recommender) -> None:
+    best = [item.item_id for item in recommender.recommend(["1", "2"], 20, 20)]
+    found = [item.item_id for item in recommender.recommend(["1", "2"], 20, 20, exclude=best)]
+    assert len(set(found)) == 20
+    assert not set(found) & set(best)
+
+
+def test_with_all_but_three_excluded_these_three_come_back(recommender: Recommender) -> None:
+    left = {7, 23, 42}
+    everything = scores(recommender, [1, 2])
+    found = scores(recommender, [1, 2], 10, exclude=set(range(ITEMS)) - left)
+    assert found == pytest.approx({item: everything[item] for item in left})
+    assert recommender.recommend([1], exclude=range(ITEMS)) == []
+
+
+def test_in_a_batch_everyone_has_exclusions_of_their_own(recommender: Recommender) -> None:
+    excluded: list[list[int]] = [[], list(range(ITEMS)), list(range(0, ITEMS, 2)), [3]]
+    found = recommender.recommend_batch([[1, 2]] * 4, 60, 60, excluded)
+    for items, barred in zip(found, excluded, strict=True):
+        assert {int(item.item_id) for item in items} == set(range(ITEMS)) - set(barred)
+
+
+@pytest.mark.parametrize("scoring", RULES)
+def test_excluding_items_changes_no_other_score(model: EarnModel, scoring: str) -> None:
+    recommender = watched_recommender(model, scoring)[0]
+    everything = scores(recommender, [4, 5, 6])
+    assert everything.keys() == set(range(ITEMS))
+    excluded = {*list(everything)[:10], 50, 51}
+    found = scores(recommender, [4, 5, 6], exclude=excluded)
+    assert found == pytest.approx({item: everything[item] for item in everything.keys() - excluded}, abs=1e-5)
+
+
+def test_the_history_can_be_excluded(recommender: Recommender) -> None:
+    history = [9, 8, 1, 2, 3, 4, 5]  # more than the model reads
+    found = scores(recommender, history, exclude=[10], exclude_history=True)
+    assert found.keys() == set(range(ITEMS)) - {*history, 10}
+
+
+def test_items_that_share_an_identifier_come_back_together_and_apart(toy_bundle: Path) -> None:
+    recommender = Recommender.load(toy_bundle)
+    found = dict(pairs(recommender.recommend([1, 2], 8)))
+    assert {0, 4} <= found.keys()
+    assert found[0] == found[4]
+    order = list(found)
+    assert abs(order.index(0) - order.index(4)) == 1
+    left = dict(pairs(recommender.recommend([1, 2], 8, exclude=[0])))
+    assert left.keys() == found.keys() - {0}
+    assert left[4] == pytest.approx(found[4])
+    assert dict(pairs(recommender.recommend([1, 2], 8, exclude=[0, 4]))).keys() == found.keys() - {0, 4}
+
+
+def test_identifiers_of_every_length_compete(model: EarnModel, recommender: Recommender) -> None:
+    found = recommender.recommend([1, 2, 3], 20)
+    assert {len(model.catalog.identifiers[int(item.item_id)]) for item in found} == {2, 3, 4}
+
+
+@pytest.mark.parametrize("exclude_history", [False, True])
+def test_a_batch_answers_as_single_requests_do(model: EarnModel, exclude_history: bool) -> None:
+    recommender = watched_recommender(model, max_batch=4)[0]
+    histories = histories_of(model.catalog, 11, 9)  # two full batches and one of three
+    together, agreement = recommender.recommend_batch(histories, exclude_history=exclude_history), Agreement()
+    for history, items in zip(histories, together, strict=True):
+        alone = recommender.recommend(history, exclude_history=exclude_history)
+        agreement.add(str(history), pairs(alone), pairs(items))
+    agreement.check()
+
+
+def test_many_threads_share_one_recommender(toy_bundle: Path, toy_model: EarnModel) -> None:
+    recommender = Recommender.load(toy_bundle, threads=1)
+    histories = histories_of(toy_model.catalog, 40, 6)
+    want = [recommender.recommend(history) for history in histories]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            assert list(pool.map(recommender.recommend, histories)) == want
+
+
+def test_a_catalog_of_one_item_recommends_it() -> None:
+    recommender = watched_recommender(small_model(catalog=random_catalog(1)))[0]
+    assert pairs(recommender.recommend(["0"])) == [(0, 0.0)]
+    assert recommender.recommend(["0"], exclude_history=True) == []
