@@ -92,7 +92,13 @@ def export_stages(
         own = deepcopy(config)  # Optimum reads and writes it
         module.config = own  # type: ignore[assignment]  # Optimum looks for it on the module
         models[name] = (module, StageOnnxConfig(own, specs[name], module))
-    export_models(models, folder, opset=OPSET, output_names=list(GRAPH_FILES.values()), disable_dynamic_axes_fix=True)
+    use_cache = config.use_cache
+    try:
+        export_models(
+            models, folder, opset=OPSET, output_names=list(GRAPH_FILES.values()), disable_dynamic_axes_fix=True
+        )
+    finally:
+        config.use_cache = use_cache  # Optimum turns it off in all layers, and these hold the model's own settings
     for name in GRAPH_FILES.values():
         _lay_out_weights(folder / name, external_data_bytes)
 

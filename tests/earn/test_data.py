@@ -66,9 +66,7 @@ def test_a_path_that_does_not_exist_gets_the_known_names(tmp_path: Path) -> None
 
 
 def test_a_folder_that_no_format_fits_gets_what_was_looked_for(tmp_path: Path) -> None:
-    message = (
-        r"no known format fits it.*\*\.inter\.json and \*\.index\.json.*\(LC-Rec or LETTER\); .*\(RecBole\)"
-    )
+    message = r"no known format fits it.*\*\.inter\.json and \*\.index\.json.*\(LC-Rec or LETTER\); .*\(RecBole\)"
     with pytest.raises(EarnError, match=message):
         load_interactions(tmp_path)
 
@@ -80,12 +78,8 @@ def test_a_folder_that_two_formats_fit_is_refused(tmp_path: Path) -> None:
         load_interactions(tmp_path)
 
 
-def test_a_name_is_fetched_and_a_path_of_that_name_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "toy.inter").write_text(
-        "user_id:token\titem_id:token\ttimestamp:float\nu\tx\t1\n", encoding="utf-8"
-    )
+def test_a_name_is_fetched_and_a_path_of_that_name_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "toy.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu\tx\t1\n", encoding="utf-8")
     monkeypatch.setitem(NAMED, "toy-set", lambda: tmp_path)
     assert load_interactions("toy-set").item_ids == ("x",)
     monkeypatch.chdir(tmp_path)
@@ -95,9 +89,7 @@ def test_a_name_is_fetched_and_a_path_of_that_name_is_not(
 
 def test_reading_data_loads_nothing_heavy() -> None:
     heavy = ("torch", "sklearn", "scipy")
-    code = (
-        f"import sys, earn.data, earn.identifiers; print([name for name in {heavy} if name in sys.modules])"
-    )
+    code = f"import sys, earn.data, earn.identifiers; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

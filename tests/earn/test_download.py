@@ -60,25 +60,19 @@ def test_what_pip_says_and_a_remedy_are_named(index: Path, tmp_path: Path) -> No
 
 def test_another_wheel_is_refused(index: Path, tmp_path: Path) -> None:
     put_wheel(index)
-    with pytest.raises(
-        EarnError, match=r"recbole-1\.2\.1-py3-none-any\.whl has the SHA-256 [0-9a-f]{64}, not 9c9948"
-    ):
+    with pytest.raises(EarnError, match=r"recbole-1\.2\.1-py3-none-any\.whl has the SHA-256 [0-9a-f]{64}, not 9c9948"):
         fetch_ml100k()
     assert not (tmp_path / "cache").exists()
 
 
-def test_an_interrupted_fetch_leaves_nothing(
-    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_fetch_leaves_nothing(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "WHEEL_SHA256", sha256(put_wheel(index, files=FILES[:1])))
     with pytest.raises(KeyError):  # the second file is not there: the fetch stops after the first
         fetch_ml100k()
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written_is_named(
-    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_that_cannot_be_written_is_named(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "WHEEL_SHA256", sha256(put_wheel(index)))
     (tmp_path / "cache").write_text("a file where the folder should be", encoding="utf-8")
     with pytest.raises(EarnError, match=r"ml-100k: cannot be written .*Set EARN_CACHE"):
@@ -107,11 +101,7 @@ def test_the_cache_lies_where_the_platform_keeps_caches(
 
 
 def test_the_last_error_of_pip_is_the_reason() -> None:
-    output = (
-        "WARNING: retrying\nERROR: first\nERROR: No matching distribution found\n[notice] A new release\n"
-    )
+    output = "WARNING: retrying\nERROR: first\nERROR: No matching distribution found\n[notice] A new release\n"
     assert download._reason(output) == "No matching distribution found."
-    assert (
-        download._reason("/usr/bin/python: No module named pip\n") == "/usr/bin/python: No module named pip."
-    )
+    assert download._reason("/usr/bin/python: No module named pip\n") == "/usr/bin/python: No module named pip."
     assert download._reason("") == "it gave no reason."

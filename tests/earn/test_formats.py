@@ -94,9 +94,7 @@ def test_titles_of_item_json(tmp_path: Path) -> None:
         ({"T.item.json": {"0": {"title": 3}}}, r"T\.item\.json: item '0' holds"),
     ],
 )
-def test_what_is_wrong_in_an_lcrec_folder_is_named(
-    tmp_path: Path, files: dict[str, object], message: str
-) -> None:
+def test_what_is_wrong_in_an_lcrec_folder_is_named(tmp_path: Path, files: dict[str, object], message: str) -> None:
     with pytest.raises(EarnError, match=message):
         load_interactions(lcrec(tmp_path, files))
 
@@ -141,9 +139,7 @@ def test_a_column_called_name_is_a_title(tmp_path: Path, column: str, title: str
 
 def test_an_index_beside_atomic_files_gives_the_catalog_in_the_order_of_the_data(tmp_path: Path) -> None:
     index = {"y": ["<a_1>"], "w": ["<a_2>"], "x": ["<a_0>"]}
-    data = read_recbole(
-        write(tmp_path, {"toy.inter": HEADER + "u\tx\t5\t1\nu\ty\t5\t2\n", "other.index.json": index})
-    )
+    data = read_recbole(write(tmp_path, {"toy.inter": HEADER + "u\tx\t5\t1\nu\ty\t5\t2\n", "other.index.json": index}))
     assert data.catalog is not None
     assert data.catalog.item_ids == data.item_ids == ("x", "y")
     assert data.catalog.identifiers == (("<a_0>",), ("<a_1>",))
@@ -200,9 +196,7 @@ ROW = HEADER + "u\tx\t5\t1\n"
         ({"toy.inter": ROW, "a.item": "", "b.item": ""}, r"one is expected: a\.item, b\.item"),
     ],
 )
-def test_what_is_wrong_in_atomic_files_is_named(
-    tmp_path: Path, files: dict[str, object], message: str
-) -> None:
+def test_what_is_wrong_in_atomic_files_is_named(tmp_path: Path, files: dict[str, object], message: str) -> None:
     with pytest.raises(EarnError, match=message):
         load_interactions(write(tmp_path, files))
 

@@ -37,9 +37,7 @@ def test_identifiers_are_unique_and_have_one_letter_per_level() -> None:
     data = toy()
     catalog = build_catalog(data, data.sequences, codebook=3, levels=2)
     assert len(set(catalog.identifiers)) == len(data.item_ids)
-    assert {tuple(token[:3] for token in identifier) for identifier in catalog.identifiers} == {
-        ("<a_", "<b_", "<c_")
-    }
+    assert {tuple(token[:3] for token in identifier) for identifier in catalog.identifiers} == {("<a_", "<b_", "<c_")}
     assert (catalog.item_ids, catalog.titles) == (data.item_ids, data.titles)
 
 
@@ -68,9 +66,7 @@ def test_the_same_seed_gives_the_same_identifiers() -> None:
 def test_only_the_training_part_counts() -> None:
     data = toy()
     train = [sequence[:-2] for sequence in data.sequences]
-    unseen = Interactions(
-        data.name, data.item_ids, data.titles, data.metadata, ("u",), (np.zeros(9, np.int64),), None
-    )
+    unseen = Interactions(data.name, data.item_ids, data.titles, data.metadata, ("u",), (np.zeros(9, np.int64),), None)
     assert build_catalog(data, train) == build_catalog(unseen, train)
 
 

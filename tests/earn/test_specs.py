@@ -68,10 +68,13 @@ def test_a_dense_models_late_stage_takes_hidden_states_alone() -> None:
     assert [spec.name for spec in specs.outputs] == ["logits"]
 
 
-def test_fixed_axes_are_not_dynamic() -> None:
-    specs = stage_specs("early", SIZES, replace(LIMITS, batch=1))
-    assert specs.inputs[0].dynamic_axes == {1: "m"}
-    assert specs.inputs[3].dynamic_axes == {2: "s"}
+@pytest.mark.parametrize("limits", [LIMITS, replace(LIMITS, batch=1, beams=1, prefix=0)])
+def test_axes_of_the_model_are_fixed_and_those_of_a_call_are_not(limits: Limits) -> None:
+    specs = stage_specs("late", SIZES, limits)
+    assert specs.inputs[0].dynamic_axes == {0: "b", 1: "m"}
+    assert specs.inputs[2].dynamic_axes == {0: "b", 2: "m", 3: "s+m"}
+    assert specs.inputs[3].dynamic_axes == {0: "b", 2: "s"}
+    assert specs.outputs[0].dynamic_axes == {0: "b", 1: "r"}
 
 
 def test_limits_follow_from_the_prompt() -> None:

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from earn.catalog import Catalog
+from earn.config import to_json
+from earn.errors import EarnError
+from earn.export.stages import torch_recommender
+from earn.files import read_json
+from earn.model import EarnModel
+from earn.packing import pack
+from earn.settings import TrainSettings
+from earn.training import Windows, train, trained_on
+from tests.support import assert_close, small_backbone, token_identifiers, toy_catalog
+
+CATALOG = toy_catalog([f"a{item % 4} b{item // 4}" for item in range(12)])
+SETTINGS = TrainSettings(epochs=2, batch_size=8, learning_rate=1e-2)
+
+
+def sequences() -> list[NDArray[np.int64]]:
+    """Users who walk through the catalog step by step, each from another item."""
+    return [np.arange(start, start + 9) % 12 for start in range(12) for _ in range(3)]
+
+
+def untrained(catalog: Catalog = CATALOG) -> EarnModel:
+    return EarnModel.from_backbone(small_backbone("tiny-llama"), catalog, early_layers=2, max_history=4)
+
+
+@torch.no_grad()
+def loss_of(model: EarnModel) -> float:
+    identifiers = token_identifiers(model)
+    windows = [[identifiers[item] for item in sequence[:5]] for sequence in sequences()[::3]]
+    return float(model.eval()(**pack(windows, model.earn))["loss"])
+
+
+class Validation:
+    """Scores one epoch after the other; None stops the run there, as a kill would."""
+
+    def __init__(self, *scores: float | None) -> None:
+        self._scores = iter(scores)
+        self.losses: list[float] = []
+
+    def __call__(self, model: EarnModel) -> float:
+        assert not model.training
+        score = next(self._scores)
+        if score is None:
+            raise KeyboardInterrupt
+        self.losses.append(loss_of(model))
+        return score
+
+
+def test_two_epochs_lower_the_loss_and_leave_a_checkpoint(tmp_path: Path) -> None:
+    model, validate = untrained(), Validation(0.1, 0.2)
+    before = loss_of(model)
+    record = train(model, sequences(), tmp_path / "ckpt", validate, SETTINGS, data="toy")
+    assert before > 2  # ten tokens in all, and nothing known: log 10 = 2.3
+    assert loss_of(model) < before - 0.5
+    assert record["steps"] == 2 * -(-len(sequences()) * 2 // 8)  # two windows of up to five items per user
+    assert record["ndcg@10"] == 0.2
+    assert record["settings"] == to_json(SETTINGS)
+    assert read_json(tmp_path / "ckpt/training.json") == record
+    assert trained_on(tmp_path / "ckpt") == "toy"
+    assert not (tmp_path / "ckpt/run").exists()
+    loaded = EarnModel.from_pretrained(tmp_path / "ckpt")
+    assert loss_of(loaded) == pytest.approx(loss_of(model), abs=1e-5)
+
+
+def test_what_was_trained_long_enough_is_recommended(tmp_path: Path) -> None:
+    scores = iter(np.linspace(0, 1, 12).tolist())  # better with every epoch, so that the last one stays
+    model = untrained(toy_catalog([f"a{item} b{item // 3}" for item in range(12)]))
+    train(model, sequences(), tmp_path, lambda _: next(scores), replace(SETTINGS, epochs=12))
+    recommender = torch_recommender(model)
+    histories = [[(start + step) % 12 for step in range(4)] for start in range(12)]
+    found = recommender.recommend_batch(histories, 1)
+    assert [items[0].item_id for items in found] == [str((start + 4) % 12) for start in range(12)]
+
+
+def test_every_parameter_is_trained(tmp_path: Path) -> None:
+    model = untrained()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    train(model, sequences(), tmp_path, Validation(0.1), replace(SETTINGS, epochs=1))
+    for name, parameter in model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+
+
+def test_the_best_epoch_stays(tmp_path: Path) -> None:
+    model, validate = untrained(), Validation(0.3, 0.2, 0.1)
+    record = train(model, sequences(), tmp_path, validate, replace(SETTINGS, epochs=3))
+    assert record["ndcg@10"] == 0.3
+    assert len(set(validate.losses)) == 3
+    assert loss_of(model) == pytest.approx(validate.losses[0], abs=1e-5)
+    assert loss_of(EarnModel.from_pretrained(tmp_path)) == pytest.approx(validate.losses[0], abs=1e-5)
+
+
+def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, epochs=3)
+    whole = untrained()
+    train(whole, sequences(), tmp_path / "whole", Validation(0.1, 0.2, 0.3), settings)
+    with pytest.raises(KeyboardInterrupt):
+        train(untrained(), sequences(), tmp_path / "cut", Validation(0.1, None), settings)
+    assert (tmp_path / "cut/run").is_dir()
+    assert not (tmp_path / "cut/config.json").exists()
+    resumed = untrained()
+    record = train(resumed, sequences(), tmp_path / "cut", Validation(0.2, 0.3), settings, resume=True)
+    assert record["ndcg@10"] == 0.3
+    assert record["steps"] == 3 * -(-len(sequences()) * 2 // 8)
+    for (name, want), got in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert_close(want, got, 1e-5, name)
+    assert not (tmp_path / "cut/run").exists()
+
+
+def test_a_resumed_training_still_knows_the_best_epoch_before_the_interruption(tmp_path: Path) -> None:
+    settings, before = replace(SETTINGS, epochs=3), Validation(0.9, 0.1, None)
+    with pytest.raises(KeyboardInterrupt):
+        train(untrained(), sequences(), tmp_path, before, settings)
+    resumed = untrained()
+    assert train(resumed, sequences(), tmp_path, Validation(0.1), settings, resume=True)["ndcg@10"] == 0.9
+    assert loss_of(resumed) == pytest.approx(before.losses[0], abs=1e-5)
+
+
+def test_an_unfinished_run_is_neither_overwritten_nor_invented(tmp_path: Path) -> None:
+    with pytest.raises(EarnError, match="no interrupted training to resume"):
+        train(untrained(), sequences(), tmp_path, Validation(), SETTINGS, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(untrained(), sequences(), tmp_path, Validation(0.1, None), SETTINGS)
+    with pytest.raises(EarnError, match=r"an interrupted training stands here. Pass --resume"):
+        train(untrained(), sequences(), tmp_path, Validation(), SETTINGS)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(untrained(), sequences(), tmp_path, Validation(None), SETTINGS)
+    assert train(untrained(), sequences(), tmp_path, Validation(0.1, 0.2), SETTINGS)["ndcg@10"] == 0.2
+
+
+def test_without_two_items_of_one_user_there_is_nothing_to_train_on(tmp_path: Path) -> None:
+    with pytest.raises(EarnError, match="nothing to train on"):
+        train(untrained(), [np.array([1]), np.array([], np.int64)], tmp_path, Validation(), SETTINGS)
+
+
+def test_every_epoch_draws_its_windows_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs: list[int] = []
+    right: Callable[[Windows, int], None] = Windows.set_epoch
+
+    def set_epoch(self: Windows, epoch: int) -> None:
+        epochs.append(epoch)
+        right(self, epoch)
+
+    monkeypatch.setattr(Windows, "set_epoch", set_epoch)
+    train(untrained(), sequences(), tmp_path, Validation(0.1, 0.2), SETTINGS)
+    assert epochs[-1] == 1
+    assert 0 in epochs
+
+
+def windows_of(lengths: list[int], size: int, seed: int = 0) -> Windows:
+    """Windows over sequences in which every item stands once; an item's identifier is its number."""
+    starts = np.cumsum([0, *lengths])
+    items = [np.arange(start, start + length) for start, length in zip(starts, lengths)]  # noqa: B905
+    return Windows(items, [(item,) for item in range(int(starts[-1]))], size, seed)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_windows_are_runs_of_two_to_size_items_of_one_user(size: int) -> None:
+    lengths = [1, 2, 3, 4, 5, 6, 9, 14]
+    windows = windows_of(lengths, size)
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    assert len(windows) == sum(-(-(length - 1) // (size - 1)) for length in lengths)
+    for epoch in range(5):
+        windows.set_epoch(epoch)
+        for place in range(len(windows)):
+            items = [item for (item,) in windows[place]]
+            assert 2 <= len(items) <= size
+            assert items == list(range(items[0], items[-1] + 1))
+            assert len(set(users[items].tolist())) == 1
+
+
+def test_a_user_who_fits_into_one_window_is_read_whole() -> None:
+    windows = windows_of([5, 2], 5)
+    assert [len(windows[place]) for place in range(len(windows))] == [5, 2]
+
+
+def test_over_the_epochs_every_item_but_the_first_is_a_target_and_contexts_vary() -> None:
+    windows, targets, starts = windows_of([14], 5), set(), set()
+    for epoch in range(60):
+        windows.set_epoch(epoch)
+        for place in range(len(windows)):
+            items = [item for (item,) in windows[place]]
+            targets |= set(items[1:])
+            starts.add(items[0])
+    assert targets == set(range(1, 14))
+    assert starts == set(range(10))  # every full window
+
+
+def test_the_same_seed_and_epoch_give_the_same_windows() -> None:
+    def drawn(seed: int, epoch: int) -> list[list[tuple[int, ...]]]:
+        windows = windows_of([30, 30], 5, seed)
+        windows.set_epoch(epoch)
+        return [windows[place] for place in range(len(windows))]
+
+    assert drawn(1, 2) == drawn(1, 2)
+    assert drawn(1, 2) != drawn(1, 3)
+    assert drawn(1, 2) != drawn(2, 2)
+
+
+def test_where_nothing_was_recorded_the_data_is_unknown(tmp_path: Path) -> None:
+    assert trained_on(tmp_path) == ""

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from earn.catalog import Catalog
+from earn.errors import EarnError
+from earn.export.bundle import export_bundle
+from earn.manifest import Manifest
+from earn.model import EarnModel
+from earn.reference import reference_search
+from earn.runtime.engine import Array, check_graph, load_engine
+from earn.runtime.recommender import Recommender
+from earn.specs import all_specs
+from tests.support import RULES, Agreement, pairs, small_model
+
+HISTORIES = [["1", "2", "3"], ["4"]]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_bundle_holds_graphs_catalog_and_manifest(toy_bundle: Path, toy_model: EarnModel) -> None:
+    assert names(toy_bundle) == ["catalog.npz", "early.onnx", "late.onnx", "manifest.json"]
+    assert names(toy_bundle.parent) == ["bundle"]
+    assert Catalog.load(toy_bundle / "catalog.npz") == toy_model.catalog
+
+
+def test_its_graphs_agree_with_the_tensor_table(toy_bundle: Path) -> None:
+    manifest = Manifest.load(toy_bundle)
+    for stage, specs in all_specs(manifest.sizes, manifest.limits).items():
+        path = toy_bundle / f"{stage}.onnx"
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        check_graph(session, specs, path)
+        assert [node.name for node in session.get_inputs()] == [spec.name for spec in specs.inputs]
+        assert [node.name for node in session.get_outputs()] == [spec.name for spec in specs.outputs]
+
+
+@pytest.mark.parametrize("scoring", RULES)
+def test_the_rule_decides_the_rows_of_the_head(toy_model: EarnModel, tmp_path: Path, scoring: str) -> None:
+    manifest = export_bundle(toy_model, tmp_path / "bundle", HISTORIES, scoring)
+    known = len(toy_model.catalog.tokens)
+    assert manifest.sizes.logits == known + (3 if scoring == "vocab" else 0)  # BOS and two registers
+    agreement = Agreement()
+    want = reference_search(toy_model, [1, 2], scoring=scoring)
+    agreement.add(scoring, want, pairs(Recommender.load(tmp_path / "bundle").recommend([1, 2])))
+    agreement.check()
+
+
+def test_large_weights_are_listed_and_checked_too(toy_model: EarnModel, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    manifest = export_bundle(toy_model, out, HISTORIES, external_data_bytes=1)
+    assert set(manifest.files) == {
+        "catalog.npz",
+        "early.onnx",
+        "early.onnx.data",
+        "late.onnx",
+        "late.onnx.data",
+    }
+    assert Manifest.load(out) == manifest
+    agreement = Agreement()
+    agreement.add("search", reference_search(toy_model, [1, 2]), pairs(Recommender.load(out).recommend([1, 2])))
+    agreement.check()
+    data = bytearray((out / "late.onnx.data").read_bytes())
+    data[0] ^= 1
+    (out / "late.onnx.data").write_bytes(bytes(data))
+    with pytest.raises(EarnError, match=r"late\.onnx\.data: its SHA-256"):
+        Recommender.load(out)
+
+
+class Off:
+    """An engine that answers a little off."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._engine = load_engine(*arguments)
+
+    def run(self, stage: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: array + 0.1 for name, array in self._engine.run(stage, feeds).items()}
+
+
+@pytest.fixture
+def graphs_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("earn.export.bundle.load_engine", Off)
+
+
+@pytest.mark.usefixtures("graphs_are_off")
+def test_graphs_that_differ_are_not_written(toy_model: EarnModel, tmp_path: Path) -> None:
+    with pytest.raises(EarnError, match=r"do not compute what torch computes.*differs by 0\.1.*Nothing was written"):
+        export_bundle(toy_model, tmp_path / "bundle", HISTORIES)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.usefixtures("graphs_are_off")
+def test_a_bundle_that_stands_there_stays_when_the_export_fails(toy_model: EarnModel, bundle: Path) -> None:
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    with pytest.raises(EarnError, match="do not compute what torch computes"):
+        export_bundle(toy_model, bundle, HISTORIES)
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert names(bundle.parent) == ["bundle"]
+
+
+def test_a_bundle_is_replaced_whole(bundle: Path) -> None:
+    (bundle / "late.onnx.data").write_bytes(b"left from before")
+    model = small_model("tiny-llama", max_history=3)
+    export_bundle(model, bundle, HISTORIES)
+    assert names(bundle) == ["catalog.npz", "early.onnx", "late.onnx", "manifest.json"]
+    assert Manifest.load(bundle).sizes.family == "llama"
+    assert names(bundle.parent) == ["bundle"]
+
+
+def test_another_folder_or_file_is_not_replaced(toy_model: EarnModel, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    (tmp_path / "notes.txt").write_text("notes")
+    for name in ("photos", "notes.txt"):
+        with pytest.raises(EarnError, match="exists and is not a bundle"):
+            export_bundle(toy_model, tmp_path / name, HISTORIES)
+    assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"cat"
+    assert names(tmp_path) == ["notes.txt", "photos"]
+
+
+def test_an_empty_folder_is_taken_and_missing_ones_are_made(toy_model: EarnModel, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "empty", tmp_path / "a" / "b"):
+        export_bundle(toy_model, out, HISTORIES)
+        assert len(names(out)) == 4
+
+
+def test_without_histories_nothing_is_written(toy_model: EarnModel, tmp_path: Path) -> None:
+    with pytest.raises(EarnError, match="no history to check"):
+        export_bundle(toy_model, tmp_path / "bundle", [])
+    assert names(tmp_path) == []
+
+
+def test_narrow_limits_can_be_exported(toy_model: EarnModel, tmp_path: Path) -> None:
+    export_bundle(toy_model, tmp_path / "bundle", HISTORIES, max_batch=1, max_beams=1)
+    recommender = Recommender.load(tmp_path / "bundle")
+    agreement = Agreement()
+    agreement.add("greedy", reference_search(toy_model, [1], 1, 1), pairs(recommender.recommend([1], 1, 1)))
+    agreement.check()
