@@ -62,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from earn.runtime.recommender import Recommender
 
     recommender = Recommender.load(args.bundle, args.engine, args.threads)
-    beams = args.beams or min(20, recommender.manifest.limits.beams)
-    items = recommender.recommend(args.history, args.k, beams, args.exclude, args.exclude_history, args.unknown)
+    items = recommender.recommend(args.history, args.k, args.beams, args.exclude, args.exclude_history, args.unknown)
     if args.json:
         show_json([asdict(item) for item in items])
     else:

@@ -87,6 +87,13 @@ def from_json(cls: type[T], value: Mapping[str, Any], where: str) -> T:
             f"{where}: unknown key {unknown[0]!r}. It was written by another version of earn-edge; "
             "install that version, or write it again with this one."
         )
+    for field in fields(cls):  # type: ignore[arg-type]
+        kind = {"int": int, "str": str}.get(str(field.type))
+        if kind and field.name in value and not isinstance(value[field.name], kind):
+            raise EarnError(
+                f"{where}: {field.name!r} is {value[field.name]!r}, not {field.type}. "
+                "Write it again with this version of earn-edge."
+            )
     try:
         return cls(**{key: _tuples(item) for key, item in value.items()})
     except TypeError as error:

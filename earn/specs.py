@@ -52,9 +52,12 @@ class Limits:
         return self.beams * (self.depth - 1)
 
 
+CALL_AXES = ("b", "m", "s", "s+m", "r")  # their sizes depend on the call, even where the limits leave one size alone
+
+
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a tensor: a name and the sizes it may take; fixed if least and most are one."""
+    """One axis of a tensor: a name and the sizes it may take."""
 
     name: str
     least: int
@@ -63,8 +66,8 @@ class Axis:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the axis has one size alone."""
-        return self.least == self.most
+        """Whether the model fixes the axis's size."""
+        return self.name not in CALL_AXES
 
 
 @dataclass(frozen=True)

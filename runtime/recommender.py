@@ -27,6 +27,8 @@ from earn.runtime.trie import Ints, ItemTrie
 
 Bools = NDArray[np.bool_]
 
+DEFAULT_BEAMS = 20  # as in the paper
+
 
 @dataclass(frozen=True)
 class Recommendation:
@@ -70,7 +72,7 @@ class Recommender:
         self,
         history: Sequence[str | int],
         k: int = 10,
-        beams: int = 20,
+        beams: int | None = None,
         exclude: Collection[str | int] = (),
         exclude_history: bool = False,
         unknown: str = "error",
@@ -80,7 +82,7 @@ class Recommender:
         Args:
             history: item ids, oldest first; beyond the model's limit the newest are kept.
             k: items to return.
-            beams: width of the search, widened to k where it is smaller.
+            beams: width of the search, widened to k where it is smaller; 20 (or the bundle's most) if None.
             exclude: item ids that must not come back. Scores of the others stay as they are.
             exclude_history: exclude the history's items as well.
             unknown: "error" refuses ids that the catalog lacks, "skip" leaves them out.
@@ -94,7 +96,7 @@ class Recommender:
         self,
         histories: Sequence[Sequence[str | int]],
         k: int = 10,
-        beams: int = 20,
+        beams: int | None = None,
         exclude: Sequence[Collection[str | int]] | None = None,
         exclude_history: bool = False,
         unknown: str = "error",
@@ -119,8 +121,10 @@ class Recommender:
             results += self._search(known[chosen], barred[chosen], k, width)
         return results
 
-    def _check_width(self, k: int, beams: int) -> int:
+    def _check_width(self, k: int, beams: int | None) -> int:
         most = self.manifest.limits.beams
+        if beams is None:
+            beams = min(DEFAULT_BEAMS, most)
         if not 1 <= k <= most:
             raise EarnError(
                 f"k is {k}. This bundle returns 1 to {most} items; export with a larger --max-beams for more."

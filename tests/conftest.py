@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import EarnModel, export_bundle, small_model
+from earn.export.bundle import export_bundle
+from earn.model import EarnModel
+from tests.support import small_model
 
 
 @pytest.fixture(scope="session")

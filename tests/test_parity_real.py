@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,13 @@ from earn.identifiers import build_catalog
 from earn.model import EarnModel
 from earn.reference import reference_search
 from earn.runtime.recommender import Recommendation, Recommender
-from tests.support import FAMILIES, RULES, Agreement, small_model
+from tests.support import FAMILIES, RULES, Agreement, closest_call, small_model
 
 HISTORIES = 300
 LONGEST = 25  # items, five more than the models read
 BATCH = 8
 K = 10
+WIDE = 16  # beams, more than K
 Ranking = list[tuple[str, float]]
 
 
@@ -43,7 +44,7 @@ class Real:
         folder = self.folder / backbone / rule
         if not folder.exists():
             check = [self.ids(history) for history in self.histories[:2]]
-            export_bundle(self.model(backbone), folder, check, rule, max_batch=BATCH, max_beams=16)
+            export_bundle(self.model(backbone), folder, check, rule, max_batch=BATCH, max_beams=WIDE)
         return Recommender.load(folder, threads=1)
 
 
@@ -78,15 +79,19 @@ def ranking(items: Sequence[Recommendation]) -> Ranking:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("backbone", FAMILIES)
 def test_the_bundle_recommends_what_the_reference_search_does(real: Real, backbone: str, rule: str) -> None:
+    def closest(number: int) -> float:
+        return closest_call(real.model(backbone), real.histories[number], K, rule)
+
     recommender, agreement = real.recommender(backbone, rule), Agreement()
     histories = [real.ids(history) for history in real.histories]
     wanted = [real.oracle(backbone, rule, number) for number in range(HISTORIES)]
     for number, (history, want) in enumerate(zip(histories, wanted, strict=True)):
-        agreement.add(f"history {number}, batch 1", want, ranking(recommender.recommend(history, K, K)))
+        found = ranking(recommender.recommend(history, K, K))
+        agreement.add(f"history {number}, batch 1", want, found, partial(closest, number))
     for start in range(0, HISTORIES, BATCH):
-        found = recommender.recommend_batch(histories[start : start + BATCH], K, K)
-        for number, items in enumerate(found, start):
-            agreement.add(f"history {number}, batch {BATCH}", wanted[number], ranking(items))
+        batch = recommender.recommend_batch(histories[start : start + BATCH], K, K)
+        for number, items in enumerate(batch, start):
+            agreement.add(f"history {number}, batch {BATCH}", wanted[number], ranking(items), partial(closest, number))
     assert agreement.lists == 2 * HISTORIES
     assert len({tuple(item for item, _ in want) for want in wanted}) > 0.9 * HISTORIES  # lists tell users apart
     agreement.check()
@@ -102,17 +107,27 @@ def test_with_exclusions_the_bundle_still_recommends_what_the_reference_search_d
     histories = [real.ids(real.histories[number]) for number in numbers]
     # The best items themselves, of which every third user is left alone.
     excluded = [[item for item, _ in real.oracle(backbone, rule, number)[: number % 3 * 2]] for number in numbers]
-    wanted = []
-    for number, items in zip(numbers, excluded, strict=True):
-        barred = {*(real.catalog.index[item] for item in items), *real.histories[number]}
-        found = reference_search(real.model(backbone), real.histories[number], K, 16, rule, barred)
-        assert not barred & {item for item, _ in found}
-        wanted.append([(real.catalog.item_ids[item], score) for item, score in found])
+    barred = [
+        {*real.histories[number], *(real.catalog.index[item] for item in items)}
+        for number, items in zip(numbers, excluded, strict=True)
+    ]
+    wanted = [
+        reference_search(real.model(backbone), real.histories[number], K, WIDE, rule, items)
+        for number, items in zip(numbers, barred, strict=True)
+    ]
+
+    def closest(place: int) -> float:
+        return closest_call(real.model(backbone), real.histories[numbers[place]], WIDE, rule, barred[place])
+
     for batch in (1, BATCH):
         for start in range(0, len(numbers), batch):
             chosen = slice(start, start + batch)
-            got = recommender.recommend_batch(histories[chosen], K, 16, excluded[chosen], exclude_history=True)
-            for number, want, ranked in zip(numbers[chosen], wanted[chosen], got, strict=True):
-                agreement.add(f"history {number}, batch {batch}", want, ranking(ranked))
+            got = recommender.recommend_batch(histories[chosen], K, WIDE, excluded[chosen], exclude_history=True)
+            for place, ranked in enumerate(got, start):
+                assert not barred[place] & {real.catalog.index[item.item_id] for item in ranked}
+                want = [(real.catalog.item_ids[item], score) for item, score in wanted[place]]
+                agreement.add(
+                    f"history {numbers[place]}, batch {batch}", want, ranking(ranked), partial(closest, place)
+                )
     assert agreement.lists == 2 * len(numbers)
     agreement.check()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def test_latency_prints_its_line_of_json() -> None:
     command = [sys.executable, "benchmarks/latency.py", "--shape", "tiny", "--repeats", "1", "--threads", "1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["prompt"] == 44
     assert result["speedup_vs_hf"] == round(result["hf_generate_ms"] / result["earn_fp32_ms"], 2)
@@ -20,7 +22,7 @@ def test_latency_prints_its_line_of_json() -> None:
 
 def test_the_example_app_recommends_from_a_bundle(toy_bundle: Path) -> None:
     command = [sys.executable, "examples/embed.py", str(toy_bundle), "1", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == 5
     scores = [float(score) for score, *_ in lines]

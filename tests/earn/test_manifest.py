@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from earn.errors import EarnError
+from earn.export.stages import bundle_model
 from earn.files import sha256
 from earn.manifest import FileEntry, Manifest
 from earn.model import EarnModel
 from earn.runtime.recommender import Recommender
-from tests.support import bundle_model
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -126,10 +126,21 @@ def test_a_changed_file_is_refused_unless_told_not_to_verify(bundle: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret", "sub/../../secret", "/etc/hostname", "..\\secret", "..", ".", "sub\\..\\..\\secret"]
+    "name",
+    [
+        "../secret",
+        "sub/../../secret",
+        "sub/../late.onnx",
+        "/etc/hostname",
+        "..\\secret",
+        "..",
+        ".",
+        "sub\\..\\..\\secret",
+    ],
 )
 def test_a_path_that_leaves_the_folder_is_refused(bundle: Path, name: str) -> None:
     (bundle.parent / "secret").write_bytes(b"1")
+    (bundle / "sub").mkdir()
     edit(bundle, lambda value: value["files"].update({name: {"bytes": 1, "sha256": sha256(bundle.parent / "secret")}}))
     with pytest.raises(EarnError, match=r"lies outside the bundle\. Do not use this bundle\."):
         Manifest.load(bundle)

@@ -18,10 +18,12 @@ from transformers import (
 from earn.backbones import check_backbone
 from earn.config import MASKED, Prompt
 from earn.errors import EarnError
+from earn.export.bundle import export_bundle
 from earn.files import read_json, write_json
 from earn.model import EarnModel
 from earn.prompts import Template
 from earn.reference import reference_search
+from earn.runtime.recommender import Recommender
 from tests.support import (
     FAMILIES,
     RULES,
@@ -278,6 +280,16 @@ def test_with_a_text_prompt_the_runtime_equals_brute_force(
         want = sorted(enumerate(scores), key=lambda pair: -pair[1])
         agreement.add(str(history), want, pairs(recommender.recommend(history)))
         agreement.add(str(history), want, reference_search(model, history, scoring=scoring))
+    agreement.check()
+
+
+def test_a_bundle_with_a_text_prompt_equals_the_reference_search(pretrained: Path, tmp_path: Path) -> None:
+    model = EarnModel.from_backbone(pretrained, toy_catalog(), early_layers=2, max_history=5)
+    scramble(model)
+    export_bundle(model.eval(), tmp_path / "bundle", [["1", "2"], ["3"]])
+    recommender, agreement = Recommender.load(tmp_path / "bundle", threads=1), Agreement()
+    for history in histories_of(model.catalog, 5, 8):
+        agreement.add(str(history), reference_search(model, history), pairs(recommender.recommend(history)))
     agreement.check()
 
 

@@ -7,9 +7,10 @@ import torch
 from torch.nn import functional
 
 from earn.config import MASKED
+from earn.export.stages import bundle_model
 from earn.specs import stage_specs
 from earn.stage import DenseHead, attend, rotary_rotation, rotate
-from tests.support import FAMILIES, assert_close, bundle_model, small_model
+from tests.support import FAMILIES, assert_close, small_model
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
