@@ -35,11 +35,11 @@ def quality(
     dataset: Dataset,
     users: Sequence[Example],
 ) -> dict[str, Any]:
-    """Quality of popularity and of each model, in torch and as a bundle; history items may come back."""
+    """Quality of popularity and of each model, in torch and as a bundle; no list holds items of its user's history."""
     from earn.export.stages import torch_recommender
 
     def searched(recommender: Recommender, label: str) -> Quality:
-        return at_ten(target_ranks(recommender, users, dataset.interactions.item_ids, False, progress(label)))
+        return at_ten(target_ranks(recommender, users, dataset.interactions.item_ids, True, progress(label)))
 
     figures: dict[str, Any] = {"popularity": at_ten(popularity_ranks(dataset, users))}
     for name, model in models.items():
@@ -57,11 +57,18 @@ def at_ten(ranks: NDArray[np.int64]) -> Quality:
 
 
 def popularity_ranks(dataset: Dataset, users: Sequence[Example]) -> NDArray[np.int64]:
-    """The targets' ranks when everyone is shown the most popular items, as `target_ranks` counts them."""
-    order = popularity(dataset.split, len(dataset.interactions.item_ids))
-    place = np.argsort(order)
-    ranks = place[[example.target for example in users]]
-    return np.where(ranks < max(CUTOFFS), ranks, NOT_FOUND).astype(np.int64)
+    """The targets' ranks when everyone is shown the most popular items that the history lacks, as `target_ranks` counts."""
+    place = np.argsort(popularity(dataset.split, len(dataset.interactions.item_ids)))
+    ranks = [_rank(place, example) for example in users]
+    return np.array([rank if rank < max(CUTOFFS) else NOT_FOUND for rank in ranks], np.int64)
+
+
+def _rank(place: NDArray[np.int64], example: Example) -> int:
+    """The target's place once the history's items are taken out of a ranking; `place` is each item's place in it."""
+    if example.target in example.history:
+        return max(CUTOFFS)  # it was taken out itself
+    ahead = place[np.unique(example.history)] < place[example.target]
+    return int(place[example.target] - ahead.sum())
 
 
 def p50_ms(bundles: Mapping[str, Recommender], histories: Sequence[Sequence[str]]) -> dict[str, float]:

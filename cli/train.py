@@ -132,8 +132,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def fit(model: EarnModel, dataset: Dataset, out: Path, settings: TrainSettings, resume: bool = False) -> dict[str, Any]:
-    """Trains on a data set's training part, with NDCG@10 on its validation users; returns training.json."""
+def fit(
+    model: EarnModel,
+    dataset: Dataset,
+    out: Path,
+    settings: TrainSettings,
+    resume: bool = False,
+    exclude_history: bool = False,
+) -> dict[str, Any]:
+    """Trains on a data set's training part and selects by NDCG@10 on its validation users; returns training.json."""
     from earn.cli.dataset import sample
     from earn.export.stages import torch_recommender
     from earn.metrics import ndcg
@@ -143,7 +150,7 @@ def fit(model: EarnModel, dataset: Dataset, out: Path, settings: TrainSettings, 
     users = sample(dataset.examples("valid"), VALIDATION_USERS)
 
     def validate(model: EarnModel) -> float:
-        ranks = target_ranks(torch_recommender(model), users, dataset.interactions.item_ids)
+        ranks = target_ranks(torch_recommender(model), users, dataset.interactions.item_ids, exclude_history)
         return float(ndcg(ranks, 10).mean())
 
     with results_kept_clean():
