@@ -7,9 +7,9 @@ In OUT:
                                    Q = {"recall@10", "ndcg@10"}
                                    M = {"torch": Q, "bundle": Q and "p50_ms", "cache_bytes", "bundle_bytes"}
 
-Quality is that of constrained search over the whole catalog for every test user's last item. Items of the history
-are left out of every list, popularity's too: nobody rates a film twice, so they would be wasted places. Latency is that of one request at a time, both bundles asked in turn, so that what else
-the machine does falls on both.
+Quality is that of constrained search over the whole catalog for every test user's last item. Items of the history are
+left out of every list, popularity's too: nobody rates a film twice, so they would be wasted places. Latency is that of
+one request at a time, both bundles asked in turn, so that what else the machine does falls on both.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _report(
 
     show(f"\n{_comparison(summary)}")
     show(
-        f"Recall and NDCG: the last items of {len(users):,} users, full ranking; items of the history are left out of all lists.\n"
+        f"Recall and NDCG: the last items of {len(users):,} users, full ranking; no list holds items of the history.\n"
         f"p50: one request at a time, both bundles in turn. Cache: a full prompt and {BEAMS} beams."
     )
     example = next((user for user in users if len(user.history) >= SHOWN), users[0])
