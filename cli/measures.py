@@ -57,7 +57,7 @@ def at_ten(ranks: NDArray[np.int64]) -> Quality:
 
 
 def popularity_ranks(dataset: Dataset, users: Sequence[Example]) -> NDArray[np.int64]:
-    """The targets' ranks when all are shown the most popular items that their history lacks; from 0, NOT_FOUND beyond."""
+    """The targets' ranks when all are shown the most popular items their history lacks; from 0, NOT_FOUND beyond."""
     place = np.argsort(popularity(dataset.split, len(dataset.interactions.item_ids)))
     ranks = [_rank(place, example) for example in users]
     return np.array([rank if rank < max(CUTOFFS) else NOT_FOUND for rank in ranks], np.int64)
