@@ -33,6 +33,7 @@ _TINY: Mapping[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 2048,
     "tie_word_embeddings": True,
+    "initializer_range": 0.06,  # Hugging Face's 0.02 suits widths of thousands; narrow layers learn late from it
     "bos_token_id": 0,
     "eos_token_id": None,
 }
