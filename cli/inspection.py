@@ -39,8 +39,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Describes the bundle."""
-    from earn.catalog import Catalog
-    from earn.manifest import CATALOG_FILE, Manifest
+    from earn.catalog import CATALOG_FILE, Catalog
+    from earn.manifest import Manifest
 
     manifest = Manifest.load(args.bundle)
     facts = describe(manifest, Catalog.load(args.bundle / CATALOG_FILE))

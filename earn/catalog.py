@@ -30,6 +30,9 @@ from earn.files import read_json
 _UNREADABLE = (OSError, EOFError, KeyError, ValueError, IndexError, TypeError, AttributeError, BadZipFile)
 
 
+CATALOG_FILE = "catalog.npz"
+
+
 @dataclass(frozen=True)
 class Catalog:
     """Items in a fixed order; an item's index is its place in `item_ids`.

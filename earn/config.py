@@ -59,11 +59,6 @@ class EarnConfig:
     token_ids: tuple[int, ...]  # token id of each identifier token, in the catalog's order
     max_history: int = 20  # items of a history that the prompt holds; the newest are kept
 
-    @property
-    def is_dense(self) -> bool:
-        """Whether this is the dense baseline's prompt: no registers at all."""
-        return not self.prefix_ids and not self.suffix_ids
-
 
 def to_json(value: Any) -> dict[str, Any]:
     """A dataclass as plain JSON values."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from earn.catalog import CATALOG_FILE
 from earn.config import EarnConfig, Prompt, check_scoring, from_json, to_json
 from earn.errors import EarnError
 from earn.files import read_json, sha256, write_json
@@ -25,7 +26,6 @@ from earn.specs import Limits, Sizes, all_specs
 
 SCHEMA = 1
 MANIFEST_FILE = "manifest.json"
-CATALOG_FILE = "catalog.npz"
 GRAPH_FILES = {"early": "early.onnx", "late": "late.onnx"}
 
 

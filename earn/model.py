@@ -18,13 +18,12 @@ from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from earn.backbones import TINY_BACKBONES, check_backbone, load_backbone, sizes_of
-from earn.catalog import Catalog
+from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import MASKED, EarnConfig, Prompt, from_json, to_json
 from earn.errors import EarnError
 from earn.prompts import Template, prompt_rows
 from earn.stage import DenseHead, EarlyStage, LateStage, empty_past
 
-CATALOG_FILE = "catalog.npz"
 IGNORED = -100  # label of a row that predicts nothing
 
 
@@ -126,6 +125,12 @@ class EarnModel(PreTrainedModel):
     ) -> EarnModel:
         """The dense baseline: the same backbone with k = N and no registers."""
         return cls.from_backbone(backbone, catalog, None, 0, 0, max_history, template, seed)
+
+    @property
+    def identifiers(self) -> list[tuple[int, ...]]:
+        """The identifiers of the catalog's items in the model's token ids."""
+        token_ids = self.earn.token_ids
+        return [tuple(token_ids[code] for code in row if code >= 0) for row in self.catalog.codes.tolist()]
 
     def early_stage(self) -> EarlyStage:
         """Layers 1..k and the embedding, sharing this model's parameters."""

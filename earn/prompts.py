@@ -58,6 +58,11 @@ def history_tokens(items: Sequence[Sequence[int]], config: EarnConfig) -> list[i
     return tokens
 
 
+def whole_prompt(items: Sequence[Sequence[int]], config: EarnConfig) -> list[int]:
+    """The prompt of a history, given as its items' identifiers in token ids, oldest first."""
+    return [*constant_head(config), *history_tokens(items, config), *prompt_end(config)]
+
+
 def readout_rows(config: EarnConfig) -> int:
     """How many of the prompt's last rows go on to the late stage: the suffix registers, or else the last token."""
     return max(1, len(config.suffix_ids))

@@ -13,7 +13,7 @@ import torch
 
 from earn.config import MASKED, check_scoring
 from earn.model import EarnModel
-from earn.prompts import constant_head, history_tokens, prompt_end, readout_rows
+from earn.prompts import readout_rows, whole_prompt
 
 Trie = dict[int, Any]  # token id -> the trie below it; an empty one ends an identifier
 Beam = tuple[int, ...]
@@ -35,12 +35,11 @@ def reference_search(
             that excluding one item changes no other item's score.
     """
     check_scoring(scoring)
-    identifiers = [tuple(model.earn.token_ids[c] for c in row if c >= 0) for row in model.catalog.codes.tolist()]
+    identifiers = model.identifiers
     whole = build_trie(identifiers)
     left = [identifier for item, identifier in enumerate(identifiers) if item not in exclude]
     allowed = build_trie(left) if exclude else whole
-    prompt = constant_head(model.earn)
-    prompt += history_tokens([identifiers[item] for item in history], model.earn) + prompt_end(model.earn)
+    prompt = whole_prompt([identifiers[item] for item in history], model.earn)
     found: list[tuple[Beam, float]] = [((), 0.0)]
     while unfinished := [beam for beam, _ in found if descend(allowed, beam)]:
         log_probabilities = next_token_scores(model, prompt, unfinished, whole, scoring)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from earn.catalog import CATALOG_FILE
 from earn.errors import EarnError
 from earn.export.onnx_stages import EXTERNAL_DATA_BYTES, export_stages
 from earn.export.parity import check_parity
 from earn.export.stages import MAX_BATCH, MAX_BEAMS, TorchEngine, bundle_model
 from earn.files import folder_written_whole
-from earn.manifest import CATALOG_FILE, MANIFEST_FILE, Manifest
+from earn.manifest import MANIFEST_FILE, Manifest
 from earn.model import EarnModel
 from earn.runtime.engine import load_engine
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.catalog import Catalog
+from earn.catalog import CATALOG_FILE, Catalog
 from earn.errors import EarnError
-from earn.manifest import CATALOG_FILE, Manifest
+from earn.manifest import Manifest
 from earn.prompts import history_tokens
 from earn.runtime.beam import Beams, place_in_group, root_beams, step
 from earn.runtime.decoder import Decoder, Decoding

@@ -145,7 +145,7 @@ def test_the_default_split_is_a_quarter_and_everything_when_dense() -> None:
     assert small_model().earn.early_layers == 1
     dense = EarnModel.dense(small_backbone("tiny-llama"), toy_catalog())
     assert dense.earn.early_layers == 4
-    assert dense.earn.is_dense
+    assert dense.earn.prefix_ids == dense.earn.suffix_ids == ()
     assert dense.earn.prompt.head == (0,)  # BOS, which the prefix register replaces otherwise
     assert small_model().earn.prompt == Prompt()
 

@@ -78,7 +78,7 @@ def test_a_dense_models_late_stage_is_its_head_alone() -> None:
     model = small_model(prefix_registers=0, suffix_registers=0)
     bundle = bundle_model(model)
     assert isinstance(bundle.stages["late"], DenseHead)
-    assert bundle.manifest.model.is_dense
+    assert bundle.manifest.model.prefix_ids == bundle.manifest.model.suffix_ids == ()
     assert {name for name, _ in bundle.stages["late"].named_parameters()} == {"norm.weight", "head.weight"}
 
 
