@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from earn.errors import EarnError
+
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "epochs": (1, 1_000_000),
+    "batch_size": (1, 1_000_000),
+    "learning_rate": (0.0, 1.0),
+    "warmup": (0.0, 1.0),
+    "weight_decay": (0.0, 10.0),
+    "dropout": (0.0, 0.99),
+}
 
 
 @dataclass(frozen=True)
@@ -17,3 +29,9 @@ class TrainSettings:
     dropout: float = 0.1  # of attention probabilities
     bf16: bool = False  # mixed precision
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if not least <= value <= most:  # also true of nan
+                raise EarnError(f"{name} is {value}. Take {least} to {most}.")

@@ -6,6 +6,8 @@ OUT/run; at the end OUT itself is the checkpoint, with training.json saying how 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -14,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from earn.backbones import sizes_of
 from earn.config import to_json
 from earn.errors import EarnError
 from earn.files import read_json, write_json
@@ -27,6 +30,7 @@ from earn.packing import pack
 from earn.settings import TrainSettings
 
 RUN_FOLDER = "run"
+PLAN_FILE = "plan.json"  # in the run folder: marks it as ours, and says what is being trained
 TRAINING_FILE = "training.json"
 BEST_BY = "ndcg@10"
 
@@ -34,7 +38,11 @@ Window = list[tuple[int, ...]]  # identifiers in token ids
 
 
 class Windows(Dataset[Window]):
-    """Windows of at most `size` consecutive items; each epoch draws their ends anew, so that every context is seen."""
+    """Windows of at most `size` consecutive items that between them hold every item with its predecessor.
+
+    The first window of a user ends with the newest item. How far the others overlap is drawn anew for every epoch, so
+    that items are seen after histories of many lengths.
+    """
 
     def __init__(
         self,
@@ -49,29 +57,40 @@ class Windows(Dataset[Window]):
         self._identifiers = identifiers
         self._size = size
         self._seed = seed
-        # Consecutive windows share one item: the last target of one is the first context of the next.
-        self._places = [
-            (user, number)
-            for user, sequence in enumerate(self._sequences)
-            for number in range(-(-(len(sequence) - 1) // (size - 1)))
-        ]
-        self.set_epoch(0)
+        lengths = np.array([len(sequence) for sequence in self._sequences])
+        step = size - 1  # neighbours share an item: what the newer window starts with, the older one predicts last
+        counts = -(-(lengths - 1) // step)
+        self._user = np.repeat(np.arange(len(lengths)), counts)
+        self._number = np.arange(len(self._user)) - np.repeat(np.cumsum(counts) - counts, counts)
+        self._latest = lengths[self._user] - self._number * step  # ends without any overlap
+        self._slack = (counts * step - (lengths - 1))[self._user]  # how much all windows of a user may overlap
+        self.redraw(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draws the windows' ends of an epoch."""
+    def redraw(self, epoch: int) -> None:
+        """Draws the overlaps of an epoch."""
         generator = np.random.default_rng((self._seed, epoch))
-        self._jitter = generator.integers(0, self._size - 1, len(self._places))
+        shift = generator.integers(0, self._slack + 1)
+        shift[self._number == 0] = 0
+        shift = shift[np.lexsort((shift, self._user))]  # growing from window to window, so that no gap opens
+        self._end = self._latest + shift
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._user)
 
     def __getitem__(self, place: int) -> Window:
-        user, number = self._places[place]
-        sequence = self._sequences[user]
-        end = len(sequence)
-        if end > self._size:
-            end = max(end - number * (self._size - 1) - int(self._jitter[place]), 2)
-        return [self._identifiers[item] for item in sequence[max(0, end - self._size) : end]]
+        end = int(self._end[place])
+        items = self._sequences[self._user[place]][max(0, end - self._size) : end]
+        return [self._identifiers[item] for item in items]
+
+
+class _Redraw(TrainerCallback):
+    """Redraws the windows at the start of every epoch, in every process."""
+
+    def __init__(self, windows: Windows) -> None:
+        self._windows = windows
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._windows.redraw(round(state.epoch or 0))
 
 
 class EarnTrainer(Trainer):
@@ -90,6 +109,7 @@ class EarnTrainer(Trainer):
             train_dataset=windows,
             eval_dataset=windows,  # Trainer wants one; it is never read, for `validate` brings its own users
             data_collator=partial(pack, config=model.earn),
+            callbacks=[_Redraw(windows)],
         )
         self._earn = model
         self._validate = validate
@@ -125,20 +145,20 @@ def train(
         What training.json says.
 
     Raises:
-        EarnError: nothing to train on, nothing to resume, or an unfinished run stands in `out`.
+        EarnError: nothing to train on, nothing to resume or another training than the one to be resumed, or `out`
+            is not empty.
     """
     settings = settings or TrainSettings()
     out = Path(out)
-    checkpoint = _last_checkpoint(out, resume)
-    model.config.attention_dropout = settings.dropout
+    arguments = _arguments(out, settings)
+    windows = Windows(sequences, model.identifiers, model.earn.max_history + 1, settings.seed)
+    if arguments.process_index == 0:
+        _claim(out, _plan(model, settings), resume)
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = settings.dropout
-    token_ids = model.earn.token_ids
-    identifiers = [tuple(token_ids[code] for code in row if code >= 0) for row in model.catalog.codes.tolist()]
-    windows = Windows(sequences, identifiers, model.earn.max_history + 1, settings.seed)
-    trainer = EarnTrainer(model, windows, validate, _arguments(out, settings))
+    trainer = EarnTrainer(model, windows, validate, arguments)
     started = time.monotonic()
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    result = trainer.train(resume_from_checkpoint=_last_checkpoint(out) if resume else None)
     record = {
         "data": data,
         "settings": to_json(settings),
@@ -161,18 +181,50 @@ def trained_on(checkpoint: Path) -> str:
     return str(read_json(path).get("data", "")) if path.is_file() else ""
 
 
-def _last_checkpoint(out: Path, resume: bool) -> str | None:
+def _plan(model: EarnModel, settings: TrainSettings) -> dict[str, Any]:
+    """What must be equal for a training to be resumed: settings, split, prompt, identifiers and backbone."""
+    codes = np.ascontiguousarray(model.catalog.codes)
+    backbone = sizes_of(model.config, model.earn.early_layers, len(model.lm_head.weight), len(model.lm_head.weight))
+    return {
+        **to_json(settings),
+        **to_json(backbone),
+        **{name: json.loads(json.dumps(value)) for name, value in to_json(model.earn).items()},
+        "identifiers": hashlib.sha256(codes.tobytes()).hexdigest(),
+    }
+
+
+def _claim(out: Path, plan: dict[str, Any], resume: bool) -> None:
+    """Makes OUT/run this training's, or checks that the one to be resumed is this one."""
     run = out / RUN_FOLDER
-    last: str | None = get_last_checkpoint(str(run)) if run.is_dir() else None
-    if resume and last is None:
-        raise EarnError(f"{out}: there is no interrupted training to resume. Start it without --resume.")
-    if last is not None and not resume:
+    path = run / PLAN_FILE
+    if resume:
+        if not path.is_file():
+            raise EarnError(f"{out}: there is no interrupted training to resume. Start it without --resume.")
+        before = read_json(path)
+        if different := [name for name in plan if before.get(name) != plan[name]]:
+            name = different[0]
+            raise EarnError(
+                f"{out}: the interrupted training had another {name}: {str(before.get(name))[:60]}, now it is "
+                f"{str(plan[name])[:60]}. Resume with the options that it was started with."
+            )
+        return
+    if path.is_file():
         raise EarnError(f"{out}: an interrupted training stands here. Pass --resume to go on, or remove {run}.")
-    return last
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise EarnError(f"{out}: exists and is not empty. Choose another folder, or remove it first.")
+    run.mkdir(parents=True)
+    write_json(path, plan)
+
+
+def _last_checkpoint(out: Path) -> str | None:
+    """The newest checkpoint that was written to its end; None if the training was stopped before the first."""
+    states = (out / RUN_FOLDER).glob("checkpoint-*/trainer_state.json")  # written last
+    newest = max(states, key=lambda path: int(path.parent.name.partition("-")[2]), default=None)
+    return str(newest.parent) if newest else None
 
 
 def _arguments(out: Path, settings: TrainSettings) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(out / RUN_FOLDER),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
@@ -192,4 +244,9 @@ def _arguments(out: Path, settings: TrainSettings) -> TrainingArguments:
         remove_unused_columns=False,
         report_to=[],
         dataloader_pin_memory=False,
+        use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused on a CPU
     )
+    # Trainer would wrap a model in DataParallel, which splits `keep` and `predict` as if they had a batch axis.
+    # Several GPUs are for torchrun, with one process each.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

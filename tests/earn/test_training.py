@@ -137,7 +137,43 @@ def test_an_unfinished_run_is_neither_overwritten_nor_invented(tmp_path: Path) -
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(untrained(), sequences(), tmp_path, Validation(None), SETTINGS)
-    assert train(untrained(), sequences(), tmp_path, Validation(0.1, 0.2), SETTINGS)["ndcg@10"] == 0.2
+    for half_written in tmp_path.glob("run/checkpoint-*"):
+        (half_written / "trainer_state.json").unlink(missing_ok=True)
+    record = train(untrained(), sequences(), tmp_path, Validation(0.1, 0.2), SETTINGS, resume=True)
+    assert record["ndcg@10"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("early_layers", lambda: EarnModel.from_backbone(small_backbone("tiny-llama"), CATALOG, 3, max_history=4)),
+        ("max_history", lambda: EarnModel.from_backbone(small_backbone("tiny-llama"), CATALOG, 2, max_history=5)),
+        ("identifiers", lambda: untrained(toy_catalog([f"a{item // 3} b{item % 3}" for item in range(12)]))),
+    ],
+)
+def test_another_training_is_not_resumed(tmp_path: Path, name: str, other: Callable[[], EarnModel]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(untrained(), sequences(), tmp_path, Validation(0.1, None), SETTINGS)
+    with pytest.raises(EarnError, match=f"had another {name}"):
+        train(other(), sequences(), tmp_path, Validation(), SETTINGS, resume=True)
+    with pytest.raises(EarnError, match="had another learning_rate"):
+        train(untrained(), sequences(), tmp_path, Validation(), replace(SETTINGS, learning_rate=0.1), resume=True)
+
+
+def test_a_folder_that_holds_something_else_is_spared(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/precious.txt").write_text("mine")
+    with pytest.raises(EarnError, match="exists and is not empty"):
+        train(untrained(), sequences(), tmp_path, Validation(), SETTINGS)
+    assert (tmp_path / "run/precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("epochs", 0), ("dropout", 1.0), ("warmup", 2.0), ("learning_rate", float("nan"))]
+)
+def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(EarnError, match=f"{name} is {value}"):
+        replace(SETTINGS, **{name: value})  # type: ignore[arg-type]
 
 
 def test_without_two_items_of_one_user_there_is_nothing_to_train_on(tmp_path: Path) -> None:
@@ -147,13 +183,13 @@ def test_without_two_items_of_one_user_there_is_nothing_to_train_on(tmp_path: Pa
 
 def test_every_epoch_draws_its_windows_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     epochs: list[int] = []
-    right: Callable[[Windows, int], None] = Windows.set_epoch
+    right: Callable[[Windows, int], None] = Windows.redraw
 
-    def set_epoch(self: Windows, epoch: int) -> None:
+    def redraw(self: Windows, epoch: int) -> None:
         epochs.append(epoch)
         right(self, epoch)
 
-    monkeypatch.setattr(Windows, "set_epoch", set_epoch)
+    monkeypatch.setattr(Windows, "redraw", redraw)
     train(untrained(), sequences(), tmp_path, Validation(0.1, 0.2), SETTINGS)
     assert epochs[-1] == 1
     assert 0 in epochs
@@ -173,7 +209,7 @@ def test_windows_are_runs_of_two_to_size_items_of_one_user(size: int) -> None:
     users = np.repeat(np.arange(len(lengths)), lengths)
     assert len(windows) == sum(-(-(length - 1) // (size - 1)) for length in lengths)
     for epoch in range(5):
-        windows.set_epoch(epoch)
+        windows.redraw(epoch)
         for place in range(len(windows)):
             items = [item for (item,) in windows[place]]
             assert 2 <= len(items) <= size
@@ -186,22 +222,28 @@ def test_a_user_who_fits_into_one_window_is_read_whole() -> None:
     assert [len(windows[place]) for place in range(len(windows))] == [5, 2]
 
 
-def test_over_the_epochs_every_item_but_the_first_is_a_target_and_contexts_vary() -> None:
-    windows, targets, starts = windows_of([14], 5), set(), set()
+@pytest.mark.parametrize("length", [2, 5, 6, 9, 10, 14, 31])
+def test_every_epoch_has_every_item_but_the_first_as_a_target_and_a_full_window_at_the_end(length: int) -> None:
+    windows = windows_of([length], 5)
+    for epoch in range(40):
+        windows.redraw(epoch)
+        drawn = [[item for (item,) in windows[place]] for place in range(len(windows))]
+        assert {item for items in drawn for item in items[1:]} == set(range(1, length))
+        assert drawn[0] == list(range(max(0, length - 5), length))
+
+
+def test_over_the_epochs_contexts_vary() -> None:
+    windows, starts = windows_of([14], 5), set()
     for epoch in range(60):
-        windows.set_epoch(epoch)
-        for place in range(len(windows)):
-            items = [item for (item,) in windows[place]]
-            targets |= set(items[1:])
-            starts.add(items[0])
-    assert targets == set(range(1, 14))
+        windows.redraw(epoch)
+        starts |= {windows[place][0][0] for place in range(len(windows))}
     assert starts == set(range(10))  # every full window
 
 
 def test_the_same_seed_and_epoch_give_the_same_windows() -> None:
     def drawn(seed: int, epoch: int) -> list[list[tuple[int, ...]]]:
         windows = windows_of([30, 30], 5, seed)
-        windows.set_epoch(epoch)
+        windows.redraw(epoch)
         return [windows[place] for place in range(len(windows))]
 
     assert drawn(1, 2) == drawn(1, 2)
