@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from earn.errors import EarnError
+from earn.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["Parser"]
@@ -61,6 +64,31 @@ def natural(text: str) -> int:
     return _at_least(text, 0)
 
 
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    return _number(text, lambda number: 0 < number < math.inf, "a finite number above 0")
+
+
+def from_zero(text: str) -> float:
+    """A finite number from 0."""
+    return _number(text, lambda number: 0 <= number < math.inf, "a finite number from 0")
+
+
+def share(text: str) -> float:
+    """A number from 0, below 1."""
+    return _number(text, lambda number: 0 <= number < 1, "a number from 0, below 1")
+
+
+def bundle_folder(text: str) -> Path:
+    """A folder that may be a bundle; a checkpoint's is refused, lest the advice be to export it onto itself."""
+    folder = Path(text)
+    if (folder / "config.json").is_file() and not (folder / MANIFEST_FILE).is_file():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is a checkpoint, not a bundle; write one into another folder: earn export {text} --out BUNDLE"
+        )
+    return folder
+
+
 def item_ids(text: str) -> list[str]:
     """Item ids with commas between them."""
     return [part.strip() for part in text.split(",") if part.strip()]
@@ -73,4 +101,14 @@ def _at_least(text: str, least: int) -> int:
         number = least - 1
     if number < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+    return number
+
+
+def _number(text: str, is_right: Callable[[float], bool], kind: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan  # which is right nowhere
+    if not is_right(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {kind}")
     return number

@@ -1,33 +1,48 @@
-"""What commands print: notes, numbered steps and progress to stderr, tables and JSON to stdout."""
+"""What commands print: notes, numbered steps and progress to stderr, tables and JSON to stdout.
+
+Under torchrun several processes run the same command. The first one speaks for all; errors come from each, for one may
+fail alone.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from typing import Any, TextIO
 
 _NUMBER = re.compile(r"[-+]?[\d.,]*( ?(%|ms|[KMG]iB|bytes))?|-")
 
 
 def note(text: str) -> None:
     """A line that is no result."""
+    _say(text, sys.stderr)
+
+
+def complain(text: str) -> None:
+    """An error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:
     """A result for people."""
-    print(text, flush=True)
+    _say(text, sys.stdout)
 
 
 def show_json(value: Any) -> None:
     """A result for programs: one line."""
-    print(json.dumps(value), flush=True)
+    _say(json.dumps(value), sys.stdout)
+
+
+def _say(text: str, stream: TextIO, end: str = "\n") -> None:
+    if os.environ.get("RANK", "0") == "0":  # torchrun's number of this process
+        print(text, end=end, file=stream, flush=True)
 
 
 class Steps:
@@ -56,7 +71,7 @@ def progress(label: str) -> Callable[[int, int], None]:
     def update(done: int, total: int) -> None:
         if sys.stderr.isatty():
             end = "\n" if done >= total else ""
-            print(f"\r      {label}: {done} of {total} users", end=end, file=sys.stderr, flush=True)
+            _say(f"\r      {label}: {done} of {total} users", sys.stderr, end)
 
     return update
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -51,10 +51,10 @@ class Dataset:
         return chosen if users is None else sample(chosen, users)
 
     def check_items(self, catalog: Catalog, model: str | Path) -> None:
-        """Refuses a model that does not know all items.
+        """Refuses a model that lacks some of the items, or to which their ids mean other items.
 
         Raises:
-            EarnError: names one of those that it lacks.
+            EarnError: names one of them.
         """
         missing = [item_id for item_id in self.interactions.item_ids if item_id not in catalog.index]
         if missing:
@@ -63,6 +63,26 @@ class Dataset:
                 f"{self.source}: {len(missing)} of its {items} items, such as {missing[0]!r}, are not in the "
                 f"catalog of {model}. Give the data that the model was trained on."
             )
+        for item_id, here, there in self._names(catalog):
+            if here != there:
+                raise EarnError(
+                    f"{self.source}: item {item_id!r} is {here!r}, but {there!r} in the catalog of {model}: these are "
+                    "other items under the same ids. Give the data that the model was trained on."
+                )
+
+    def _names(self, catalog: Catalog) -> Iterator[tuple[str, str, str]]:
+        """Each item's id, and what tells the item apart, here and in a catalog.
+
+        That is its identifier where the data brings them. Those that are built depend on a seed, so for other data it
+        is the title, where both have one.
+        """
+        own = self.interactions.catalog
+        for item, item_id in enumerate(self.interactions.item_ids):
+            place = catalog.index[item_id]
+            if own is not None:
+                yield item_id, "".join(own.identifiers[item]), "".join(catalog.identifiers[place])
+            elif self.interactions.titles[item] and catalog.titles[place]:
+                yield item_id, self.interactions.titles[item], catalog.titles[place]
 
 
 def load_dataset(source: str) -> Dataset:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earn.cli.arguments import command
+from earn.cli.arguments import bundle_folder, command
 from earn.cli.console import pairs, show, show_json, size
 from earn.config import SCORING_RULES
 
@@ -33,7 +32,7 @@ def add_parser(subparsers: Subparsers) -> None:
         earn inspect BUNDLE --json
         """,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of earn export")
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help="folder of earn export")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 

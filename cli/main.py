@@ -14,7 +14,7 @@ from io import TextIOWrapper
 import earn
 from earn.cli import data, evaluate, export, inspection, quickstart, recommend, train
 from earn.cli.arguments import Parser
-from earn.cli.console import note, quiet
+from earn.cli.console import complain, quiet
 from earn.errors import EarnError
 
 COMMANDS = (quickstart, data, train, evaluate, export, recommend, inspection)  # in the order of --help
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    note(f"earn: error: {' '.join(message.split())}")
+    complain(f"earn: error: {' '.join(message.split())}")
     return 2
 
 

@@ -72,12 +72,15 @@ def _rank(place: NDArray[np.int64], example: Example) -> int:
 
 
 def p50_ms(bundles: Mapping[str, Recommender], histories: Sequence[Sequence[str]]) -> dict[str, float]:
-    """The median latency of one request to each bundle, asked in turn with the same histories."""
+    """The median latency of one request to each bundle, asked in turn with the same histories.
+
+    It is the request that `quality` makes of a bundle: items of the history may not come back.
+    """
     taken: dict[str, list[float]] = {name: [] for name in bundles}
     for history in islice(cycle(histories), WARM_UP_REQUESTS + TIMED_REQUESTS):
         for name, recommender in bundles.items():
             started = time.perf_counter()
-            recommender.recommend(history, K, BEAMS)
+            recommender.recommend(history, K, BEAMS, exclude_history=True)
             taken[name].append(1000 * (time.perf_counter() - started))
     return {name: statistics.median(times[WARM_UP_REQUESTS:]) for name, times in taken.items()}
 

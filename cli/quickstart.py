@@ -8,8 +8,9 @@ In OUT:
                                    M = {"torch": Q, "bundle": Q and "p50_ms", "cache_bytes", "bundle_bytes"}
 
 Quality is that of constrained search over the whole catalog for every test user's last item. Items of the history are
-left out of every list, popularity's too: nobody rates a film twice, so they would be wasted places. Latency is that of
-one request at a time, both bundles asked in turn, so that what else the machine does falls on both.
+left out of every list, popularity's too: nobody rates a film twice, so they would be wasted places. (A data set whose
+users choose an item again would count these choices as missed.) Latency is that of the same request, one at a time,
+both bundles asked in turn, so that what else the machine does falls on both.
 """
 
 from __future__ import annotations
@@ -154,7 +155,8 @@ def _report(
     show(f"\n{_comparison(summary)}")
     show(
         f"Recall and NDCG: the last items of {len(users):,} users, full ranking; no list holds items of the history.\n"
-        f"p50: one request at a time, both bundles in turn. Cache: a full prompt and {BEAMS} beams."
+        f"p50: the same request, history left out, one at a time, both bundles in turn. "
+        f"Cache: a full prompt and {BEAMS} beams."
     )
     example = next((user for user in users if len(user.history) >= SHOWN), users[0])
     history = dataset.histories([example])[0]

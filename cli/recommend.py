@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earn.cli.arguments import command, item_ids, positive
+from earn.cli.arguments import bundle_folder, command, item_ids, positive
 from earn.cli.console import show, show_json, table
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
         earn recommend BUNDLE --history 50,172,181 -k 5 --exclude-history --json
         """,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of earn export")
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help="folder of earn export")
     parser.add_argument(
         "--history", type=item_ids, required=True, metavar="IDS", help="item ids with commas between them"
     )

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earn.cli.arguments import DATA_HELP, command, natural, positive
+from earn.cli.arguments import DATA_HELP, above_zero, command, from_zero, natural, positive, share
 from earn.cli.console import Steps, note, results_kept_clean, show
 from earn.errors import EarnError
 from earn.prompts import Template
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from earn.cli.dataset import Dataset
     from earn.model import EarnModel
 
+REGISTERS = 1  # at each end of the prompt, as in the paper
 VALIDATION_USERS = 2000  # more of them cost time at every epoch and hardly change which epoch is best
 
 
@@ -64,9 +65,8 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         group.add_argument(
             f"--{place}-registers",
             type=natural,
-            default=1,
             metavar="N",
-            help=f"registers at the prompt's {where} (default: %(default)s)",
+            help=f"registers at the prompt's {where} (default: {REGISTERS})",
         )
     group.add_argument(
         "--max-history",
@@ -85,29 +85,29 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_settings(group: argparse._ArgumentGroup) -> None:
     """One option per field of TrainSettings, with that field's default."""
-    texts = {
-        "epochs": "passes over the data",
-        "batch_size": "windows per step and process",
-        "learning_rate": "at its peak",
-        "warmup": "share of the steps in which the learning rate rises",
-        "weight_decay": "of AdamW",
-        "dropout": "of attention probabilities",
-        "bf16": "mixed precision",
-        "seed": "of new weights, identifiers and order",
+    rows: dict[str, tuple[Callable[[str], float] | None, str]] = {
+        # field: type of its value (None: a switch), help
+        "epochs": (positive, "passes over the data"),
+        "batch_size": (positive, "windows per step and process"),
+        "learning_rate": (above_zero, "at its peak"),
+        "warmup": (share, "share of the steps in which the learning rate rises"),
+        "weight_decay": (from_zero, "of AdamW"),
+        "dropout": (share, "of attention probabilities"),
+        "bf16": (None, "mixed precision"),
+        "seed": (natural, "of new weights, identifiers and order"),
     }
     for field in fields(TrainSettings):
         option = f"--{field.name.replace('_', '-')}"
-        if isinstance(field.default, bool):
-            group.add_argument(option, action="store_true", help=texts[field.name])
+        kind, text = rows[field.name]
+        if kind is None:
+            group.add_argument(option, action="store_true", help=text)
             continue
-        is_whole = isinstance(field.default, int)
-        kind: Callable[[str], float] = float if not is_whole else natural if field.name == "seed" else positive
         group.add_argument(
             option,
             type=kind,
-            metavar="N" if is_whole else "X",
+            metavar="N" if isinstance(field.default, int) else "X",
             default=field.default,
-            help=f"{texts[field.name]} (default: %(default)s)",
+            help=f"{text} (default: %(default)s)",
         )
 
 
@@ -172,6 +172,9 @@ def _check(args: argparse.Namespace) -> None:
 
     if args.dense and args.early_layers is not None:
         raise EarnError("--dense has all layers early. Leave away --early-layers, or --dense.")
+    for place in ("prefix", "suffix"):
+        if args.dense and getattr(args, f"{place}_registers") is not None:
+            raise EarnError(f"--dense has no registers. Leave away --{place}-registers, or --dense.")
     out: Path = args.out
     is_used = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if is_used and not args.resume and not (out / RUN_FOLDER).is_dir():
@@ -191,8 +194,8 @@ def _model(args: argparse.Namespace, catalog: Catalog, seed: int) -> EarnModel:
         args.backbone,
         catalog,
         args.early_layers,
-        args.prefix_registers,
-        args.suffix_registers,
+        REGISTERS if args.prefix_registers is None else args.prefix_registers,
+        REGISTERS if args.suffix_registers is None else args.suffix_registers,
         args.max_history,
         template,
         seed,

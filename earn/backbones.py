@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     LlamaConfig,
     PretrainedConfig,
@@ -68,19 +69,43 @@ def load_backbone(source: str | Path, seed: int = 0, sizes: Mapping[str, Any] | 
     tiny = TINY_BACKBONES.get(str(source))
     if tiny is not None:
         config = tiny.config(**{"vocab_size": 1, **tiny.sizes, **(sizes or {})})
+        check_backbone(config)
         torch.manual_seed(seed)
         backbone: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     elif (Path(source) / "config.json").is_file():
-        backbone = AutoModelForCausalLM.from_pretrained(
-            source, attn_implementation="eager", torch_dtype=torch.float32, local_files_only=True
-        )
+        backbone = _load_folder(Path(source))
     else:
         raise EarnError(
             f"There is no backbone {str(source)!r}. Give one of {', '.join(TINY_BACKBONES)}, "
             "or a folder in Hugging Face format that holds config.json and the weights."
         )
-    check_backbone(backbone.config)
     return backbone
+
+
+def _load_folder(folder: Path) -> PreTrainedModel:
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        check_backbone(config)
+        backbone, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            attn_implementation="eager",
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except EarnError:
+        raise
+    except Exception as error:  # transformers, safetensors and json raise classes of their own
+        raise EarnError(f"{folder}: cannot be loaded as a model ({error}). Copy or write it again.") from error
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    if lost := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])} - tied):
+        raise EarnError(
+            f"{folder}: {len(lost)} weights are missing or have another shape, such as {lost[0]}. "
+            "Copy or write the folder again."
+        )
+    loaded: PreTrainedModel = backbone
+    return loaded
 
 
 def check_backbone(config: PretrainedConfig) -> None:

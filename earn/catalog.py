@@ -12,8 +12,8 @@ then a finished item could not be told from an unfinished one.
 
 from __future__ import annotations
 
-import os
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earn.errors import EarnError
-from earn.files import read_json
+from earn.files import read_json, written_whole
 
 # What numpy raises for a file that is missing, cut short, of another form, or whose codes name no token.
-_UNREADABLE = (OSError, EOFError, KeyError, ValueError, IndexError, TypeError, AttributeError, BadZipFile)
+_UNREADABLE = (OSError, EOFError, KeyError, ValueError, IndexError, TypeError, AttributeError, BadZipFile, zlib.error)
 
 
 CATALOG_FILE = "catalog.npz"
@@ -106,9 +106,8 @@ class Catalog:
         return len(self.item_ids)
 
     def save(self, path: Path) -> None:
-        """Writes `catalog.npz` (format above), beside its place first, then renamed into it."""
-        beside = path.with_name(path.name + ".part")
-        with beside.open("wb") as file:
+        """Writes `catalog.npz` (format above), whole or not at all."""
+        with written_whole(path) as beside, beside.open("wb") as file:
             np.savez_compressed(
                 file,
                 tokens=_to_bytes(self.tokens),
@@ -116,7 +115,6 @@ class Catalog:
                 titles=_to_bytes([one_line(title) for title in self.titles]),
                 identifiers=self.codes,
             )
-        os.replace(beside, path)
 
     @classmethod
     def load(cls, path: Path) -> Catalog:

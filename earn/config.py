@@ -5,7 +5,7 @@ In a checkpoint this stands in the Hugging Face `config.json` under the key "ear
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
@@ -74,25 +74,30 @@ def from_json(cls: type[T], value: Mapping[str, Any], where: str) -> T:
         where: names the source in messages, such as "CKPT/config.json".
 
     Raises:
-        EarnError: a key is unknown or missing.
+        EarnError: a key is unknown or missing, or a value is not of its field's type.
     """
-    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(value) - known):
-        raise EarnError(
-            f"{where}: unknown key {unknown[0]!r}. It was written by another version of earn-edge; "
-            "install that version, or write it again with this one."
-        )
-    for field in fields(cls):  # type: ignore[arg-type]
-        kind = {"int": int, "str": str}.get(str(field.type))
-        if kind and field.name in value and not isinstance(value[field.name], kind):
-            raise EarnError(
-                f"{where}: {field.name!r} is {value[field.name]!r}, not {field.type}. "
-                "Write it again with this version of earn-edge."
-            )
+    remedy = "Write it again with this version of earn-edge."
+    if not isinstance(value, Mapping):
+        raise EarnError(f"{where}: {str(value)[:40]!r} stands where {cls.__name__} belongs. {remedy}")
+    kinds = {field.name: str(field.type) for field in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(value) - set(kinds)):
+        raise EarnError(f"{where}: unknown key {unknown[0]!r}, perhaps of another version. {remedy}")
+    ready = {name: _tuples(item) for name, item in value.items()}
+    for name, item in ready.items():
+        if kinds[name] in _FITS and not _FITS[kinds[name]](item):
+            raise EarnError(f"{where}: {name!r} is {value[name]!r}, not {kinds[name]}. {remedy}")
     try:
-        return cls(**{key: _tuples(item) for key, item in value.items()})
+        return cls(**ready)
     except TypeError as error:
-        raise EarnError(f"{where}: {error}. Write it again with this version of earn-edge.") from error
+        raise EarnError(f"{where}: {error}. {remedy}") from error
+
+
+# Which values fit a field, by the type that it is declared with; fields of other types are not looked at.
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    "int": lambda value: isinstance(value, int),
+    "str": lambda value: isinstance(value, str),
+    "tuple[int, ...]": lambda value: isinstance(value, tuple) and all(isinstance(item, int) for item in value),
+}
 
 
 def _tuples(value: Any) -> Any:

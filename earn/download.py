@@ -19,7 +19,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 from earn.errors import EarnError
-from earn.files import folder_written_whole, sha256
+from earn.files import sha256, written_whole
 
 REQUIREMENT = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
@@ -52,9 +52,12 @@ def fetch_ml100k() -> Path:
     try:
         with tempfile.TemporaryDirectory() as temporary:
             wheel = _download(Path(temporary), folder)
-            with folder_written_whole(folder) as beside, ZipFile(wheel) as archive:
-                for name in FILES:
-                    (beside / name).write_bytes(archive.read(MEMBERS + name))
+            with ZipFile(wheel) as archive:
+                contents = {name: archive.read(MEMBERS + name) for name in FILES}
+        folder.mkdir(parents=True, exist_ok=True)  # what else may lie there is not ours to replace
+        for name, content in contents.items():
+            with written_whole(folder / name) as beside:
+                beside.write_bytes(content)
     except OSError as error:
         raise EarnError(
             f"{folder}: cannot be written ({error.strerror}). Set EARN_CACHE to a folder that can."

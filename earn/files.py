@@ -59,10 +59,9 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, beside its place first, then renamed into it."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    """Writes `value` as indented JSON, whole or not at all."""
+    with written_whole(path) as beside:
+        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def sha256(path: Path) -> str:
@@ -79,11 +78,23 @@ def _sha256(file: Any) -> str:  # Python 3.10
 
 
 @contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write a file to, and puts it in its place when the block ends well."""
+    beside = path.with_name(path.name + ".part")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
     """Yields an empty folder beside `folder` to write into, and puts it in its place when the block ends well.
 
-    A folder that stood there before is replaced only then; if the block raises, nothing has changed.
+    A folder that stood there before is replaced only then; if the block or the exchange fails, nothing has changed.
     """
+    folder = folder.resolve()  # a link stays a link: what it points to is replaced
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -92,7 +103,12 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         old = beside.with_name(beside.name + ".old")
         if folder.exists():
             folder.rename(old)
-        beside.rename(folder)
+        try:
+            beside.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

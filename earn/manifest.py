@@ -21,10 +21,11 @@ from earn.catalog import CATALOG_FILE
 from earn.config import EarnConfig, Prompt, check_scoring, from_json, to_json
 from earn.errors import EarnError
 from earn.files import read_json, sha256, write_json
-from earn.prompts import constant_head, prompt_rows, readout_rows
+from earn.prompts import constant_head, prompt_end, prompt_rows, readout_rows
 from earn.specs import Limits, Sizes, all_specs
 
 SCHEMA = 1
+PRECISIONS = ("fp32",)
 MANIFEST_FILE = "manifest.json"
 GRAPH_FILES = {"early": "early.onnx", "late": "late.onnx"}
 
@@ -45,7 +46,7 @@ class Manifest:
     limits: Limits
     model: EarnConfig  # split, registers and prompt, in the bundle's token numbers
     scoring: str  # one of SCORING_RULES; the item head has the rows that it needs
-    precision: str  # fp32
+    precision: str  # one of PRECISIONS
     files: Mapping[str, FileEntry]  # by path relative to the bundle
     tools: Mapping[str, str]  # versions that wrote the bundle
     parity: float | None = None  # largest relative difference from torch, on real histories, when it was exported
@@ -137,10 +138,28 @@ def _from_json(value: dict[str, Any], where: str) -> Manifest:
         ready["files"] = {name: from_json(FileEntry, entry, where) for name, entry in value.pop("files").items()}
     except (KeyError, AttributeError, TypeError) as error:
         raise EarnError(f"{where}: incomplete ({error}). Export the checkpoint again.") from error
-    accuracy, tools = value.pop("accuracy", None), value.pop("tools", {})
-    manifest = from_json(Manifest, {**value, **ready, "accuracy": None, "tools": ()}, where)
+    manifest = from_json(Manifest, {**value, **ready}, where)
+    if not isinstance(manifest.tools, Mapping) or not isinstance(manifest.accuracy, (Mapping, type(None))):
+        raise EarnError(f"{where}: tools or accuracy is not an object. Export the checkpoint again.")
+    _check_consistent(manifest, where)
+    return manifest
+
+
+def _check_consistent(manifest: Manifest, where: str) -> None:
+    """Refuses a manifest whose parts contradict each other: the runtime would compute something else without a word."""
     check_scoring(manifest.scoring)
-    return replace(manifest, accuracy=accuracy, tools=tools)
+    model, sizes, limits = manifest.model, manifest.sizes, manifest.limits
+    tokens = {*constant_head(model), *prompt_end(model), *model.prompt.separator, *model.token_ids}
+    facts = {
+        f"precision {manifest.precision!r} is known": manifest.precision in PRECISIONS,
+        "identifier tokens come first": model.token_ids == tuple(range(len(model.token_ids))),
+        "tokens have rows in the embedding": min(tokens) >= 0 and max(tokens) < sizes.embedding_rows,
+        "identifier tokens have rows in the item head": len(model.token_ids) <= sizes.logits,
+        "early layers agree": model.early_layers == sizes.early_layers <= sizes.layers,
+        "limits follow from the prompt": limits == limits_of(model, limits.depth, limits.batch, limits.beams),
+    }
+    if broken := [fact for fact, holds in facts.items() if not holds]:
+        raise EarnError(f"{where}: it does not hold that {broken[0]}. Export the checkpoint again.")
 
 
 def _check_files(folder: Path, files: Mapping[str, FileEntry], verify: bool) -> None:

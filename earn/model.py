@@ -46,7 +46,7 @@ class EarnModel(PreTrainedModel):
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         check_backbone(backbone.config)
-        _check_earn(earn, backbone.config.num_hidden_layers)
+        _check_earn(earn, catalog, backbone.config.num_hidden_layers)
         needed = prompt_rows(earn, catalog.depth) + catalog.depth
         if needed > backbone.config.max_position_embeddings:
             raise EarnError(
@@ -76,11 +76,13 @@ class EarnModel(PreTrainedModel):
         max_history: int = 20,
         template: Template | None = None,
         seed: int = 0,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> EarnModel:
         """Adds identifier tokens and registers to a backbone.
 
         Args:
-            backbone: a name of TINY_BACKBONES, a Hugging Face folder, or a loaded model.
+            backbone: a name of TINY_BACKBONES, a Hugging Face folder, or a loaded model, which becomes part of the new
+                one: it is changed in place, and brought to float32.
             catalog: the items to recommend.
             early_layers: k; if None a quarter of the layers, or all of them without registers.
             prefix_registers: registers before the prompt; they replace BOS.
@@ -89,19 +91,25 @@ class EarnModel(PreTrainedModel):
             template: the text around the history; needs the folder's tokenizer, and is the default text where there is
                 one. Without a tokenizer the prompt is identifiers alone.
             seed: of the new rows' noise (and of a tiny backbone's weights).
+            tokenizer: of a loaded model; a folder's own is found there.
 
         New rows of the embedding table are the mean of the old ones with small noise (the paper leaves this open).
 
         Raises:
             EarnError: no such backbone, more early layers than there are, or a template without a tokenizer.
         """
-        tokenizer, trained = None, str(backbone) not in TINY_BACKBONES
+        if min(prefix_registers, suffix_registers) < 0:
+            raise EarnError(f"There cannot be {min(prefix_registers, suffix_registers)} registers. Take 0 or more.")
+        trained = str(backbone) not in TINY_BACKBONES
         if not isinstance(backbone, PreTrainedModel):
-            tokenizer = _load_tokenizer(Path(backbone))
+            tokenizer = tokenizer or _load_tokenizer(Path(backbone))
             backbone = load_backbone(backbone, seed)
+        backbone.float()
         layers = backbone.config.num_hidden_layers
         registers = [f"<|prefix_{i}|>" for i in range(prefix_registers)]
         registers += [f"<|suffix_{i}|>" for i in range(suffix_registers)]
+        if taken := set(registers) & set(catalog.tokens):
+            raise EarnError(f"The catalog has an identifier token {min(taken)}, as a register has. Rename it.")
         numbers = _add_tokens(backbone, tokenizer, [*catalog.tokens, *registers], seed, around_mean=trained)
         register_ids = numbers[len(catalog.tokens) :]
         earn = EarnConfig(
@@ -240,7 +248,12 @@ def _default_split(layers: int, registers: bool) -> int:
     return max(1, layers // 4) if registers else layers
 
 
-def _check_earn(earn: EarnConfig, layers: int) -> None:
+def _check_earn(earn: EarnConfig, catalog: Catalog, layers: int) -> None:
+    if len(earn.token_ids) != len(catalog.tokens):
+        raise EarnError(
+            f"The model has {len(earn.token_ids)} identifier tokens, the catalog {len(catalog.tokens)}. "
+            "Take the catalog that the model was made with."
+        )
     if not 1 <= earn.early_layers <= layers:
         raise EarnError(f"early_layers is {earn.early_layers}; the backbone has {layers} layers. Take 1 to {layers}.")
     if earn.max_history < 1:
@@ -302,8 +315,8 @@ def _add_tokens(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for table in _tables(backbone):
-            centre = table[: min(used, old_rows)].mean(0) if around_mean else torch.zeros(table.shape[1])
-            noise = torch.randn(len(new), table.shape[1], generator=generator)
+            centre = table[: min(used, old_rows)].mean(0) if around_mean else table.new_zeros(table.shape[1])
+            noise = torch.randn(len(new), table.shape[1], generator=generator).to(table.device)
             table[new] = centre + backbone.config.initializer_range * noise
     return numbers
 

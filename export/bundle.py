@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from earn.catalog import CATALOG_FILE
 from earn.errors import EarnError
 from earn.export.onnx_stages import EXTERNAL_DATA_BYTES, export_stages
@@ -29,7 +31,7 @@ def export_bundle(
     """Exports a trained model.
 
     Args:
-        model: the trained model.
+        model: the trained model; it is moved to the CPU.
         out: folder of the bundle; a bundle that stands there is replaced, any other folder is refused.
         histories: real histories (item ids) that the graphs are checked with.
         scoring, max_batch, max_beams: see `bundle_model`.
@@ -40,6 +42,7 @@ def export_bundle(
     """
     out = Path(out)
     refuse_foreign_folder(out)
+    nn.Module.to(model, "cpu")  # where Optimum makes its example inputs
     bundle = bundle_model(model, scoring, max_batch, max_beams)
     with folder_written_whole(out) as folder:
         export_stages(bundle, model.config, folder, external_data_bytes)
@@ -53,6 +56,15 @@ def export_bundle(
 
 
 def refuse_foreign_folder(out: Path) -> None:
-    """Raises EarnError where writing a bundle would destroy something that is none."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST_FILE).is_file())):
-        raise EarnError(f"{out}: exists and is not a bundle. Choose another folder, or remove it first.")
+    """Raises EarnError where writing a bundle would destroy something else than a bundle's own files."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    remedy = "Choose another folder, or remove it first."
+    try:
+        manifest = Manifest.load(out, verify=False)
+    except EarnError as error:
+        raise EarnError(f"{out}: exists and is not a bundle of this version. {remedy}") from error
+    own = {*manifest.files, MANIFEST_FILE}
+    foreign = [path for path in out.rglob("*") if path.is_file() and path.relative_to(out).as_posix() not in own]
+    if foreign:
+        raise EarnError(f"{out}: holds {foreign[0].relative_to(out)}, which is no part of the bundle. {remedy}")

@@ -66,7 +66,7 @@ class StageOnnxConfig(OnnxConfig):  # type: ignore[misc]
             arrays[spec.name] = (
                 generator.standard_normal(size).astype(np.float32)
                 if spec.dtype == "float32"
-                else np.broadcast_to(np.arange(size[-1]), size).copy()
+                else np.zeros(size, np.int64)  # the one token, position and row that every model has
             )
         if framework == "np":
             return arrays

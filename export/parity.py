@@ -12,6 +12,7 @@ from earn.manifest import Manifest
 from earn.runtime.engine import Array, Engine
 from earn.runtime.recommender import Recommender
 
+SMALLEST_SCALE = 1e-2  # an output whose largest value is smaller is measured as if it were this
 TOLERANCE = 1e-3  # largest difference of any hidden state, key, value or logit, relative to the output's largest value
 
 
@@ -41,7 +42,7 @@ class ComparingEngine:
             self.failures.append(f"{name}: shape {got.shape} instead of {want.shape}")
         elif want.size:
             difference = np.abs(got - want)
-            relative = float(difference.max() / max(1.0, float(np.abs(want).max())))
+            relative = float(difference.max() / max(SMALLEST_SCALE, float(np.abs(want).max())))
             self.worst = max(self.worst, relative)
             if not relative <= self._tolerance:  # also true of nan
                 self.failures.append(

@@ -43,6 +43,11 @@ class Recommender:
     """A bundle that is ready to answer."""
 
     def __init__(self, engine: Engine, manifest: Manifest, catalog: Catalog) -> None:
+        if (len(catalog.tokens), catalog.depth) != (len(manifest.model.token_ids), manifest.limits.depth):
+            raise EarnError(
+                f"The catalog has {len(catalog.tokens)} tokens and depth {catalog.depth}, the manifest "
+                f"{len(manifest.model.token_ids)} and {manifest.limits.depth}. Export the checkpoint again."
+            )
         self.manifest = manifest
         self.catalog = catalog
         self.trie = ItemTrie.build(catalog.codes)
@@ -123,6 +128,8 @@ class Recommender:
 
     def _check_width(self, k: int, beams: int | None) -> int:
         most = self.manifest.limits.beams
+        if not isinstance(k, int) or not isinstance(beams, (int, type(None))):
+            raise EarnError(f"k is {k!r} and beams {beams!r}. Give whole numbers.")
         if beams is None:
             beams = min(DEFAULT_BEAMS, most)
         if not 1 <= k <= most:
@@ -140,6 +147,8 @@ class Recommender:
             raise EarnError(f'unknown is {unknown!r}. Take "error" or "skip".')
         if isinstance(item_ids, str):
             raise EarnError(f"Got the text {item_ids!r} where a list of item ids belongs. Write [{item_ids!r}].")
+        if not isinstance(item_ids, Collection):
+            raise EarnError(f"Got {item_ids!r} where a list of item ids belongs.")
         index = self.catalog.index
         indices = [index.get(str(item_id), -1) for item_id in item_ids]
         if unknown == "error" and -1 in indices:

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from earn.cli import train
 from earn.cli.dataset import load_dataset, sample
+from earn.cli.main import build_parser
+from earn.errors import EarnError
 from tests.cli.conftest import ITEMS, USERS, Earn
+from tests.support import toy_catalog
 
 MEASURES = {f"{name}@{cutoff}" for name in ("recall", "ndcg") for cutoff in (5, 10, 20)}
 
@@ -46,6 +51,13 @@ def test_a_dense_model_has_no_registers(data: Path, backbone: Path, earn: Earn, 
     assert outcome.out.count("\n") == 1  # the trainer's own figures are no results
 
 
+@pytest.mark.parametrize(("options", "registers"), [((), (1, 1)), (("--prefix-registers", "0"), (0, 1))])
+def test_registers_are_counted(options: tuple[str, ...], registers: tuple[int, int], backbone: Path) -> None:
+    args = build_parser().parse_args(["train", "any", "--out", "any", "--backbone", str(backbone), *options])
+    settings = train._model(args, toy_catalog(), 0).earn
+    assert (len(settings.prefix_ids), len(settings.suffix_ids)) == registers
+
+
 def test_checkpoint_and_bundle_evaluate_alike(checkpoint: Path, exported: Path, data: Path, earn: Earn) -> None:
     figures = [earn("evaluate", model, data, "--json").json for model in (checkpoint, exported)]
     assert figures[0].keys() == MEASURES | {"users"}
@@ -70,6 +82,32 @@ def test_evaluation_refuses_other_items(exported: Path, data: Path, earn: Earn, 
     with (other / "walks.item").open("a") as file:
         file.write("new\tNew\n")
     assert "1 of its 31 items, such as 'new'" in earn("evaluate", exported, other).error
+
+
+def test_evaluation_refuses_other_items_under_the_same_ids(
+    exported: Path, data: Path, earn: Earn, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(data, tmp_path / "other"))
+    titles = (data / "walks.item").read_text()
+    (other / "walks.item").write_text(titles.replace("Item 7", "Another"))
+    assert "item 'i7' is 'Another', but 'Item 7' in the catalog of" in earn("evaluate", exported, other).error
+
+
+def test_items_are_told_apart_by_title_or_by_the_identifiers_of_the_data(data: Path) -> None:
+    dataset = load_dataset(str(data))
+    catalog = dataset.catalog()
+    first, second, *others = catalog.identifiers
+    swapped = replace(catalog, identifiers=(second, first, *others))
+    for fitting in (catalog, swapped, replace(catalog, titles=("",) * ITEMS)):  # these identifiers were built
+        dataset.check_items(fitting, "model")
+    renamed = replace(catalog, titles=("Another", *catalog.titles[1:]))
+    with pytest.raises(EarnError, match="item 'i0' is 'Item 0', but 'Another' in the catalog of model"):
+        dataset.check_items(renamed, "model")
+
+    brought = replace(dataset, interactions=replace(dataset.interactions, catalog=catalog))
+    brought.check_items(renamed, "model")
+    with pytest.raises(EarnError, match=f"item 'i0' is '{''.join(first)}', but '{''.join(second)}' in the catalog"):
+        brought.check_items(swapped, "model")
 
 
 def test_a_bundle_has_its_scoring_rule(exported: Path, checkpoint: Path, data: Path, earn: Earn) -> None:
@@ -145,6 +183,11 @@ def test_inspect_shows_what_the_bundle_holds(exported: Path, earn: Earn) -> None
     shares = [trie["determined_after"][tokens] for tokens in "123"]
     assert shares == sorted(shares)
     assert "k = 1 of 4 layers" in earn("inspect", exported).out
+
+
+@pytest.mark.parametrize("argv", [("inspect",), ("recommend", "--history", "i1")])
+def test_a_checkpoint_is_to_be_exported_elsewhere(argv: tuple[str, ...], checkpoint: Path, earn: Earn) -> None:
+    assert f"earn export {checkpoint} --out BUNDLE" in earn(*argv, checkpoint).error
 
 
 def test_inspect_refuses_a_damaged_bundle(exported: Path, earn: Earn, tmp_path: Path) -> None:

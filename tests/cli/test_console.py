@@ -7,7 +7,19 @@ import warnings
 
 import pytest
 
-from earn.cli.console import Steps, pairs, progress, quiet, results_kept_clean, size, table
+from earn.cli.console import (
+    Steps,
+    complain,
+    note,
+    pairs,
+    progress,
+    quiet,
+    results_kept_clean,
+    show,
+    show_json,
+    size,
+    table,
+)
 
 
 def test_table_sets_numbers_to_the_right_and_text_to_the_left() -> None:
@@ -48,6 +60,19 @@ def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
         update(1, 2)
         update(2, 2)
         assert stream.getvalue() == text
+
+
+def test_the_first_process_speaks_for_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for rank, expected in (("0", ("one\n[1]\n", "two\n\rwrong\n")), ("1", ("", "wrong\n"))):
+        monkeypatch.setenv("RANK", rank)
+        show("one")
+        show_json([1])
+        note("two")
+        progress("label")(1, 2)
+        complain("wrong")
+        out, err = capsys.readouterr()
+        assert (out, err.replace("      label: 1 of 2 users", "")) == expected
 
 
 def test_quiet_silences_warnings_and_gives_them_back(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "ml-100k", "--out", "x", "--epochs", "0"], "--epochs: '0' is not a whole number from 1"),
         (["train", "nowhere", "--out", "x"], "nowhere: there is no such file"),
         (["train", "nowhere", "--out", "x", "--dense", "--early-layers", "2"], "--early-layers"),
+        (["train", "nowhere", "--out", "x", "--dense", "--prefix-registers", "1"], "Leave away --prefix-registers"),
+        (["train", "nowhere", "--out", "x", "--dense", "--suffix-registers", "0"], "Leave away --suffix-registers"),
         (["train", "nowhere", "--out", "."], "not empty"),
         (["data", "nowhere"], "nowhere"),
         (["recommend", "nowhere", "--history", "1"], "earn export CKPT --out nowhere"),
@@ -63,6 +65,22 @@ def test_bad_input_is_one_line_and_status_2(
     monkeypatch.chdir(tmp_path)
     assert says in earn(*argv).error
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "says"),
+    [
+        ("--learning-rate", ("0", "-1", "nan", "inf", "fast"), "a finite number above 0"),
+        ("--weight-decay", ("-0.1", "nan", "inf"), "a finite number from 0"),
+        ("--dropout", ("-0.1", "1", "nan"), "a number from 0, below 1"),
+        ("--warmup", ("-0.1", "1", "nan"), "a number from 0, below 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(option: str, values: tuple[str, ...], says: str, earn: Earn) -> None:
+    for value in values:
+        error = earn("train", "nowhere", "--out", "x", f"{option}={value}").error
+        assert f"{option}: {value!r} is not {says}" in error
+    assert "nowhere: there is no such file" in earn("train", "nowhere", "--out", "x", f"{option}=0.5").error
 
 
 @pytest.mark.parametrize(
@@ -85,6 +103,11 @@ def test_an_interruption_is_quiet(earn: Earn, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(data_command, "run", run)
     outcome = earn("data", "any")
     assert (outcome.status, outcome.out, outcome.err) == (130, "", "")
+
+
+def test_errors_come_from_every_process(earn: Earn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert "nowhere" in earn("data", "nowhere").error
 
 
 def test_an_unreadable_file_is_no_traceback(earn: Earn, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from earn.cli import measures
 from earn.cli.dataset import load_dataset
+from earn.runtime.recommender import Recommender
 from tests.cli.conftest import USERS, Earn
 
 QUALITY = {"recall@10", "ndcg@10"}
@@ -40,16 +42,34 @@ def test_the_whole_path(
     assert f"earn inspect {out / 'earn-bundle'}" in outcome.err
 
     (out / "earn" / "stale").touch()
+    (out / "mine.txt").touch()
     again = earn(*argv, "--users", 10)
     assert again.status == 0
     assert "of 10 users" in again.out
     assert not (out / "earn" / "stale").exists()
+    assert (out / "mine.txt").exists()
 
 
 def test_a_foreign_folder_is_spared(earn: Earn, tmp_path: Path) -> None:
     (tmp_path / "earn").mkdir()
     assert "not a quickstart's" in earn("quickstart", "--out", tmp_path).error
     assert [path.name for path in tmp_path.iterdir()] == ["earn"]
+    (tmp_path / "file").touch()
+    assert "not a quickstart's" in earn("quickstart", "--out", tmp_path / "file").error
+
+
+def test_the_timed_request_is_the_one_that_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "TIMED_REQUESTS", 2)
+    monkeypatch.setattr(measures, "WARM_UP_REQUESTS", 1)
+    asked: list[tuple[Any, ...]] = []
+
+    class Fake:
+        def recommend(self, history: list[str], k: int, beams: int, exclude_history: bool = False) -> None:
+            asked.append((history, k, beams, exclude_history))
+
+    latency = measures.p50_ms({"one": cast(Recommender, Fake())}, [["i1"], ["i2"]])
+    assert latency["one"] >= 0
+    assert asked == [([item], measures.K, measures.BEAMS, True) for item in ("i1", "i2", "i1")]
 
 
 def test_popularity_ranks_count_from_the_most_trained_item(data: Path) -> None:

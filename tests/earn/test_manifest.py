@@ -157,3 +157,23 @@ def test_a_link_out_of_the_folder_is_refused(bundle: Path) -> None:
 def test_a_bundle_may_itself_be_reached_by_a_link(bundle: Path) -> None:
     (bundle.parent / "link").symlink_to(bundle)
     assert Manifest.load(bundle.parent / "link") == Manifest.load(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda value: value["model"].update(prefix_ids=[]), "limits follow from the prompt"),
+        (lambda value: value["model"].update(prefix_ids=[9999]), "tokens have rows in the embedding"),
+        (lambda value: value["model"].update(prefix_ids=5), "'prefix_ids' is 5"),
+        (lambda value: value["model"].update(token_ids=[0]), "Export the checkpoint again"),
+        (lambda value: value["model"].update(max_history=0), "limits follow from the prompt"),
+        (lambda value: value["model"]["prompt"].update(tail="ab"), "'tail' is 'ab'"),
+        (lambda value: value.update(precision="int8"), "precision 'int8' is known"),
+        (lambda value: value.update(tools=None), "tools or accuracy is not an object"),
+        (lambda value: value.update(files={"early.onnx": 3}), "where FileEntry belongs"),
+    ],
+)
+def test_parts_that_contradict_each_other_are_refused(bundle: Path, change: Change, says: str) -> None:
+    edit(bundle, change)
+    with pytest.raises(EarnError, match=says):
+        Recommender.load(bundle)

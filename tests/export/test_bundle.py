@@ -105,12 +105,25 @@ def test_a_bundle_that_stands_there_stays_when_the_export_fails(toy_model: EarnM
 
 
 def test_a_bundle_is_replaced_whole(bundle: Path) -> None:
-    (bundle / "late.onnx.data").write_bytes(b"left from before")
     model = small_model("tiny-llama", max_history=3)
     export_bundle(model, bundle, HISTORIES)
     assert names(bundle) == ["catalog.npz", "early.onnx", "late.onnx", "manifest.json"]
     assert Manifest.load(bundle).sizes.family == "llama"
     assert names(bundle.parent) == ["bundle"]
+
+
+def test_a_file_that_a_user_put_into_a_bundle_is_not_lost(bundle: Path, toy_model: EarnModel) -> None:
+    (bundle / "notes.txt").write_text("mine")
+    with pytest.raises(EarnError, match=r"notes\.txt, which is no part of the bundle"):
+        export_bundle(toy_model, bundle, HISTORIES)
+    assert (bundle / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_with_a_manifest_of_something_else_is_not_replaced(tmp_path: Path, toy_model: EarnModel) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "a web app"}')
+    with pytest.raises(EarnError, match="exists and is not a bundle"):
+        export_bundle(toy_model, tmp_path, HISTORIES)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_another_folder_or_file_is_not_replaced(toy_model: EarnModel, tmp_path: Path) -> None:

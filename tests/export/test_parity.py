@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from earn.errors import EarnError
-from earn.export.parity import TOLERANCE, ComparingEngine, check_parity
+from earn.export.parity import SMALLEST_SCALE, TOLERANCE, ComparingEngine, check_parity
 from earn.export.stages import TorchEngine, bundle_model
 from earn.model import EarnModel
 from earn.runtime.engine import Array
@@ -44,8 +44,10 @@ def test_a_difference_shows_its_largest_and_mean_value() -> None:
 
 
 def test_small_outputs_are_compared_absolutely() -> None:
-    assert compare(Answers(logits=[0.0]), Answers(logits=[TOLERANCE / 2])).failures == []
-    assert compare(Answers(logits=[0.0]), Answers(logits=[TOLERANCE * 2])).failures
+    allowed = TOLERANCE * SMALLEST_SCALE
+    assert compare(Answers(logits=[0.0]), Answers(logits=[allowed / 2])).failures == []
+    assert compare(Answers(logits=[0.0]), Answers(logits=[allowed * 2])).failures
+    assert compare(Answers(logits=[0.1]), Answers(logits=[0.1 + allowed * 20])).failures
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
