@@ -86,7 +86,7 @@ def _load_folder(folder: Path) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         check_backbone(config)
-        backbone, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             attn_implementation="eager",
@@ -94,6 +94,8 @@ def _load_folder(folder: Path) -> PreTrainedModel:
             local_files_only=True,
             output_loading_info=True,
         )
+        backbone: PreTrainedModel
+        backbone, found = loaded
     except EarnError:
         raise
     except Exception as error:  # transformers, safetensors and json raise classes of their own
@@ -104,8 +106,7 @@ def _load_folder(folder: Path) -> PreTrainedModel:
             f"{folder}: {len(lost)} weights are missing or have another shape, such as {lost[0]}. "
             "Copy or write the folder again."
         )
-    loaded: PreTrainedModel = backbone
-    return loaded
+    return backbone
 
 
 def check_backbone(config: PretrainedConfig) -> None:

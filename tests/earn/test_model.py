@@ -317,7 +317,7 @@ def test_a_checkpoint_that_was_cut_short_is_refused(toy_model: EarnModel, tmp_pa
 
 
 def test_a_loaded_backbone_of_another_precision_is_brought_to_float32() -> None:
-    model = EarnModel.from_backbone(small_backbone("tiny-llama").to(torch.bfloat16), toy_catalog())
+    model = EarnModel.from_backbone(small_backbone("tiny-llama").bfloat16(), toy_catalog())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
