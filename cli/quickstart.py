@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 TWINS = ("dense", "earn")
 
 # How both are trained: fields of TrainSettings that differ from its defaults. So few epochs leave nothing to overfit.
-RECIPE: Mapping[str, Any] = {"epochs": 5, "dropout": 0.0}
+RECIPE: Mapping[str, Any] = {"epochs": 4, "dropout": 0.0}
 
 SHOWN = 5  # items of the example user's history, and of his recommendations
 
