@@ -244,6 +244,7 @@ def _arguments(out: Path, settings: TrainSettings) -> TrainingArguments:
         remove_unused_columns=False,
         report_to=[],
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,  # every parameter has a part in every loss
         use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused on a CPU
     )
     # Trainer would wrap a model in DataParallel, which splits `keep` and `predict` as if they had a batch axis.
