@@ -58,13 +58,13 @@ def run(args: argparse.Namespace) -> int:
     steps = Steps(3)
     steps(f"Load {args.checkpoint}")
     model = EarnModel.from_pretrained(args.checkpoint)
-    steps(f"Take {CHECKED_HISTORIES} real histories for the check")
+    steps("Take real histories for the check")
     dataset = _dataset(args)
     dataset.check_items(model.catalog, args.checkpoint)
     steps("Export the stages and compare them with torch")
     manifest = write(model, dataset, args.out, args.scoring, args.max_batch, args.max_beams)
     show(table(("file", "size"), file_rows(manifest)))
-    note(f"Largest difference from torch on {CHECKED_HISTORIES} histories: {manifest.parity:.1e} of the largest value")
+    note(f"Largest difference from torch on real histories: {manifest.parity:.1e} of the largest value")
     note(f"Next: earn inspect {args.out}")
     return 0
 

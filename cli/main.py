@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:  # a package that is there but too old, or lacks a part of its own
         return _fail(str(error))
     except KeyboardInterrupt:
+        complain("earn: interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output has left, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

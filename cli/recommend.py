@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from earn.runtime.recommender import Recommendation
 
 
+WIDEST_TITLE = 100
+
+
 def add_parser(subparsers: Subparsers) -> None:
     """Declares the command."""
     parser = command(
@@ -34,7 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--history", type=item_ids, required=True, metavar="IDS", help="item ids with commas between them"
     )
-    parser.add_argument("-k", type=positive, default=10, help="items to recommend (default: %(default)s)")
+    parser.add_argument("-k", type=positive, help="items to recommend (default: 10, or the most that the bundle gives)")
     parser.add_argument(
         "--beams",
         type=positive,
@@ -61,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     from earn.runtime.recommender import Recommender
 
     recommender = Recommender.load(args.bundle, args.engine, args.threads)
-    items = recommender.recommend(args.history, args.k, args.beams, args.exclude, args.exclude_history, args.unknown)
+    k = args.k or min(10, recommender.manifest.limits.beams)
+    items = recommender.recommend(args.history, k, args.beams, args.exclude, args.exclude_history, args.unknown)
     if args.json:
         show_json([asdict(item) for item in items])
     else:
@@ -71,5 +75,14 @@ def run(args: argparse.Namespace) -> int:
 
 def items_table(items: Sequence[Recommendation]) -> str:
     """Recommended items as a table."""
-    rows = [(f"{rank}", item.item_id, f"{item.score:.3f}", item.title) for rank, item in enumerate(items, start=1)]
+    rows = [
+        (f"{rank}", item.item_id, f"{item.score:.3f}", _printable(item.title))
+        for rank, item in enumerate(items, start=1)
+    ]
     return table(("rank", "item", "score", "title"), rows)
+
+
+def _printable(title: str) -> str:
+    """A title that neither commands the terminal nor widens the table without end."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in title)
+    return shown if len(shown) <= WIDEST_TITLE else f"{shown[: WIDEST_TITLE - 3]}..."

@@ -126,7 +126,11 @@ def run(args: argparse.Namespace) -> int:
     model = _model(args, catalog, settings.seed)
     note(f"      {describe(model)}")
     steps(f"Train (epochs: {settings.epochs})")
-    record = fit(model, dataset, args.out, settings, args.resume)
+    try:
+        record = fit(model, dataset, args.out, settings, args.resume)
+    except KeyboardInterrupt:
+        note("\nTo go on from the last finished epoch, run the same command with --resume.")
+        raise
     show(f"{args.out}: validation NDCG@10 {record['ndcg@10']:.4f}, {record['steps']} steps, {record['seconds']:.0f} s")
     note(f"Next: earn export {args.out} --out BUNDLE")
     return 0

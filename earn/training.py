@@ -153,7 +153,7 @@ def train(
     arguments = _arguments(out, settings)
     windows = Windows(sequences, model.identifiers, model.earn.max_history + 1, settings.seed)
     if arguments.process_index == 0:
-        _claim(out, _plan(model, settings), resume)
+        _claim(out, _plan(model, sequences, settings), resume)
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = settings.dropout
     trainer = EarnTrainer(model, windows, validate, arguments)
@@ -181,16 +181,24 @@ def trained_on(checkpoint: Path) -> str:
     return str(read_json(path).get("data", "")) if path.is_file() else ""
 
 
-def _plan(model: EarnModel, settings: TrainSettings) -> dict[str, Any]:
-    """What must be equal for a training to be resumed: settings, split, prompt, identifiers and backbone."""
-    codes = np.ascontiguousarray(model.catalog.codes)
+def _plan(model: EarnModel, sequences: Sequence[NDArray[np.int64]], settings: TrainSettings) -> dict[str, Any]:
+    """What must be equal for a training to be resumed: data, identifiers, settings, split, prompt and backbone."""
     backbone = sizes_of(model.config, model.earn.early_layers, len(model.lm_head.weight), len(model.lm_head.weight))
     return {
+        "data": _digest(*sequences),
+        "identifiers": _digest(model.catalog.codes),
         **to_json(settings),
         **to_json(backbone),
         **{name: json.loads(json.dumps(value)) for name, value in to_json(model.earn).items()},
-        "identifiers": hashlib.sha256(codes.tobytes()).hexdigest(),
     }
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    """A short name of the arrays' contents."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _claim(out: Path, plan: dict[str, Any], resume: bool) -> None:
@@ -205,7 +213,7 @@ def _claim(out: Path, plan: dict[str, Any], resume: bool) -> None:
             name = different[0]
             raise EarnError(
                 f"{out}: the interrupted training had another {name}: {str(before.get(name))[:60]}, now it is "
-                f"{str(plan[name])[:60]}. Resume with the options that it was started with."
+                f"{str(plan[name])[:60]}. Resume with the data and options that it was started with."
             )
         return
     if path.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,9 @@ ENGINES: Mapping[str, OnnxEngine] = {
 }
 
 
+MOST_THREADS = 256  # thousands of them take minutes to start
+
+
 def load_engine(name: str, folder: Path, manifest: Manifest, threads: int | None = None) -> Engine:
     """The engine of that name over a bundle's graphs.
 
@@ -48,8 +52,8 @@ def load_engine(name: str, folder: Path, manifest: Manifest, threads: int | None
     """
     if name not in ENGINES:
         raise EarnError(f"There is no engine {name!r}. Take one of: {', '.join(ENGINES)}.")
-    if threads is not None and threads < 1:
-        raise EarnError(f"threads is {threads}. Take at least 1, or None for the machine's own number.")
+    if threads is not None and not (isinstance(threads, Integral) and 1 <= threads <= MOST_THREADS):
+        raise EarnError(f"threads is {threads!r}. Take 1 to {MOST_THREADS}, or None for the machine's own number.")
     return OnnxStages(ENGINES[name], folder, manifest, threads)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,7 @@ class Recommender:
 
     def _check_width(self, k: int, beams: int | None) -> int:
         most = self.manifest.limits.beams
-        if not isinstance(k, int) or not isinstance(beams, (int, type(None))):
+        if not isinstance(k, Integral) or not isinstance(beams, (Integral, type(None))):
             raise EarnError(f"k is {k!r} and beams {beams!r}. Give whole numbers.")
         if beams is None:
             beams = min(DEFAULT_BEAMS, most)

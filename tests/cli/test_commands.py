@@ -11,7 +11,9 @@ import pytest
 from earn.cli import train
 from earn.cli.dataset import load_dataset, sample
 from earn.cli.main import build_parser
+from earn.cli.recommend import items_table
 from earn.errors import EarnError
+from earn.runtime.recommender import Recommendation
 from tests.cli.conftest import ITEMS, USERS, Earn
 from tests.support import toy_catalog
 
@@ -204,3 +206,10 @@ def test_a_sample_is_seeded_and_in_order(data: Path) -> None:
     assert list(few) == sorted(set(few))
     assert few == sample(range(1000), 10)
     assert few != sample(range(1000), 10, seed=1)
+
+
+def test_a_title_cannot_command_the_terminal() -> None:
+    text = items_table([Recommendation("1", -1.0, "red \x1b[31m title " + "x" * 200)])
+    assert "\x1b" not in text
+    assert "red ?[31m title xx" in text
+    assert max(map(len, text.splitlines())) < 130

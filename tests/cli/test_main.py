@@ -96,13 +96,13 @@ def test_a_missing_package_names_its_extra(
     assert earn("data", "any").error == f'This needs {package}. Install it: pip install "earn-edge[{extra}]"'
 
 
-def test_an_interruption_is_quiet(earn: Earn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_is_said_in_one_line(earn: Earn, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(_: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(data_command, "run", run)
     outcome = earn("data", "any")
-    assert (outcome.status, outcome.out, outcome.err) == (130, "", "")
+    assert (outcome.status, outcome.out, outcome.err) == (130, "", "earn: interrupted\n")
 
 
 def test_errors_come_from_every_process(earn: Earn, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,6 +156,8 @@ def test_another_training_is_not_resumed(tmp_path: Path, name: str, other: Calla
         train(untrained(), sequences(), tmp_path, Validation(0.1, None), SETTINGS)
     with pytest.raises(EarnError, match=f"had another {name}"):
         train(other(), sequences(), tmp_path, Validation(), SETTINGS, resume=True)
+    with pytest.raises(EarnError, match="had another data"):
+        train(untrained(), sequences()[1:], tmp_path, Validation(), SETTINGS, resume=True)
     with pytest.raises(EarnError, match="had another learning_rate"):
         train(untrained(), sequences(), tmp_path, Validation(), replace(SETTINGS, learning_rate=0.1), resume=True)
 

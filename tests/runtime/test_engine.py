@@ -66,9 +66,10 @@ def test_an_unknown_engine_is_refused(toy_bundle: Path) -> None:
         load_engine("npu", toy_bundle, Manifest.load(toy_bundle))
 
 
-def test_no_threads_at_all_are_refused(toy_bundle: Path) -> None:
-    with pytest.raises(EarnError, match="threads is 0"):
-        load_engine("cpu", toy_bundle, Manifest.load(toy_bundle), threads=0)
+@pytest.mark.parametrize("threads", [0, 100_000, "2"])
+def test_a_number_of_threads_out_of_range_is_refused(toy_bundle: Path, threads: Any) -> None:
+    with pytest.raises(EarnError, match=f"threads is {threads!r}"):
+        load_engine("cpu", toy_bundle, Manifest.load(toy_bundle), threads=threads)
 
 
 def test_an_engine_that_is_not_there_is_an_error_with_its_remedy(toy_bundle: Path) -> None:
