@@ -51,7 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exports and lists what was written."""
     check_scoring(args.scoring)
-    from earn.export.bundle import refuse_foreign_folder
+    from earn.manifest import refuse_foreign_folder
     from earn.model import EarnModel
 
     refuse_foreign_folder(args.out)

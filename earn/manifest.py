@@ -25,7 +25,7 @@ from earn.prompts import constant_head, prompt_end, prompt_rows, readout_rows
 from earn.specs import Limits, Sizes, all_specs
 
 SCHEMA = 1
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8", "int4")
 MANIFEST_FILE = "manifest.json"
 GRAPH_FILES = {"early": "early.onnx", "late": "late.onnx"}
 
@@ -50,7 +50,8 @@ class Manifest:
     files: Mapping[str, FileEntry]  # by path relative to the bundle
     tools: Mapping[str, str]  # versions that wrote the bundle
     parity: float | None = None  # largest relative difference from torch, on real histories, when it was exported
-    accuracy: Mapping[str, float] | None = None  # recall and NDCG of this bundle, where measured
+    accuracy: Mapping[str, Any] | None = None  # the gate's figures, where another precision was judged by it
+    calibration: Mapping[str, Any] | None = None  # how that precision was reached: engine, samples, float layers
 
     def save(self, folder: Path) -> None:
         """Writes manifest.json, with the tensor table for readers in other languages."""
@@ -129,6 +130,21 @@ def limits_of(model: EarnConfig, depth: int, batch: int, beams: int) -> Limits:
     )
 
 
+def refuse_foreign_folder(out: Path) -> None:
+    """Raises EarnError where writing a bundle would destroy something else than a bundle's own files."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    remedy = "Choose another folder, or remove it first."
+    try:
+        manifest = Manifest.load(out, verify=False)
+    except EarnError as error:
+        raise EarnError(f"{out}: exists and is not a bundle of this version. {remedy}") from error
+    own = {*manifest.files, MANIFEST_FILE}
+    foreign = [path for path in out.rglob("*") if path.is_file() and path.relative_to(out).as_posix() not in own]
+    if foreign:
+        raise EarnError(f"{out}: holds {foreign[0].relative_to(out)}, which is no part of the bundle. {remedy}")
+
+
 def _from_json(value: dict[str, Any], where: str) -> Manifest:
     parts = {"sizes": Sizes, "limits": Limits}
     try:
@@ -139,8 +155,9 @@ def _from_json(value: dict[str, Any], where: str) -> Manifest:
     except (KeyError, AttributeError, TypeError) as error:
         raise EarnError(f"{where}: incomplete ({error}). Export the checkpoint again.") from error
     manifest = from_json(Manifest, {**value, **ready}, where)
-    if not isinstance(manifest.tools, Mapping) or not isinstance(manifest.accuracy, (Mapping, type(None))):
-        raise EarnError(f"{where}: tools or accuracy is not an object. Export the checkpoint again.")
+    for name in ("tools", "accuracy", "calibration"):
+        if not isinstance(getattr(manifest, name), (Mapping, type(None))):
+            raise EarnError(f"{where}: {name} is not an object. Export the checkpoint again.")
     _check_consistent(manifest, where)
     return manifest
 

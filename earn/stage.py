@@ -9,6 +9,9 @@ nothing above would read the others.
 
 The layers are Hugging Face's own decoder layers (Llama, Qwen2, Qwen3), whose submodules are called here one by one.
 
+Every reshape leaves at most one axis (-1) that is neither a fixed size nor the same-numbered axis of its input, so that
+the export writes it as a constant and no graph computes shapes while it serves (see earn.export.simplify).
+
 Shapes: b users, m new tokens, s cached tokens, l layers of the stage, h heads, g key-value heads, n = h/g heads that
 share keys and values, d hidden, e head size, r kept rows, v rows of the item head.
 """
@@ -52,12 +55,17 @@ class Stage(nn.Module):
         rotation = rotary_rotation(self.rotary, position_ids)  # cos and sin, each [b,m,1,e]
         new_key_values = []
         last = len(self.layers) - 1
+        bias = self._shared_bias(attention_bias)
+        kept_bias = self._shared_bias(attention_bias.index_select(2, keep))
         for number, (layer, past) in enumerate(zip(self.layers, past_key_values, strict=True)):
-            hidden, key_value = run_layer(
-                layer, hidden, rotation, attention_bias, past, keep if number == last else None
-            )
+            choice = (kept_bias, past, keep) if number == last else (bias, past, None)
+            hidden, key_value = run_layer(layer, hidden, rotation, *choice)
             new_key_values.append(key_value)
         return hidden, new_key_values
+
+    def _shared_bias(self, attention_bias: Tensor) -> Tensor:
+        """The bias [b,1,r,S] once for each of the n heads that share keys and values: [b,1,n*r,S]."""
+        return torch.cat((attention_bias,) * _sharing(cast(nn.Module, self.layers[0].self_attn)), dim=2)
 
 
 class EarlyStage(Stage):
@@ -117,42 +125,45 @@ def run_layer(
     past: tuple[Tensor, Tensor],
     keep: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """One decoder layer: hidden [b,m,d] -> hidden [b,m,d] ([b,r,d] of kept rows), new keys and values [b,g,m,e]."""
+    """One decoder layer: hidden [b,m,d] -> hidden [b,m,d] ([b,r,d] of kept rows), new keys and values [b,g,m,e].
+
+    The bias [b,1,n*r,S] is that of the rows that go on.
+    """
     attention = cast(nn.Module, layer.self_attn)
     normed = layer.input_layernorm(hidden)  # type: ignore[operator]
     key = _heads(attention, "k", normed)  # [b,m,g,e]
     value = _heads(attention, "v", normed)
-    key = rotate(key, *rotation).transpose(1, 2)  # [b,g,m,e]
+    half = cast(int, attention.head_dim) // 2  # not from a tensor's shape: an exported graph would compute it
+    key = rotate(key, *rotation, half).transpose(1, 2)  # [b,g,m,e]
     value = value.transpose(1, 2)
     if keep is not None:
         hidden, normed = hidden.index_select(1, keep), normed.index_select(1, keep)
         rotation = (rotation[0].index_select(1, keep), rotation[1].index_select(1, keep))
-        attention_bias = attention_bias.index_select(2, keep)
-    query = rotate(_heads(attention, "q", normed), *rotation)  # [b,r,h,e]
+    query = rotate(_heads(attention, "q", normed), *rotation, half)  # [b,r,h,e]
     keys = torch.cat((past[0], key), dim=2)  # [b,g,s+m,e]
     values = torch.cat((past[1], value), dim=2)
     dropout = attention.attention_dropout if layer.training else 0.0
-    mixed = attend(query * cast(float, attention.scaling), keys, values, attention_bias, cast(float, dropout))
+    query = query * cast(float, attention.scaling)
+    mixed = attend(query, keys, values, attention_bias, _sharing(attention), cast(float, dropout))
     hidden = hidden + attention.o_proj(mixed)  # type: ignore[operator]
     hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))  # type: ignore[operator]
     return hidden, (key, value)
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, attention_bias: Tensor, dropout: float) -> Tensor:
-    """Softmax attention: query [b,r,h,e] (scaled), keys and values [b,g,S,e], bias [b,1,r,S] -> [b,r,h*e].
+def attend(query: Tensor, keys: Tensor, values: Tensor, attention_bias: Tensor, n: int, dropout: float) -> Tensor:
+    """Softmax attention: query [b,r,h,e] (scaled), keys and values [b,g,S,e], bias [b,1,n*r,S] -> [b,r,h*e].
 
-    The n heads that share keys and values are laid into the rows of one product, so keys are never repeated.
+    The n heads that share keys and values are laid into the rows of one product, so keys are never repeated; the bias
+    comes with its rows already repeated.
     """
-    b, r, h, e = query.shape
+    b, r, _, e = query.shape
     g = keys.shape[1]
-    n = h // g
-    rows = query.view(b, r, g, n, e).permute(0, 2, 3, 1, 4).reshape(b, g, n * r, e)
-    scores = (rows @ keys.transpose(2, 3)).view(b, g, n, r, -1) + attention_bias.unsqueeze(2)
-    shares = torch.softmax(scores, dim=-1)
+    rows = query.view(b, r, g, n, e).permute(0, 2, 3, 1, 4).reshape(b, g, -1, e)  # [b,g,n*r,e]
+    shares = torch.softmax(rows @ keys.transpose(2, 3) + attention_bias, dim=-1)  # [b,g,n*r,S]
     if dropout:
         shares = functional.dropout(shares, dropout)
-    mixed = shares.view(b, g, n * r, -1) @ values  # [b,g,n*r,e]
-    return mixed.view(b, g, n, r, e).permute(0, 3, 1, 2, 4).reshape(b, r, h * e)
+    mixed = (shares @ values).view(b, g, n, r, e)
+    return mixed.permute(0, 3, 1, 2, 4).reshape(b, r, -1)
 
 
 def rotary_rotation(rotary: nn.Module, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,11 +175,10 @@ def rotary_rotation(rotary: nn.Module, position_ids: Tensor) -> tuple[Tensor, Te
     return angles.cos() * scaling, angles.sin() * scaling
 
 
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (i, i + e/2) of a head [b,m,h,e] by its position's angle."""
-    half = heads.shape[-1] // 2
-    turned = torch.cat((-heads[..., half:], heads[..., :half]), dim=-1)
-    return heads * cos + turned * sin
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor, half: int) -> Tensor:
+    """Turns each pair (i, i + half) of a head [b,m,h,e] by its position's angle; half is e/2."""
+    first, second = heads.split(half, dim=-1)
+    return heads * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def empty_past(layers: int, hidden: Tensor, key_value_heads: int, head_size: int) -> list[tuple[Tensor, Tensor]]:
@@ -178,9 +188,16 @@ def empty_past(layers: int, hidden: Tensor, key_value_heads: int, head_size: int
 
 def _heads(attention: nn.Module, which: str, normed: Tensor) -> Tensor:
     """The query, key or value heads of the rows: [b,m,d] -> [b,m,heads,e], normalised where the family does so."""
-    heads = getattr(attention, f"{which}_proj")(normed).unflatten(-1, (-1, attention.head_dim))
+    b, m, _ = normed.shape
+    project, e = cast(nn.Linear, getattr(attention, f"{which}_proj")), cast(int, attention.head_dim)
+    heads = project(normed).view(b, m, project.out_features // e, e)
     norm = getattr(attention, f"{which}_norm", None)  # Qwen3 has q_norm and k_norm
     return cast(Tensor, heads if norm is None else norm(heads))
+
+
+def _sharing(attention: nn.Module) -> int:
+    """How many heads share keys and values."""
+    return cast(int, attention.num_key_value_groups)
 
 
 def _named(new_key_values: KeyValues) -> dict[str, Tensor]:

@@ -9,12 +9,12 @@ from pathlib import Path
 from torch import nn
 
 from earn.catalog import CATALOG_FILE
-from earn.errors import EarnError
-from earn.export.onnx_stages import EXTERNAL_DATA_BYTES, export_stages
+from earn.export.onnx_stages import export_stages
 from earn.export.parity import check_parity
 from earn.export.stages import MAX_BATCH, MAX_BEAMS, TorchEngine, bundle_model
+from earn.export.weights import EXTERNAL_DATA_BYTES
 from earn.files import folder_written_whole
-from earn.manifest import MANIFEST_FILE, Manifest
+from earn.manifest import Manifest, refuse_foreign_folder
 from earn.model import EarnModel
 from earn.runtime.engine import load_engine
 
@@ -53,18 +53,3 @@ def export_bundle(
         manifest = replace(manifest, parity=parity)
         manifest.save(folder)
     return manifest
-
-
-def refuse_foreign_folder(out: Path) -> None:
-    """Raises EarnError where writing a bundle would destroy something else than a bundle's own files."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    remedy = "Choose another folder, or remove it first."
-    try:
-        manifest = Manifest.load(out, verify=False)
-    except EarnError as error:
-        raise EarnError(f"{out}: exists and is not a bundle of this version. {remedy}") from error
-    own = {*manifest.files, MANIFEST_FILE}
-    foreign = [path for path in out.rglob("*") if path.is_file() and path.relative_to(out).as_posix() not in own]
-    if foreign:
-        raise EarnError(f"{out}: holds {foreign[0].relative_to(out)}, which is no part of the bundle. {remedy}")

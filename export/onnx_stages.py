@@ -15,12 +15,13 @@ from optimum.exporters.onnx.convert import export_models
 from optimum.utils import NormalizedConfig
 from transformers import PretrainedConfig
 
+from earn.export.simplify import simplify
 from earn.export.stages import BundleModel, with_past
+from earn.export.weights import EXTERNAL_DATA_BYTES, lay_out_weights
 from earn.manifest import GRAPH_FILES
 from earn.specs import Axis, StageSpecs, all_specs, past_key_value_names
 
 OPSET = 18
-EXTERNAL_DATA_BYTES = 1_000_000_000  # weights beyond this stand in a file of their own, which the runtime maps
 
 # Sizes of the example that is traced: all different, so that no axis can pass for another.
 _TRACED = {"b": 2, "m": 5, "s": 3, "s+m": 8, "r": 4}
@@ -100,23 +101,9 @@ def export_stages(
     finally:
         config.use_cache = use_cache  # Optimum turns it off in all layers, and these hold the model's own settings
     for name in GRAPH_FILES.values():
-        _lay_out_weights(folder / name, external_data_bytes)
-
-
-def _lay_out_weights(path: Path, external_data_bytes: int) -> None:
-    """Keeps small weights in the graph file and moves large ones into one file beside it."""
-    beside = [file for file in path.parent.glob(f"{path.name}*") if file != path]
-    is_large = path.stat().st_size + sum(file.stat().st_size for file in beside) > external_data_bytes
-    if not is_large and not beside:
-        return
-    graph = onnx.load(str(path))
-    for file in beside:
-        file.unlink()
-    onnx.save_model(
-        graph,
-        str(path),
-        save_as_external_data=is_large,
-        all_tensors_to_one_file=True,
-        location=f"{path.name}.data",
-        size_threshold=1024,
-    )
+        path = folder / name
+        graph = simplify(onnx.load(str(path), load_external_data=False))
+        onnx.load_external_data_for_model(graph, str(folder))
+        for file in folder.glob(f"{name}*"):
+            file.unlink()
+        lay_out_weights(graph, path, external_data_bytes)

@@ -80,21 +80,23 @@ def test_attention_equals_torchs_own(groups: int) -> None:
         bias,
         scale=1.0,
     )
-    assert_close(want.transpose(1, 2).flatten(2), attend(query, keys, values, bias, 0.0), 1e-5)
+    shared = torch.cat((bias,) * (4 // groups), 2)  # [b,1,n*r,S]: all rows of the first sharing head, then the next
+    assert_close(want.transpose(1, 2).flatten(2), attend(query, keys, values, shared, 4 // groups, 0.0), 1e-5)
 
 
 def test_a_row_that_sees_nothing_stays_finite() -> None:
-    mixed = attend(random(1, 1, 2, 4), random(1, 1, 3, 4), random(1, 1, 3, 4), torch.full((1, 1, 1, 3), MASKED), 0.0)
+    bias = torch.full((1, 1, 2, 3), MASKED)
+    mixed = attend(random(1, 1, 2, 4), random(1, 1, 3, 4), random(1, 1, 3, 4), bias, 2, 0.0)
     assert mixed.isfinite().all()
 
 
 def test_what_is_masked_has_no_weight_at_all() -> None:
     query, keys, values = random(1, 1, 2, 4), random(1, 1, 3, 4, seed=1), random(1, 1, 3, 4, seed=2)
-    bias = torch.tensor([0.0, MASKED, 0.0]).view(1, 1, 1, 3)
+    bias = torch.tensor([0.0, MASKED, 0.0]).expand(1, 1, 2, 3)
     keys[:, :, 1], values[:, :, 1] = 100, 1e6
     seen = [0, 2]
-    want = attend(query, keys[:, :, seen], values[:, :, seen], bias[..., seen], 0.0)
-    assert torch.equal(want, attend(query, keys, values, bias, 0.0))
+    want = attend(query, keys[:, :, seen], values[:, :, seen], bias[..., seen], 2, 0.0)
+    assert torch.equal(want, attend(query, keys, values, bias, 2, 0.0))
 
 
 def test_rotation_turns_pairs_by_the_positions_angle() -> None:
@@ -102,7 +104,7 @@ def test_rotation_turns_pairs_by_the_positions_angle() -> None:
     cos = torch.tensor([0.0, -1.0, 0.0, -1.0]).view(1, 1, 1, 4)
     sin = torch.tensor([1.0, 0.0, 1.0, 0.0]).view(1, 1, 1, 4)
     head = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
-    assert rotate(head, cos, sin).flatten().tolist() == [-3.0, -2.0, 1.0, -4.0]
+    assert rotate(head, cos, sin, 2).flatten().tolist() == [-3.0, -2.0, 1.0, -4.0]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

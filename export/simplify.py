@@ -1,0 +1,142 @@
+"""Makes an exported stage graph small: constant shapes, shared constants, nothing dead, readable names of products.
+
+The exporter spells the target of a reshape as integer arithmetic on `Shape` nodes. Where shape inference knows the
+target, one constant says the same:
+
+    a fixed size    that size
+    0               the same-numbered axis of the input, copied
+    -1              whatever is left, once at most
+
+`earn.stage` is written so that this holds for all of its reshapes; any other stays as it is.
+
+Products with a weight are named for their place in the stage, layers counted from 0 (`layers.1.down_proj`); the item
+head is `head`, the embedding's lookup `embedding`. The weight of each is called `<name>.weight`. What changes weights
+later finds them by these names.
+
+Weights may stand in external data: only the references to them are moved.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper, shape_inference
+
+from earn.errors import EarnError
+
+LAYER_PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+# The exporter's own names, such as /mlp/down_proj_1/MatMul: the number is the layer's, and layer 0 goes without.
+_LAYER_PRODUCT = re.compile(rf"/(?:mlp/)?({'|'.join(LAYER_PRODUCTS)})(?:_(\d+))?/(?:MatMul|Gemm)")
+_HEAD = re.compile(r"/head/(?:MatMul|Gemm)")
+_REMEDY = "Check the versions of torch and optimum against constraints.txt."
+
+Shape = Sequence[int | str]  # a size that is not fixed is its symbol, or "" where it has none
+
+
+def simplify(graph: ModelProto) -> ModelProto:
+    """The same computation as a smaller graph; the one that is given stays as it is.
+
+    Raises:
+        EarnError: the name of a product with a weight does not tell its place in the stage.
+    """
+    simplified = shape_inference.infer_shapes(graph, data_prop=True)  # a copy
+    body = simplified.graph
+    _fix_reshapes(body)
+    _share_constants(body)
+    _name_products(body)
+    drop_dead(body)
+    del body.value_info[:]
+    return simplified
+
+
+def _fix_reshapes(graph: GraphProto) -> None:
+    """Gives every reshape a constant target where one can say it."""
+    values = [*graph.input, *graph.value_info, *graph.output]
+    shapes = {value.name: _shape(value) for value in values if value.type.tensor_type.HasField("shape")}
+    for node in [node for node in graph.node if node.op_type == "Reshape"]:
+        if not {node.input[0], node.output[0]} <= shapes.keys():
+            continue
+        target = reshape_target(shapes[node.input[0]], shapes[node.output[0]])
+        if target is not None:
+            value = numpy_helper.from_array(np.array(target, np.int64))
+            node.input[1] = f"{node.output[0]}_target"
+            del node.attribute[:]  # allowzero: here 0 copies an axis
+            # It stands behind its reader only until it becomes an initializer.
+            graph.node.append(helper.make_node("Constant", [], [node.input[1]], value=value))
+
+
+def _shape(value: ValueInfoProto) -> Shape:
+    axes = value.type.tensor_type.shape.dim
+    return [axis.dim_value if axis.HasField("dim_value") else axis.dim_param for axis in axes]
+
+
+def reshape_target(before: Shape, after: Shape) -> list[int] | None:
+    """What reshapes `before` to `after`: fixed sizes, 0 for a copied axis and at most one -1; None if that cannot."""
+    target = []
+    for axis, size in enumerate(after):
+        if isinstance(size, int):
+            target.append(size)
+        else:
+            target.append(0 if size and axis < len(before) and before[axis] == size else -1)
+    return None if 0 in after or target.count(-1) > 1 else target
+
+
+def _share_constants(graph: GraphProto) -> None:
+    """Makes the values of Constant nodes initializers, one for all that are equal."""
+    shared: dict[bytes, str] = {}  # the value -> the initializer's name
+    renamed: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensor = TensorProto()
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.ClearField("name")
+            value = tensor.SerializeToString(deterministic=True)
+            if value not in shared:
+                shared[value] = tensor.name = f"constant_{len(shared)}"
+                graph.initializer.append(tensor)
+            renamed[node.output[0]] = shared[value]
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+
+
+def _name_products(graph: GraphProto) -> None:
+    """Names the products that have a weight, these weights, and the embedding's lookup."""
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Gather" and node.input[0] == "embedding.weight":
+            node.name = "embedding"
+        elif node.op_type in ("MatMul", "Gemm") and node.input[1] in weights:
+            node.name = _product_name(node.name)
+            own = f"{node.name}.weight"
+            if node.input[1] == own:
+                continue
+            if own in weights:
+                raise EarnError(f"The exported graph has more than one product {node.name}. {_REMEDY}")
+            weights[own] = graph.initializer.add()  # a copy: the exporter shares equal weights
+            weights[own].CopyFrom(weights[node.input[1]])
+            weights[own].name = node.input[1] = own
+
+
+def _product_name(exported: str) -> str:
+    """The name for a product's place, by the name that the exporter gave it."""
+    if match := _LAYER_PRODUCT.fullmatch(exported):
+        return f"layers.{match[2] or 0}.{match[1]}"
+    if _HEAD.fullmatch(exported):
+        return "head"
+    raise EarnError(f"The exported graph has a product {exported!r}: neither one of a layer nor the head. {_REMEDY}")
+
+
+def drop_dead(graph: GraphProto) -> None:
+    """Drops the nodes and initializers that no output needs; nodes stand in the order in which they run."""
+    needed = {output.name for output in graph.output}
+    for index in reversed(range(len(graph.node))):
+        if needed.isdisjoint(graph.node[index].output):
+            del graph.node[index]
+        else:
+            needed.update(graph.node[index].input)
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in needed:
+            del graph.initializer[index]

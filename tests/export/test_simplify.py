@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from earn.errors import EarnError
+from earn.export.onnx_stages import OPSET, export_stages
+from earn.export.simplify import LAYER_PRODUCTS, reshape_target, simplify
+from earn.export.stages import bundle_model
+from earn.manifest import GRAPH_FILES
+from earn.runtime.engine import Array
+from earn.specs import STAGES
+from tests.export.test_onnx_stages import example
+from tests.support import FAMILIES, assert_close, small_model
+
+Axes = Sequence[int | str]
+DENSE: dict[str, Any] = {"prefix_registers": 0, "suffix_registers": 0}
+
+
+def graph(
+    nodes: Sequence[NodeProto], inputs: dict[str, Axes], outputs: dict[str, Axes], **weights: Array
+) -> ModelProto:
+    """A model over float tensors."""
+
+    def values(axes: dict[str, Axes]) -> list[Any]:
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in axes.items()]
+
+    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    body = helper.make_graph(nodes, "stage", values(inputs), values(outputs), initializers)
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+
+
+def constant(name: str, value: Any, dtype: Any = np.int64) -> NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(value, dtype)))
+
+
+def size_of(tensor: str, axis: int) -> list[NodeProto]:
+    """The integer arithmetic that the exporter makes of `tensor.shape[axis]`: its result is `tensor`_`axis`."""
+    return [
+        helper.make_node("Shape", [tensor], [f"{tensor}_shape_{axis}"]),
+        constant(f"{tensor}_index_{axis}", axis),
+        helper.make_node("Gather", [f"{tensor}_shape_{axis}", f"{tensor}_index_{axis}"], [f"{tensor}_size_{axis}"]),
+        constant(f"{tensor}_zero_{axis}", [0]),
+        helper.make_node("Unsqueeze", [f"{tensor}_size_{axis}", f"{tensor}_zero_{axis}"], [f"{tensor}_{axis}"]),
+    ]
+
+
+def reshape(tensor: str, *target: str) -> list[NodeProto]:
+    """Reshapes `tensor` to `y`."""
+    return [
+        helper.make_node("Concat", target, ["target"], axis=0),
+        helper.make_node("Reshape", [tensor, "target"], ["y"], "reshape", allowzero=0),
+    ]
+
+
+def operators(model: ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+def weights(model: ModelProto) -> dict[str, Array]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def run(model: ModelProto | Path, feeds: dict[str, Array]) -> list[Array]:
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    outputs: list[Array] = session.run(None, feeds)
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "target"),
+    [
+        (["b", "m", 6], ["b", "m", 2, 3], [0, 0, 2, 3]),
+        (["b", 2, "n", "m", 3], ["b", 2, "nm", 3], [0, 2, -1, 3]),
+        (["b", 4], ["b", 4], [0, 4]),
+        (["b", "m"], ["bm"], [-1]),
+        (["b", "m"], ["b", "m", ""], [0, 0, -1]),
+        ([6], [2, 3], [2, 3]),
+        (["", 6], ["", 2, 3], [-1, 2, 3]),  # two sizes without symbol need not be the same
+        (["b", "m"], ["m", "b"], None),  # copies, but of other axes
+        (["b", "m"], ["", ""], None),
+        (["b", 0], ["b", 0], None),  # a size of 0 would be read as a copy
+    ],
+)
+def test_a_target_has_sizes_copies_and_one_unknown(before: Axes, after: Axes, target: list[int] | None) -> None:
+    assert reshape_target(before, after) == target
+
+
+def test_computed_shapes_become_constants() -> None:
+    nodes = [*size_of("x", 0), *size_of("x", 1), constant("rest", [2, 3]), *reshape("x", "x_0", "x_1", "rest")]
+    model = graph(nodes, {"x": ["b", "m", 6]}, {"y": ["b", "m", 2, 3]})
+    original = model.SerializeToString()
+    simplified = simplify(model)
+    onnx.checker.check_model(simplified, full_check=True)
+    assert model.SerializeToString() == original
+    assert operators(simplified) == ["Reshape"]
+    assert [array.tolist() for array in weights(simplified).values()] == [[0, 0, 2, 3]]
+    assert not simplified.graph.value_info
+    feeds = {"x": np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)}
+    assert np.array_equal(run(model, feeds)[0], run(simplified, feeds)[0])
+
+
+def test_a_reshape_that_no_constant_can_say_stays() -> None:
+    model = graph([*size_of("x", 1), *size_of("x", 0), *reshape("x", "x_1", "x_0")], {"x": ["b", "m"]}, {"y": [1, 1]})
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    simplified = simplify(model)
+    assert sorted(set(operators(simplified))) == ["Concat", "Gather", "Reshape", "Shape", "Unsqueeze"]
+    feeds = {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    assert np.array_equal(run(simplified, feeds)[0], feeds["x"].reshape(3, 2))
+
+
+def test_equal_constants_are_one_initializer() -> None:
+    nodes = [
+        constant("one", 1, np.float32),
+        constant("uno", 1, np.float32),
+        constant("ones", [1], np.float32),
+        helper.make_node("Add", ["x", "one"], ["first"]),
+        helper.make_node("Add", ["first", "uno"], ["second"]),
+        helper.make_node("Add", ["second", "ones"], ["y"]),
+    ]
+    simplified = simplify(graph(nodes, {"x": ["b"]}, {"y": ["b"]}))
+    assert operators(simplified) == ["Add"] * 3
+    first, second, third = (node.input[1] for node in simplified.graph.node)
+    assert first == second != third  # a number is not a list of one number
+    assert {name: array.shape for name, array in weights(simplified).items()} == {first: (), third: (1,)}
+
+
+def test_what_no_output_needs_is_dropped() -> None:
+    nodes = [
+        helper.make_node("Neg", ["x"], ["a"]),
+        helper.make_node("Add", ["a", "unused"], ["b"]),
+        helper.make_node("Exp", ["b"], ["c"]),
+        helper.make_node("Add", ["a", "used"], ["y"]),
+    ]
+    one = np.ones(3, np.float32)
+    simplified = simplify(graph(nodes, {"x": [3]}, {"y": [3]}, used=one, unused=one))
+    assert operators(simplified) == ["Neg", "Add"]
+    assert list(weights(simplified)) == ["used"]
+
+
+def product(name: str, source: str, weight: str, result: str, kind: str = "MatMul") -> NodeProto:
+    return helper.make_node(kind, [source, weight], [result], name)
+
+
+def square(seed: int) -> Array:
+    return np.random.default_rng(seed).standard_normal((2, 2)).astype(np.float32)
+
+
+def test_products_are_named_for_their_place() -> None:
+    nodes = [
+        product("/q_proj/MatMul", "x", "onnx::MatMul_1", "a"),
+        product("/mlp/down_proj_12/Gemm", "a", "onnx::MatMul_2", "b", "Gemm"),
+        product("/MatMul_3", "a", "b", "c"),
+        product("/head/MatMul", "c", "onnx::MatMul_1", "y"),  # equal weights: the exporter keeps one
+    ]
+    arrays = {"onnx::MatMul_1": square(1), "onnx::MatMul_2": square(2)}
+    simplified = simplify(graph(nodes, {"x": [2, 2]}, {"y": [2, 2]}, **arrays))
+    assert [node.name for node in simplified.graph.node] == [
+        "layers.0.q_proj",
+        "layers.12.down_proj",
+        "/MatMul_3",
+        "head",
+    ]
+    found = weights(simplified)
+    assert found.keys() == {"layers.0.q_proj.weight", "layers.12.down_proj.weight", "head.weight"}
+    for name, want in (("layers.0.q_proj", 1), ("layers.12.down_proj", 2), ("head", 1)):
+        assert np.array_equal(found[f"{name}.weight"], square(want))
+    onnx.checker.check_model(simplified, full_check=True)
+
+
+@pytest.mark.parametrize("name", ["/lora/MatMul", "/q_proj_x/MatMul", "/k_proj/Add", "/MatMul_3", ""])
+def test_a_product_without_place_is_refused(name: str) -> None:
+    model = graph([product(name, "x", "w", "y")], {"x": [2, 2]}, {"y": [2, 2]}, w=square(1))
+    with pytest.raises(EarnError, match=f"product '{name}': neither one of a layer nor the head. Check the versions"):
+        simplify(model)
+
+
+def test_two_products_in_one_place_are_refused() -> None:
+    nodes = [product("/head/MatMul", "x", "v", "a"), product("/head/Gemm", "a", "w", "y", "Gemm")]
+    model = graph(nodes, {"x": [2, 2]}, {"y": [2, 2]}, v=square(1), w=square(2))
+    with pytest.raises(EarnError, match="more than one product head"):
+        simplify(model)
+
+
+def test_weights_in_external_data_are_not_read(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Gather", ["embedding.weight", "i"], ["a"]), product("/head/MatMul", "a", "w", "y")]
+    model = graph(nodes, {"i": ["b"]}, {"y": ["b", 2]}, **{"embedding.weight": square(1), "w": square(2)})
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    path = tmp_path / "late.onnx"
+    onnx.save_model(model, str(path), save_as_external_data=True, location="late.onnx.data", size_threshold=0)
+    data = (tmp_path / "late.onnx.data").rename(tmp_path / "away")
+    simplified = simplify(onnx.load(str(path), load_external_data=False))
+    onnx.save_model(simplified, str(path))
+    data.rename(tmp_path / "late.onnx.data")
+    assert [node.name for node in simplified.graph.node] == ["embedding", "head"]
+    assert all(tensor.data_location == TensorProto.EXTERNAL for tensor in simplified.graph.initializer)
+    rows = np.array([1, 0, 1])
+    assert_close(square(1)[rows] @ square(2), run(path, {"i": rows})[0], 1e-6)
+
+
+CASES = [*((name, {"early_layers": 2}) for name in FAMILIES), *((name, DENSE) for name in FAMILIES)]
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_an_exported_stage_computes_no_shapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, shape: dict[str, Any]
+) -> None:
+    model = small_model(name, **shape)
+    bundle = bundle_model(model, max_batch=3, max_beams=8)
+    monkeypatch.setattr("earn.export.onnx_stages.simplify", lambda graph: graph)
+    export_stages(bundle, model.config, tmp_path)
+    for stage in STAGES:
+        exported = onnx.load(str(tmp_path / GRAPH_FILES[stage]))
+        simplified = simplify(exported)
+        onnx.checker.check_model(simplified, full_check=True)
+        assert not {"Constant", "Shape", "Identity"} & set(operators(simplified))
+        assert integer_operators(simplified) <= {"Unsqueeze"}  # of position_ids
+        check_products(simplified, bundle.stages[stage])
+        for seed in range(4):
+            feeds = example(bundle, stage, seed)
+            for want, got in zip(run(exported, feeds), run(simplified, feeds), strict=True):
+                assert_close(want, got, 1e-6, f"{stage}, seed {seed}")
+
+
+def integer_operators(model: ModelProto) -> set[str]:
+    """The operators that compute integers."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in [*inferred.value_info, *inferred.output]}
+    return {
+        node.op_type
+        for node in inferred.node
+        for name in node.output
+        if kinds[name] in (TensorProto.INT64, TensorProto.INT32)
+    }
+
+
+def check_products(model: ModelProto, stage: Any) -> None:
+    """Every linear layer of the stage is a product under its name, with its own weight."""
+    modules = {"head": stage.head} if hasattr(stage, "head") else {}
+    for number, layer in enumerate(stage.layers):
+        parts = {**dict(layer.self_attn.named_children()), **dict(layer.mlp.named_children())}
+        modules |= {f"layers.{number}.{part}": parts[part] for part in LAYER_PRODUCTS}
+    found, nodes = weights(model), {node.name: node for node in model.graph.node}
+    named = {name for name in found if name.endswith(".weight") and nodes.keys() & {name.removesuffix(".weight")}}
+    if hasattr(stage, "embedding"):
+        named.remove("embedding.weight")
+        assert np.array_equal(found["embedding.weight"], stage.embedding.weight.detach().numpy())
+    assert named == {f"{name}.weight" for name in modules}
+    for name, module in modules.items():
+        assert list(nodes[name].input)[1] == f"{name}.weight"
+        assert np.array_equal(found[f"{name}.weight"], module.weight.detach().numpy().T)
+
+
+def test_a_bundles_graphs_are_simplified(toy_bundle: Path) -> None:
+    for name in GRAPH_FILES.values():
+        model = onnx.load(str(toy_bundle / name))
+        assert not {"Constant", "Shape"} & set(operators(model))
+        assert integer_operators(model) <= {"Unsqueeze"}
