@@ -7,13 +7,16 @@
     dense_fp32       the same dense model in this runtime: what the runtime saves
     earn_fp32        the EARN split of the weights in this runtime: what EARN saves on top
     earn_fp32_trie   the same under the rule "trie": what determined beams save on top of that
+    earn_int8, earn_int8_dynamic, earn_int8_trie    the same graphs, calibrated: static and dynamic int8
 
-All sides read the same prompt tokens and search the same catalog with as many beams. All but the last normalise over
-the whole vocabulary, as `generate` does, so that every beam goes on in every step. Before anything is timed, dense_fp32
-must give the items that hf_generate gives: the two do the same work. The sides alternate; medians are compared.
+All sides read the same prompt tokens and search the same catalog with as many beams. Those without "trie" normalise
+over the whole vocabulary, as `generate` does, so that every beam goes on in every step. Before anything is timed,
+dense_fp32 must give the items that hf_generate gives: the two do the same work. The sides alternate; medians are
+compared.
 
 Random weights and random identifiers exaggerate what "trie" saves: here almost every beam is determined after two codes
-and needs no further pass; those of a trained model gather where identifiers share longer beginnings.
+and needs no further pass; those of a trained model gather where identifiers share longer beginnings. They also say
+nothing about accuracy, so no gate is asked here: calibration only gives the graphs their form and ranges.
 
 The vocabulary holds the identifier tokens alone, which spares `generate` a real tokenizer's 150,000 rows.
 Prints a table, then one line of JSON.
@@ -41,6 +44,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
+from earn.calibration.calibrate import Settings, calibrate
+from earn.calibration.gate import HeldOut
 from earn.catalog import Catalog
 from earn.config import EarnConfig, Prompt
 from earn.export.bundle import export_bundle
@@ -57,6 +62,13 @@ NEAR_TIE = 1e-4  # difference of scores below which two searches may order items
 
 # The sides in this runtime: the split of the weights, and the scoring rule.
 BUNDLES = {"dense_fp32": ("dense", "vocab"), "earn_fp32": ("earn", "vocab"), "earn_fp32_trie": ("earn", "trie")}
+
+# The calibrated sides: the bundle that each is made from, and its precision.
+CALIBRATED = {
+    "earn_int8": ("earn_fp32", "int8"),
+    "earn_int8_dynamic": ("earn_fp32", "int8-dynamic"),
+    "earn_int8_trie": ("earn_fp32_trie", "int8"),
+}
 
 
 @dataclass(frozen=True)
@@ -191,7 +203,15 @@ def export(
         export_bundle(model, folder / name, [list(map(str, history))], scoring)
         del model
         gc.collect()  # the exporter leaves copies of the weights in cycles
-    return {name: Recommender.load(folder / name, threads=threads, verify=False) for name in BUNDLES}
+    for name, (source, precision) in CALIBRATED.items():
+        note(f"calibrating {name}")
+        items = [str(item) for item in history]
+        users = HeldOut((tuple(items),), (items[0],))
+        settings = Settings(least_overlap=0, explain=False, compare=False, requests=0)
+        calibrate(folder / source, folder / name, [items, items[::-1]], users, precision, settings)
+        gc.collect()
+    sides = (*BUNDLES, *CALIBRATED)
+    return {name: Recommender.load(folder / name, threads=threads, verify=False) for name in sides}
 
 
 def generate(backbone: PreTrainedModel, prompt: Sequence[int], trie: Trie, beams: int) -> list[tuple[int, ...]]:
@@ -250,14 +270,17 @@ def report(
     manifests = {name: recommenders[f"{name}_fp32"].manifest for name in ("dense", "earn")}
     sizes, prompt = manifests["earn"].sizes, manifests["earn"].limits.prompt
     print(f"{shape}, k = {sizes.early_layers} of {sizes.layers}, prompt {prompt}, {beams} beams, {DEPTH} codes")
-    print(f"{'':16}{'median ms':>12}{'least':>10}{'most':>10}{'requests':>10}{'factor':>10}")
+    print(f"{'':18}{'median ms':>12}{'least':>10}{'most':>10}{'requests':>10}{'factor':>10}")
     for name, values in times.items():
         factor = f"{median['hf_generate'] / median[name]:.2f}x"
-        print(f"{name:16}{median[name]:12.2f}{min(values):10.2f}{max(values):10.2f}{len(values):10}{factor:>10}")
+        print(f"{name:18}{median[name]:12.2f}{min(values):10.2f}{max(values):10.2f}{len(values):10}{factor:>10}")
     result = {
         **{f"{name}_ms": value for name, value in median.items()},
         "speedup_vs_hf": round(median["hf_generate"] / median["earn_fp32"], 2),
         "speedup_vs_dense": round(median["dense_fp32"] / median["earn_fp32"], 2),
+        "speedup_of_precision": {
+            name: round(median[source] / median[name], 2) for name, (source, _) in CALIBRATED.items()
+        },
         "shape": shape,
         "prompt": prompt,
         "beams": beams,

@@ -65,13 +65,13 @@ class Steps:
         return time.monotonic() - self._started
 
 
-def progress(label: str) -> Callable[[int, int], None]:
+def progress(label: str, things: str = "users") -> Callable[[int, int], None]:
     """A callback (done, all) that keeps one line of a terminal up to date; elsewhere it prints nothing."""
 
     def update(done: int, total: int) -> None:
         if sys.stderr.isatty():
             end = "\n" if done >= total else ""
-            _say(f"\r      {label}: {done} of {total} users", sys.stderr, end)
+            _say(f"\r      {label}: {done} of {total} {things}", sys.stderr, end)
 
     return update
 

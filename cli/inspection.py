@@ -60,6 +60,8 @@ def describe(manifest: Manifest, catalog: Catalog) -> dict[str, Any]:
         | {"max_history": model.max_history},
         "scoring": manifest.scoring,
         "precision": manifest.precision,
+        "calibration": manifest.calibration,
+        "accuracy": manifest.accuracy,
         "limits": asdict(manifest.limits),
         "cache_bytes": _cache_bytes(manifest),
         "files": {name: entry.bytes for name, entry in manifest.files.items()},
@@ -129,11 +131,26 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("registers", f"{registers['prefix']} prefix, {registers['suffix']} suffix"),
         ("prompt", f"the newest {prompt['max_history']} items; tokens of text: {parts}"),
         ("scoring", f"{facts['scoring']}: over {SCORING_RULES[facts['scoring']]}"),
-        ("precision", facts["precision"]),
+        *_precision_rows(facts),
         (
             "limits",
             f"{limits['batch']} users per pass, {limits['beams']} beams, {limits['prompt']} tokens of prompt",
         ),
+    ]
+
+
+def _precision_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The precision, and for a calibrated bundle what the gate found."""
+    how, gate = facts["calibration"], facts["accuracy"]
+    if not how or not gate:
+        return [("precision", facts["precision"])]
+    floats = ", ".join(how["float_layers"])
+    opening = "passes the gate" if gate["passed"] else "GATE FAILED, written all the same"
+    before, after = gate["ndcg@10"]["before"], gate["ndcg@10"]["after"]
+    return [
+        ("precision", f"{facts['precision']} for {how['engine']}" + (f"; in float: {floats}" if floats else "")),
+        ("", f"{opening}: {gate['beam_set_overlap']:.1%} of the best 20 items stay, over {gate['users']} users"),
+        ("", f"NDCG@10 {before:.4f} in fp32, {after:.4f} here"),
     ]
 
 

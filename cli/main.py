@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 import earn
-from earn.cli import data, evaluate, export, inspection, quickstart, recommend, train
+from earn.cli import calibrate, data, evaluate, export, inspection, quickstart, recommend, train
 from earn.cli.arguments import Parser
 from earn.cli.console import complain, quiet
 from earn.errors import EarnError
 
-COMMANDS = (quickstart, data, train, evaluate, export, recommend, inspection)  # in the order of --help
+COMMANDS = (quickstart, data, train, evaluate, export, calibrate, recommend, inspection)  # in the order of --help
 
 # Optional packages and the extra that installs each.
 EXTRAS = {
@@ -29,7 +29,11 @@ EXTRAS = {
     "scipy": "train",
     "threadpoolctl": "train",
     "optimum": "export",
-    "onnx": "export",
+    "onnx": "calibrate",
+    "onnx_ir": "calibrate",
+    "ml_dtypes": "calibrate",
+    "matplotlib": "report",
+    "jinja2": "report",
     "onnxruntime": "cpu",
 }
 

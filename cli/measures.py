@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Mapping, Sequence
-from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +12,7 @@ from earn.cli.console import progress
 from earn.data import Example, popularity
 from earn.metrics import CUTOFFS, NOT_FOUND, summarise
 from earn.runtime.cache import cache_bytes
-from earn.runtime.evaluation import target_ranks
+from earn.runtime.evaluation import median_ms, target_ranks
 from earn.runtime.recommender import Recommender
 
 if TYPE_CHECKING:
@@ -35,18 +32,22 @@ def quality(
     dataset: Dataset,
     users: Sequence[Example],
 ) -> dict[str, Any]:
-    """Quality of popularity and of each model, in torch and as a bundle; no list holds items of its user's history."""
+    """Quality of popularity and of each bundle, and of its model in torch where there is one.
+
+    No list holds items of its user's history.
+    """
     from earn.export.stages import torch_recommender
 
     def searched(recommender: Recommender, label: str) -> Quality:
         return at_ten(target_ranks(recommender, users, dataset.interactions.item_ids, True, progress(label)))
 
     figures: dict[str, Any] = {"popularity": at_ten(popularity_ranks(dataset, users))}
-    for name, model in models.items():
-        figures[name] = {
-            "torch": searched(torch_recommender(model), f"{name}, torch"),
-            "bundle": searched(bundles[name], f"{name}, bundle"),
-        }
+    for name, recommender in bundles.items():
+        found = searched(recommender, f"{name}, bundle")
+        if name in models:
+            figures[name] = {"torch": searched(torch_recommender(models[name]), f"{name}, torch"), "bundle": found}
+        else:
+            figures[name] = found
     return figures
 
 
@@ -76,13 +77,7 @@ def p50_ms(bundles: Mapping[str, Recommender], histories: Sequence[Sequence[str]
 
     It is the request that `quality` makes of a bundle: items of the history may not come back.
     """
-    taken: dict[str, list[float]] = {name: [] for name in bundles}
-    for history in islice(cycle(histories), WARM_UP_REQUESTS + TIMED_REQUESTS):
-        for name, recommender in bundles.items():
-            started = time.perf_counter()
-            recommender.recommend(history, K, BEAMS, exclude_history=True)
-            taken[name].append(1000 * (time.perf_counter() - started))
-    return {name: statistics.median(times[WARM_UP_REQUESTS:]) for name, times in taken.items()}
+    return median_ms(bundles, histories, K, BEAMS, True, TIMED_REQUESTS, WARM_UP_REQUESTS)
 
 
 def bundle_sizes(manifest: Manifest) -> dict[str, int]:

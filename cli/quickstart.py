@@ -1,16 +1,18 @@
-"""`earn quickstart`: the whole path for EARN and its dense twin: train, export, evaluate, time.
+"""`earn quickstart`: the whole path for EARN and its dense twin: train, export, calibrate, evaluate, time.
 
 In OUT:
     dense/, earn/                  checkpoints
     dense-bundle/, earn-bundle/    bundles
+    int8-bundle/                   the EARN bundle in int8, with int8-report.html and .json beside it
     summary.json                   {"popularity": Q, "dense": M, "earn": M, "seconds": float}
                                    Q = {"recall@10", "ndcg@10"}
-                                   M = {"torch": Q, "bundle": Q and "p50_ms", "cache_bytes", "bundle_bytes"}
+                                   B = Q and "p50_ms", "cache_bytes", "bundle_bytes"
+                                   M = {"torch": Q, "bundle": B}; that of "earn" has "int8": B and "gate" too
 
 Quality is that of constrained search over the whole catalog for every test user's last item. Items of the history are
 left out of every list, popularity's too: nobody rates a film twice, so they would be wasted places. (A data set whose
 users choose an item again would count these choices as missed.) Latency is that of the same request, one at a time,
-both bundles asked in turn, so that what else the machine does falls on both.
+all bundles asked in turn, so that what else the machine does falls on all of them.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from earn.runtime.recommender import Recommender
 
 TWINS = ("dense", "earn")
+INT8 = "int8"
 
 # How both are trained: fields of TrainSettings that differ from its defaults. So few epochs leave nothing to overfit.
 RECIPE: Mapping[str, Any] = {"epochs": 4, "dropout": 0.0}
@@ -54,8 +57,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "quickstart",
         run,
         "the whole path on MovieLens 100k: train, export, evaluate, recommend",
-        "Trains an EARN model and its dense twin of equal size, exports both, and compares quality, "
-        "latency, cache and size. A second run into the same folder replaces the first one's results.",
+        "Trains an EARN model and its dense twin of equal size, exports both, calibrates EARN to int8, and compares "
+        "quality, latency, cache and size. A second run into the same folder replaces the first one's results.",
         """
         earn quickstart
         earn quickstart --epochs 2 --users 200 --out try
@@ -76,16 +79,19 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Walks the whole path."""
-    import onnxruntime  # noqa: F401  (what is missing is to be said before the training, not after it)
+    import onnx_ir  # noqa: F401  (what is missing is to be said before the training, not after it)
+    import onnxruntime  # noqa: F401
 
     from earn.cli.dataset import load_dataset
     from earn.cli.export import write
     from earn.cli.measures import TIMED_REQUESTS, bundle_sizes, p50_ms, quality
     from earn.files import write_json
+    from earn.page import check_installed
     from earn.runtime.recommender import Recommender
 
+    check_installed()
     _refuse_foreign_folder(args.out)
-    steps = Steps(7)
+    steps = Steps(8)
     steps(f"Read {args.data}")
     dataset = load_dataset(args.data)
     users = dataset.examples(users=args.users)
@@ -98,12 +104,17 @@ def run(args: argparse.Namespace) -> int:
     for name, model in models.items():
         write(model, dataset, folder := args.out / f"{name}-bundle")
         bundles[name] = Recommender.load(folder)
+    steps("Calibrate EARN to int8")
+    gate = _calibrate(args, dataset)
+    if gate["passed"]:
+        bundles[INT8] = Recommender.load(args.out / f"{INT8}-bundle")
     steps(f"Evaluate on {len(users):,} test users")
     summary = quality(models, bundles, dataset, users)
+    summary["earn"][INT8] = {**summary.pop(INT8, {}), "gate": gate}
     steps(f"Time {TIMED_REQUESTS} requests to each bundle, in turn")
-    latency = p50_ms(bundles, dataset.histories(users))
-    for name, recommender in bundles.items():
-        summary[name]["bundle"] |= {"p50_ms": latency[name], **bundle_sizes(recommender.manifest)}
+    for name, milliseconds in p50_ms(bundles, dataset.histories(users)).items():
+        place = summary["earn"][INT8] if name == INT8 else summary[name]["bundle"]
+        place |= {"p50_ms": milliseconds, **bundle_sizes(bundles[name].manifest)}
     summary["seconds"] = round(steps.seconds, 1)
     write_json(args.out / SUMMARY, summary)
     _report(args, summary, bundles["earn"], dataset, users)
@@ -119,10 +130,11 @@ def _empty(out: Path) -> None:
     """Makes the folder, or takes an earlier quickstart's results out of it."""
     out.mkdir(parents=True, exist_ok=True)
     (out / MARKER).write_text("earn quickstart replaces its results in this folder.\n", encoding="utf-8")
-    for name in TWINS:
+    for name in (*TWINS, INT8):
         for folder in (out / name, out / f"{name}-bundle"):
             shutil.rmtree(folder, ignore_errors=True)
-    (out / SUMMARY).unlink(missing_ok=True)
+    for name in (SUMMARY, f"{INT8}-report.html", f"{INT8}-report.json"):
+        (out / name).unlink(missing_ok=True)
 
 
 def _train(name: str, args: argparse.Namespace, dataset: Dataset, catalog: Catalog, steps: Steps) -> EarnModel:
@@ -141,6 +153,24 @@ def _train(name: str, args: argparse.Namespace, dataset: Dataset, catalog: Catal
     return EarnModel.from_pretrained(args.out / name)
 
 
+def _calibrate(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
+    """Writes the int8 bundle and its report; returns what the gate found."""
+    from earn.calibration.calibrate import Settings
+    from earn.cli.calibrate import HELD_OUT, SAMPLES, calibrated, draw, summary
+
+    try:
+        histories, held_out = draw(dataset, SAMPLES, HELD_OUT, args.seed, exclude_history=True)
+    except EarnError as error:  # a small data set is no reason to end here
+        note(f"      left out: {error}")
+        return {"passed": False}
+    source, out, page = (args.out / name for name in ("earn-bundle", f"{INT8}-bundle", f"{INT8}-report.html"))
+    settings = Settings(compare=False, seed=args.seed)
+    found = calibrated(source, out, dataset.source, histories, held_out, INT8, settings, page)
+    figures = summary(found)
+    note(f"      {figures['beam_set_overlap']:.1%} of the best 20 items stay; see {page}")
+    return figures
+
+
 def _report(
     args: argparse.Namespace,
     summary: Mapping[str, Any],
@@ -155,7 +185,7 @@ def _report(
     show(f"\n{_comparison(summary)}")
     show(
         f"Recall and NDCG: the last items of {len(users):,} users, full ranking; no list holds items of the history.\n"
-        f"p50: the same request, history left out, one at a time, both bundles in turn. "
+        f"p50: the same request, history left out, one at a time, all bundles in turn. "
         f"Cache: a full prompt and {BEAMS} beams."
     )
     example = next((user for user in users if len(user.history) >= SHOWN), users[0])
@@ -181,6 +211,7 @@ def _comparison(summary: Mapping[str, Any]) -> str:
         "dense": summary["dense"]["bundle"],
         "EARN (torch)": summary["earn"]["torch"],
         "EARN (bundle)": summary["earn"]["bundle"],
+        "EARN (int8)": summary["earn"][INT8],
     }
     columns: dict[str, tuple[str, Callable[[float], str]]] = {
         "Recall@10": ("recall@10", "{:.4f}".format),

@@ -39,3 +39,17 @@ def summarise(ranks: NDArray[np.int64]) -> dict[str, float]:
         for name, measure in measures.items()
         for cutoff in CUTOFFS
     }
+
+
+def bootstrap_interval(
+    values: NDArray[np.float64], seed: int = 0, confidence: float = 0.95, resamples: int = 2000
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of the values' mean; of paired differences it is the paired interval.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, section 13.3.
+    """
+    generator = np.random.default_rng(seed)
+    means = [float(values[generator.integers(0, len(values), len(values))].mean()) for _ in range(resamples)]
+    tail = 50 * (1 - confidence)
+    lowest, highest = np.percentile(means, [tail, 100 - tail])
+    return float(lowest), float(highest)

@@ -21,3 +21,5 @@ def lay_out_weights(graph: onnx.ModelProto, path: Path, external_data_bytes: int
         location=f"{path.name}.data",
         size_threshold=_SMALLEST_OUTSIDE,
     )
+    if is_large:
+        path.with_name(f"{path.name}.data").chmod(0o644)  # onnx makes it private

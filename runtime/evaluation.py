@@ -1,8 +1,11 @@
-"""Evaluates a recommender by full ranking: constrained search over the whole catalog, no sampled negatives."""
+"""Evaluates recommenders: quality by full ranking over the whole catalog (no sampled negatives), and latency."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +15,7 @@ from earn.metrics import CUTOFFS, target_rank
 from earn.runtime.recommender import Recommender
 
 BATCH = 64
+WARM_UP_REQUESTS = 5
 
 
 def target_ranks(
@@ -39,3 +43,29 @@ def target_ranks(
         if progress:
             progress(len(ranks), len(examples))
     return np.array(ranks, np.int64)
+
+
+def median_ms(
+    recommenders: Mapping[str, Recommender],
+    histories: Sequence[Sequence[str]],
+    k: int,
+    beams: int,
+    exclude_history: bool,
+    requests: int,
+    warm_up: int = WARM_UP_REQUESTS,
+) -> dict[str, float]:
+    """The median milliseconds of one request to each recommender.
+
+    They are asked in turn with the same histories, so that what else the machine does falls on all of them.
+
+    Args:
+        requests: measured requests to each.
+        warm_up: requests to each before them.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in recommenders}
+    for history in islice(cycle(histories), warm_up + requests):
+        for name, recommender in recommenders.items():
+            started = time.perf_counter()
+            recommender.recommend(history, k, beams, exclude_history=exclude_history)
+            taken[name].append(1000 * (time.perf_counter() - started))
+    return {name: statistics.median(times[warm_up:]) for name, times in taken.items()}

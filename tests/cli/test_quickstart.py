@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from earn.cli import measures
+from earn.cli import calibrate, measures
 from earn.cli.dataset import load_dataset
 from earn.runtime.recommender import Recommender
 from tests.cli.conftest import USERS, Earn
@@ -28,7 +28,7 @@ def test_the_whole_path(
     assert summary.keys() == {"popularity", "dense", "earn", "seconds"}
     assert summary["popularity"].keys() == QUALITY
     for name in ("dense", "earn"):
-        assert summary[name].keys() == {"torch", "bundle"}
+        assert summary[name].keys() == {"torch", "bundle"} | ({"int8"} if name == "earn" else set())
         assert summary[name]["torch"].keys() == QUALITY
         assert summary[name]["bundle"].keys() == QUALITY | {"p50_ms", "cache_bytes", "bundle_bytes"}
         for measure in QUALITY:
@@ -37,14 +37,24 @@ def test_the_whole_path(
         assert (out / f"{name}-bundle" / "manifest.json").is_file()
     assert summary["earn"]["bundle"]["cache_bytes"] < summary["dense"]["bundle"]["cache_bytes"]
     rows = [line for line in outcome.out.splitlines() if line.startswith(("popularity", "dense", "EARN ("))]
-    assert [row.split("  ")[0] for row in rows] == ["popularity", "dense", "EARN (torch)", "EARN (bundle)"]
+    labels = ["popularity", "dense", "EARN (torch)", "EARN (bundle)", "EARN (int8)"]
+    assert [row.split("  ")[0] for row in rows] == labels
+    assert (
+        f"There are {USERS} users, too few" in outcome.err
+    )  # the way on where a data set is too small to calibrate with
+    assert summary["earn"]["int8"] == {"gate": {"passed": False}}
     assert "Item " in outcome.out
     assert f"earn inspect {out / 'earn-bundle'}" in outcome.err
 
     (out / "earn" / "stale").touch()
     (out / "mine.txt").touch()
+    monkeypatch.setattr(calibrate, "SAMPLES", 32)
     again = earn(*argv, "--users", 10)
     assert again.status == 0
+    int8 = json.loads((out / "summary.json").read_text())["earn"]["int8"]
+    assert int8.keys() == QUALITY | {"p50_ms", "cache_bytes", "bundle_bytes", "gate"}
+    assert int8["gate"]["passed"]
+    assert (out / "int8-report.html").is_file()
     assert "of 10 users" in again.out
     assert not (out / "earn" / "stale").exists()
     assert (out / "mine.txt").exists()

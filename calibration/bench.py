@@ -1,0 +1,82 @@
+"""The bench of one calibration: a folder of graphs in the making, with one stage in memory at a time.
+
+Graphs are kept as <variant>.<stage>.onnx with their weights beside them. A graph that combines two
+variants is written without touching a weight, and sessions map the weights they need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+import onnx
+
+from earn.calibration.products import Product, products, unit
+from earn.calibration.quantize import with_float
+from earn.catalog import CATALOG_FILE, Catalog
+from earn.export.weights import lay_out_weights
+from earn.manifest import GRAPH_FILES, Manifest
+from earn.specs import STAGES
+
+Change = Callable[[str, onnx.ModelProto], onnx.ModelProto]  # stage and its graph with weights -> the changed graph
+
+
+class Bench:
+    """The variants of a bundle's graphs."""
+
+    def __init__(self, source: Path, folder: Path) -> None:
+        self.source = source
+        self.folder = folder
+        self.manifest = Manifest.load(source)
+        self.catalog = Catalog.load(source / CATALOG_FILE)
+        for stage in STAGES:
+            self._write("float", stage, onnx.load(str(source / GRAPH_FILES[stage])))
+
+    def change(self, base: str, variant: str, change: Change) -> None:
+        """Makes a variant of another one."""
+        for stage in STAGES:
+            graph = onnx.load(str(self.path(base, stage)))
+            self._write(variant, stage, change(stage, graph))
+            del graph
+
+    def has(self, variant: str) -> bool:
+        """Whether the variant was made."""
+        return self.path(variant, STAGES[-1]).is_file()
+
+    def path(self, variant: str, stage: str) -> Path:
+        """The file of a variant's stage."""
+        return self.folder / f"{variant}.{stage}.onnx"
+
+    def paths(self, variant: str) -> Mapping[str, Path]:
+        """The files of a variant by stage."""
+        return {stage: self.path(variant, stage) for stage in STAGES}
+
+    def light(self, variant: str, stage: str) -> onnx.ModelProto:
+        """A variant's stage without its large weights."""
+        return onnx.load(str(self.path(variant, stage)), load_external_data=False)
+
+    def products(self, stage: str) -> list[Product]:
+        """The products of a stage."""
+        return products(self.light("float", stage))
+
+    def units(self) -> list[str]:
+        """What can be left in float, from the first layer to the head."""
+        return list(dict.fromkeys(unit(stage, product) for stage in STAGES for product in self.products(stage)))
+
+    def mix(self, base: str, quantized: str, stage: str, floats: Collection[str], name: str) -> Path:
+        """Writes a stage's quantized graph with these units as in the base; shares the weights of both."""
+        names = {product.name for product in self.products(stage) if unit(stage, product) in floats}
+        graph = with_float(self.light(quantized, stage), self.light(base, stage), names)
+        path = self.path(name, stage)
+        onnx.save(graph, str(path))
+        return path
+
+    def finish(self, base: str, quantized: str, floats: Collection[str], folder: Path) -> None:
+        """Writes both stages' graphs as a bundle has them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for stage in STAGES:
+            mixed = self.mix(base, quantized, stage, floats, "mixed")
+            lay_out_weights(onnx.load(str(mixed)), folder / GRAPH_FILES[stage])
+
+    def _write(self, variant: str, stage: str, graph: onnx.ModelProto) -> None:
+        lay_out_weights(graph, self.path(variant, stage), external_data_bytes=0)

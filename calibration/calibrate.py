@@ -1,0 +1,324 @@
+"""Turns a float bundle into one of a lower precision, and lets it out only if it recommends the same.
+
+    observe      real histories through the float graphs, prompts and decode steps, as in service
+    equalize     outliers of activations go into the weights; observed once more
+    quantize     all products
+    judge        held-out users; where the gate stays shut, the most sensitive layers go back to float, more and more
+    write        beside the place, then renamed
+
+The graphs that are judged are, byte for byte, those that are written.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from earn.calibration.bench import Bench
+from earn.calibration.equalize import equalize
+from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Ranking, Verdict, judge
+from earn.calibration.observe import Observations, observe
+from earn.calibration.precisions import AUTOMATIC, FASTEST, PRECISIONS, Form, Precision, find_form, find_precision
+from earn.calibration.products import Product
+from earn.calibration.quantize import quantize
+from earn.calibration.sensitivity import sensitivities
+from earn.catalog import CATALOG_FILE
+from earn.errors import EarnError
+from earn.files import folder_written_whole
+from earn.manifest import Manifest, refuse_foreign_folder
+from earn.runtime.engine import load_engine
+from earn.runtime.evaluation import median_ms
+from earn.runtime.recommender import DEFAULT_BEAMS, Recommender
+from earn.specs import STAGES
+
+MOST_FLOAT = 0.5  # of the units: beyond that a precision does not deserve its name
+
+Progress = Callable[[str], Callable[[int, int], None]]  # what goes on -> a callback (done, all)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to calibrate and judge."""
+
+    engine: str | None = None  # whose form is written; the precision's usual one if None
+    method: str = "minmax"  # one of RANGE_METHODS
+    beams: int = DEFAULT_BEAMS
+    least_overlap: float = LEAST_OVERLAP
+    force: bool = False  # write a bundle that fails, and say so in its manifest
+    explain: bool = True  # measure every layer's sensitivity for the report, even where the gate opens at once
+    compare: bool = True  # judge the engine's other precisions too, for the report
+    requests: int = 30  # to time each candidate with, and as many to the float bundle, in turn; 0: it is not timed
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try to pass the gate."""
+
+    float_units: tuple[str, ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A precision, quantized and judged."""
+
+    precision: Precision
+    form: Form
+    folder: Path  # of its graphs
+    attempts: tuple[Attempt, ...]  # the last one is what stands in the folder
+    graph_bytes: int
+    milliseconds: float | None  # median of a request; None where this machine cannot tell
+    sensitivity: dict[str, float]  # by unit; empty where it was not measured
+
+    @property
+    def verdict(self) -> Verdict:
+        """The gate's on what stands in the folder."""
+        return self.attempts[-1].verdict
+
+    @property
+    def float_units(self) -> tuple[str, ...]:
+        """What was left in float."""
+        return self.attempts[-1].float_units
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """All that a calibration found."""
+
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    before: dict[str, Observations]  # by stage; empty where nothing had to be observed
+    after: dict[str, Observations]  # once outliers were moved into weights; likewise
+    products: dict[str, list[Product]]  # by stage
+    manifest: Manifest | None  # of the bundle that was written, if one was
+    float_bytes: int  # of the float graphs
+    float_milliseconds: float | None
+    samples: int
+
+
+def calibrate(
+    source: str | Path,
+    out: str | Path,
+    histories: Sequence[Sequence[str]],
+    held_out: HeldOut,
+    precision: str = FASTEST,
+    settings: Settings | None = None,
+    progress: Progress = lambda label: lambda done, total: None,
+) -> Calibration:
+    """Calibrates a bundle and writes the new one, if it passes the gate.
+
+    Args:
+        source: a bundle in fp32.
+        out: folder of the new bundle; a bundle that stands there is replaced.
+        histories: item ids of real users to calibrate with (see `samples.choose`).
+        held_out: other users, who judge.
+        precision: a row of PRECISIONS, or "fastest": the faster of AUTOMATIC that passes.
+
+    Raises:
+        EarnError: the source is not in fp32, `out` is something else than a bundle, or a name is unknown.
+    """
+    source, out = Path(source), Path(out)
+    settings = settings or Settings()
+    precisions = [PRECISIONS[name] for name in AUTOMATIC] if precision == FASTEST else [find_precision(precision)]
+    forms = [find_form(row, settings.engine) for row in precisions]
+    if source.resolve() == out.resolve():
+        raise EarnError(f"{out}: is the bundle to calibrate. Choose another folder for the new one.")
+    refuse_foreign_folder(out)
+    out.resolve().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as folder:
+        run = _Run(Bench(source, Path(folder)), histories, held_out, settings, progress)
+        candidates = [run.candidate(row, form) for row, form in zip(precisions, forms, strict=True)]
+        chosen = _best(candidates)
+        if settings.explain:
+            candidates[candidates.index(chosen)] = chosen = run.with_sensitivity(chosen)
+        if settings.compare:
+            engine = forms[0].engine
+            others = [row for row in PRECISIONS.values() if engine in row.engines and row.method != "none"]
+            known = {candidate.precision.name for candidate in candidates}
+            candidates += [
+                run.candidate(row, find_form(row, engine), may_mix=False) for row in others if row.name not in known
+            ]
+        manifest = None
+        if chosen.verdict.passed or settings.force:
+            manifest = _write(run.bench, chosen, out, len(histories), settings)
+        return Calibration(
+            chosen=chosen,
+            candidates=tuple(candidates),
+            before=run.observed.get("float", {}),
+            after=run.observed.get("equalized", {}),
+            products={stage: run.bench.products(stage) for stage in STAGES},
+            manifest=manifest,
+            float_bytes=_graph_bytes(source),
+            float_milliseconds=run.float_milliseconds,
+            samples=len(histories),
+        )
+
+
+def _best(candidates: Sequence[Candidate]) -> Candidate:
+    """The fastest that passes; if none does, the one that came nearest."""
+    if passing := [candidate for candidate in candidates if candidate.verdict.passed]:
+        return min(passing, key=lambda candidate: candidate.milliseconds or 0.0)
+    return max(candidates, key=lambda candidate: candidate.verdict.beam_set_overlap)
+
+
+class _Run:
+    """What the precisions of one calibration share: observations, equalized graphs, the float bundle's answers."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        histories: Sequence[Sequence[str]],
+        held_out: HeldOut,
+        settings: Settings,
+        progress: Progress,
+    ) -> None:
+        if bench.manifest.precision != "fp32":
+            raise EarnError(
+                f"{bench.source}: is in {bench.manifest.precision} already. Give the bundle that earn export wrote."
+            )
+        self.bench = bench
+        self.float_milliseconds: float | None = None
+        self._histories = histories
+        self._held_out = held_out
+        self._settings = replace(settings, beams=min(settings.beams, bench.manifest.limits.beams))
+        self._progress = progress
+        self.observed: dict[str, dict[str, Observations]] = {}  # by variant and stage
+        self._rankings: list[Ranking] | None = None
+
+    def observations(self, variant: str) -> dict[str, Observations]:
+        """What goes into the products of a variant, by stage; observed when first asked for."""
+        if variant == "equalized":
+            self._equalize()
+        if variant not in self.observed:
+            # Extremes decide what is moved; how a range is chosen matters for what is rounded alone.
+            method = "minmax" if variant == "float" else self._settings.method
+            self.observed[variant] = observe(
+                self.bench.paths(variant),
+                self.bench.manifest,
+                self.bench.catalog,
+                self._histories,
+                self._settings.beams,
+                method,
+                self._progress(f"observe, {variant}"),
+            )
+        return self.observed[variant]
+
+    def candidate(self, precision: Precision, form: Form, may_mix: bool = True) -> Candidate:
+        """Quantizes, judges, and takes layers back to float while the gate stays shut."""
+        self._quantize(precision, form)
+        base, name = _base(precision), precision.name
+        folder = self.bench.folder / f"{name}-bundle"
+        sensitivity: dict[str, float] = {}
+        attempts: list[Attempt] = []
+        count = 0
+        while True:
+            floats = tuple(sorted(sensitivity, key=lambda unit: -sensitivity[unit])[:count])
+            self.bench.finish(base, name, floats, folder)
+            attempts.append(Attempt(floats, self._judge(name, folder)))
+            if attempts[-1].verdict.passed or not may_mix or precision.method == "half":
+                break
+            if count >= MOST_FLOAT * len(self.bench.units()):
+                break
+            sensitivity = sensitivity or self._sensitivity(precision)
+            count += 1 + count // 2
+        timed = self._milliseconds(folder) if form.engine == "cpu" and self._settings.requests else None
+        return Candidate(precision, form, folder, tuple(attempts), _graph_bytes(folder), timed, sensitivity)
+
+    def with_sensitivity(self, candidate: Candidate) -> Candidate:
+        """The candidate with every layer's sensitivity measured, where that can be."""
+        if candidate.sensitivity or candidate.precision.method == "half":
+            return candidate
+        return replace(candidate, sensitivity=self._sensitivity(candidate.precision))
+
+    def _equalize(self) -> None:
+        seen = self.observations("float")
+
+        def change(stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
+            equalize(graph, seen[stage].channels)
+            return graph
+
+        if not self.bench.has("equalized"):
+            self.bench.change("float", "equalized", change)
+
+    def _quantize(self, precision: Precision, form: Form) -> None:
+        """Makes the variant of that name."""
+        base = _base(precision)
+        if base == "equalized":
+            self._equalize()
+        observed = self.observations(base) if precision.method == "static" else {}
+
+        def change(stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
+            return quantize(graph, precision, form, observed[stage].ranges if observed else {})
+
+        self.bench.change(base, precision.name, change)
+
+    def _judge(self, name: str, folder: Path) -> Verdict:
+        if self._rankings is None:
+            self._rankings = self._held_out.rankings(self._load(self.bench.source), self._progress("ask, fp32"))
+        after = self._held_out.rankings(self._load(folder), self._progress(f"ask, {name}"))
+        return judge(self._rankings, after, self._held_out.targets, self._settings.least_overlap, self._settings.seed)
+
+    def _sensitivity(self, precision: Precision) -> dict[str, float]:
+        return sensitivities(
+            self.bench,
+            _base(precision),
+            precision.name,
+            load_engine("cpu", self.bench.source, self.bench.manifest),
+            self._histories,
+            self._settings.beams,
+            self._progress(f"layers, {precision.name}"),
+        )
+
+    def _milliseconds(self, folder: Path) -> float:
+        """The median time of a request, beside the float bundle's in the same run."""
+        sides = {"before": self._load(self.bench.source), "after": self._load(folder)}
+        beams, requests = self._settings.beams, self._settings.requests
+        taken = median_ms(sides, self._held_out.histories, beams, beams, self._held_out.exclude_history, requests)
+        self.float_milliseconds = self.float_milliseconds or taken["before"]
+        return self.float_milliseconds * taken["after"] / taken["before"]
+
+    def _load(self, folder: Path) -> Recommender:
+        manifest = self.bench.manifest
+        return Recommender(load_engine("cpu", folder, manifest), manifest, self.bench.catalog)
+
+
+def _base(precision: Precision) -> str:
+    """The variant that a precision starts from."""
+    return "equalized" if precision.equalizes else "float"
+
+
+def _graph_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.onnx*"))
+
+
+def _write(bench: Bench, chosen: Candidate, out: Path, samples: int, settings: Settings) -> Manifest:
+    """Puts the bundle in its place."""
+    tools = {**bench.manifest.tools, **{module.__name__: module.__version__ for module in (onnx, onnxruntime, np)}}
+    with folder_written_whole(out) as folder:
+        for path in chosen.folder.iterdir():
+            shutil.move(path, folder / path.name)
+        shutil.copy(bench.source / CATALOG_FILE, folder / CATALOG_FILE)
+        manifest = replace(
+            bench.manifest,
+            precision=chosen.precision.name,
+            tools=tools,
+            parity=None,  # said how near the float graphs were to torch
+            accuracy=chosen.verdict.as_json(),
+            calibration={
+                "engine": chosen.form.engine,
+                "method": settings.method,
+                "samples": samples,
+                "seed": settings.seed,
+                "float_layers": list(chosen.float_units),
+            },
+        ).with_files(folder)
+        manifest.save(folder)
+    return manifest

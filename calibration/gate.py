@@ -1,0 +1,143 @@
+"""The gate: a quantized bundle must recommend what the float bundle recommends, to users that it was not calibrated on.
+
+Logits are not asked: small errors there may swap items, large ones may not. Asked are
+    overlap     of the set of the best BEAM_SET items, and of the best TOP, averaged over users
+    NDCG@10     whose loss must not be significant: the paired bootstrap interval of (after - before) reaches 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earn.data import Example
+from earn.metrics import bootstrap_interval, ndcg, recall, target_rank
+from earn.runtime.recommender import Recommender
+
+BEAM_SET, TOP = 20, 10
+LEAST_OVERLAP = 0.95
+
+Ranking = list[str]  # item ids, best first
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Users who judge: their histories as item ids, and what each chose next."""
+
+    histories: tuple[tuple[str, ...], ...]
+    targets: tuple[str, ...]
+    exclude_history: bool = False
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], item_ids: Sequence[str], exclude_history: bool = False) -> HeldOut:
+        """The examples with item ids for indices."""
+        histories = tuple(tuple(item_ids[item] for item in example.history) for example in examples)
+        return cls(histories, tuple(item_ids[example.target] for example in examples), exclude_history)
+
+    def rankings(self, recommender: Recommender, progress: Callable[[int, int], None]) -> list[Ranking]:
+        """The best items of each user, one request at a time as on a device (a batch would share its ranges)."""
+        width = min(BEAM_SET, recommender.manifest.limits.beams)
+        result = []
+        for number, history in enumerate(self.histories):
+            found = recommender.recommend(history, width, width, exclude_history=self.exclude_history)
+            result.append([item.item_id for item in found])
+            progress(number + 1, len(self.histories))
+        return result
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A mean over users, before and after."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate measured, and whether it opens."""
+
+    passed: bool
+    users: int
+    beam_set_overlap: float
+    top10_overlap: float
+    recall: Measure  # at 10
+    ndcg: Measure  # at 10
+    interval: tuple[float, float]  # of the change of NDCG@10
+    least_overlap: float
+    overlaps: NDArray[np.float64]  # [users] of the beam set
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures, without those of single users."""
+        return {
+            "passed": self.passed,
+            "users": self.users,
+            "beam_set_overlap": self.beam_set_overlap,
+            "top10_overlap": self.top10_overlap,
+            "recall@10": asdict(self.recall),
+            "ndcg@10": {**asdict(self.ndcg), "interval": list(self.interval)},
+            "limits": {"beam_set_overlap": self.least_overlap},
+        }
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it does not pass."""
+        reasons = []
+        if self.beam_set_overlap < self.least_overlap:
+            reasons.append(
+                f"the best {BEAM_SET} items overlap by {self.beam_set_overlap:.4f}, less than {self.least_overlap}"
+            )
+        if self.interval[1] < 0:
+            reasons.append(
+                f"NDCG@10 falls from {self.ndcg.before:.4f} to {self.ndcg.after:.4f}, by "
+                f"{-self.interval[1]:.4f} to {-self.interval[0]:.4f}"
+            )
+        return reasons
+
+
+def judge(
+    before: Sequence[Ranking],
+    after: Sequence[Ranking],
+    targets: Sequence[str],
+    least_overlap: float = LEAST_OVERLAP,
+    seed: int = 0,
+) -> Verdict:
+    """Compares two recommenders' rankings for the same users.
+
+    Args:
+        least_overlap: mean share of the beam set that must stay, 0 to 1.
+        seed: of the bootstrap.
+    """
+    overlaps = _overlaps(before, after, BEAM_SET)
+    ranks = [
+        np.array([target_rank(list(ranking), target) for ranking, target in zip(side, targets, strict=True)])
+        for side in (before, after)
+    ]
+    gains = [ndcg(side, 10) for side in ranks]
+    interval = bootstrap_interval(gains[1] - gains[0], seed)
+    overlap = float(overlaps.mean())
+    return Verdict(
+        passed=overlap >= least_overlap and interval[1] >= 0,
+        users=len(targets),
+        beam_set_overlap=overlap,
+        top10_overlap=float(_overlaps(before, after, TOP).mean()),
+        recall=Measure(*(float(recall(side, 10).mean()) for side in ranks)),
+        ndcg=Measure(*(float(gain.mean()) for gain in gains)),
+        interval=interval,
+        least_overlap=least_overlap,
+        overlaps=overlaps,
+    )
+
+
+def _overlaps(before: Sequence[Ranking], after: Sequence[Ranking], cutoff: int) -> NDArray[np.float64]:
+    """The share of each user's best items before that are among the best after."""
+    return np.array(
+        [
+            len(set(old[:cutoff]) & set(new[:cutoff])) / max(1, len(old[:cutoff]))
+            for old, new in zip(before, after, strict=True)
+        ]
+    )

@@ -1,0 +1,79 @@
+"""How much each layer suffers from quantization: it alone quantized, measured at the stage's own output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from earn.calibration.bench import Bench
+from earn.calibration.products import HEAD
+from earn.runtime.engine import Array, Engine
+from earn.runtime.recommender import Recommender
+from earn.specs import STAGES
+
+HISTORIES = 8  # whose prompts and decode steps are replayed for every layer
+
+
+@dataclass
+class Recorder:
+    """An engine that keeps what went in and out of another."""
+
+    engine: Engine
+    calls: dict[str, list[tuple[dict[str, Array], Array]]] = field(
+        default_factory=lambda: {stage: [] for stage in STAGES}
+    )
+
+    def run(self, stage: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs of the stage by name."""
+        outputs = self.engine.run(stage, feeds)
+        self.calls[stage].append(
+            ({name: np.array(array) for name, array in feeds.items()}, next(iter(outputs.values())))
+        )
+        return outputs
+
+
+def sensitivities(
+    bench: Bench,
+    base: str,
+    quantized: str,
+    engine: Engine,
+    histories: Sequence[Sequence[str]],
+    beams: int,
+    progress: Callable[[int, int], None],
+) -> dict[str, float]:
+    """The relative error of its stage's output (hidden states or logits) for every unit that alone is quantized.
+
+    Args:
+        base, quantized: variants on the bench.
+        engine: runs the float graphs.
+        histories: of these, HISTORIES are replayed.
+    """
+    recorder = Recorder(engine)
+    recommender = Recommender(recorder, bench.manifest, bench.catalog)
+    for history in histories[:HISTORIES]:
+        recommender.recommend(history, 1, beams)
+    units = bench.units()
+    errors = {}
+    for number, unit in enumerate(units):
+        stage = "late" if unit == HEAD else unit.partition(".")[0]
+        others = [other for other in units if other != unit]
+        errors[unit] = _error(bench.mix(base, quantized, stage, others, "single"), recorder.calls[stage])
+        progress(number + 1, len(units))
+    return errors
+
+
+def _error(path: Path, calls: Sequence[tuple[dict[str, Array], Array]]) -> float:
+    """||got - want|| / ||want|| of the graph's first output over all calls."""
+    session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_outputs()[0].name
+    off = size = 0.0
+    for feeds, want in calls:
+        got = session.run([name], feeds)[0]
+        off += float(np.square(got - want, dtype=np.float64).sum())
+        size += float(np.square(want, dtype=np.float64).sum())
+    return float(np.sqrt(off / size)) if size else 0.0
