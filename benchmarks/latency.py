@@ -7,7 +7,7 @@
     dense_fp32       the same dense model in this runtime: what the runtime saves
     earn_fp32        the EARN split of the weights in this runtime: what EARN saves on top
     earn_fp32_trie   the same under the rule "trie": what determined beams save on top of that
-    earn_int8, earn_int8_dynamic, earn_int8_trie    the same graphs, calibrated: static and dynamic int8
+    earn_int8*       the same graphs in static int8: plain, with refined activations, in dynamic int8, under "trie"
 
 All sides read the same prompt tokens and search the same catalog with as many beams. Those without "trie" normalise
 over the whole vocabulary, as `generate` does, so that every beam goes on in every step. Before anything is timed,
@@ -44,8 +44,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
+from earn.calibration.bench import Mix
 from earn.calibration.calibrate import Settings, calibrate
 from earn.calibration.gate import HeldOut
+from earn.calibration.refine import LEVELS
 from earn.catalog import Catalog
 from earn.config import EarnConfig, Prompt
 from earn.export.bundle import export_bundle
@@ -63,11 +65,12 @@ NEAR_TIE = 1e-4  # difference of scores below which two searches may order items
 # The sides in this runtime: the split of the weights, and the scoring rule.
 BUNDLES = {"dense_fp32": ("dense", "vocab"), "earn_fp32": ("earn", "vocab"), "earn_fp32_trie": ("earn", "trie")}
 
-# The calibrated sides: the bundle that each is made from, and its precision.
+# The calibrated sides: the bundle that each is made from, its precision, and what is not plainly quantized.
 CALIBRATED = {
-    "earn_int8": ("earn_fp32", "int8"),
-    "earn_int8_dynamic": ("earn_fp32", "int8-dynamic"),
-    "earn_int8_trie": ("earn_fp32_trie", "int8"),
+    "earn_int8": ("earn_fp32", "int8", Mix()),
+    "earn_int8_refined": ("earn_fp32", "int8", Mix(fine_kinds=LEVELS[0])),
+    "earn_int8_dynamic": ("earn_fp32", "int8-dynamic", Mix()),
+    "earn_int8_trie": ("earn_fp32_trie", "int8", Mix()),
 }
 
 
@@ -203,11 +206,11 @@ def export(
         export_bundle(model, folder / name, [list(map(str, history))], scoring)
         del model
         gc.collect()  # the exporter leaves copies of the weights in cycles
-    for name, (source, precision) in CALIBRATED.items():
+    for name, (source, precision, mix) in CALIBRATED.items():
         note(f"calibrating {name}")
         items = [str(item) for item in history]
         users = HeldOut((tuple(items),), (items[0],))
-        settings = Settings(least_overlap=0, explain=False, compare=False, requests=0)
+        settings = Settings(least_overlap=0, mix=mix, explain=False, compare=False, requests=0)
         calibrate(folder / source, folder / name, [items, items[::-1]], users, precision, settings)
         gc.collect()
     sides = (*BUNDLES, *CALIBRATED)
@@ -279,7 +282,7 @@ def report(
         "speedup_vs_hf": round(median["hf_generate"] / median["earn_fp32"], 2),
         "speedup_vs_dense": round(median["dense_fp32"] / median["earn_fp32"], 2),
         "speedup_of_precision": {
-            name: round(median[source] / median[name], 2) for name, (source, _) in CALIBRATED.items()
+            name: round(median[source] / median[name], 2) for name, (source, *_) in CALIBRATED.items()
         },
         "shape": shape,
         "prompt": prompt,

@@ -6,17 +6,29 @@ variants is written without touching a weight, and sessions map the weights they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
 from earn.calibration.products import Product, products, unit
 from earn.calibration.quantize import with_float
+from earn.calibration.refine import refine
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.export.weights import lay_out_weights
 from earn.manifest import GRAPH_FILES, Manifest
 from earn.specs import STAGES
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What is not plainly quantized."""
+
+    float_units: tuple[str, ...] = ()  # layers such as "late.3", or "head", that stay as they were
+    fine_kinds: tuple[str, ...] = ()  # kinds of products that read finer activations
+
 
 Change = Callable[[str, onnx.ModelProto], onnx.ModelProto]  # stage and its graph with weights -> the changed graph
 
@@ -63,19 +75,22 @@ class Bench:
         """What can be left in float, from the first layer to the head."""
         return list(dict.fromkeys(unit(stage, product) for stage in STAGES for product in self.products(stage)))
 
-    def mix(self, base: str, quantized: str, stage: str, floats: Collection[str], name: str) -> Path:
-        """Writes a stage's quantized graph with these units as in the base; shares the weights of both."""
-        names = {product.name for product in self.products(stage) if unit(stage, product) in floats}
-        graph = with_float(self.light(quantized, stage), self.light(base, stage), names)
-        path = self.path(name, stage)
+    def mix(self, base: str, quantized: str, stage: str, mix: Mix) -> Path:
+        """Writes a stage's quantized graph with some units as in the base; shares the weights of both."""
+        found = self.products(stage)
+        floats = {product.name for product in found if unit(stage, product) in mix.float_units}
+        graph = with_float(self.light(quantized, stage), self.light(base, stage), floats)
+        refine(graph, {product.name for product in found if product.kind in mix.fine_kinds})
+        path = self.path("mixed", stage)
         onnx.save(graph, str(path))
         return path
 
-    def finish(self, base: str, quantized: str, floats: Collection[str], folder: Path) -> None:
-        """Writes both stages' graphs as a bundle has them."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def finish(self, base: str, quantized: str, mix: Mix, folder: Path) -> None:
+        """Writes both stages' graphs as a bundle has them; what stood in the folder is gone."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         for stage in STAGES:
-            mixed = self.mix(base, quantized, stage, floats, "mixed")
+            mixed = self.mix(base, quantized, stage, mix)
             lay_out_weights(onnx.load(str(mixed)), folder / GRAPH_FILES[stage])
 
     def _write(self, variant: str, stage: str, graph: onnx.ModelProto) -> None:

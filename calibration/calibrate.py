@@ -3,7 +3,8 @@
     observe      real histories through the float graphs, prompts and decode steps, as in service
     equalize     outliers of activations go into the weights; observed once more
     quantize     all products
-    judge        held-out users; where the gate stays shut, the most sensitive layers go back to float, more and more
+    judge        held-out users; where the gate stays shut, activations are refined, at first before the products that
+                 need it most; then the most sensitive layers go back to float, more and more
     write        beside the place, then renamed
 
 The graphs that are judged are, byte for byte, those that are written.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,13 +22,14 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from earn.calibration.bench import Bench
+from earn.calibration.bench import Bench, Mix
 from earn.calibration.equalize import equalize
 from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Ranking, Verdict, judge
 from earn.calibration.observe import Observations, observe
 from earn.calibration.precisions import AUTOMATIC, FASTEST, PRECISIONS, Form, Precision, find_form, find_precision
 from earn.calibration.products import Product
 from earn.calibration.quantize import quantize
+from earn.calibration.refine import LEVELS
 from earn.calibration.sensitivity import sensitivities
 from earn.catalog import CATALOG_FILE
 from earn.errors import EarnError
@@ -54,6 +56,7 @@ class Settings:
     force: bool = False  # write a bundle that fails, and say so in its manifest
     explain: bool = True  # measure every layer's sensitivity for the report, even where the gate opens at once
     compare: bool = True  # judge the engine's other precisions too, for the report
+    mix: Mix | None = None  # try this alone
     requests: int = 30  # to time each candidate with, and as many to the float bundle, in turn; 0: it is not timed
     seed: int = 0
 
@@ -62,7 +65,7 @@ class Settings:
 class Attempt:
     """One try to pass the gate."""
 
-    float_units: tuple[str, ...]
+    mix: Mix
     verdict: Verdict
 
 
@@ -84,9 +87,9 @@ class Candidate:
         return self.attempts[-1].verdict
 
     @property
-    def float_units(self) -> tuple[str, ...]:
-        """What was left in float."""
-        return self.attempts[-1].float_units
+    def mix(self) -> Mix:
+        """What is not plainly quantized in it."""
+        return self.attempts[-1].mix
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,8 @@ def calibrate(
         candidates = [run.candidate(row, form) for row, form in zip(precisions, forms, strict=True)]
         chosen = _best(candidates)
         if settings.explain:
-            candidates[candidates.index(chosen)] = chosen = run.with_sensitivity(chosen)
+            explained = replace(chosen, sensitivity=run.sensitivity(chosen.precision))
+            candidates[candidates.index(chosen)] = chosen = explained
         if settings.compare:
             engine = forms[0].engine
             others = [row for row in PRECISIONS.values() if engine in row.engines and row.method != "none"]
@@ -192,6 +196,7 @@ class _Run:
         self._progress = progress
         self.observed: dict[str, dict[str, Observations]] = {}  # by variant and stage
         self._rankings: list[Ranking] | None = None
+        self._sensitivities: dict[str, dict[str, float]] = {}  # by precision and unit
 
     def observations(self, variant: str) -> dict[str, Observations]:
         """What goes into the products of a variant, by stage; observed when first asked for."""
@@ -212,31 +217,50 @@ class _Run:
         return self.observed[variant]
 
     def candidate(self, precision: Precision, form: Form, may_mix: bool = True) -> Candidate:
-        """Quantizes, judges, and takes layers back to float while the gate stays shut."""
+        """Quantizes and judges; while the gate stays shut, less and less coarsely."""
         self._quantize(precision, form)
-        base, name = _base(precision), precision.name
-        folder = self.bench.folder / f"{name}-bundle"
-        sensitivity: dict[str, float] = {}
+        folder = self.bench.folder / f"{precision.name}-bundle"
         attempts: list[Attempt] = []
-        count = 0
-        while True:
-            floats = tuple(sorted(sensitivity, key=lambda unit: -sensitivity[unit])[:count])
-            self.bench.finish(base, name, floats, folder)
-            attempts.append(Attempt(floats, self._judge(name, folder)))
-            if attempts[-1].verdict.passed or not may_mix or precision.method == "half":
+        for mix in self._mixes(precision, may_mix):
+            self.bench.finish(_base(precision), precision.name, mix, folder)
+            attempts.append(Attempt(mix, self._judge(precision.name, folder)))
+            if attempts[-1].verdict.passed:
                 break
-            if count >= MOST_FLOAT * len(self.bench.units()):
-                break
-            sensitivity = sensitivity or self._sensitivity(precision)
-            count += 1 + count // 2
         timed = self._milliseconds(folder) if form.engine == "cpu" and self._settings.requests else None
+        sensitivity = self._sensitivities.get(precision.name, {})
         return Candidate(precision, form, folder, tuple(attempts), _graph_bytes(folder), timed, sensitivity)
 
-    def with_sensitivity(self, candidate: Candidate) -> Candidate:
-        """The candidate with every layer's sensitivity measured, where that can be."""
-        if candidate.sensitivity or candidate.precision.method == "half":
-            return candidate
-        return replace(candidate, sensitivity=self._sensitivity(candidate.precision))
+    def _mixes(self, precision: Precision, may_mix: bool) -> Iterator[Mix]:
+        """What to try, one after the other: all plain, finer activations, the most sensitive layers in float."""
+        yield self._settings.mix or Mix()
+        if not may_mix or self._settings.mix is not None:
+            return
+        fine: tuple[str, ...] = ()
+        if precision.method == "static":
+            for fine in LEVELS:
+                yield Mix(fine_kinds=fine)
+        if precision.method == "half":
+            return
+        sensitivity = self.sensitivity(precision)
+        units = sorted(sensitivity, key=lambda unit: -sensitivity[unit])
+        count = 0
+        while count < MOST_FLOAT * len(units):
+            count += 1 + count // 2
+            yield Mix(tuple(units[:count]), fine)
+
+    def sensitivity(self, precision: Precision) -> dict[str, float]:
+        """Every unit's, measured when first asked for; nothing where no unit can be taken back to float."""
+        if precision.method != "half" and precision.name not in self._sensitivities:
+            self._sensitivities[precision.name] = sensitivities(
+                self.bench,
+                _base(precision),
+                precision.name,
+                load_engine("cpu", self.bench.source, self.bench.manifest),
+                self._histories,
+                self._settings.beams,
+                self._progress(f"layers, {precision.name}"),
+            )
+        return self._sensitivities.get(precision.name, {})
 
     def _equalize(self) -> None:
         seen = self.observations("float")
@@ -265,17 +289,6 @@ class _Run:
             self._rankings = self._held_out.rankings(self._load(self.bench.source), self._progress("ask, fp32"))
         after = self._held_out.rankings(self._load(folder), self._progress(f"ask, {name}"))
         return judge(self._rankings, after, self._held_out.targets, self._settings.least_overlap, self._settings.seed)
-
-    def _sensitivity(self, precision: Precision) -> dict[str, float]:
-        return sensitivities(
-            self.bench,
-            _base(precision),
-            precision.name,
-            load_engine("cpu", self.bench.source, self.bench.manifest),
-            self._histories,
-            self._settings.beams,
-            self._progress(f"layers, {precision.name}"),
-        )
 
     def _milliseconds(self, folder: Path) -> float:
         """The median time of a request, beside the float bundle's in the same run."""
@@ -317,7 +330,8 @@ def _write(bench: Bench, chosen: Candidate, out: Path, samples: int, settings: S
                 "method": settings.method,
                 "samples": samples,
                 "seed": settings.seed,
-                "float_layers": list(chosen.float_units),
+                "fine_products": list(chosen.mix.fine_kinds),
+                "float_layers": list(chosen.mix.float_units),
             },
         ).with_files(folder)
         manifest.save(folder)

@@ -114,18 +114,24 @@ def _gate(report: Report) -> Parts:
     ]
     if len(report.attempts) > 1:
         parts.append(
-            f"The gate was tried {len(report.attempts)} times, with more layers left in float each time. "
+            f"The gate was tried {len(report.attempts)} times, each less coarse: first activations are rounded more "
+            "finely before some products, or before all, then the most sensitive layers stay in float. "
             f"The last try {'passed' if report.attempts[-1].passed else 'failed'}."
         )
-    if len(report.attempts) > 1 or report.float_layers:
+    if len(report.attempts) > 1:
         parts.append(
             Table(
-                ("Layers in float", "Result", "Overlap"),
+                ("Refined products", "Layers in float", "Result", "Overlap"),
                 [
-                    (", ".join(row.float_layers) or "none", _result(row.passed), f"{row.beam_set_overlap:.4f}")
+                    (
+                        ", ".join(row.fine_products) or "none",
+                        ", ".join(row.float_layers) or "none",
+                        _result(row.passed),
+                        f"{row.beam_set_overlap:.4f}",
+                    )
                     for row in report.attempts
                 ],
-                text_columns=2,
+                text_columns=3,
             )
         )
     return parts

@@ -74,6 +74,7 @@ class PrecisionRow:
 class AttemptRow:
     """One try to pass the gate."""
 
+    fine_products: tuple[str, ...]  # kinds of products that read finer activations
     float_layers: tuple[str, ...]
     beam_set_overlap: float
     passed: bool

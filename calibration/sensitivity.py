@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from earn.calibration.bench import Bench
+from earn.calibration.bench import Bench, Mix
 from earn.calibration.products import HEAD
 from earn.runtime.engine import Array, Engine
 from earn.runtime.recommender import Recommender
@@ -61,8 +61,8 @@ def sensitivities(
     errors = {}
     for number, unit in enumerate(units):
         stage = "late" if unit == HEAD else unit.partition(".")[0]
-        others = [other for other in units if other != unit]
-        errors[unit] = _error(bench.mix(base, quantized, stage, others, "single"), recorder.calls[stage])
+        others = Mix(float_units=tuple(other for other in units if other != unit))
+        errors[unit] = _error(bench.mix(base, quantized, stage, others), recorder.calls[stage])
         progress(number + 1, len(units))
     return errors
 

@@ -40,12 +40,17 @@ def report_of(found: Calibration, held_out: HeldOut, settings: Settings, source:
         gate=chosen.verdict.as_json(),
         ranges=tuple(_ranges(found)) if chosen.precision.method == "static" else (),
         sensitivity=tuple(
-            SensitivityRow(unit, error, unit in chosen.float_units) for unit, error in chosen.sensitivity.items()
+            SensitivityRow(unit, error, unit in chosen.mix.float_units) for unit, error in chosen.sensitivity.items()
         ),
         overlap_by_length=tuple(_by_length(chosen, held_out)),
         precisions=(_float_row(found), *(_row(found, candidate) for candidate in found.candidates)),
         attempts=tuple(
-            AttemptRow(attempt.float_units, attempt.verdict.beam_set_overlap, attempt.verdict.passed)
+            AttemptRow(
+                attempt.mix.fine_kinds,
+                attempt.mix.float_units,
+                attempt.verdict.beam_set_overlap,
+                attempt.verdict.passed,
+            )
             for attempt in chosen.attempts
         ),
     )

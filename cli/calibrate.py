@@ -164,7 +164,7 @@ def summary(found: Calibration) -> dict[str, Any]:
         "precision": found.chosen.precision.name,
         **{name: figures[name] for name in ("passed", "beam_set_overlap", "top10_overlap", "recall@10", "ndcg@10")},
         "size_ratio": found.chosen.graph_bytes / found.float_bytes,
-        "float_layers": list(found.chosen.float_units),
+        "float_layers": list(found.chosen.mix.float_units),
     }
 
 
@@ -185,7 +185,8 @@ def comparison(found: Calibration) -> str:
                 f"{verdict.top10_overlap:.4f}",
                 f"{verdict.ndcg.after:.4f}",
                 ("passes" if verdict.passed else "fails")
-                + (f", {len(row.float_units)} in float" if row.float_units else "")
+                + (f", {len(row.mix.fine_kinds)} kinds refined" if row.mix.fine_kinds else "")
+                + (f", {len(row.mix.float_units)} layers in float" if row.mix.float_units else "")
                 + (" <-" if row is found.chosen else ""),
             ]
         )

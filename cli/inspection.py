@@ -144,11 +144,12 @@ def _precision_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     how, gate = facts["calibration"], facts["accuracy"]
     if not how or not gate:
         return [("precision", facts["precision"])]
-    floats = ", ".join(how["float_layers"])
+    parts = {"refined": how["fine_products"], "in float": how["float_layers"]}
+    special = "".join(f"; {name}: {', '.join(values)}" for name, values in parts.items() if values)
     opening = "passes the gate" if gate["passed"] else "GATE FAILED, written all the same"
     before, after = gate["ndcg@10"]["before"], gate["ndcg@10"]["after"]
     return [
-        ("precision", f"{facts['precision']} for {how['engine']}" + (f"; in float: {floats}" if floats else "")),
+        ("precision", f"{facts['precision']} for {how['engine']}{special}"),
         ("", f"{opening}: {gate['beam_set_overlap']:.1%} of the best 20 items stay, over {gate['users']} users"),
         ("", f"NDCG@10 {before:.4f} in fp32, {after:.4f} here"),
     ]

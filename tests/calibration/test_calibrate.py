@@ -15,11 +15,12 @@ import pytest
 
 from earn.calibration import calibrate as module
 from earn.calibration import observe
-from earn.calibration.bench import Bench
+from earn.calibration.bench import Bench, Mix
 from earn.calibration.calibrate import Calibration, Settings, calibrate
 from earn.calibration.gate import LEAST_OVERLAP, judge
 from earn.calibration.observe import Observer
 from earn.calibration.precisions import PRECISIONS
+from earn.calibration.refine import LEVELS
 from earn.errors import EarnError
 from earn.manifest import MANIFEST_FILE, Manifest
 from earn.runtime.engine import Array
@@ -47,6 +48,7 @@ def test_an_int8_bundle_says_how_it_was_made_and_what_it_keeps(case: Case, tmp_p
         "method": "minmax",
         "samples": len(case.histories),
         "seed": 0,
+        "fine_products": [],
         "float_layers": [],
     }
     assert found.chosen.graph_bytes < 0.6 * found.float_bytes  # weights so small that much of it is the graph itself
@@ -89,21 +91,33 @@ def test_the_most_sensitive_layers_go_back_to_float_until_it_passes(case: Case, 
     wanted = plain.beam_set_overlap + 0.02
     found = run(case, tmp_path / "int4", "int4", Settings(compare=False, least_overlap=wanted))
     chosen = found.chosen
-    assert [len(attempt.float_units) for attempt in chosen.attempts][:2] == [0, 1]
+    assert [len(attempt.mix.float_units) for attempt in chosen.attempts][:2] == [0, 1]
     assert not any(attempt.verdict.passed for attempt in chosen.attempts[:-1])
     assert chosen.verdict.passed
     ranked = sorted(chosen.sensitivity, key=lambda unit: -chosen.sensitivity[unit])
-    assert list(chosen.float_units) == ranked[: len(chosen.float_units)]
+    assert list(chosen.mix.float_units) == ranked[: len(chosen.mix.float_units)]
     assert found.manifest is not None
     assert found.manifest.calibration is not None
-    assert found.manifest.calibration["float_layers"] == list(chosen.float_units)
+    assert found.manifest.calibration["float_layers"] == list(chosen.mix.float_units)
+
+
+def test_activations_are_refined_before_layers_go_back_to_float(case: Case, tmp_path: Path) -> None:
+    plain = run(case, tmp_path / "plain", settings=replace(QUICK, least_overlap=0.0)).chosen.verdict
+    wanted = plain.beam_set_overlap + 0.002
+    found = run(case, tmp_path / "int8", settings=replace(QUICK, least_overlap=wanted))
+    assert [attempt.mix for attempt in found.chosen.attempts[:2]] == [Mix(), Mix(fine_kinds=LEVELS[0])]
+    assert found.chosen.verdict.passed
+    assert found.chosen.mix.float_units == ()
+    assert found.manifest is not None
+    assert found.manifest.calibration is not None
+    assert found.manifest.calibration["fine_products"] == list(found.chosen.mix.fine_kinds)
 
 
 def test_it_gives_up_before_all_is_float(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "judge", lambda *arguments: replace(judge(*arguments), passed=False))
     found = run(case, tmp_path / "int8")
     units = len(found.chosen.sensitivity)
-    assert units // 2 <= len(found.chosen.float_units) < units
+    assert units // 2 <= len(found.chosen.mix.float_units) < units
 
 
 def test_the_fastest_that_passes_is_taken(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

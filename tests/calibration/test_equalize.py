@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from earn.calibration.bench import Bench
+from earn.calibration.bench import Bench, Mix
 from earn.calibration.equalize import channels, equalize
 from earn.calibration.observe import ChannelRange, Observations, observe
 from earn.runtime.engine import load_engine
@@ -123,6 +123,6 @@ def spread(seen: ChannelRange) -> float:
 
 
 def rankings(bench: Bench, variant: str, tmp_path: Path, case: Case) -> list[list[str]]:
-    bench.finish(variant, variant, (), folder := tmp_path / f"{variant}-done")
+    bench.finish(variant, variant, Mix(), folder := tmp_path / f"{variant}-done")
     recommender = Recommender(load_engine("cpu", folder, bench.manifest), bench.manifest, bench.catalog)
     return [[item.item_id for item in recommender.recommend(history, 10, 20)] for history in case.histories[:8]]

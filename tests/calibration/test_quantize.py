@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from earn.calibration.bench import Bench
+from earn.calibration.bench import Bench, Mix
 from earn.calibration.observe import Observations, observe
 from earn.calibration.precisions import FORMS, METHODS, PRECISIONS, find_form, find_precision
 from earn.calibration.quantize import quantize
@@ -54,7 +54,7 @@ def test_the_manifest_knows_every_row() -> None:
 def test_every_form_recommends(name: str, engine: str, bench: Bench, case: Case, tmp_path: Path) -> None:
     variant = f"{name}-{engine}"
     base = Recommender.load(case.bundle)
-    bench.finish("float", variant, (), tmp_path)
+    bench.finish("float", variant, Mix(), tmp_path)
     recommender = Recommender(load_engine("cpu", tmp_path, bench.manifest), bench.manifest, bench.catalog)
     overlap = [len(items(base, history) & items(recommender, history)) / 20 for history in case.held_out.histories[:16]]
     assert np.mean(overlap) > (0.5 if name == "int4" else 0.8)
@@ -132,7 +132,7 @@ def test_the_int8_embedding_is_near_the_float_one(bench: Bench) -> None:
 def test_all_products_back_in_float_give_the_float_graph(
     variant: str, bench: Bench, case: Case, tmp_path: Path
 ) -> None:
-    bench.finish("float", variant, bench.units(), tmp_path)
+    bench.finish("float", variant, Mix(float_units=tuple(bench.units())), tmp_path)
     recommender = Recommender(load_engine("cpu", tmp_path, bench.manifest), bench.manifest, bench.catalog)
     base = Recommender.load(case.bundle)
     lists = [
@@ -144,7 +144,7 @@ def test_all_products_back_in_float_give_the_float_graph(
 
 
 def test_one_layer_back_in_float_costs_its_weights_alone(bench: Bench, tmp_path: Path) -> None:
-    path = bench.mix("float", "int8-cpu", "late", ["late.1"], "mixed")
+    path = bench.mix("float", "int8-cpu", "late", Mix(float_units=("late.1",)))
     operators = Counter(node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node)
     products = bench.products("late")
     in_float = [product for product in products if product.layer == 1]

@@ -58,7 +58,7 @@ REPORT = Report(
         PrecisionRow("int8", 13_107_200, 0.25, 20.0, 0.96, 0.124, True, True),
         PrecisionRow("int4", 7_000, 0.125, None, 0.9, 0.1, False, False),
     ),
-    attempts=(AttemptRow((), 0.94, False), AttemptRow(("late.0",), 0.96, True)),
+    attempts=(AttemptRow((), (), 0.94, False), AttemptRow(("down_proj",), ("late.0",), 0.96, True)),
 )
 EMPTY = replace(REPORT, ranges=(), sensitivity=(), overlap_by_length=(), precisions=(), attempts=())
 
@@ -79,7 +79,7 @@ def test_the_page_says_what_the_figures_hold() -> None:
         "Overlap of the best 10 0.9400",
         "Recall@10 0.2500 0.2400 −0.0100",
         "NDCG@10 ✓ met 0.1250 0.1240 −0.0010 (−0.0030 to +0.0010) no significant loss",
-        "The gate was tried 2 times, with more layers left in float each time. The last try passed.",
+        "The gate was tried 2 times, each less coarse:",
         "late.0 ✓ passes 0.9600",
         "lowest, 95.50%, for histories of 2–8 items; a tenth of these 20 users have 80.00% or less",
         "2 of 3 passed: fp32, int8.",
@@ -179,7 +179,10 @@ def test_the_json_beside_the_page_is_the_report(tmp_path: Path) -> None:
     rows = {
         name: written.pop(name) for name in ("ranges", "sensitivity", "overlap_by_length", "precisions", "attempts")
     }
-    attempts = tuple(AttemptRow(**{**row, "float_layers": tuple(row["float_layers"])}) for row in rows["attempts"])
+    attempts = tuple(
+        AttemptRow(**{**row, **{name: tuple(row[name]) for name in ("fine_products", "float_layers")}})
+        for row in rows["attempts"]
+    )
     again = Report(
         **written,
         ranges=tuple(RangeRow(**row) for row in rows["ranges"]),
