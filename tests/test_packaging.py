@@ -127,6 +127,13 @@ def test_recommending_touches_no_library_of_training_or_export(toy_bundle: Path)
     assert not HEAVY & set(modules)
 
 
+def test_calibrating_needs_no_torch() -> None:
+    """A device can calibrate for itself, with onnx beside the runtime."""
+    blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in sorted(TRAINING_ONLY))
+    imported = "import earn.calibration.calibrate, earn.calibration.summary, earn.cli.calibrate, earn.cli.dataset"
+    run(sys.executable, "-c", f"import sys\n{blocked}{imported}", cwd=ROOT)
+
+
 def test_importing_the_package_imports_no_library_at_all() -> None:
     script = "import sys, earn; print(sorted({'numpy', 'torch', 'onnxruntime'} & set(sys.modules)))"
     assert run(sys.executable, "-c", script, cwd=ROOT).strip() == "[]"
