@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from onnx import TensorProto
 
 from earn.calibration.products import Product, products, unit
-from earn.calibration.quantize import with_float
+from earn.calibration.quantize import EMBEDDING, with_float
 from earn.calibration.refine import refine
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.export.weights import lay_out_weights
@@ -71,14 +72,21 @@ class Bench:
         """The products of a stage."""
         return products(self.light("float", stage))
 
-    def units(self) -> list[str]:
-        """What can be left in float, from the first layer to the head."""
-        return list(dict.fromkeys(unit(stage, product) for stage in STAGES for product in self.products(stage)))
+    def units(self, quantized: str) -> list[str]:
+        """What can be left in float in a quantized variant, from the embedding to the head."""
+        found = [unit(stage, product) for stage in STAGES for product in self.products(stage)]
+        tables = [
+            tensor.data_type
+            for tensor in self.light(quantized, STAGES[0]).graph.initializer
+            if tensor.name.startswith(EMBEDDING)
+        ]
+        return list(dict.fromkeys([EMBEDDING, *found] if TensorProto.INT8 in tables else found))
 
     def mix(self, base: str, quantized: str, stage: str, mix: Mix) -> Path:
         """Writes a stage's quantized graph with some units as in the base; shares the weights of both."""
         found = self.products(stage)
         floats = {product.name for product in found if unit(stage, product) in mix.float_units}
+        floats |= {EMBEDDING}.intersection(mix.float_units)  # only the early stage has it
         graph = with_float(self.light(quantized, stage), self.light(base, stage), floats)
         refine(graph, {product.name for product in found if product.kind in mix.fine_kinds})
         path = self.path("mixed", stage)

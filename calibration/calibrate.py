@@ -25,8 +25,8 @@ import onnxruntime
 from earn.calibration.bench import Bench, Mix
 from earn.calibration.equalize import equalize
 from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Ranking, Verdict, judge
-from earn.calibration.observe import Observations, observe
-from earn.calibration.precisions import AUTOMATIC, FASTEST, PRECISIONS, Form, Precision, find_form, find_precision
+from earn.calibration.observe import RANGE_METHODS, Observations, observe
+from earn.calibration.precisions import FASTEST, PRECISIONS, Form, Precision, find_form, find_precisions
 from earn.calibration.products import Product
 from earn.calibration.quantize import quantize
 from earn.calibration.refine import LEVELS
@@ -40,6 +40,8 @@ from earn.runtime.evaluation import median_ms
 from earn.runtime.recommender import DEFAULT_BEAMS, Recommender
 from earn.specs import STAGES
 
+OLDEST_ONNXRUNTIME = (1, 22)  # the first with the quantizer of 4-bit blocks
+NOISE = 1.1  # a factor between medians that may be chance
 MOST_FLOAT = 0.5  # of the units: beyond that a precision does not deserve its name
 
 Progress = Callable[[str], Callable[[int, int], None]]  # what goes on -> a callback (done, all)
@@ -130,29 +132,25 @@ def calibrate(
     """
     source, out = Path(source), Path(out)
     settings = settings or Settings()
-    precisions = [PRECISIONS[name] for name in AUTOMATIC] if precision == FASTEST else [find_precision(precision)]
-    forms = [find_form(row, settings.engine) for row in precisions]
-    if source.resolve() == out.resolve():
-        raise EarnError(f"{out}: is the bundle to calibrate. Choose another folder for the new one.")
-    refuse_foreign_folder(out)
+    plan = check(source, out, precision, settings)
     out.resolve().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as folder:
         run = _Run(Bench(source, Path(folder)), histories, held_out, settings, progress)
-        candidates = [run.candidate(row, form) for row, form in zip(precisions, forms, strict=True)]
+        candidates = [run.candidate(row, form) for row, form in plan]
         chosen = _best(candidates)
         if settings.explain:
             explained = replace(chosen, sensitivity=run.sensitivity(chosen.precision))
             candidates[candidates.index(chosen)] = chosen = explained
+        manifest = None
+        if chosen.verdict.passed or settings.force:
+            manifest = _write(run.bench, chosen, out, len(histories), settings)
         if settings.compare:
-            engine = forms[0].engine
+            engine = chosen.form.engine
             others = [row for row in PRECISIONS.values() if engine in row.engines and row.method != "none"]
             known = {candidate.precision.name for candidate in candidates}
             candidates += [
                 run.candidate(row, find_form(row, engine), may_mix=False) for row in others if row.name not in known
             ]
-        manifest = None
-        if chosen.verdict.passed or settings.force:
-            manifest = _write(run.bench, chosen, out, len(histories), settings)
         return Calibration(
             chosen=chosen,
             candidates=tuple(candidates),
@@ -166,11 +164,42 @@ def calibrate(
         )
 
 
+def check(source: Path, out: Path, precision: str, settings: Settings) -> list[tuple[Precision, Form]]:
+    """Refuses what cannot be done, before anything is done; returns the precisions to make with their forms.
+
+    Raises:
+        EarnError: see `calibrate`; or ONNX Runtime is too old.
+    """
+    found = Manifest.load(source, verify=False).precision
+    if found != "fp32":
+        raise EarnError(f"{source}: is in {found} already. Give the bundle that earn export wrote.")
+    plan = [(row, find_form(row, settings.engine)) for row in find_precisions(precision, settings.engine)]
+    if settings.method not in RANGE_METHODS:
+        raise EarnError(f"There is no range method {settings.method!r}. Take one of: {', '.join(RANGE_METHODS)}.")
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < OLDEST_ONNXRUNTIME:
+        oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
+        raise EarnError(
+            f"Calibration needs onnxruntime {oldest} or newer; this is {onnxruntime.__version__}. Update it."
+        )
+    old, new = source.resolve(), out.resolve()
+    if old == new or old in new.parents or new in old.parents:
+        raise EarnError(f"{out}: is, holds or lies in the bundle to calibrate. Choose another folder for the new one.")
+    refuse_foreign_folder(out)
+    return plan
+
+
 def _best(candidates: Sequence[Candidate]) -> Candidate:
-    """The fastest that passes; if none does, the one that came nearest."""
-    if passing := [candidate for candidate in candidates if candidate.verdict.passed]:
-        return min(passing, key=lambda candidate: candidate.milliseconds or 0.0)
-    return max(candidates, key=lambda candidate: candidate.verdict.beam_set_overlap)
+    """The fastest that passes, if possible with no layer in float; if none passes, the one that came nearest.
+
+    Of those that noise could tell apart the one that keeps more.
+    """
+    near = [row for row in candidates if row.verdict.passed] or list(candidates)
+    if chosen := [row for row in near if row.verdict.passed and not row.mix.float_units]:
+        near = chosen
+    if near[0].verdict.passed:
+        least = min(row.milliseconds or 0.0 for row in near)
+        near = [row for row in near if (row.milliseconds or 0.0) <= NOISE * least]
+    return max(near, key=lambda row: row.verdict.beam_set_overlap)
 
 
 class _Run:
@@ -184,10 +213,6 @@ class _Run:
         settings: Settings,
         progress: Progress,
     ) -> None:
-        if bench.manifest.precision != "fp32":
-            raise EarnError(
-                f"{bench.source}: is in {bench.manifest.precision} already. Give the bundle that earn export wrote."
-            )
         self.bench = bench
         self.float_milliseconds: float | None = None
         self._histories = histories
@@ -243,9 +268,9 @@ class _Run:
             return
         sensitivity = self.sensitivity(precision)
         units = sorted(sensitivity, key=lambda unit: -sensitivity[unit])
-        count = 0
-        while count < MOST_FLOAT * len(units):
-            count += 1 + count // 2
+        count, most = 0, int(MOST_FLOAT * len(units))
+        while count < most:
+            count = min(most, count + 1 + count // 2)
             yield Mix(tuple(units[:count]), fine)
 
     def sensitivity(self, precision: Precision) -> dict[str, float]:
@@ -327,7 +352,7 @@ def _write(bench: Bench, chosen: Candidate, out: Path, samples: int, settings: S
             accuracy=chosen.verdict.as_json(),
             calibration={
                 "engine": chosen.form.engine,
-                "method": settings.method,
+                "method": settings.method if chosen.precision.method == "static" else None,
                 "samples": samples,
                 "seed": settings.seed,
                 "fine_products": list(chosen.mix.fine_kinds),

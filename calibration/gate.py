@@ -1,7 +1,7 @@
 """The gate: a quantized bundle must recommend what the float bundle recommends, to users that it was not calibrated on.
 
 Logits are not asked: small errors there may swap items, large ones may not. Asked are
-    overlap     of the set of the best BEAM_SET items, and of the best TOP, averaged over users
+    overlap     of the set of the best BEAM_SET items, averaged over users (that of the best TOP is shown beside)
     NDCG@10     whose loss must not be significant: the paired bootstrap interval of (after - before) reaches 0
 """
 
@@ -24,6 +24,11 @@ LEAST_OVERLAP = 0.95
 Ranking = list[str]  # item ids, best first
 
 
+def beam_set(recommender: Recommender) -> int:
+    """How many of the best items are compared: BEAM_SET, or what the bundle allows, or half of a small catalog."""
+    return max(1, min(BEAM_SET, recommender.manifest.limits.beams, len(recommender.catalog) // 2))
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """Users who judge: their histories as item ids, and what each chose next."""
@@ -40,7 +45,7 @@ class HeldOut:
 
     def rankings(self, recommender: Recommender, progress: Callable[[int, int], None]) -> list[Ranking]:
         """The best items of each user, one request at a time as on a device (a batch would share its ranges)."""
-        width = min(BEAM_SET, recommender.manifest.limits.beams)
+        width = beam_set(recommender)
         result = []
         for number, history in enumerate(self.histories):
             found = recommender.recommend(history, width, width, exclude_history=self.exclude_history)
@@ -63,6 +68,7 @@ class Verdict:
 
     passed: bool
     users: int
+    beam_set: int  # items that are compared
     beam_set_overlap: float
     top10_overlap: float
     recall: Measure  # at 10
@@ -76,6 +82,7 @@ class Verdict:
         return {
             "passed": self.passed,
             "users": self.users,
+            "beam_set": self.beam_set,
             "beam_set_overlap": self.beam_set_overlap,
             "top10_overlap": self.top10_overlap,
             "recall@10": asdict(self.recall),
@@ -89,7 +96,7 @@ class Verdict:
         reasons = []
         if self.beam_set_overlap < self.least_overlap:
             reasons.append(
-                f"the best {BEAM_SET} items overlap by {self.beam_set_overlap:.4f}, less than {self.least_overlap}"
+                f"the best {self.beam_set} items overlap by {self.beam_set_overlap:.4f}, less than {self.least_overlap}"
             )
         if self.interval[1] < 0:
             reasons.append(
@@ -123,6 +130,7 @@ def judge(
     return Verdict(
         passed=overlap >= least_overlap and interval[1] >= 0,
         users=len(targets),
+        beam_set=max(map(len, before), default=0),
         beam_set_overlap=overlap,
         top10_overlap=float(_overlaps(before, after, TOP).mean()),
         recall=Measure(*(float(recall(side, 10).mean()) for side in ranks)),
@@ -137,7 +145,7 @@ def _overlaps(before: Sequence[Ranking], after: Sequence[Ranking], cutoff: int) 
     """The share of each user's best items before that are among the best after."""
     return np.array(
         [
-            len(set(old[:cutoff]) & set(new[:cutoff])) / max(1, len(old[:cutoff]))
+            len(set(old[:cutoff]) & set(new[:cutoff])) / len(old[:cutoff]) if old else 1.0
             for old, new in zip(before, after, strict=True)
         ]
     )

@@ -17,7 +17,6 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 
 from earn.calibration.products import activations, products, watch
 from earn.catalog import Catalog
-from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.runtime.engine import Array
 from earn.runtime.recommender import Recommender
@@ -59,8 +58,6 @@ class Observer:
 
     def __init__(self, graphs: Mapping[str, Path], method: str = "minmax") -> None:
         """Takes the stages' float graphs; writes a watched copy of each beside it, without its weights."""
-        if method not in RANGE_METHODS:
-            raise EarnError(f"There is no range method {method!r}. Take one of: {', '.join(RANGE_METHODS)}.")
         settings = RANGE_METHODS[method]
         self._channels: dict[str, dict[str, ChannelRange]] = {stage: {} for stage in graphs}
         self._collectors = {

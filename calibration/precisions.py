@@ -20,7 +20,6 @@ class Precision:
     name: str  # one of earn.manifest.PRECISIONS
     method: str  # one of METHODS
     engines: tuple[str, ...]  # engines that it is written for, the usual one first
-    summary: str  # for people
     weight_bits: int = 8
     per_channel: bool = True  # a scale for every output column of a weight, instead of one for all
 
@@ -35,17 +34,11 @@ METHODS = ("none", "half", "dynamic", "static", "blocks")
 PRECISIONS: Mapping[str, Precision] = {
     row.name: row
     for row in (
-        Precision("fp32", "none", ("cpu", "tensorrt"), "as exported"),
-        Precision(
-            "fp16", "half", ("tensorrt",), "halves of weights and activations, for GPUs; norms and softmax in fp32"
-        ),
-        Precision(
-            "int8-dynamic", "dynamic", ("cpu",), "8-bit weights; activations are rounded by each call's own range"
-        ),
-        Precision("int8", "static", ("cpu", "tensorrt"), "8-bit weights and activations, ranges fixed by calibration"),
-        Precision(
-            "int4", "blocks", ("cpu", "tensorrt"), "4-bit weights in blocks of 32, float activations", weight_bits=4
-        ),
+        Precision("fp32", "none", ("cpu", "tensorrt")),  # as exported
+        Precision("fp16", "half", ("tensorrt",)),  # for GPUs; norms and softmax in fp32
+        Precision("int8-dynamic", "dynamic", ("cpu",)),  # activations are rounded by each call's own range
+        Precision("int8", "static", ("cpu", "tensorrt")),  # activations too, in ranges fixed by calibration
+        Precision("int4", "blocks", ("cpu", "tensorrt"), weight_bits=4),  # weights alone, a scale for every block
     )
 }
 
@@ -72,16 +65,19 @@ FASTEST = "fastest"  # in place of a precision: the faster of AUTOMATIC that pas
 AUTOMATIC = ("int8", "int8-dynamic")
 
 
-def find_precision(name: str) -> Precision:
-    """The row of that name.
+def find_precisions(name: str, engine: str | None) -> list[Precision]:
+    """The rows that a name stands for: one, or for "fastest" those of AUTOMATIC that the engine takes.
 
     Raises:
         EarnError: there is none, or nothing is to be done for it.
     """
-    rows = [row.name for row in PRECISIONS.values() if row.method != "none"]
+    rows = {row.name: row for row in PRECISIONS.values() if row.method != "none"}
+    if name == FASTEST:
+        engine = engine if engine in FORMS else None  # an unknown one is refused with its form
+        return [rows[each] for each in AUTOMATIC if engine is None or engine in rows[each].engines]
     if name not in rows:
-        raise EarnError(f"There is no precision {name!r} to calibrate to. Take one of: {', '.join(rows)}.")
-    return PRECISIONS[name]
+        raise EarnError(f"There is no precision {name!r} to calibrate to. Take one of: {', '.join((FASTEST, *rows))}.")
+    return [rows[name]]
 
 
 def find_form(precision: Precision, engine: str | None) -> Form:

@@ -42,14 +42,17 @@ def quantize(
     if form.int8_embedding and precision.equalizes:
         _quantize_embedding(graph)
     if precision.method == "blocks":
-        return _blocks(graph, found, form)
+        return _blocks(graph, found, precision, form)
     if precision.method == "dynamic":
         return _dynamic(graph, found, precision)
     return _static(graph, found, precision, form, ranges)
 
 
 def with_float(quantized: onnx.ModelProto, original: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
-    """The quantized graph with these products as they were; works without weights loaded, if both lie in one folder."""
+    """The quantized graph with these nodes (products, the embedding) as they were.
+
+    Works without weights loaded, if both lie in one folder.
+    """
     kept = {output: node for node in original.graph.node if node.name in names for output in node.output}
     result = onnx.ModelProto()
     result.CopyFrom(quantized)
@@ -131,14 +134,14 @@ def _dynamic(graph: onnx.ModelProto, found: list[Product], precision: Precision)
     return _finished(quantizer.model.model)
 
 
-def _blocks(graph: onnx.ModelProto, found: list[Product], form: Form) -> onnx.ModelProto:
+def _blocks(graph: onnx.ModelProto, found: list[Product], precision: Precision, form: Form) -> onnx.ModelProto:
     """4-bit weights with a scale per block of rows; activations stay float."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # a slow import
 
     names = {product.name for product in found}
     quantizer = MatMulNBitsQuantizer(
         graph,
-        bits=4,
+        bits=precision.weight_bits,
         block_size=BLOCK,
         is_symmetric=True,
         quant_format=QuantFormat.QOperator if form.block_operator else QuantFormat.QDQ,
@@ -199,10 +202,11 @@ def _quantize_embedding(graph: onnx.ModelProto) -> None:
     table = next(tensor for tensor in graph.graph.initializer if tensor.name == node.input[0])
     rows = numpy_helper.to_array(table)
     scale = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny).astype(np.float32)
-    table.CopyFrom(numpy_helper.from_array(np.rint(rows / scale).astype(np.int8), table.name))
     scales = f"{table.name}.scale"
-    graph.graph.initializer.append(numpy_helper.from_array(scale, scales))
+    rounded = numpy_helper.from_array(np.rint(rows / scale).astype(np.int8), f"{table.name}.int8")
+    graph.graph.initializer.extend((rounded, numpy_helper.from_array(scale, scales)))
     ids, result = node.input[1], node.output[0]
+    node.input[0] = rounded.name
     node.output[0] = f"{EMBEDDING}.int8"
     behind = (
         helper.make_node("Gather", [scales, ids], [f"{EMBEDDING}.scale"], f"{EMBEDDING}.scale"),

@@ -18,23 +18,38 @@ from earn.files import write_json
 from earn.page import Banner, Page, Picture, Section, Table
 
 Parts = list[str | Table | Picture]
+FLOAT = "fp32"  # what the others are compared with
 
 
 def write_report(report: Report, path: Path) -> None:
     """Writes the page to `path` and the figures beside it, with the ending .json.
 
     Raises:
-        EarnError: `path` ends in .json itself, or a library for the page is missing.
+        EarnError: a library for the page is missing.
     """
-    if path.suffix == ".json":
-        raise EarnError(f"{path}: is where the report's figures go. Name the page {path.with_suffix('.html').name}.")
     calibration_page(report).write(path)
     write_json(path.with_suffix(".json"), asdict(report))
 
 
+def check_page(path: Path, *bundles: Path) -> None:
+    """Refuses a place for the page, or for the figures beside it, where something would be harmed.
+
+    Raises:
+        EarnError: not an .html file, in one of the bundles, or over figures that are not a report's.
+    """
+    folders = [path.resolve(), *path.resolve().parents]
+    if path.suffix != ".html" or path.is_dir():
+        raise EarnError(f"{path}: is no place for a page. Give a file that ends in .html.")
+    if any(bundle.resolve() in folders for bundle in bundles):
+        raise EarnError(f"{path}: lies in a bundle, which is deployed as it is. Choose a place outside.")
+    figures = path.with_suffix(".json")
+    if figures.exists() and not path.exists():
+        raise EarnError(f"{figures}: stands where the report's figures go. Choose another name for the page.")
+
+
 def calibration_page(report: Report) -> Page:
     """The page, without writing it."""
-    written = "It was written all the same, because this was asked for." if report.forced else "Nothing was written."
+    written = "It was written all the same, because this was asked for." if report.forced else "No bundle was written."
     return Page(
         title=f"Calibration to {report.precision}",
         summary=_summary(report),
@@ -175,7 +190,7 @@ def _precisions(report: Report) -> Parts:
         ("Precision", "Result", "Size", "Of float", "Median request", "Overlap", "NDCG@10"),
         [
             (
-                row.name + (" (chosen)" if row.chosen else ""),
+                row.name + ((" (chosen)" if row.passed else " (last tried)") if row.chosen else ""),
                 _result(row.passed),
                 _size(row.size_bytes),
                 f"{row.size_ratio:.1%}",
@@ -190,9 +205,10 @@ def _precisions(report: Report) -> Parts:
     )
     if len(rows) == 1:
         return [f"Only {rows[0].name} was tried.", table]
-    passing = [row.name for row in rows if row.passed]
+    tried = [row for row in rows if row.name != FLOAT]
+    passing = [row.name for row in tried if row.passed]
     return [
-        f"{len(passing)} of {len(rows)} passed" + (f": {', '.join(passing)}." if passing else "."),
+        f"{len(passing)} of {len(tried)} passed" + (f": {', '.join(passing)}." if passing else "."),
         Picture(
             "Graphs on disk, median of a request, and overlap of the beam set with the float bundle's. Dark: the "
             "chosen precision." + ("" if report.limit is None else " The dashed line is what the gate requires."),

@@ -38,10 +38,12 @@ def choose(examples: Sequence[Example], counts: NDArray[np.int64], samples: int,
         users: most histories to judge by; all that are left if there are fewer.
 
     Raises:
-        EarnError: too few samples are asked for or there are too few users.
+        EarnError: too few samples or users are asked for, or there are too few.
     """
     if samples < LEAST_SAMPLES:
         raise EarnError(f"{samples} samples are too few to calibrate with. Take {LEAST_SAMPLES} or more.")
+    if users < LEAST_HELD_OUT:
+        raise EarnError(f"{users} users are too few to judge by. Take {LEAST_HELD_OUT} or more.")
     if len(examples) < samples + LEAST_HELD_OUT:
         raise EarnError(
             f"There are {len(examples)} users, too few for {samples} to calibrate with and {LEAST_HELD_OUT} others to "

@@ -12,6 +12,7 @@ import onnxruntime
 
 from earn.calibration.bench import Bench, Mix
 from earn.calibration.products import HEAD
+from earn.calibration.quantize import EMBEDDING
 from earn.runtime.engine import Array, Engine
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
@@ -57,10 +58,10 @@ def sensitivities(
     recommender = Recommender(recorder, bench.manifest, bench.catalog)
     for history in histories[:HISTORIES]:
         recommender.recommend(history, 1, beams)
-    units = bench.units()
+    units = bench.units(quantized)
     errors = {}
     for number, unit in enumerate(units):
-        stage = "late" if unit == HEAD else unit.partition(".")[0]
+        stage = {HEAD: "late", EMBEDDING: "early"}.get(unit, unit.partition(".")[0])
         others = Mix(float_units=tuple(other for other in units if other != unit))
         errors[unit] = _error(bench.mix(base, quantized, stage, others), recorder.calls[stage])
         progress(number + 1, len(units))

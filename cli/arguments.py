@@ -79,6 +79,11 @@ def share(text: str) -> float:
     return _number(text, lambda number: 0 <= number < 1, "a number from 0, below 1")
 
 
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    return _number(text, lambda number: 0 <= number <= 1, "a number from 0 to 1")
+
+
 def bundle_folder(text: str) -> Path:
     """A folder that may be a bundle; a checkpoint's is refused, lest the advice be to export it onto itself."""
     folder = Path(text)

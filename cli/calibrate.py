@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from earn.cli.arguments import DATA_HELP, bundle_folder, command, natural, positive, share
+from earn.cli.arguments import DATA_HELP, bundle_folder, command, fraction, natural, positive
 from earn.cli.console import Steps, note, progress, results_kept_clean, show, show_json, size, table
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _add_gate_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--min-overlap",
-        type=share,
+        type=fraction,
         default=0.95,
         metavar="X",
         help="share of the best 20 items that must stay, over users (default: %(default)s)",
@@ -90,7 +90,8 @@ def _add_gate_options(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrates, reports, and says what to do next."""
-    from earn.calibration.calibrate import Settings
+    from earn.calibration.calibrate import Settings, check
+    from earn.calibration.report import check_page
     from earn.catalog import CATALOG_FILE, Catalog
     from earn.cli.dataset import load_dataset
 
@@ -102,18 +103,23 @@ def run(args: argparse.Namespace) -> int:
         compare=not args.no_compare,
         seed=args.seed,
     )
+    check(args.bundle, args.out, args.precision, settings)
+    out = args.out.resolve()
+    page = args.report or out.with_name(f"{out.name}-report.html")
+    check_page(page, args.bundle, args.out)
     steps = Steps(2)
     steps(f"Read {args.data}")
     dataset = load_dataset(args.data)
     dataset.check_items(Catalog.load(args.bundle / CATALOG_FILE), args.bundle)
     histories, held_out = draw(dataset, args.samples, args.users, args.seed, args.exclude_history)
     steps(f"Calibrate with {len(histories)} histories; {len(held_out.histories)} other users judge")
-    page = args.report or args.out.with_name(f"{args.out.name}-report.html")
-    found = calibrated(args.bundle, args.out, args.data, histories, held_out, args.precision, settings, page)
+    found, found_page = calibrated(
+        args.bundle, args.out, args.data, histories, held_out, args.precision, settings, page
+    )
     (note if args.json else show)(comparison(found))
     for reason in found.chosen.verdict.reasons:
         note(f"The gate stays shut: {reason}.")
-    note(f"Report: {page}")
+    note(f"Report: {found_page}")
     note(_next(found, args))
     if args.json:
         show_json(summary(found))
@@ -129,8 +135,11 @@ def calibrated(
     precision: str,
     settings: Settings,
     page: Path,
-) -> Calibration:
-    """Calibrates and writes the report."""
+) -> tuple[Calibration, Path]:
+    """Calibrates and writes the report.
+
+    Where no bundle is written the page's name says so: one that stands there keeps its own.
+    """
     from earn.calibration.calibrate import calibrate
     from earn.calibration.report import write_report
     from earn.calibration.summary import report_of
@@ -139,8 +148,10 @@ def calibrated(
     check_installed()
     with results_kept_clean():
         found = calibrate(source, out, histories, held_out, precision, settings, progress)
-    write_report(report_of(found, held_out, settings, source.name, out.name, data), page)
-    return found
+    if found.manifest is None:
+        page = page.with_name(f"{page.stem}-failed{page.suffix}")
+    write_report(report_of(found, held_out, settings, source.resolve().name, out.resolve().name, data), page)
+    return found, page
 
 
 def draw(
@@ -200,4 +211,4 @@ def _ms(value: float | None) -> str:
 def _next(found: Calibration, args: argparse.Namespace) -> str:
     if found.manifest is not None:
         return f"Next: earn inspect {args.out}"
-    return "Nothing was written. Try --precision int8-dynamic, more --samples or another --method; --force writes it."
+    return "No bundle was written. More --samples may help, or another --precision; --force writes it all the same."

@@ -65,13 +65,15 @@ class Steps:
         return time.monotonic() - self._started
 
 
-def progress(label: str, things: str = "users") -> Callable[[int, int], None]:
-    """A callback (done, all) that keeps one line of a terminal up to date; elsewhere it prints nothing."""
+def progress(label: str) -> Callable[[int, int], None]:
+    """A callback (done, all) that keeps one line of a terminal up to date; elsewhere it prints one at the end."""
 
     def update(done: int, total: int) -> None:
         if sys.stderr.isatty():
             end = "\n" if done >= total else ""
-            _say(f"\r      {label}: {done} of {total} {things}", sys.stderr, end)
+            _say(f"\r      {label}: {done} of {total}", sys.stderr, end)
+        elif done >= total:
+            note(f"      {label}: {total}")
 
     return update
 

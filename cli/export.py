@@ -51,6 +51,8 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exports and lists what was written."""
     check_scoring(args.scoring)
+    import optimum.exporters.onnx  # noqa: F401  (first: it stands for all that an export needs)
+
     from earn.manifest import refuse_foreign_folder
     from earn.model import EarnModel
 

@@ -147,10 +147,11 @@ def _precision_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     parts = {"refined": how["fine_products"], "in float": how["float_layers"]}
     special = "".join(f"; {name}: {', '.join(values)}" for name, values in parts.items() if values)
     opening = "passes the gate" if gate["passed"] else "GATE FAILED, written all the same"
+    stay = f"{gate['beam_set_overlap']:.1%} of the best {gate['beam_set']} items stay, over {gate['users']} users"
     before, after = gate["ndcg@10"]["before"], gate["ndcg@10"]["after"]
     return [
         ("precision", f"{facts['precision']} for {how['engine']}{special}"),
-        ("", f"{opening}: {gate['beam_set_overlap']:.1%} of the best 20 items stay, over {gate['users']} users"),
+        ("", f"{opening}: {stay} (wanted {gate['limits']['beam_set_overlap']:.1%})"),
         ("", f"NDCG@10 {before:.4f} in fp32, {after:.4f} here"),
     ]
 

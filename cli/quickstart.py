@@ -165,9 +165,9 @@ def _calibrate(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
         return {"passed": False}
     source, out, page = (args.out / name for name in ("earn-bundle", f"{INT8}-bundle", f"{INT8}-report.html"))
     settings = Settings(compare=False, seed=args.seed)
-    found = calibrated(source, out, dataset.source, histories, held_out, INT8, settings, page)
+    found, page = calibrated(source, out, dataset.source, histories, held_out, INT8, settings, page)
     figures = summary(found)
-    note(f"      {figures['beam_set_overlap']:.1%} of the best 20 items stay; see {page}")
+    note(f"      {figures['beam_set_overlap']:.1%} of the best items stay; see {page}")
     return figures
 
 

@@ -27,6 +27,10 @@ from earn.specs import Limits, Sizes, all_specs
 SCHEMA = 1
 PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8", "int4")
 MANIFEST_FILE = "manifest.json"
+_JUDGED = {  # what must stand in a calibrated bundle's parts
+    "accuracy": {"passed", "users", "beam_set", "beam_set_overlap", "top10_overlap", "recall@10", "ndcg@10", "limits"},
+    "calibration": {"engine", "method", "samples", "seed", "fine_products", "float_layers"},
+}
 GRAPH_FILES = {"early": "early.onnx", "late": "late.onnx"}
 
 
@@ -156,8 +160,13 @@ def _from_json(value: dict[str, Any], where: str) -> Manifest:
         raise EarnError(f"{where}: incomplete ({error}). Export the checkpoint again.") from error
     manifest = from_json(Manifest, {**value, **ready}, where)
     for name in ("tools", "accuracy", "calibration"):
-        if not isinstance(getattr(manifest, name), (Mapping, type(None))):
+        found = getattr(manifest, name)
+        if not isinstance(found, Mapping) and (found is not None or name == "tools"):
             raise EarnError(f"{where}: {name} is not an object. Export the checkpoint again.")
+    for name, needed in _JUDGED.items():
+        found = getattr(manifest, name)
+        if found is not None and not needed <= found.keys():
+            raise EarnError(f"{where}: {name} lacks {min(needed - found.keys())!r}. Calibrate the bundle again.")
     _check_consistent(manifest, where)
     return manifest
 

@@ -12,7 +12,7 @@ _SMALLEST_OUTSIDE = 1024  # bytes; smaller tensors stay in the graph
 
 def lay_out_weights(graph: onnx.ModelProto, path: Path, external_data_bytes: int = EXTERNAL_DATA_BYTES) -> None:
     """Writes a graph whose weights are loaded; large ones go to <path>.data."""
-    is_large = graph.ByteSize() > external_data_bytes
+    is_large = sum(len(tensor.raw_data) for tensor in graph.graph.initializer) > external_data_bytes
     onnx.save_model(
         graph,
         str(path),
@@ -21,5 +21,6 @@ def lay_out_weights(graph: onnx.ModelProto, path: Path, external_data_bytes: int
         location=f"{path.name}.data",
         size_threshold=_SMALLEST_OUTSIDE,
     )
-    if is_large:
-        path.with_name(f"{path.name}.data").chmod(0o644)  # onnx makes it private
+    data = path.with_name(f"{path.name}.data")
+    if is_large and data.is_file():  # no tensor may be large enough
+        data.chmod(0o644)  # onnx makes it private

@@ -17,16 +17,19 @@ from earn.calibration import calibrate as module
 from earn.calibration import observe
 from earn.calibration.bench import Bench, Mix
 from earn.calibration.calibrate import Calibration, Settings, calibrate
-from earn.calibration.gate import LEAST_OVERLAP, judge
+from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Verdict, judge
 from earn.calibration.observe import Observer
 from earn.calibration.precisions import PRECISIONS
 from earn.calibration.refine import LEVELS
 from earn.errors import EarnError
+from earn.export.bundle import export_bundle
+from earn.files import sha256
 from earn.manifest import MANIFEST_FILE, Manifest
 from earn.runtime.engine import Array
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
 from tests.calibration.conftest import Case
+from tests.support import small_model
 
 QUICK = Settings(compare=False, least_overlap=0.8)  # a model with random weights has many near ties
 
@@ -59,8 +62,19 @@ def test_an_int8_bundle_says_how_it_was_made_and_what_it_keeps(case: Case, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["int8"]
 
 
-def test_what_is_written_is_what_was_judged(case: Case, tmp_path: Path) -> None:
+def test_what_is_written_is_what_was_judged(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files: dict[str, str] = {}
+
+    def noted(run: module._Run, name: str, folder: Path) -> Verdict:
+        files.update({path.name: sha256(path) for path in folder.iterdir()})
+        return judge_folder(run, name, folder)
+
+    judge_folder = module._Run._judge
+    monkeypatch.setattr(module._Run, "_judge", noted)
     found = run(case, tmp_path / "int8")
+    assert files == {
+        name: entry.sha256 for name, entry in Manifest.load(tmp_path / "int8").files.items() if name in files
+    }
     rankings = case.held_out.rankings(Recommender.load(tmp_path / "int8"), lambda *_: None)
     before = case.held_out.rankings(Recommender.load(case.bundle), lambda *_: None)
     shares = [len(set(old) & set(new)) / 20 for old, new in zip(before, rankings, strict=True)]
@@ -117,7 +131,7 @@ def test_it_gives_up_before_all_is_float(case: Case, tmp_path: Path, monkeypatch
     monkeypatch.setattr(module, "judge", lambda *arguments: replace(judge(*arguments), passed=False))
     found = run(case, tmp_path / "int8")
     units = len(found.chosen.sensitivity)
-    assert units // 2 <= len(found.chosen.mix.float_units) < units
+    assert len(found.chosen.mix.float_units) == units // 2
 
 
 def test_the_fastest_that_passes_is_taken(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,8 +181,9 @@ def test_what_is_observed_is_what_is_served(case: Case, tmp_path: Path, monkeypa
 
 
 def test_bad_input_is_refused(case: Case, tmp_path: Path) -> None:
-    with pytest.raises(EarnError, match="is the bundle to calibrate"):
-        run(case, case.bundle)
+    for inside in (case.bundle, case.bundle / "int8", case.bundle.parent):
+        with pytest.raises(EarnError, match="is, holds or lies in the bundle to calibrate"):
+            run(case, inside)
     with pytest.raises(EarnError, match="no range method 'max'"):
         run(case, tmp_path / "x", settings=replace(QUICK, method="max"))
     run(case, tmp_path / "int8")
@@ -206,6 +221,19 @@ def test_an_interrupted_calibration_leaves_nothing(case: Case, tmp_path: Path) -
     process.wait(timeout=60)
     assert process.returncode != 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dense_model_and_a_small_catalog(tmp_path: Path) -> None:
+    """Its late stage is the head alone; of eight items no more than four are compared."""
+    model = small_model("tiny-llama", early_layers=4, prefix_registers=0, suffix_registers=0, max_history=6)
+    users = [[str(number % 8), str((number * 3 + 1) % 8)] for number in range(40)]
+    export_bundle(model, tmp_path / "dense", users[:2], max_batch=4, max_beams=8)
+    held_out = HeldOut(tuple(map(tuple, users)), tuple("1" for _ in users))
+    for name in ("int8", "int8-dynamic", "int4", "fp16"):
+        settings = replace(QUICK, force=True, explain=False)
+        found = calibrate(tmp_path / "dense", tmp_path / name, users[:4], held_out, name, settings)
+        assert found.chosen.verdict.beam_set == 4
+        assert Recommender.load(tmp_path / name).recommend(["1"], k=3)
 
 
 def test_a_bundle_that_stands_there_is_kept_when_the_gate_stays_shut(case: Case, tmp_path: Path) -> None:

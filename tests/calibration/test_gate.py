@@ -63,6 +63,10 @@ def test_no_change_passes() -> None:
     }
 
 
+def test_who_is_offered_nothing_before_and_after_loses_nothing() -> None:
+    assert judge([[], ITEMS[:20]], [[], ITEMS[:20]], ["x", "i1"]).beam_set_overlap == 1
+
+
 def test_a_bootstrap_interval_is_that_of_the_mean() -> None:
     values = np.random.default_rng(0).normal(2, 3, 900)
     low, high = bootstrap_interval(values)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from earn.calibration.report import calibration_page, write_report
+from earn.calibration.report import calibration_page, check_page, write_report
 from earn.calibration.report_rows import AttemptRow, LengthRow, PrecisionRow, RangeRow, Report, SensitivityRow
 from earn.errors import EarnError
 
@@ -82,7 +82,7 @@ def test_the_page_says_what_the_figures_hold() -> None:
         "The gate was tried 2 times, each less coarse:",
         "late.0 ✓ passes 0.9600",
         "lowest, 95.50%, for histories of 2–8 items; a tenth of these 20 users have 80.00% or less",
-        "2 of 3 passed: fp32, int8.",
+        "1 of 2 passed: int8.",
         "int8 (chosen) ✓ passes 12.5 MiB 25.0% 20.0 ms 0.9600 0.1240",
         "int4 ✕ fails 6.8 KiB 12.5% not measured 0.9000 0.1000",
         "The most sensitive is late.0: with it alone quantized, the outputs of its stage change by 3.00%.",
@@ -96,7 +96,7 @@ def test_the_page_says_what_the_figures_hold() -> None:
         assert said in text, f"{said!r} is missing in:\n{text}"
 
 
-@pytest.mark.parametrize(("forced", "said"), [(False, "Nothing was written."), (True, "It was written all the same")])
+@pytest.mark.parametrize(("forced", "said"), [(False, "No bundle was written."), (True, "It was written all the same")])
 def test_a_shut_gate_stands_above_everything(forced: bool, said: str) -> None:
     report = replace(REPORT, passed=False, forced=forced, gate=BAD_GATE)
     text = text_of(report)
@@ -197,7 +197,17 @@ def test_the_json_beside_the_page_is_the_report(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").read_bytes() == first
 
 
-def test_the_page_may_not_stand_where_its_json_goes(tmp_path: Path) -> None:
-    with pytest.raises(EarnError, match=r"report\.html"):
-        write_report(REPORT, tmp_path / "report.json")
-    assert not list(tmp_path.iterdir())
+def test_places_where_the_page_would_do_harm_are_refused(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    for path, reason in (
+        (tmp_path / "report.json", "ends in .html"),
+        (tmp_path, "ends in .html"),
+        (bundle / "deep" / "page.html", "lies in a bundle"),
+    ):
+        with pytest.raises(EarnError, match=reason):
+            check_page(path, bundle)
+    (tmp_path / "page.json").touch()
+    with pytest.raises(EarnError, match="stands where the report's figures go"):
+        check_page(tmp_path / "page.html", bundle)
+    (tmp_path / "page.html").touch()
+    check_page(tmp_path / "page.html", bundle)  # an earlier report

@@ -56,7 +56,7 @@ def test_every_stratum_gives_alike() -> None:
         for level in range(4)
         for number in range(10)
     ]
-    chosen = choose(examples, COUNTS, 32, 10)
+    chosen = choose(examples, COUNTS, 32, 32)
     kinds = [example.user.rpartition("-")[0] for example in chosen.calibration]
     assert {kinds.count(kind) for kind in kinds} == {2}
     assert len(set(kinds)) == 16
@@ -65,5 +65,7 @@ def test_every_stratum_gives_alike() -> None:
 def test_too_few_is_an_error() -> None:
     with pytest.raises(EarnError, match="2 samples are too few"):
         choose(users(100), COUNTS, 2, 50)
+    with pytest.raises(EarnError, match="1 users are too few to judge by"):
+        choose(users(100), COUNTS, 32, 1)
     with pytest.raises(EarnError, match="There are 60 users, too few for 32"):
         choose(users(60), COUNTS, LEAST_SAMPLES, 50)

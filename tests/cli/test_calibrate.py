@@ -47,7 +47,7 @@ def test_an_int8_bundle_and_its_report(exported: Path, data: Path, earn: Earn, t
 
     shown = earn("inspect", out).out
     assert "int8 for cpu" in shown
-    assert "of the best 20 items stay" in shown
+    assert "of the best 15 items stay" in shown
     assert earn("recommend", out, "--history", "i1,i2").status == 0
 
 
@@ -60,9 +60,9 @@ def test_a_bundle_that_fails_is_not_written_unless_forced(
     outcome = earn(*argv, *options)
     assert outcome.status == 1
     assert "fails" in outcome.out
-    assert "The gate stays shut: the best 20 items overlap by" in outcome.err
+    assert "The gate stays shut: the best 15 items overlap by" in outcome.err
     assert not (tmp_path / "bad").exists()
-    assert (tmp_path / "bad-report.html").is_file()
+    assert (tmp_path / "bad-report-failed.html").is_file()
     forced = earn(*argv, *options, "--force")
     assert forced.status == 1
     assert "GATE FAILED" in earn("inspect", tmp_path / "bad").out
@@ -78,4 +78,11 @@ def test_bad_input_is_refused(exported: Path, data: Path, earn: Earn, tmp_path: 
         "not written for the engine 'cuda'"
         in earn("calibrate", exported, data, *out, *options, "--engine", "cuda").error
     )
+    for place in (exported / "page.html", tmp_path / "x" / "page.html"):
+        assert "lies in a bundle" in earn("calibrate", exported, data, *out, *options, "--report", place).error
+    assert "ends in .html" in earn("calibrate", exported, data, *out, *options, "--report", tmp_path / "a.json").error
+    assert "no bundle" in earn("calibrate", tmp_path / "none", data, *out, *options).error
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine.json").write_text("{}")
+    outcome = earn("calibrate", exported, data, *out, *options, "--report", tmp_path / "mine.html")
+    assert "stands where the report's figures go" in outcome.error

@@ -51,8 +51,8 @@ def test_steps_are_numbered(capsys: pytest.CaptureFixture[str]) -> None:
     assert (out, err) == ("", "[1/2] 0:00  Read\n[2/2] 0:00  Write\n")
 
 
-def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
-    for is_terminal, text in ((False, ""), (True, "\r      label: 1 of 2 users\r      label: 2 of 2 users\n")):
+def test_progress_counts_on_terminals_and_ends_with_a_line_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_terminal, text in ((False, "      label: 2\n"), (True, "\r      label: 1 of 2\r      label: 2 of 2\n")):
         stream = io.StringIO()
         monkeypatch.setattr(stream, "isatty", lambda shown=is_terminal: shown)
         monkeypatch.setattr(sys, "stderr", stream)
@@ -72,7 +72,7 @@ def test_the_first_process_speaks_for_all(capsys: pytest.CaptureFixture[str], mo
         progress("label")(1, 2)
         complain("wrong")
         out, err = capsys.readouterr()
-        assert (out, err.replace("      label: 1 of 2 users", "")) == expected
+        assert (out, err.replace("      label: 1 of 2", "")) == expected
 
 
 def test_quiet_silences_warnings_and_gives_them_back(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,9 @@ def test_what_was_saved_is_loaded(toy_bundle: Path, toy_model: EarnModel, tmp_pa
     assert replace(loaded, files={}, parity=None) == made
     assert loaded.scoring == "trie"
     assert loaded.precision == "fp32"
-    measured = replace(loaded, accuracy={"recall@10": 0.25})
+    measure = {"before": 0.25, "after": 0.25}
+    judged = {"passed": True, "users": 9, "beam_set": 20, "beam_set_overlap": 1.0, "top10_overlap": 1.0}
+    measured = replace(loaded, accuracy={**judged, "recall@10": measure, "ndcg@10": measure, "limits": {}})
     measured.save(tmp_path)
     for name in loaded.files:
         (tmp_path / name).write_bytes((toy_bundle / name).read_bytes())
@@ -168,8 +170,9 @@ def test_a_bundle_may_itself_be_reached_by_a_link(bundle: Path) -> None:
         (lambda value: value["model"].update(token_ids=[0]), "Export the checkpoint again"),
         (lambda value: value["model"].update(max_history=0), "limits follow from the prompt"),
         (lambda value: value["model"]["prompt"].update(tail="ab"), "'tail' is 'ab'"),
-        (lambda value: value.update(precision="int8"), "precision 'int8' is known"),
-        (lambda value: value.update(tools=None), "tools or accuracy is not an object"),
+        (lambda value: value.update(precision="int3"), "precision 'int3' is known"),
+        (lambda value: value.update(tools=None), "tools is not an object"),
+        (lambda value: value.update(accuracy={}), "accuracy lacks"),
         (lambda value: value.update(files={"early.onnx": 3}), "where FileEntry belongs"),
     ],
 )
