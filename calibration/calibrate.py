@@ -23,7 +23,7 @@ import onnx
 import onnxruntime
 
 from earn.calibration.bench import Bench, Mix
-from earn.calibration.equalize import equalize
+from earn.calibration.equalize import ALPHA, equalize
 from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Ranking, Verdict, judge
 from earn.calibration.observe import RANGE_METHODS, Observations, observe
 from earn.calibration.precisions import FASTEST, PRECISIONS, Form, Precision, find_form, find_precisions
@@ -53,6 +53,7 @@ class Settings:
 
     engine: str | None = None  # whose form is written; the precision's usual one if None
     method: str = "minmax"  # one of RANGE_METHODS
+    alpha: float | None = ALPHA  # exponent of the equalization; None: outliers stay where they are
     beams: int = DEFAULT_BEAMS
     least_overlap: float = LEAST_OVERLAP
     force: bool = False  # write a bundle that fails, and say so in its manifest
@@ -291,7 +292,8 @@ class _Run:
         seen = self.observations("float")
 
         def change(stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
-            equalize(graph, seen[stage].channels)
+            if self._settings.alpha is not None:
+                equalize(graph, seen[stage].channels, self._settings.alpha)
             return graph
 
         if not self.bench.has("equalized"):

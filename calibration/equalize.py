@@ -4,7 +4,7 @@ One range must hold all channels of an activation, so a channel with values a hu
 or three steps of the 256. Where the channel comes out of a weight or a norm, that one is divided by s, and the row of
 the product's weight that reads the channel is multiplied by s:
 
-    s = max|x| ** ALPHA / max|w| ** (1 - ALPHA)        SmoothQuant (Xiao et al., ICML 2023), equation 4
+    s = max|x| ** alpha / max|w| ** (1 - alpha)        SmoothQuant (Xiao et al., ICML 2023), equation 4
 
     down_proj reads silu(gate) * up         up_proj's columns are divided
     q, k, v; gate, up; the head read a norm     its vector is divided
@@ -24,7 +24,7 @@ from onnx import numpy_helper
 from earn.calibration.observe import ChannelRange
 from earn.calibration.products import Product, products
 
-ALPHA = 0.7  # how much of the outlier goes over; chosen by beam-set overlap on two data sets, see docs/calibration.md
+ALPHA = 0.7  # chosen by beam-set overlap on two data sets, see docs/calibration.md
 LEAST = 1e-5  # of what the formula divides by
 
 Floats = NDArray[np.floating]
@@ -38,18 +38,19 @@ class Channel:
     readers: tuple[Product, ...]
 
 
-def equalize(graph: onnx.ModelProto, seen: Mapping[str, ChannelRange]) -> None:
+def equalize(graph: onnx.ModelProto, seen: Mapping[str, ChannelRange], alpha: float = ALPHA) -> None:
     """Changes the weights of a stage graph in place.
 
     Args:
         graph: with its weights loaded.
         seen: what went into the products, by tensor.
+        alpha: how much of an outlier goes over, 0 to 1.
     """
     weights = {tensor.name: tensor for tensor in graph.graph.initializer}
     for channel in channels(graph):
         readers = [numpy_helper.to_array(weights[reader.weight]) for reader in channel.readers]
         activation = np.max([seen[reader.activation].magnitude for reader in channel.readers], axis=0)
-        scale = _scale(activation, readers)
+        scale = _scale(activation, readers, alpha)
         source = numpy_helper.to_array(weights[channel.source])
         _replace(weights[channel.source], source / scale)
         for reader, weight in zip(channel.readers, readers, strict=True):
@@ -112,10 +113,10 @@ def _is_read_by_products_alone(graph: onnx.ModelProto, tensor: str, reading: Seq
     )
 
 
-def _scale(activation: Floats, readers: Sequence[Floats]) -> Floats:
+def _scale(activation: Floats, readers: Sequence[Floats], alpha: float) -> Floats:
     """What each channel is divided by."""
     weight = np.max([np.abs(rows).max(axis=1) for rows in readers], axis=0)
-    scale: Floats = np.maximum(activation, LEAST) ** ALPHA / np.maximum(weight, LEAST) ** (1 - ALPHA)
+    scale: Floats = np.maximum(activation, LEAST) ** alpha / np.maximum(weight, LEAST) ** (1 - alpha)
     return scale
 
 

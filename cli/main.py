@@ -7,9 +7,12 @@ Exit status: 0 done, 2 bad input or a missing optional package (one line "earn: 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from io import TextIOWrapper
+from typing import NoReturn
 
 import earn
 from earn.cli import calibrate, data, evaluate, export, inspection, quickstart, recommend, train
@@ -57,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a title must not fail for the terminal's encoding
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # whoever is told to stop cleans up too
     try:
         args = build_parser().parse_args(argv)
         with quiet():
@@ -79,6 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _fail(message: str) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earn.data import Example
+from earn.errors import EarnError
 from earn.metrics import CUTOFFS, target_rank
 from earn.runtime.recommender import Recommender
 
@@ -31,8 +32,16 @@ def target_ranks(
         item_ids: the ids behind the examples' item indices.
         exclude_history: whether items of the history may not come back.
         progress: called with the number of users done and the number of all.
+
+    Raises:
+        EarnError: the bundle allows fewer beams than the widest cutoff.
     """
-    most = max(CUTOFFS)
+    most, allowed = max(CUTOFFS), recommender.manifest.limits.beams
+    if allowed < most:
+        raise EarnError(
+            f"Evaluation asks for {most} items, and this bundle returns {allowed} at the most. "
+            f"Export the checkpoint with --max-beams {most} or more."
+        )
     ranks: list[int] = []
     for start in range(0, len(examples), BATCH):
         chosen = examples[start : start + BATCH]

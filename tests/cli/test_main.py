@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -96,9 +97,11 @@ def test_a_missing_package_names_its_extra(
     assert earn("data", "any").error == f'This needs {package}. Install it: pip install "earn-edge[{extra}]"'
 
 
-def test_an_interruption_is_said_in_one_line(earn: Earn, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_said_in_one_line(stop: int, earn: Earn, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(_: object) -> int:
-        raise KeyboardInterrupt
+        signal.raise_signal(stop)
+        return 0
 
     monkeypatch.setattr(data_command, "run", run)
     outcome = earn("data", "any")

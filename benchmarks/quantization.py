@@ -1,0 +1,94 @@
+"""What each choice of the calibration keeps: overlap with the float bundle, one row a choice, all else the same.
+
+    python benchmarks/quantization.py runs/movies-bundle ml-100k --exclude-history
+    python benchmarks/quantization.py runs/beauty-bundle data/Beauty --users 1000
+
+Every row is calibrated and judged as `earn calibrate` does it, without its ladder of finer and finer tries. Prints a
+table of means over the held-out users with standard errors, and the size of the graphs beside the float ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from earn.calibration.bench import Mix
+from earn.calibration.calibrate import Settings, calibrate
+from earn.calibration.equalize import ALPHA
+from earn.calibration.refine import LEVELS
+from earn.cli.calibrate import draw
+from earn.cli.dataset import load_dataset
+
+SAMPLES = 128
+
+
+@dataclass(frozen=True)
+class Row:
+    """One choice."""
+
+    label: str
+    precision: str = "int8"
+    engine: str | None = None
+    method: str = "minmax"
+    samples: int = SAMPLES
+    alpha: float | None = ALPHA
+    fine: tuple[str, ...] = ()
+
+
+ROWS = (
+    Row("int8"),
+    Row("int8, not equalized", alpha=None),
+    *(Row(f"int8, exponent {alpha}", alpha=alpha) for alpha in (0.5, 0.6, 0.8, 0.9)),
+    *(Row(f"int8, {method}", method=method) for method in ("percentile", "entropy")),
+    *(Row(f"int8, {samples} samples", samples=samples) for samples in (32, 64, 256)),
+    Row("int8, form for TensorRT", engine="tensorrt"),
+    Row("int8-dynamic", "int8-dynamic"),
+    Row("int8-dynamic, not equalized", "int8-dynamic", alpha=None),
+    Row("int4", "int4"),
+    Row("fp16", "fp16"),
+    Row("int8, down_proj refined", fine=("down_proj",)),
+    Row("int8, down_proj and head refined", fine=LEVELS[0]),
+    Row("int8, all refined", fine=LEVELS[1]),
+)
+
+
+def main() -> None:
+    """Calibrates every row and prints it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("data")
+    parser.add_argument("--users", type=int, default=700, help="who judge (default: %(default)s)")
+    parser.add_argument("--exclude-history", action="store_true")
+    arguments = parser.parse_args()
+    dataset = load_dataset(arguments.data)
+    print(f"{'':36}{'overlap 20':>12}{'+-':>8}{'overlap 10':>12}{'NDCG@10':>9}{'fp32':>8}{'size':>7}")
+    for row in ROWS:
+        histories, held_out = draw(dataset, row.samples, arguments.users, 0, arguments.exclude_history)
+        settings = Settings(
+            row.engine,
+            row.method,
+            row.alpha,
+            least_overlap=0,
+            explain=False,
+            compare=False,
+            mix=Mix(fine_kinds=row.fine),
+            requests=0,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "bundle"
+            found = calibrate(arguments.bundle, out, histories, held_out, row.precision, settings)
+        verdict = found.chosen.verdict
+        error = verdict.overlaps.std() / np.sqrt(verdict.users)
+        print(
+            f"{row.label:36}{verdict.beam_set_overlap:12.4f}{error:8.4f}{verdict.top10_overlap:12.4f}"
+            f"{verdict.ndcg.after:9.4f}{verdict.ndcg.before:8.4f}{found.chosen.graph_bytes / found.float_bytes:7.3f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
