@@ -69,6 +69,8 @@ class OnnxStages:
                 f"Install it: {engine.remedy}"
             )
         options = onnxruntime.SessionOptions()
+        # Threads of one stage would go on spinning, and take the cores, while the other stage runs or the app is idle.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         self._sessions: dict[str, Any] = {}

@@ -103,6 +103,13 @@ def test_graphs_of_another_model_are_refused(bundle: Path) -> None:
         load_engine("cpu", bundle, loaded)
 
 
+def test_threads_of_one_stage_do_not_spin_while_the_other_runs(toy_bundle: Path) -> None:
+    engine = load_engine("cpu", toy_bundle, Manifest.load(toy_bundle), threads=2)
+    assert isinstance(engine, OnnxStages)
+    for session in engine._sessions.values():
+        assert session.get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 def test_an_engine_gives_every_output_by_name(toy_bundle: Path) -> None:
     loaded = Manifest.load(toy_bundle)
     engine = load_engine("cpu", toy_bundle, loaded, threads=1)
