@@ -190,17 +190,15 @@ def check(source: Path, out: Path, precision: str, settings: Settings) -> list[t
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate:
-    """The fastest that passes, if possible with no layer in float; if none passes, the one that came nearest.
+    """Of those that pass, if possible with no layer in float, the fastest; of equally fast ones what keeps most.
 
-    Of those that noise could tell apart the one that keeps more.
+    If none passes, the one that came nearest.
     """
-    near = [row for row in candidates if row.verdict.passed] or list(candidates)
-    if chosen := [row for row in near if row.verdict.passed and not row.mix.float_units]:
-        near = chosen
-    if near[0].verdict.passed:
-        least = min(row.milliseconds or 0.0 for row in near)
-        near = [row for row in near if (row.milliseconds or 0.0) <= NOISE * least]
-    return max(near, key=lambda row: row.verdict.beam_set_overlap)
+    passing = [row for row in candidates if row.verdict.passed]
+    rows = [row for row in passing if not row.mix.float_units] or passing
+    least = min((row.milliseconds or 0.0 for row in rows), default=0.0)
+    rows = [row for row in rows if (row.milliseconds or 0.0) <= NOISE * least]
+    return max(rows or candidates, key=lambda row: row.verdict.beam_set_overlap)
 
 
 class _Run:

@@ -54,8 +54,8 @@ class Form:
 
 
 FORMS: Mapping[str, Form] = {
-    # ONNX Runtime fuses uint8 activations with int8 weights to integer products. Signed ones it leaves in float and
-    # dequantizes the weights in every call, several times slower than fp32.
+    # ONNX Runtime fuses uint8 activations with int8 weights to integer products. Of signed ones it leaves part in float
+    # and dequantizes their weights in every call, which is slower than fp32.
     "cpu": Form("cpu", signed_activations=False, block_operator=True, int8_embedding=True),
     # TensorRT takes zero points of 0 only, and no operator outside the standard ONNX domain.
     "tensorrt": Form("tensorrt", signed_activations=True, block_operator=False, int8_embedding=False),

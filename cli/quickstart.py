@@ -133,7 +133,8 @@ def _empty(out: Path) -> None:
     for name in (*TWINS, INT8):
         for folder in (out / name, out / f"{name}-bundle"):
             shutil.rmtree(folder, ignore_errors=True)
-    for name in (SUMMARY, f"{INT8}-report.html", f"{INT8}-report.json"):
+    reports = [f"{INT8}-report{outcome}.{kind}" for outcome in ("", "-failed") for kind in ("html", "json")]
+    for name in (SUMMARY, *reports):
         (out / name).unlink(missing_ok=True)
 
 
