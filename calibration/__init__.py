@@ -1,1 +1,1 @@
-"""Quantized bundles that keep their recommendations (to come)."""
+"""Quantized bundles that keep their recommendations."""

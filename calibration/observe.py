@@ -66,18 +66,19 @@ class Observer:
         }
         self._sessions = {stage: _watched_session(path) for stage, path in graphs.items()}
 
-    def run(self, stage: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs of the stage by name."""
+    def run(self, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Runs the stage."""
         session, tensors = self._sessions[stage]
-        names = [output.name for output in session.get_outputs()]
-        outputs = dict(zip(names, session.run(names, dict(feeds)), strict=True))
-        seen = {name: outputs.pop(name) for name in tensors}
+        names = [*outputs, *tensors]
+        found = dict(zip(names, session.run(names, dict(feeds)), strict=True))
+        for name, array in outputs.items():
+            array[...] = found[name]
+        seen = {name: found[name] for name in tensors}
         for name, values in seen.items():
             self._note(stage, name, values.reshape(-1, values.shape[-1]))
         if collector := self._collectors[stage]:
             with redirect_stdout(io.StringIO()):  # it talks
                 collector.collect(seen)
-        return outputs
 
     def observations(self, stage: str) -> Observations:
         """What was seen so far."""
@@ -109,7 +110,7 @@ def observe(
     observer = Observer(graphs, method)
     recommender = Recommender(observer, manifest, catalog)
     for number, history in enumerate(histories):
-        recommender.recommend(history, 1, beams)
+        recommender.recommend(history, beams, beams)  # or the search would end with the first
         progress(number + 1, len(histories))
     return {stage: observer.observations(stage) for stage in STAGES}
 

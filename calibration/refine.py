@@ -20,7 +20,7 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 # Kinds of products that get finer activations, from the first to the last resort.
 LEVELS: Sequence[tuple[str, ...]] = (
     ("down_proj", "head"),
-    ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "head"),
+    ("qkv_proj", "q_proj", "kv_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "head"),
 )
 
 STEPS = 254  # to one step of q: the excess is at most half of one, on either side of the zero point

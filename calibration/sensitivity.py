@@ -29,13 +29,11 @@ class Recorder:
         default_factory=lambda: {stage: [] for stage in STAGES}
     )
 
-    def run(self, stage: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs of the stage by name."""
-        outputs = self.engine.run(stage, feeds)
-        self.calls[stage].append(
-            ({name: np.array(array) for name, array in feeds.items()}, next(iter(outputs.values())))
-        )
-        return outputs
+    def run(self, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Runs the stage."""
+        self.engine.run(stage, feeds, outputs)
+        inputs = {name: np.array(array) for name, array in feeds.items()}
+        self.calls[stage].append((inputs, np.array(next(iter(outputs.values())))))
 
 
 def sensitivities(
@@ -57,7 +55,7 @@ def sensitivities(
     recorder = Recorder(engine)
     recommender = Recommender(recorder, bench.manifest, bench.catalog)
     for history in histories[:HISTORIES]:
-        recommender.recommend(history, 1, beams)
+        recommender.recommend(history, beams, beams)  # or the search would end with the first
     units = bench.units(quantized)
     errors = {}
     for number, unit in enumerate(units):

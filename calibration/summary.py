@@ -15,8 +15,8 @@ LENGTHS = 5  # parts of the users, by length of their histories
 
 # What products that read one tensor are called together.
 _TOGETHER = {
-    frozenset({"q_proj", "k_proj", "v_proj"}): "qkv",
-    frozenset({"k_proj", "v_proj"}): "kv",
+    frozenset({"qkv_proj"}): "qkv",
+    frozenset({"kv_proj"}): "kv",
     frozenset({"q_proj"}): "q",
     frozenset({"gate_proj", "up_proj"}): "gate_up",
 }

@@ -12,6 +12,8 @@ of the item head; then the prompt's and the registers' tokens. Embedding rows th
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -24,7 +26,7 @@ from earn.files import read_json, sha256, write_json
 from earn.prompts import constant_head, prompt_end, prompt_rows, readout_rows
 from earn.specs import Limits, Sizes, all_specs
 
-SCHEMA = 1
+SCHEMA = 2
 PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8", "int4")
 MANIFEST_FILE = "manifest.json"
 _JUDGED = {  # what must stand in a calibrated bundle's parts
@@ -96,6 +98,11 @@ class Manifest:
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
         entries = {path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, sha256(path)) for path in paths}
         return replace(self, files=entries)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this bundle from every other: a SHA-256 of the manifest, which lists those of all files."""
+        return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()
 
     @property
     def bundle_bytes(self) -> int:

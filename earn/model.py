@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from earn.backbones import TINY_BACKBONES, check_backbone, load_backbone, sizes_of
+from earn.backbones import TINY_BACKBONES, check_backbone, load_backbone
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import MASKED, EarnConfig, Prompt, from_json, to_json
 from earn.errors import EarnError
 from earn.prompts import Template, prompt_rows
-from earn.stage import DenseHead, EarlyStage, LateStage, empty_past
+from earn.stage import DenseHead, EarlyStage, LateStage
 
 IGNORED = -100  # label of a row that predicts nothing
 
@@ -164,13 +164,10 @@ class EarnModel(PreTrainedModel):
             predict: [p], the rows to predict from, as places in `keep`.
         """
         early, late = self.early_stage(), self.late_stage()
-        sizes = sizes_of(self.config, self.earn.early_layers, 0, 0)
-        hidden = cast(Tensor, early.embedding(input_ids))
-        cache = (hidden, sizes.key_value_heads, sizes.head_size)
-        hidden, _ = early.run(hidden, position_ids, attention_bias, empty_past(len(early.layers), *cache), keep)
+        hidden, _ = early.run(cast(Tensor, early.embedding(input_ids)), position_ids, attention_bias, None, keep)
         late_bias = attention_bias.index_select(2, keep).index_select(3, keep)
         late_position = position_ids.index_select(1, keep)
-        hidden, _ = late.run(hidden, late_position, late_bias, empty_past(len(late.layers), *cache), predict)
+        hidden, _ = late.run(hidden, late_position, late_bias, None, predict)
         return cast(Tensor, self.lm_head(self.model.norm(hidden)))
 
     def forward(

@@ -2,7 +2,8 @@
 
 The ONNX export takes names and dynamic axes from here, TensorRT its profiles, the runtime its checks. No torch.
 
-Axes: b users, m new tokens, s cached tokens, s+m both, r kept rows, v logits; g key-value heads, e head size, d hidden.
+Axes: b users, m new tokens, s cached tokens, s+m both, r kept rows, v logits; 2l keys and values of the stage's layers,
+g key-value heads, e head size, d hidden.
 """
 
 from __future__ import annotations
@@ -49,7 +50,17 @@ class Limits:
     @property
     def generated(self) -> int:
         """Cache rows that decoding adds at the most: every beam at every step but the last."""
-        return self.beams * (self.depth - 1)
+        return generated_rows(self.beams, self.depth)
+
+    @property
+    def pass_rows(self) -> int:
+        """Rows of one decoding pass at the most: the beams, and as many of the tokens that may follow them."""
+        return self.beams * min(2, max(1, self.depth - 1))
+
+
+def generated_rows(beams: int, depth: int) -> int:
+    """Cache rows that `beams` beams add to a user's sequence at the most."""
+    return beams * (depth - 1)
 
 
 CALL_AXES = ("b", "m", "s", "s+m", "r")  # their sizes depend on the call, even where the limits leave one size alone
@@ -92,14 +103,10 @@ class StageSpecs:
     outputs: tuple[TensorSpec, ...]
 
 
-def past_key_value_names(layers: int) -> list[str]:
-    """Names of the cached keys and values that go in, two per layer."""
-    return [f"past_key_values.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+PAST = "past_key_values"  # the cache that goes in
+NEW = "new_key_values"  # the rows of it that come out
 
-
-def new_key_value_names(layers: int) -> list[str]:
-    """Names of the new tokens' keys and values that come out, two per layer."""
-    return [f"new_key_values.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+PIECE = 256  # rows that the early stage reads at once: prompts are read in pieces of at most so many
 
 
 def stage_specs(stage: str, sizes: Sizes, limits: Limits) -> StageSpecs:
@@ -110,30 +117,26 @@ def stage_specs(stage: str, sizes: Sizes, limits: Limits) -> StageSpecs:
     axis = _axes(stage, limits)
     layers = sizes.stage_layers(stage)
     hidden = _fixed("d", sizes.hidden)
-    cache = (_fixed("g", sizes.key_value_heads), _fixed("e", sizes.head_size))
-
-    def key_values(names: list[str], rows: Axis) -> list[TensorSpec]:
-        return [TensorSpec(name, (axis["b"], cache[0], rows, cache[1]), "float32") for name in names]
-
+    row = (_fixed("2l", 2 * layers), _fixed("g", sizes.key_value_heads), _fixed("e", sizes.head_size))
     inputs = [
         TensorSpec("input_ids", (axis["b"], axis["m"]), "int64")
         if stage == "early"
         else TensorSpec("hidden", (axis["b"], axis["m"], hidden), "float32")
     ]
+    outputs = [
+        TensorSpec("hidden", (axis["b"], axis["r"], hidden), "float32")
+        if stage == "early"
+        else TensorSpec("logits", (axis["b"], axis["r"], _fixed("v", sizes.logits)), "float32")
+    ]
     if layers:
         inputs += [
             TensorSpec("position_ids", (axis["b"], axis["m"]), "int64"),
             TensorSpec("attention_bias", (axis["b"], _fixed("1", 1), axis["m"], axis["s+m"]), "float32"),
-            *key_values(past_key_value_names(layers), axis["s"]),
+            TensorSpec(PAST, (axis["s"], axis["b"], *row), "float32"),
         ]
+        outputs.append(TensorSpec(NEW, (axis["m"], axis["b"], *row), "float32"))
     inputs.append(TensorSpec("keep", (axis["r"],), "int64"))
-    output = (
-        TensorSpec("hidden", (axis["b"], axis["r"], hidden), "float32")
-        if stage == "early"
-        else TensorSpec("logits", (axis["b"], axis["r"], _fixed("v", sizes.logits)), "float32")
-    )
-    outputs = (output, *key_values(new_key_value_names(layers), axis["m"]))
-    return StageSpecs(tuple(inputs), outputs)
+    return StageSpecs(tuple(inputs), tuple(outputs))
 
 
 def all_specs(sizes: Sizes, limits: Limits) -> Mapping[str, StageSpecs]:
@@ -145,14 +148,14 @@ def _axes(stage: str, limits: Limits) -> dict[str, Axis]:
     """The dynamic axes of a stage: prefill of a prompt or its constant head and decode steps fit into them."""
     early = stage == "early"
     prompt = limits.prompt if early else limits.prefix + limits.readout
-    rows = max(limits.prompt if early else limits.prefix + limits.readout, limits.beams)
-    kept = max(limits.prefix, limits.readout, limits.beams)
+    rows = max(min(limits.prompt, PIECE) if early else prompt, limits.pass_rows)
+    kept = max(limits.prefix, limits.readout, limits.pass_rows)
     cached = prompt + max(0, limits.generated - limits.beams)  # the last step's own rows are never read back
     ranges = {
         "b": (1, 1, limits.batch),
         "m": (1, limits.beams, rows),
         "s": (0, prompt, cached),
-        "s+m": (1, prompt + limits.beams, max(prompt + limits.generated, rows)),
+        "s+m": (1, prompt + limits.beams, prompt + max(limits.generated, limits.pass_rows)),
         "r": (1, limits.beams, kept),
     }
     return {name: Axis(name, least, min(usual, most), most) for name, (least, usual, most) in ranges.items()}

@@ -1,11 +1,14 @@
 """A stage: a run of decoder layers as one function of tokens or hidden states, positions, bias, cache and kept rows.
 
-    (hidden[b,m,d], position_ids[b,m], attention_bias[b,1,m,s+m], past_key_values l x ([b,g,s,e], [b,g,s,e]), keep[r])
-        -> (hidden[b,r,d], new_key_values l x ([b,g,m,e], [b,g,m,e]))
+    (hidden[b,m,d], position_ids[b,m], attention_bias[b,1,m,s+m], past_key_values l x ([s,b,g,e], [s,b,g,e]), keep[r])
+        -> (hidden[b,r,d], new_key_values l x ([m,b,g,e], [m,b,g,e]))
 
 Training, the reference search and the exported graphs all run this one function; only bias, cache and kept rows differ.
 In the last layer every row gives keys and values, but queries, output projection and MLP run for the kept rows alone:
 nothing above would read the others.
+
+Keys and values have their rows in front, so that a runtime which keeps room for more finds the next rows of all users
+in one piece of memory. An exported stage takes and gives those of all its layers as one tensor [rows,b,2l,g,e].
 
 The layers are Hugging Face's own decoder layers (Llama, Qwen2, Qwen3), whose submodules are called here one by one.
 
@@ -25,9 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from earn.specs import new_key_value_names
-
-KeyValues = Sequence[tuple[Tensor, Tensor]]  # keys and values per layer, each [b,g,s,e]
+KeyValues = Sequence[tuple[Tensor, Tensor]]  # keys and values per layer, each [s,b,g,e]
 
 
 class Stage(nn.Module):
@@ -43,10 +44,10 @@ class Stage(nn.Module):
         hidden: Tensor,
         position_ids: Tensor,
         attention_bias: Tensor,
-        past_key_values: KeyValues,
+        past_key_values: KeyValues | None,
         keep: Tensor,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The stage's one computation; shapes stand at the head of this module.
+        """The stage's one computation; shapes stand at the head of this module. None: nothing is cached.
 
         Without layers it only picks the kept rows.
         """
@@ -57,7 +58,8 @@ class Stage(nn.Module):
         last = len(self.layers) - 1
         bias = self._shared_bias(attention_bias)
         kept_bias = self._shared_bias(attention_bias.index_select(2, keep))
-        for number, (layer, past) in enumerate(zip(self.layers, past_key_values, strict=True)):
+        for number, layer in enumerate(self.layers):
+            past = past_key_values[number] if past_key_values else None
             choice = (kept_bias, past, keep) if number == last else (bias, past, None)
             hidden, key_value = run_layer(layer, hidden, rotation, *choice)
             new_key_values.append(key_value)
@@ -80,12 +82,13 @@ class EarlyStage(Stage):
         input_ids: Tensor,
         position_ids: Tensor,
         attention_bias: Tensor,
-        past_key_values: KeyValues,
+        past_key_values: Tensor,
         keep: Tensor,
     ) -> dict[str, Tensor]:
-        """Token ids [b,m] in, hidden states of the kept rows [b,r,d] and the new keys and values out."""
-        hidden, new = self.run(self.embedding(input_ids), position_ids, attention_bias, past_key_values, keep)
-        return {"hidden": hidden, **_named(new)}
+        """Token ids [b,m] and cache [s,b,2l,g,e] in; hidden states of the kept rows [b,r,d] and new rows of it out."""
+        past = _by_layer(past_key_values, len(self.layers))
+        hidden, new = self.run(self.embedding(input_ids), position_ids, attention_bias, past, keep)
+        return {"hidden": hidden, "new_key_values": _in_one(new)}
 
 
 class LateStage(Stage):
@@ -101,12 +104,13 @@ class LateStage(Stage):
         hidden: Tensor,
         position_ids: Tensor,
         attention_bias: Tensor,
-        past_key_values: KeyValues,
+        past_key_values: Tensor,
         keep: Tensor,
     ) -> dict[str, Tensor]:
-        """Hidden states [b,m,d] in, logits of the kept rows [b,r,v] and the new keys and values out."""
-        hidden, new = self.run(hidden, position_ids, attention_bias, past_key_values, keep)
-        return {"logits": self.head(self.norm(hidden)), **_named(new)}
+        """Hidden states [b,m,d] and cache [s,b,2l,g,e] in; logits of the kept rows [b,r,v] and new rows of it out."""
+        past = _by_layer(past_key_values, len(self.layers))
+        hidden, new = self.run(hidden, position_ids, attention_bias, past, keep)
+        return {"logits": self.head(self.norm(hidden)), "new_key_values": _in_one(new)}
 
 
 class DenseHead(LateStage):
@@ -122,77 +126,92 @@ def run_layer(
     hidden: Tensor,
     rotation: tuple[Tensor, Tensor],
     attention_bias: Tensor,
-    past: tuple[Tensor, Tensor],
+    past: tuple[Tensor, Tensor] | None,
     keep: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """One decoder layer: hidden [b,m,d] -> hidden [b,m,d] ([b,r,d] of kept rows), new keys and values [b,g,m,e].
+    """One decoder layer: hidden [b,m,d] -> hidden [b,m,d] ([b,r,d] of kept rows), new keys and values [m,b,g,e].
 
     The bias [b,1,n*r,S] is that of the rows that go on.
     """
     attention = cast(nn.Module, layer.self_attn)
     normed = layer.input_layernorm(hidden)  # type: ignore[operator]
-    key = _heads(attention, "k", normed)  # [b,m,g,e]
-    value = _heads(attention, "v", normed)
-    half = cast(int, attention.head_dim) // 2  # not from a tensor's shape: an exported graph would compute it
-    key = rotate(key, *rotation, half).transpose(1, 2)  # [b,g,m,e]
-    value = value.transpose(1, 2)
-    if keep is not None:
+    if keep is None:
+        query, key, value = projected(attention, normed, "qkv", rotation)
+    else:
+        key, value = projected(attention, normed, "kv", rotation)
         hidden, normed = hidden.index_select(1, keep), normed.index_select(1, keep)
-        rotation = (rotation[0].index_select(1, keep), rotation[1].index_select(1, keep))
-    query = rotate(_heads(attention, "q", normed), *rotation, half)  # [b,r,h,e]
-    keys = torch.cat((past[0], key), dim=2)  # [b,g,s+m,e]
-    values = torch.cat((past[1], value), dim=2)
+        kept_rotation = (rotation[0].index_select(1, keep), rotation[1].index_select(1, keep))
+        (query,) = projected(attention, normed, "q", kept_rotation)
+    key, value = key.transpose(0, 1), value.transpose(0, 1)  # [m,b,g,e]
+    keys, values = (key, value) if past is None else (torch.cat((past[0], key)), torch.cat((past[1], value)))
     dropout = attention.attention_dropout if layer.training else 0.0
-    query = query * cast(float, attention.scaling)
-    mixed = attend(query, keys, values, attention_bias, _sharing(attention), cast(float, dropout))
+    scaling, sharing = cast(float, attention.scaling), _sharing(attention)
+    mixed = attend(query, keys, values, attention_bias, sharing, scaling, cast(float, dropout))
     hidden = hidden + attention.o_proj(mixed)  # type: ignore[operator]
     hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))  # type: ignore[operator]
     return hidden, (key, value)
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, attention_bias: Tensor, n: int, dropout: float) -> Tensor:
-    """Softmax attention: query [b,r,h,e] (scaled), keys and values [b,g,S,e], bias [b,1,n*r,S] -> [b,r,h*e].
+def projected(attention: nn.Module, normed: Tensor, which: str, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Query, key and value heads of the rows [b,m,d], those that `which` names ("qkv", "kv", "q"): each [b,m,heads,e].
+
+    Queries and keys are normalised where the family does so (Qwen3) and turned by their positions, all at once. The
+    projections stand side by side, so that the export can make one product of them.
+    """
+    e = cast(int, attention.head_dim)
+    layers = [cast(nn.Linear, getattr(attention, f"{name}_proj")) for name in which]
+    heads = [layer.out_features // e for layer in layers]
+    b, m, _ = normed.shape
+    side_by_side = [layer(normed) for layer in layers]
+    rows = side_by_side[0] if len(which) == 1 else torch.cat(side_by_side, dim=-1)
+    rows = rows.view(b, m, sum(heads), e)
+    turned = len(which.removesuffix("v"))  # how many of them know their position
+    if hasattr(attention, "q_norm"):
+        parts = list(rows.split(heads, dim=2))
+        for place, name in enumerate(which[:turned]):
+            parts[place] = getattr(attention, f"{name}_norm")(parts[place])
+        rows = parts[0] if len(which) == 1 else torch.cat(parts, dim=2)
+    if which == "q":
+        return (rotate(rows, *rotation, e // 2),)
+    rows, value = rows.split([sum(heads[:turned]), heads[-1]], dim=2)
+    return (*rotate(rows, *rotation, e // 2).split(heads[:turned], dim=2), value)
+
+
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor, attention_bias: Tensor, n: int, scaling: float, dropout: float
+) -> Tensor:
+    """Softmax attention: query [b,r,h,e], keys and values [S,b,g,e], bias [b,1,n*r,S] -> [b,r,h*e].
 
     The n heads that share keys and values are laid into the rows of one product, so keys are never repeated; the bias
-    comes with its rows already repeated.
+    comes with its rows already repeated. Keys and values are read where they lie: engines fold their permutations into
+    the products.
     """
     b, r, _, e = query.shape
-    g = keys.shape[1]
+    g = keys.shape[2]
     rows = query.view(b, r, g, n, e).permute(0, 2, 3, 1, 4).reshape(b, g, -1, e)  # [b,g,n*r,e]
-    shares = torch.softmax(rows @ keys.transpose(2, 3) + attention_bias, dim=-1)  # [b,g,n*r,S]
+    shares = torch.softmax((rows * scaling) @ keys.permute(1, 2, 3, 0) + attention_bias, dim=-1)  # [b,g,n*r,S]
     if dropout:
         shares = functional.dropout(shares, dropout)
-    mixed = (shares @ values).view(b, g, n, r, e)
+    mixed = (shares @ values.permute(1, 2, 0, 3)).view(b, g, n, r, e)
     return mixed.permute(0, 3, 1, 2, 4).reshape(b, r, -1)
 
 
 def rotary_rotation(rotary: nn.Module, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary position embedding, each [b,m,1,e], from the backbone's own frequencies."""
+    """Cosines and signed sines of the rotary position embedding, each [b,m,1,e], from the backbone's own frequencies.
+
+    The sines of a head's first half are negative: the first of a pair (i, i + e/2) loses what the second gains.
+    """
     frequencies = cast(Tensor, rotary.inv_freq)  # [e/2]
-    angles = position_ids.unsqueeze(-1).to(frequencies.dtype) * frequencies  # [b,m,e/2]
-    angles = torch.cat((angles, angles), dim=-1).unsqueeze(2)
+    angles = (position_ids.unsqueeze(-1).to(frequencies.dtype) * frequencies).unsqueeze(2)  # [b,m,1,e/2]
     scaling = cast(float, rotary.attention_scaling)
-    return angles.cos() * scaling, angles.sin() * scaling
+    cos, sin = angles.cos() * scaling, angles.sin() * scaling
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor, half: int) -> Tensor:
-    """Turns each pair (i, i + half) of a head [b,m,h,e] by its position's angle; half is e/2."""
+    """Turns each pair (i, i + half) of a head [b,m,heads,e] by its position's angle; half is e/2."""
     first, second = heads.split(half, dim=-1)
-    return heads * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def empty_past(layers: int, hidden: Tensor, key_value_heads: int, head_size: int) -> list[tuple[Tensor, Tensor]]:
-    """A cache that holds nothing, for the users of `hidden` [b,...] and on its device: l x ([b,g,0,e], [b,g,0,e])."""
-    return [(hidden.new_zeros(hidden.shape[0], key_value_heads, 0, head_size),) * 2 for _ in range(layers)]
-
-
-def _heads(attention: nn.Module, which: str, normed: Tensor) -> Tensor:
-    """The query, key or value heads of the rows: [b,m,d] -> [b,m,heads,e], normalised where the family does so."""
-    b, m, _ = normed.shape
-    project, e = cast(nn.Linear, getattr(attention, f"{which}_proj")), cast(int, attention.head_dim)
-    heads = project(normed).view(b, m, project.out_features // e, e)
-    norm = getattr(attention, f"{which}_norm", None)  # Qwen3 has q_norm and k_norm
-    return cast(Tensor, heads if norm is None else norm(heads))
+    return heads * cos + torch.cat((second, first), dim=-1) * sin
 
 
 def _sharing(attention: nn.Module) -> int:
@@ -200,6 +219,13 @@ def _sharing(attention: nn.Module) -> int:
     return cast(int, attention.num_key_value_groups)
 
 
-def _named(new_key_values: KeyValues) -> dict[str, Tensor]:
-    flat = [tensor for key_value in new_key_values for tensor in key_value]
-    return dict(zip(new_key_value_names(len(new_key_values)), flat, strict=True))
+def _by_layer(cache: Tensor, layers: int) -> KeyValues:
+    """Keys and values per layer, each [s,b,g,e], of a cache [s,b,2l,g,e]."""
+    return [(cache[:, :, 2 * layer], cache[:, :, 2 * layer + 1]) for layer in range(layers)]
+
+
+def _in_one(new_key_values: KeyValues) -> Tensor:
+    """New rows of the cache [m,b,2l,g,e] from keys and values per layer, each [m,b,g,e]."""
+    parts = [tensor for key_value in new_key_values for tensor in key_value]
+    m, b, g, e = parts[0].shape
+    return torch.cat(parts, dim=2).view(m, b, len(parts), g, e)

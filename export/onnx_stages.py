@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from optimum.exporters.onnx.convert import export_models
 from optimum.utils import NormalizedConfig
 from transformers import PretrainedConfig
 
+from earn.export.fuse import fuse_projections
 from earn.export.simplify import simplify
-from earn.export.stages import BundleModel, with_past
+from earn.export.stages import BundleModel
 from earn.export.weights import EXTERNAL_DATA_BYTES, lay_out_weights
 from earn.manifest import GRAPH_FILES
-from earn.specs import Axis, StageSpecs, all_specs, past_key_value_names
+from earn.specs import Axis, StageSpecs, all_specs
 
 OPSET = 18
 
@@ -32,10 +32,9 @@ class StageOnnxConfig(OnnxConfig):  # type: ignore[misc]
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
 
-    def __init__(self, config: PretrainedConfig, specs: StageSpecs, module: torch.nn.Module) -> None:
+    def __init__(self, config: PretrainedConfig, specs: StageSpecs) -> None:
         super().__init__(config, task="feature-extraction")
         self._specs = specs
-        self._module = module
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
@@ -52,12 +51,6 @@ class StageOnnxConfig(OnnxConfig):  # type: ignore[misc]
         """No setting of the backbone is to be changed for the export."""
         return None
 
-    @classmethod
-    def flatten_output_collection_property(cls, name: str, field: Iterable[Any]) -> dict[str, Any]:
-        """The cache's tensors under the names of the tensor table."""
-        flat = [tensor for key_value in field for tensor in key_value]
-        return dict(zip(past_key_value_names(len(flat) // 2), flat, strict=True))
-
     def generate_dummy_inputs(self, framework: str = "pt", **shapes: int) -> dict[str, Any]:
         """An example of the stage's arguments; `shapes` is Optimum's and of no use here."""
         generator = np.random.default_rng(0)
@@ -71,9 +64,7 @@ class StageOnnxConfig(OnnxConfig):  # type: ignore[misc]
             )
         if framework == "np":
             return arrays
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        past = [tensors.pop(name) for name in past_key_value_names(len(tensors)) if name in tensors]
-        return tensors | with_past(past, self._module)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _traced_size(axis: Axis) -> int:
@@ -92,7 +83,7 @@ def export_stages(
     for name, module in bundle.stages.items():
         own = deepcopy(config)  # Optimum reads and writes it
         module.config = own  # type: ignore[assignment]  # Optimum looks for it on the module
-        models[name] = (module, StageOnnxConfig(own, specs[name], module))
+        models[name] = (module, StageOnnxConfig(own, specs[name]))
     use_cache = config.use_cache
     try:
         export_models(
@@ -104,6 +95,7 @@ def export_stages(
         path = folder / name
         graph = simplify(onnx.load(str(path), load_external_data=False))
         onnx.load_external_data_for_model(graph, str(folder))
+        fuse_projections(graph)
         for file in folder.glob(f"{name}*"):
             file.unlink()
         lay_out_weights(graph, path, external_data_bytes)

@@ -1,4 +1,4 @@
-"""Makes an exported stage graph small: constant shapes, shared constants, nothing dead, readable names of products.
+"""Makes an exported stage graph small: constant shapes, shared constants, nothing copied or dead, names of products.
 
 The exporter spells the target of a reshape as integer arithmetic on `Shape` nodes. Where shape inference knows the
 target, one constant says the same:
@@ -45,6 +45,7 @@ def simplify(graph: ModelProto) -> ModelProto:
     simplified = shape_inference.infer_shapes(graph, data_prop=True)  # a copy
     body = simplified.graph
     _fix_reshapes(body)
+    _see_through_identities(body)
     _share_constants(body)
     _name_products(body)
     drop_dead(body)
@@ -82,6 +83,15 @@ def reshape_target(before: Shape, after: Shape) -> list[int] | None:
         else:
             target.append(0 if size and axis < len(before) and before[axis] == size else -1)
     return None if 0 in after or target.count(-1) > 1 else target
+
+
+def _see_through_identities(graph: GraphProto) -> None:
+    """Lets nodes read what an Identity copies: the exporter gives equal parameters one value and the others a copy."""
+    source: dict[str, str] = {}
+    for node in graph.node:  # in the order in which they run, so chains are followed
+        node.input[:] = [source.get(name, name) for name in node.input]
+        if node.op_type == "Identity":
+            source[node.output[0]] = node.input[0]
 
 
 def _share_constants(graph: GraphProto) -> None:

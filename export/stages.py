@@ -22,7 +22,6 @@ from earn.manifest import Manifest, limits_of
 from earn.model import EarnModel
 from earn.runtime.engine import Array
 from earn.runtime.recommender import Recommender
-from earn.specs import past_key_value_names
 from earn.stage import DenseHead, EarlyStage, LateStage
 
 MAX_BATCH = 64
@@ -84,21 +83,13 @@ class TorchEngine:
         self._stages = stages
 
     @torch.no_grad()
-    def run(self, stage: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs of the stage by name."""
+    def run(self, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Runs the stage and copies its outputs to where they belong."""
         module = self._stages[stage]
         device = next(module.parameters()).device
-        tensors = {name: torch.tensor(array, device=device) for name, array in feeds.items()}
-        past = [tensors.pop(name) for name in past_key_value_names(len(feeds) // 2) if name in tensors]
-        outputs: dict[str, Tensor] = module(**tensors, **with_past(past, module))
-        return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
-
-
-def with_past(past: Sequence[Tensor], module: nn.Module) -> dict[str, list[tuple[Tensor, Tensor]]]:
-    """The cache as a stage's keyword argument: pairs of key and value; nothing for a stage without layers."""
-    if isinstance(module, DenseHead):
-        return {}
-    return {"past_key_values": list(zip(past[::2], past[1::2], strict=True))}
+        found: dict[str, Tensor] = module(**{name: torch.tensor(array, device=device) for name, array in feeds.items()})
+        for name, array in outputs.items():
+            array[...] = found[name].cpu().numpy()
 
 
 def torch_recommender(model: EarnModel, scoring: str = "trie") -> Recommender:

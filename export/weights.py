@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 
-EXTERNAL_DATA_BYTES = 1_000_000_000  # weights beyond this stand in a file of their own, which the runtime maps
+EXTERNAL_DATA_BYTES = 16_000_000  # weights beyond this stand in a file of their own, which the runtime maps
 _SMALLEST_OUTSIDE = 1024  # bytes; smaller tensors stay in the graph
 
 

@@ -1,6 +1,6 @@
 """Beam search over the item trie as pure functions: scores in, beams out, all users of a batch at once.
 
-A step takes the logits of the beams that are still open, scores their children in the trie, and keeps each user's best.
+A step takes the log-probabilities of the children of the beams that are still open, and keeps each user's best.
 Finished beams keep their place with their score. Three rules normalise the scores (see `SCORING_RULES`); under "trie"
 a beam whose prefix leads to one leaf alone is finished at once, for every further token has probability 1.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.runtime.trie import Ints, ItemTrie
+from earn.runtime.trie import Exclusions, Ints, ItemTrie
 
 Floats = NDArray[np.float64]
 
@@ -36,33 +36,29 @@ def root_beams(users: int) -> Beams:
 def step(
     beams: Beams,
     is_open: NDArray[np.bool_],
-    logits: NDArray[np.float32],
-    depth: int,
+    log_probabilities: Floats,
     trie: ItemTrie,
     scoring: str,
     width: int,
-    dead: NDArray[np.bool_] | None = None,
+    exclusions: Exclusions,
 ) -> Beams:
     """One step of the search.
 
     Args:
         beams: n beams.
-        is_open: [n], which of them go on; the others are finished.
-        logits: [o,v], of the o open beams, in their order.
-        depth: tokens that the open beams have so far.
+        is_open: [n], which of them go on; the others keep their place.
+        log_probabilities: of all children of the open beams, as `children` orders them.
         scoring: one of SCORING_RULES.
         width: beams that each user keeps.
-        dead: bool [users, c], nodes that a user must not enter; None if all may be entered.
+        exclusions: nodes that these leave without an item are not entered.
     """
     closed, opened = np.flatnonzero(~is_open), np.flatnonzero(is_open)
     place, child = children(trie, beams.node[opened])
-    values = logits[place, trie.token[child]].astype(np.float64)
-    normaliser = NORMALISERS[scoring](logits, values, place, trie.level_tokens[depth])
     parent = opened[place]
-    score = beams.score[parent] + (values - normaliser[place])
-    if dead is not None:
-        alive = ~dead[beams.user[parent], child]
-        parent, child, score = parent[alive], child[alive], score[alive]
+    score = beams.score[parent] + log_probabilities
+    if exclusions.any:
+        is_alive = exclusions.left(beams.user[parent], child) > 0
+        parent, child, score = parent[is_alive], child[is_alive], score[is_alive]
     if scoring == "trie":
         leaf = trie.determined[child]
         child = np.where(leaf >= 0, leaf, child)
@@ -74,6 +70,21 @@ def step(
         parent,
         width,
     )
+
+
+def child_scores(nodes: Ints, logits: NDArray[np.float32], trie: ItemTrie, scoring: str) -> Floats:
+    """Log-probabilities of all children of some nodes, as `children` orders them.
+
+    Args:
+        nodes: [n], all of one level.
+        logits: [n,v], what the model says after each of them.
+        scoring: one of SCORING_RULES.
+    """
+    place, child = children(trie, nodes)
+    values = logits[place, trie.token[child]].astype(np.float64)
+    level = trie.level_tokens[int(trie.level[nodes[0]])]
+    scores: Floats = values - NORMALISERS[scoring](logits, values, place, level)[place]
+    return scores
 
 
 def best(user: Ints, node: Ints, score: Floats, parent: Ints, width: int) -> Beams:

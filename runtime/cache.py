@@ -1,63 +1,67 @@
-"""The append-only key-value cache of one stage, and how many bytes a request holds.
+"""The append-only key-value cache of one stage, in memory that is taken once and filled where it lies.
 
 Rows are only ever added: the constant head, the prompt, then the generated rows of every step. Beams are rows of one
-sequence, so a beam that changes its parent moves nothing.
+sequence, so a beam that changes its parent moves nothing. Rows are the outermost axis, so that those in use, and those
+that come next, are one piece of memory each: engines read the first and write the second without a copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.specs import Limits, Sizes, new_key_value_names, past_key_value_names
+from earn.specs import Limits, Sizes, generated_rows
 
 Array = NDArray[np.float32]
 
 
 class KeyValueCache:
-    """Keys and values of one stage: per layer and part an array [b,g,s,e]."""
+    """Keys and values of one stage's layers for a batch: [rows,b,2l,g,e]."""
 
-    def __init__(self, layers: int, parts: Sequence[Array]) -> None:
-        self._past = past_key_value_names(layers)
-        self._new = new_key_value_names(layers)
-        self._parts = list(parts)
+    def __init__(self, sizes: Sizes, stage: str, rows: int, batch: int = 1) -> None:
+        """Takes room for `rows` rows and holds none."""
+        width = (2 * sizes.stage_layers(stage), sizes.key_value_heads, sizes.head_size)
+        self._memory = np.empty((rows, batch, *width), np.float32)
+        self.rows = 0  # in use
 
-    @classmethod
-    def empty(cls, layers: int, batch: int, sizes: Sizes) -> KeyValueCache:
-        """A cache of no rows."""
-        shape = (batch, sizes.key_value_heads, 0, sizes.head_size)
-        return cls(layers, [np.zeros(shape, np.float32) for _ in range(2 * layers)])
+    @property
+    def past(self) -> Array:
+        """The rows in use."""
+        return self._memory[: self.rows]
 
-    def repeated(self, batch: int) -> KeyValueCache:
-        """The cache of one user for `batch` users; nothing is copied before it grows."""
-        return KeyValueCache(
-            len(self._parts) // 2, [np.broadcast_to(part, (batch, *part.shape[1:])) for part in self._parts]
-        )
+    def grow(self, rows: int) -> Array:
+        """Takes the next rows into use and returns them, to be written.
 
-    def feeds(self) -> dict[str, Array]:
-        """The stage's inputs."""
-        return dict(zip(self._past, self._parts, strict=True))
+        Raises:
+            ValueError: there is no room for them.
+        """
+        after = self.rows + rows
+        if after > len(self._memory):
+            raise ValueError(f"The cache has room for {len(self._memory)} rows, not for {after}.")
+        new = self._memory[self.rows : after]
+        self.rows = after
+        return new
 
-    def append(self, outputs: Mapping[str, Array]) -> None:
-        """Adds the rows that the stage gave out."""
-        self._parts = [
-            np.concatenate((part, outputs[name]), axis=2) for part, name in zip(self._parts, self._new, strict=True)
-        ]
+    def extend(self, past: Array) -> None:
+        """Adds rows computed before, [rows,b,2l,g,e]; those of one user serve a whole batch."""
+        self.grow(len(past))[:] = past
+
+    def shorten(self, rows: int) -> None:
+        """Keeps the first rows alone."""
+        self.rows = min(rows, self.rows)
 
     @property
     def bytes(self) -> int:
-        """Bytes that the cache holds."""
-        return sum(part.nbytes for part in self._parts)
+        """Bytes that the cache has taken, whether in use or not."""
+        return self._memory.nbytes
 
 
 def cache_bytes(sizes: Sizes, limits: Limits, prompt: int, beams: int) -> int:
-    """Bytes of both stages' caches for one user after the last step: a prompt of `prompt` tokens and `beams` beams.
+    """Bytes of both stages' caches for one user: a prompt of `prompt` tokens and `beams` beams.
 
     Paper, section 3.4: N*L rows become k*L + (N-k)*r; here the generated rows come to both.
     """
-    generated = beams * (limits.depth - 1)
+    generated = generated_rows(beams, limits.depth)
     rows = {"early": prompt + generated, "late": limits.prefix + limits.readout + generated}
     row = 2 * sizes.key_value_heads * sizes.head_size * np.dtype(np.float32).itemsize
     return sum(row * sizes.stage_layers(stage) * count for stage, count in rows.items())

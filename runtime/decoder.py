@@ -1,9 +1,9 @@
-"""Drives the two stages: constant head once, then per request a prefill of the prompts and steps of beam rows.
+"""Drives the two stages: constant head once, then prompts through the early stage, then passes of generated rows.
 
     early stage   sees everything: constant head, history, prompt end, generated rows
     late stage    sees the registers and the generated rows alone
 
-All rows that a step adds belong to one sequence per user (tree attention): the bias lets each see the prompt and its
+All rows that a pass adds belong to one sequence per user (tree attention): the bias lets each see the prompt and its
 own ancestors. Prompts of a batch end at the same row; shorter ones are padded in front, and nobody sees the padding.
 """
 
@@ -20,21 +20,37 @@ from earn.manifest import Manifest
 from earn.prompts import constant_head, prompt_end
 from earn.runtime.cache import KeyValueCache
 from earn.runtime.engine import Array, Engine
+from earn.specs import NEW, PAST, PIECE
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Prompted:
+    """Prompts of a batch that the early stage has read."""
+
+    early: KeyValueCache
+    padding: Ints  # [b] rows behind the constant head that are no part of the user's prompt
+    hidden: Floats  # [b,readout,d] what goes on to the late stage
+    rows: int  # of the early cache, prompt end included
+
+
+@dataclass(frozen=True)
 class Decoding:
-    """The state of one batch between steps."""
+    """A batch between two passes."""
 
     early: KeyValueCache
     late: KeyValueCache
-    early_sees: Bools  # [b,1,rows] which prompt rows of the early cache are not padding
-    late_sees: Bools  # [b,1,rows] likewise of the late cache, where nothing is
+    early_bias: Floats  # [b,1,1,rows] of the prompt's rows in the early cache: padding is masked
+    late_bias: Floats  # [b,1,1,rows] likewise of the late cache, where nothing is
     next_position: Ints  # [b] position of the first generated token
+
+    @property
+    def generated(self) -> int:
+        """Generated rows so far."""
+        return self.early.rows - int(self.early_bias.shape[3])
 
 
 class Decoder:
@@ -47,96 +63,152 @@ class Decoder:
         self._readout = manifest.limits.readout
         self._head = constant_head(manifest.model)
         self._prefix = len(manifest.model.prefix_ids)
-        self._early_head = KeyValueCache.empty(self._sizes.early_layers, 1, self._sizes)
-        self._late_head = KeyValueCache.empty(self._sizes.layers - self._sizes.early_layers, 1, self._sizes)
-        self._compute_head()
+        self._early_head = KeyValueCache(self._sizes, "early", len(self._head))
+        self._late_head = KeyValueCache(self._sizes, "late", self._prefix)
+        if self._head:
+            self._compute_head()
 
     def _compute_head(self) -> None:
         """Keys and values of the prompt's constant start: it sees nothing of a request."""
-        if not self._head:
-            return
-        rows = len(self._head)
-        keep = np.arange(max(1, self._prefix))
-        position = np.arange(rows)[None]
-        hidden = self._early(self._early_head, np.array([self._head]), position, np.tri(rows, dtype=bool)[None], keep)
+        kept = max(1, self._prefix)
+        hidden = self._read_rows(self._early_head, np.array([self._head]), np.zeros(1, np.int64), slice(0, kept))
         if self._prefix:
-            late_sees = np.tri(self._prefix, dtype=bool)[None]
-            self._late(self._late_head, hidden, position[:, : self._prefix], late_sees, keep[-1:])
+            bias = causal_bias(self._prefix, self._prefix)
+            self._late(self._late_head, hidden, np.arange(self._prefix)[None], bias, 1)
 
-    def prefill(self, histories: Sequence[Sequence[int]]) -> tuple[Decoding, Floats]:
-        """Reads the history tokens of each user; returns the state and the logits [b,v] of the first code."""
-        users, end, head = len(histories), len(self._end), len(self._head)
-        rows = max(map(len, histories)) + end
+    def early_cache(self, rows: int, batch: int = 1) -> KeyValueCache:
+        """A cache for the early stage with the constant head in it and room for `rows` rows more."""
+        cache = KeyValueCache(self._sizes, "early", len(self._head) + rows, batch)
+        cache.extend(self._early_head.past)
+        return cache
+
+    def prompt_rows(self, history: int) -> int:
+        """Rows that a history of so many tokens takes behind the constant head."""
+        return history + len(self._end)
+
+    def read(self, histories: Sequence[Sequence[int]], generated: int) -> Prompted:
+        """Reads the history tokens of each user; leaves room for `generated` rows more."""
+        users, rows = len(histories), self.prompt_rows(max(map(len, histories)))
         tokens = np.zeros((users, rows), np.int64)
-        padding = np.array([rows - end - len(history) for history in histories])
+        padding = np.array([rows - self.prompt_rows(len(history)) for history in histories])
         for user, history in enumerate(histories):
             tokens[user, padding[user] :] = [*history, *self._end]
-        is_real = np.arange(rows) >= padding[:, None]  # [b,m]
-        position = np.maximum(head + np.arange(rows) - padding[:, None], 0)
-        early_sees = np.concatenate((np.ones((users, head), bool), is_real), axis=1)[:, None]
-        state = Decoding(
-            early=self._early_head.repeated(users),
-            late=self._late_head.repeated(users),
-            early_sees=early_sees,
-            late_sees=np.ones((users, 1, self._prefix + self._readout), bool),
-            next_position=head + rows - padding,
+        return self._read(self.early_cache(rows + generated, users), tokens, padding)
+
+    def read_on(self, early: KeyValueCache, tokens: Sequence[int]) -> Prompted:
+        """Reads one user's further history tokens behind those that the cache holds, and the prompt's end."""
+        return self._read(early, np.array([[*tokens, *self._end]]), np.zeros(1, np.int64))
+
+    def _read(self, early: KeyValueCache, tokens: Ints, padding: Ints) -> Prompted:
+        rows = tokens.shape[1]
+        hidden = self._read_rows(early, tokens, padding, slice(rows - self._readout, rows))
+        return Prompted(early, padding, hidden, early.rows)
+
+    def _read_rows(self, early: KeyValueCache, tokens: Ints, padding: Ints, kept: slice) -> Floats:
+        """Reads prompt rows, in pieces: their attention then stays in the processor's caches, and masks half as much.
+
+        Args:
+            tokens: [b,m]; every row sees those before it, but for the padding.
+            kept: the rows whose hidden states are wanted.
+
+        Returns:
+            hidden [b,kept,d].
+        """
+        users, rows = tokens.shape
+        before, found = early.rows, []
+        pieces = -(-rows // PIECE)
+        for number in range(pieces):
+            start, stop = (rows * edge // pieces for edge in (number, number + 1))
+            first, last = max(start, kept.start), min(stop, kept.stop)
+            wanted = np.arange(first, last) if first < last else np.array([start])  # a stage gives one row at least
+            bias = causal_bias(stop - start, before + stop)
+            if padding.any():
+                bias = np.minimum(bias, self._padding_bias(padding, before + stop))
+            bias = np.broadcast_to(bias, (users, *bias.shape[1:]))
+            position = np.maximum(before + np.arange(start, stop) - padding[:, None], 0)
+            hidden = self._early(early, tokens[:, start:stop], position, bias, wanted - start)
+            if first < last:
+                found.append(hidden)
+        return np.concatenate(found, axis=1)
+
+    def _padding_bias(self, padding: Ints, rows: int) -> Floats:
+        """[b,1,1,rows]: what masks the padding, which stands between constant head and history."""
+        place = np.arange(rows) - len(self._head)
+        is_padding = (place >= 0) & (place < padding[:, None])
+        return np.where(is_padding, np.float32(MASKED), np.float32(0))[:, None, None]
+
+    def prefill(self, prompted: Prompted, generated: int) -> tuple[Decoding, Floats]:
+        """The late stage over prompts that were read.
+
+        Args:
+            generated: rows that decoding may add.
+
+        Returns:
+            The batch before its first pass, and the logits [b,v] of the first code.
+        """
+        users, readout = len(prompted.padding), self._readout
+        late = KeyValueCache(self._sizes, "late", self._prefix + readout + generated, users)
+        late.extend(self._late_head.past)
+        next_position = prompted.rows - prompted.padding
+        position = next_position[:, None] - np.arange(readout, 0, -1)
+        bias = np.broadcast_to(
+            causal_bias(readout, self._prefix + readout), (users, 1, readout, self._prefix + readout)
         )
-        causal = np.tri(rows, head + rows, head, dtype=bool)
-        keep = np.arange(rows - self._readout, rows)
-        hidden = self._early(state.early, tokens, position, early_sees & causal, keep)
-        late_causal = np.tri(self._readout, self._prefix + self._readout, self._prefix, dtype=bool)
-        logits = self._late(
-            state.late,
-            hidden,
-            position[:, keep],
-            state.late_sees & late_causal,
-            np.array([self._readout - 1]),
+        logits = self._late(late, prompted.hidden, position, bias, 1)
+        state = Decoding(
+            early=prompted.early,
+            late=late,
+            early_bias=self._padding_bias(prompted.padding, prompted.rows),
+            late_bias=np.zeros((users, 1, 1, self._prefix + readout), np.float32),
+            next_position=next_position,
         )
         return state, logits[:, 0]
 
-    def step(self, state: Decoding, tokens: Ints, depth: int, sees: Bools) -> Floats:
-        """Feeds the open beams' last tokens.
+    def step(self, state: Decoding, tokens: Ints, depth: Ints, sees: Bools) -> Floats:
+        """One pass of generated rows.
 
         Args:
             tokens: [b,m].
-            depth: how many codes stand before these tokens.
+            depth: [b,m], how many codes stand before each of these tokens.
             sees: [b,m,generated], which generated rows each sees, these m rows last.
 
         Returns:
             logits [b,m,v].
         """
         rows = tokens.shape[1]
-        position = np.repeat(state.next_position[:, None] + depth, rows, axis=1)
-        keep = np.arange(rows)
-        hidden = self._early(state.early, tokens, position, _beside(state.early_sees, sees), keep)
-        return self._late(state.late, hidden, position, _beside(state.late_sees, sees), keep)
+        position = state.next_position[:, None] + depth
+        generated = np.where(sees, np.float32(0), np.float32(MASKED))[:, None]  # [b,1,m,generated]
+        hidden = self._early(state.early, tokens, position, _beside(state.early_bias, generated), np.arange(rows))
+        return self._late(state.late, hidden, position, _beside(state.late_bias, generated), rows)
 
-    def _early(self, cache: KeyValueCache, tokens: Ints, position: Ints, sees: Bools, keep: Ints) -> Floats:
-        feeds: dict[str, Array] = {
-            "input_ids": tokens,
-            "position_ids": position,
-            "attention_bias": _bias(sees),
-            "keep": keep,
-        }
-        outputs = self._engine.run("early", feeds | cache.feeds())
-        cache.append(outputs)
-        return outputs["hidden"]
+    def _early(self, cache: KeyValueCache, tokens: Ints, position: Ints, bias: Floats, keep: Ints) -> Floats:
+        """Hidden states [b,r,d] of the rows `keep`."""
+        users, rows = tokens.shape
+        feeds: dict[str, Array] = {"input_ids": tokens, "position_ids": position, "attention_bias": bias}
+        feeds |= {PAST: cache.past, "keep": keep}
+        hidden = np.empty((users, len(keep), self._sizes.hidden), np.float32)
+        self._engine.run("early", feeds, {"hidden": hidden, NEW: cache.grow(rows)})
+        return hidden
 
-    def _late(self, cache: KeyValueCache, hidden: Floats, position: Ints, sees: Bools, keep: Ints) -> Floats:
-        feeds: dict[str, Array] = {"hidden": hidden, "keep": keep}
+    def _late(self, cache: KeyValueCache, hidden: Floats, position: Ints, bias: Floats, kept: int) -> Floats:
+        """Logits [b,kept,v] of the last rows."""
+        users, rows, _ = hidden.shape
+        feeds: dict[str, Array] = {"hidden": hidden, "keep": np.arange(rows - kept, rows)}
+        logits = np.empty((users, kept, self._sizes.logits), np.float32)
+        outputs: dict[str, Array] = {"logits": logits}
         if self._sizes.stage_layers("late"):
-            feeds |= {"position_ids": position, "attention_bias": _bias(sees), **cache.feeds()}
-        outputs = self._engine.run("late", feeds)
-        cache.append(outputs)
-        return outputs["logits"]
+            feeds |= {"position_ids": position, "attention_bias": bias, PAST: cache.past}
+            outputs[NEW] = cache.grow(rows)
+        self._engine.run("late", feeds, outputs)
+        return logits
 
 
-def _bias(sees: Bools) -> Floats:
-    """0 where a row [b,m] sees a column, a large negative number elsewhere: [b,1,m,s+m]."""
-    return np.where(sees, np.float32(0), np.float32(MASKED))[:, None]
+def causal_bias(rows: int, seen: int) -> Floats:
+    """[1,1,rows,seen]: the last of `seen` rows see what stands before them and themselves, so 0 there."""
+    return np.where(np.tri(rows, seen, seen - rows, dtype=bool), np.float32(0), np.float32(MASKED))[None, None]
 
 
-def _beside(prompt: Bools, generated: Bools) -> Bools:
-    """Prompt columns [b,1,rows], seen by every row, beside the generated ones [b,m,generated]."""
-    users, rows, _ = generated.shape
-    return np.concatenate((np.broadcast_to(prompt, (users, rows, prompt.shape[2])), generated), axis=2)
+def _beside(prompt: Floats, generated: Floats) -> Floats:
+    """The bias [b,1,m,rows+generated] of rows that all see a prompt [b,1,1,rows] and some generated rows."""
+    users, _, rows, _ = generated.shape
+    return np.concatenate((np.broadcast_to(prompt, (users, 1, rows, prompt.shape[3])), generated), axis=3)

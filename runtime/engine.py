@@ -8,6 +8,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from earn.errors import EarnError
@@ -20,8 +21,8 @@ Array = NDArray[Any]
 class Engine(Protocol):
     """Runs a stage on arrays named and shaped as the tensor table says; safe to call from several threads."""
 
-    def run(self, stage: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs of the stage "early" or "late" by name."""
+    def run(self, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Runs the stage "early" or "late" and writes each of its outputs into the array that is given for it."""
         ...
 
 
@@ -41,11 +42,20 @@ ENGINES: Mapping[str, OnnxEngine] = {
 MOST_THREADS = 256  # thousands of them take minutes to start
 
 
-def load_engine(name: str, folder: Path, manifest: Manifest, threads: int | None = None) -> Engine:
-    """The engine of that name over a bundle's graphs.
+def load_engine(
+    name: str,
+    folder: Path,
+    manifest: Manifest,
+    threads: int | None = None,
+    spinning: bool = False,
+    arena: bool = False,
+) -> Engine:
+    """The engine of that name over a bundle's graphs. The defaults are for an app that is idle most of the time.
 
     Args:
         threads: threads of one call; ONNX Runtime's own choice (the physical cores) if None.
+        spinning: whether threads wait for their next call at full speed, which takes cores from the other stage.
+        arena: whether memory for what is computed in between is kept from call to call.
 
     Raises:
         EarnError: no such engine, it is not available here, or the graphs are not those of the manifest.
@@ -54,25 +64,41 @@ def load_engine(name: str, folder: Path, manifest: Manifest, threads: int | None
         raise EarnError(f"There is no engine {name!r}. Take one of: {', '.join(ENGINES)}.")
     if threads is not None and not (isinstance(threads, Integral) and 1 <= threads <= MOST_THREADS):
         raise EarnError(f"threads is {threads!r}. Take 1 to {MOST_THREADS}, or None for the machine's own number.")
-    return OnnxStages(ENGINES[name], folder, manifest, threads)
+    engine = ENGINES[name]
+    check_available(engine)
+    return OnnxStages(engine, folder, manifest, session_options(threads, spinning, arena))
+
+
+def check_available(engine: OnnxEngine) -> None:
+    """Raises EarnError where this ONNX Runtime lacks the engine's provider."""
+    import onnxruntime
+
+    if engine.provider not in onnxruntime.get_available_providers():
+        raise EarnError(
+            f"This onnxruntime has no {engine.provider}, only {', '.join(onnxruntime.get_available_providers())}. "
+            f"Install it: {engine.remedy}"
+        )
+
+
+def session_options(threads: int | None, spinning: bool, arena: bool) -> Any:
+    """ONNX Runtime's options for what `load_engine` is asked for."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if not spinning:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.enable_cpu_mem_arena = arena
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
 
 
 class OnnxStages:
     """Both stages as ONNX Runtime sessions."""
 
-    def __init__(self, engine: OnnxEngine, folder: Path, manifest: Manifest, threads: int | None) -> None:
+    def __init__(self, engine: OnnxEngine, folder: Path, manifest: Manifest, options: Any) -> None:
         import onnxruntime
 
-        if engine.provider not in onnxruntime.get_available_providers():
-            raise EarnError(
-                f"This onnxruntime has no {engine.provider}, only {', '.join(onnxruntime.get_available_providers())}. "
-                f"Install it: {engine.remedy}"
-            )
-        options = onnxruntime.SessionOptions()
-        # Threads of one stage would go on spinning, and take the cores, while the other stage runs or the app is idle.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if threads is not None:
-            options.intra_op_num_threads = threads
         self._sessions: dict[str, Any] = {}
         for stage, specs in all_specs(manifest.sizes, manifest.limits).items():
             path = folder / GRAPH_FILES[stage]
@@ -87,11 +113,17 @@ class OnnxStages:
             check_graph(session, specs, path)
             self._sessions[stage] = session
 
-    def run(self, stage: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs of the stage by name."""
+    def run(self, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Reads feeds and writes outputs where they lie."""
         session = self._sessions[stage]
-        names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+        binding = session.io_binding()
+        contiguous = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # alive while they are read
+        for name, array in contiguous.items():
+            binding.bind_cpu_input(name, array)
+        for name, array in outputs.items():
+            address = array.__array_interface__["data"][0]
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, address)
+        session.run_with_iobinding(binding)
 
 
 def check_graph(session: Any, specs: StageSpecs, path: Path) -> None:

@@ -15,18 +15,18 @@ from numbers import Integral
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.prompts import history_tokens
-from earn.runtime.beam import Beams, place_in_group, root_beams, step
-from earn.runtime.decoder import Decoder, Decoding
+from earn.runtime.beam import Beams
+from earn.runtime.decoder import Decoder, Prompted
 from earn.runtime.engine import Engine, load_engine
-from earn.runtime.trie import Ints, ItemTrie
-
-Bools = NDArray[np.bool_]
+from earn.runtime.search import Search
+from earn.runtime.session import Session
+from earn.runtime.trie import Exclusions, ItemTrie
+from earn.specs import generated_rows
 
 DEFAULT_BEAMS = 20  # as in the paper
 
@@ -43,7 +43,12 @@ class Recommendation:
 class Recommender:
     """A bundle that is ready to answer."""
 
-    def __init__(self, engine: Engine, manifest: Manifest, catalog: Catalog) -> None:
+    def __init__(self, engine: Engine, manifest: Manifest, catalog: Catalog, lookahead: int | None = None) -> None:
+        """Takes an engine over the bundle's graphs; for `lookahead` see earn.runtime.search, it changes no answer.
+
+        Raises:
+            EarnError: the catalog is not the manifest's.
+        """
         if (len(catalog.tokens), catalog.depth) != (len(manifest.model.token_ids), manifest.limits.depth):
             raise EarnError(
                 f"The catalog has {len(catalog.tokens)} tokens and depth {catalog.depth}, the manifest "
@@ -53,26 +58,36 @@ class Recommender:
         self.catalog = catalog
         self.trie = ItemTrie.build(catalog.codes)
         self._identifiers = [[code for code in row if code >= 0] for row in catalog.codes.tolist()]
-        self._decoder = Decoder(engine, manifest)
+        self.decoder = Decoder(engine, manifest)
+        self.lookahead = lookahead
 
     @classmethod
     def load(
-        cls, folder: str | Path, engine: str = "cpu", threads: int | None = None, verify: bool = True
+        cls,
+        folder: str | Path,
+        engine: str = "cpu",
+        threads: int | None = None,
+        verify: bool = True,
+        spinning: bool = False,
+        arena: bool = False,
     ) -> Recommender:
-        """Loads a bundle.
+        """Loads a bundle. The defaults are for an app that is idle most of the time.
 
         Args:
             folder: the bundle.
             engine: one of ENGINES; the one asked for is the one that runs.
             threads: threads of one request; the machine's physical cores if None.
             verify: check every file's SHA-256 against the manifest.
+            spinning: whether threads wait for their next work at full speed.
+            arena: whether working memory is kept from request to request.
 
         Raises:
             EarnError: the bundle is damaged or the engine is not available.
         """
         folder = Path(folder)
         manifest = Manifest.load(folder, verify)
-        return cls(load_engine(engine, folder, manifest, threads), manifest, Catalog.load(folder / CATALOG_FILE))
+        loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
+        return cls(loaded, manifest, Catalog.load(folder / CATALOG_FILE))
 
     def recommend(
         self,
@@ -108,16 +123,16 @@ class Recommender:
         unknown: str = "error",
     ) -> list[list[Recommendation]]:
         """`recommend` for many users in few passes; `exclude` has one collection per history."""
-        width = self._check_width(k, beams)
+        width = self.search_width(k, beams)
         if exclude is None:
             exclude = [()] * len(histories)
         if len(exclude) != len(histories):
             raise EarnError(f"There are {len(histories)} histories but {len(exclude)} exclusions. Give one for each.")
-        known = [self._indices(history, unknown) for history in histories]
+        known = [self.indices(history, unknown) for history in histories]
         for number, history in enumerate(known):
             if not history:
                 raise EarnError(f"History {number} has no known item. Give at least one item of the catalog.")
-        barred = [set(self._indices(items, unknown)) for items in exclude]
+        barred = [set(self.indices(items, unknown)) for items in exclude]
         if exclude_history:
             barred = [items | set(history) for items, history in zip(barred, known, strict=True)]
         results: list[list[Recommendation]] = []
@@ -127,7 +142,28 @@ class Recommender:
             results += self._search(known[chosen], barred[chosen], k, width)
         return results
 
-    def _check_width(self, k: int, beams: int | None) -> int:
+    def session(self, history: Sequence[str | int] = (), unknown: str = "error") -> Session:
+        """Opens a session: the history is read once, and each further item costs its own tokens alone.
+
+        Raises:
+            EarnError: an unknown item.
+        """
+        return Session(self, self.indices(history, unknown))
+
+    def restore_session(self, saved: bytes) -> Session:
+        """Opens a session that `Session.to_bytes` saved with this bundle.
+
+        Raises:
+            EarnError: these are no session's bytes, they are damaged, or another bundle's.
+        """
+        return Session.from_bytes(self, saved)
+
+    def search_width(self, k: int, beams: int | None) -> int:
+        """The beams of a search for k items.
+
+        Raises:
+            EarnError: more or fewer than the bundle allows.
+        """
         most = self.manifest.limits.beams
         if not isinstance(k, Integral) or not isinstance(beams, (Integral, type(None))):
             raise EarnError(f"k is {k!r} and beams {beams!r}. Give whole numbers.")
@@ -143,7 +179,8 @@ class Recommender:
             )
         return max(k, beams)
 
-    def _indices(self, item_ids: Collection[str | int], unknown: str) -> list[int]:
+    def indices(self, item_ids: Collection[str | int], unknown: str = "error") -> list[int]:
+        """The catalog's item indices of these ids; see `recommend` for `unknown`."""
         if unknown not in ("error", "skip"):
             raise EarnError(f'unknown is {unknown!r}. Take "error" or "skip".')
         if isinstance(item_ids, str):
@@ -159,52 +196,35 @@ class Recommender:
             )
         return [place for place in indices if place >= 0]
 
+    def tokens(self, items: Sequence[int], follows: bool = False) -> list[int]:
+        """The tokens of a history of item indices, beyond the model's limit those of the newest.
+
+        Args:
+            follows: whether other items stand before them.
+        """
+        model = self.manifest.model
+        separator = list(model.prompt.separator) if follows else []
+        return separator + history_tokens([self._identifiers[item] for item in items], model)
+
     def _search(
         self, histories: Sequence[Sequence[int]], barred: Sequence[set[int]], k: int, width: int
     ) -> list[list[Recommendation]]:
-        """Beam search for one batch."""
-        trie, scoring = self.trie, self.manifest.scoring
-        dead = np.stack([trie.dead_nodes(sorted(items)) for items in barred]) if any(barred) else None
-        identifiers = self._identifiers
-        state, first = self._decoder.prefill(
-            [history_tokens([identifiers[item] for item in history], self.manifest.model) for history in histories]
-        )
-        beams = step(root_beams(len(histories)), np.ones(len(histories), bool), first, 0, trie, scoring, width, dead)
-        ancestors = np.zeros((len(histories), 0), np.int64)  # cache rows of the generated tokens that each beam sees
-        generated = 0
-        for depth in range(1, trie.depth):
-            ancestors = ancestors[beams.parent]
-            is_open = ~trie.is_leaf(beams.node)
-            if not is_open.any():
-                break
-            slot, logits = self._feed(state, beams, is_open, ancestors, generated, depth - 1)
-            ancestors = np.concatenate((ancestors, generated + slot[:, None]), axis=1)
-            generated += logits.shape[1]
-            logits = logits[beams.user[is_open], slot[is_open]]
-            beams = step(beams, is_open, logits, depth, trie, scoring, width, dead)
+        """Reads the prompts of one batch and searches."""
+        generated = generated_rows(width, self.trie.depth)
+        tokens = [self.tokens(history) for history in histories]
+        return self.search(self.decoder.read(tokens, generated), barred, k, width)
+
+    def search(
+        self, prompted: Prompted, barred: Sequence[Collection[int]], k: int, width: int
+    ) -> list[list[Recommendation]]:
+        """The best items of a batch whose prompts were read; `barred` are item indices."""
+        state, first = self.decoder.prefill(prompted, generated_rows(width, self.trie.depth))
+        exclusions = Exclusions.of(self.trie, barred)
+        search = Search(self.trie, self.manifest.scoring, width, k, self.lookahead)
+        beams = search.run(self.decoder, state, first, exclusions)
         return [self._items(beams, user, items, k) for user, items in enumerate(barred)]
 
-    def _feed(
-        self, state: Decoding, beams: Beams, is_open: Bools, ancestors: Ints, generated: int, depth: int
-    ) -> tuple[Ints, NDArray[np.float32]]:
-        """Runs the open beams as the next rows of their users' sequences.
-
-        Returns:
-            slot [n], each beam's place among its user's rows (of closed beams: meaningless), and logits [b,m,v].
-        """
-        user, node, seen = beams.user[is_open], beams.node[is_open], ancestors[is_open]
-        place = place_in_group(user)
-        users, rows = len(state.next_position), int(place.max()) + 1
-        tokens = np.zeros((users, rows), np.int64)
-        tokens[user, place] = self.trie.token[node]
-        sees = np.zeros((users, rows, generated + rows), bool)
-        sees[user[:, None], place[:, None], seen] = True
-        sees[user, place, generated + place] = True
-        slot = np.zeros(len(is_open), np.int64)
-        slot[is_open] = place
-        return slot, self._decoder.step(state, tokens, depth, sees)
-
-    def _items(self, beams: Beams, user: int, barred: set[int], k: int) -> list[Recommendation]:
+    def _items(self, beams: Beams, user: int, barred: Collection[int], k: int) -> list[Recommendation]:
         """The items that a user's beams name, best first."""
         mine = np.flatnonzero(beams.user == user)
         found = [

@@ -6,7 +6,7 @@ children of a node are neighbours, and so are the items below it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +20,13 @@ class ItemTrie:
     """The identifiers of a catalog; arrays over c nodes and the catalog's items."""
 
     token: Ints  # [c] the token that leads to a node; -1 at the root
+    parent: Ints  # [c] the node above; -1 at the root
+    level: Ints  # [c] tokens from the root to a node
     child_start: Ints  # [c+1] children of node x are the nodes child_start[x] .. child_start[x+1]-1
     item_start: Ints  # [c+1] items named by node x are leaf_items[item_start[x] : item_start[x+1]]
     leaf_items: Ints  # [items] item indices, by leaf, then by index
     path: Ints  # [items, depth] the nodes of each item's identifier, -1 after its end
+    below: Ints  # [c] items that a node leads to
     determined: Ints  # [c] the one leaf that a node's descendants lead to, -1 where they branch
     level_tokens: tuple[Ints, ...]  # per depth: the tokens that may stand there, ascending
 
@@ -53,10 +56,13 @@ class ItemTrie:
         child_start = np.searchsorted(parent[1:], np.arange(count + 1)) + 1
         return cls(
             token=np.concatenate(tokens),
+            parent=parent,
+            level=np.repeat(np.arange(len(tokens)), list(map(len, tokens))),
             child_start=child_start,
             item_start=np.searchsorted(np.sort(leaf), np.arange(count + 1)),
             leaf_items=np.lexsort((np.arange(items), leaf)),
             path=path,
+            below=np.concatenate(([items], np.bincount(path[path >= 0], minlength=count)[1:])),
             determined=_determined(child_start, parent),
             level_tokens=tuple(levels),
         )
@@ -78,13 +84,42 @@ class ItemTrie:
         """The items that a leaf names."""
         return self.leaf_items[self.item_start[node] : self.item_start[node + 1]]
 
-    def dead_nodes(self, excluded: Sequence[int]) -> NDArray[np.bool_]:
-        """Which nodes [c] have no item left once the excluded items are gone; the root apart."""
-        below = np.bincount(self.path[self.path >= 0], minlength=len(self))
-        gone = self.path[np.unique(np.asarray(excluded, np.int64))]
-        dead: NDArray[np.bool_] = np.bincount(gone[gone >= 0], minlength=len(self)) == below
-        dead[0] = False
-        return dead
+
+@dataclass(frozen=True)
+class Exclusions:
+    """Items that the users of a batch do not want, as what is gone below the nodes of the trie."""
+
+    trie: ItemTrie
+    key: Ints  # ascending: number of the user times c, plus a node that an excluded item's identifier goes through
+    gone: Ints  # how many of the user's excluded items lie below that node
+
+    @classmethod
+    def of(cls, trie: ItemTrie, excluded: Sequence[Collection[int]]) -> Exclusions:
+        """One collection of item indices per user."""
+        keys = [np.zeros(0, np.int64)]
+        for user, items in enumerate(excluded):
+            nodes = trie.path[sorted(set(items))]
+            keys.append(user * len(trie) + nodes[nodes >= 0])
+        return cls(trie, *np.unique(np.concatenate(keys), return_counts=True))
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is excluded."""
+        return len(self.key) > 0
+
+    def left(self, user: Ints, node: Ints) -> Ints:
+        """How many items each of these nodes still leads to for its user."""
+        left = self.trie.below[node]
+        if self.any:
+            place, is_there = find(self.key, user * len(self.trie) + node)
+            left = left - np.where(is_there, self.gone[place], 0)
+        return left
+
+
+def find(ascending: Ints, wanted: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    """Where the wanted numbers stand in an ascending array that is not empty, and which of them do."""
+    place = np.minimum(ascending.searchsorted(wanted), len(ascending) - 1)
+    return place, ascending[place] == wanted
 
 
 def _determined(child_start: Ints, parent: Ints) -> Ints:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -24,6 +24,7 @@ from earn.prompts import constant_head, history_tokens, prompt_end, readout_rows
 from earn.reference import build_trie, descend, next_token_scores
 from earn.runtime.engine import Array, Engine
 from earn.runtime.recommender import Recommendation, Recommender
+from earn.specs import Axis, StageSpecs
 
 FAMILIES = ("tiny-llama", "tiny-qwen2", "tiny-qwen3")
 RULES = ("trie", "level", "vocab")
@@ -192,17 +193,43 @@ class CountingEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.shapes: list[tuple[str, dict[str, tuple[int, ...]]]] = []  # of the feeds, call by call
+        self.written: list[tuple[str, dict[str, tuple[int, ...]]]] = []  # likewise of the outputs
 
-    def run(self, stage: str, feeds: dict[str, Array]) -> dict[str, Array]:
+    def run(self, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         self.shapes.append((stage, {name: array.shape for name, array in feeds.items()}))
-        return self._engine.run(stage, feeds)
+        self.written.append((stage, {name: array.shape for name, array in outputs.items()}))
+        self._engine.run(stage, feeds, outputs)
 
 
 def watched_recommender(model: EarnModel, scoring: str = "trie", **limits: int) -> tuple[Recommender, CountingEngine]:
     """A recommender over the torch stages, and what it asks of them."""
     bundle = bundle_model(model, scoring, **limits)
     engine = CountingEngine(TorchEngine(bundle.stages))
-    return Recommender(cast(Engine, engine), bundle.manifest, model.catalog), engine
+    return Recommender(engine, bundle.manifest, model.catalog), engine
+
+
+def largest_sizes(engine: CountingEngine, specs: Mapping[str, StageSpecs]) -> dict[tuple[str, Axis], int]:
+    """The largest size that each axis had in all calls; no size was ever outside its range, and no tensor missing."""
+    largest: dict[tuple[str, Axis], int] = {}
+    for side, calls in (("inputs", engine.shapes), ("outputs", engine.written)):
+        for stage, shapes in calls:
+            table = {spec.name: spec for spec in getattr(specs[stage], side)}
+            assert table.keys() == shapes.keys()
+            for name, shape in shapes.items():
+                for axis, size in zip(table[name].axes, shape, strict=True):
+                    assert axis.least <= size <= axis.most, (stage, name, axis, size)
+                    largest[stage, axis] = max(size, largest.get((stage, axis), 0))
+    return largest
+
+
+def outputs_for(specs: StageSpecs, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Arrays for what a stage answers to these feeds; what is not written into them is no number."""
+    first = feeds["input_ids" if "input_ids" in feeds else "hidden"]
+    size = {"b": first.shape[0], "m": first.shape[1], "r": len(feeds["keep"])}
+    return {
+        spec.name: np.full([size.get(axis.name, axis.most) for axis in spec.axes], np.nan, np.float32)
+        for spec in specs.outputs
+    }
 
 
 def pairs(items: Iterable[Recommendation]) -> list[tuple[int, float]]:

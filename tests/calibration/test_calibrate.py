@@ -165,9 +165,9 @@ def test_what_is_observed_is_what_is_served(case: Case, tmp_path: Path, monkeypa
     calls: list[tuple[str, int]] = []
 
     class Counting(Observer):
-        def run(self, stage: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        def run(self, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
             calls.append((stage, len(feeds["keep"])))
-            return super().run(stage, feeds)
+            super().run(stage, feeds, outputs)
 
     monkeypatch.setattr(observe, "Observer", Counting)
     bench = Bench(case.bundle, tmp_path)

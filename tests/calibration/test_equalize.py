@@ -48,7 +48,10 @@ def test_every_layer_has_three_such_places(case: Case, tmp_path: Path) -> None:
     assert len(found["early"]) == 3
     assert len(found["late"]) == 3 * late + 1
     assert ["head"] in found["late"]
-    assert sorted(["layers.0.q_proj", "layers.0.k_proj", "layers.0.v_proj"]) in map(sorted, found["early"])
+    assert ["layers.0.kv_proj", "layers.0.q_proj"] in map(sorted, found["early"])  # its only layer is its last
+    for layer in range(late):
+        reading = ["qkv_proj"] if layer < late - 1 else ["kv_proj", "q_proj"]
+        assert [f"layers.{layer}.{name}" for name in reading] in map(sorted, found["late"])
 
 
 def test_scales_by_hand() -> None:

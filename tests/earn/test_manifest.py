@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -52,11 +53,42 @@ def test_every_file_is_listed_with_its_size_and_sum(toy_bundle: Path) -> None:
     assert Manifest.load(toy_bundle).bundle_bytes == sum(entry.bytes for entry in files.values())
 
 
+def test_a_fingerprint_survives_saving_and_loading(toy_bundle: Path, toy_model: EarnModel, tmp_path: Path) -> None:
+    first = Manifest.load(toy_bundle).fingerprint
+    assert re.fullmatch("[0-9a-f]{64}", first)
+    assert Manifest.load(toy_bundle, verify=False).fingerprint == first
+    assert Recommender.load(toy_bundle).manifest.fingerprint == first
+    for name in Manifest.load(toy_bundle).files:
+        (tmp_path / name).write_bytes((toy_bundle / name).read_bytes())
+    made = replace(bundle_model(toy_model, max_batch=4, max_beams=24).manifest.with_files(tmp_path), parity=1e-7)
+    made.save(tmp_path)
+    assert Manifest.load(tmp_path).fingerprint == made.fingerprint
+
+
+def test_bundles_differ_in_their_fingerprints(toy_bundle: Path) -> None:
+    manifest = Manifest.load(toy_bundle)
+    graph = manifest.files["late.onnx"]
+    others = [
+        manifest,
+        replace(manifest, scoring="level"),
+        replace(manifest, precision="int8"),
+        replace(manifest, limits=replace(manifest.limits, beams=23)),
+        replace(manifest, sizes=replace(manifest.sizes, heads=2)),
+        replace(manifest, model=replace(manifest.model, max_history=5)),
+        replace(manifest, files={**manifest.files, "late.onnx": replace(graph, sha256=graph.sha256[::-1])}),
+        replace(manifest, parity=None),
+        replace(manifest, tools={**manifest.tools, "torch": "0"}),
+    ]
+    assert len({one.fingerprint for one in others}) == len(others)
+    shuffled = replace(manifest, files=dict(reversed(list(manifest.files.items()))))
+    assert shuffled.fingerprint == manifest.fingerprint
+
+
 def test_the_tensor_table_stands_in_it_for_other_languages(toy_bundle: Path) -> None:
     value = json.loads((toy_bundle / "manifest.json").read_text())
-    assert value["schema"] == 1
+    assert value["schema"] == 2
     first = value["tensors"]["early"]["inputs"][0]
-    assert first == {"name": "input_ids", "dtype": "int64", "axes": [["b", 1, 1, 4], ["m", 1, 24, 26]]}
+    assert first == {"name": "input_ids", "dtype": "int64", "axes": [["b", 1, 1, 4], ["m", 1, 24, 48]]}
 
 
 CHANGES: dict[str, tuple[Change, str]] = {
@@ -74,8 +106,8 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "a size too few": (lambda value: value["sizes"].pop("heads"), "heads"),
     "a size as text": (lambda value: value["sizes"].update(layers="4"), "manifest.json"),
     "a limit as text": (lambda value: value["limits"].update(beams="4"), "manifest.json"),
-    "another schema": (lambda value: value.update(schema=2), "not a manifest of schema 1"),
-    "no schema": (lambda value: value.pop("schema"), "not a manifest of schema 1"),
+    "another schema": (lambda value: value.update(schema=1), "not a manifest of schema 2"),
+    "no schema": (lambda value: value.pop("schema"), "not a manifest of schema 2"),
     "another tensor table": (lambda value: value["limits"].update(batch=9), "does not follow from sizes and limits"),
     "no tensor table": (lambda value: value.pop("tensors"), "does not follow from sizes and limits"),
     "a graph not listed": (lambda value: value["files"].pop("late.onnx"), "lists no late.onnx"),
@@ -92,7 +124,7 @@ def test_a_manifest_that_is_not_right_is_refused(bundle: Path, what: str) -> Non
     assert str(bundle / "manifest.json") in str(raised.value) or "scoring rule" in str(raised.value)
 
 
-@pytest.mark.parametrize("text", ["[]", '"bundle"', "{", "null", '{"schema": 1, "schema": 1}'])
+@pytest.mark.parametrize("text", ["[]", '"bundle"', "{", "null", '{"schema": 2, "schema": 2}'])
 def test_what_is_no_manifest_is_refused(bundle: Path, text: str) -> None:
     (bundle / "manifest.json").write_text(text)
     with pytest.raises(EarnError, match=r"manifest\.json"):

@@ -7,8 +7,16 @@ import pytest
 from earn.catalog import Catalog
 from earn.config import EarnConfig, Prompt
 from earn.manifest import limits_of
-from earn.specs import STAGES, Axis, Limits, Sizes, TensorSpec, all_specs, new_key_value_names, stage_specs
-from tests.support import RULES, histories_of, random_catalog, small_model, toy_catalog, watched_recommender
+from earn.specs import NEW, PAST, STAGES, Limits, Sizes, TensorSpec, all_specs, stage_specs
+from tests.support import (
+    RULES,
+    histories_of,
+    largest_sizes,
+    random_catalog,
+    small_model,
+    toy_catalog,
+    watched_recommender,
+)
 
 SIZES = Sizes(
     family="qwen3",
@@ -31,20 +39,17 @@ def axes(spec: TensorSpec) -> list[tuple[str, int, int]]:
 
 def test_the_early_stages_table_by_hand() -> None:
     specs = stage_specs("early", SIZES, LIMITS)
-    cache = [("b", 1, 8), ("g", 2, 2), ("s", 0, 30 + 5 * 2), ("e", 16, 16)]  # before the last of three steps
+    row = [("b", 1, 8), ("2l", 2, 2), ("g", 2, 2), ("e", 16, 16)]  # keys and values of one layer
     assert {spec.name: axes(spec) for spec in specs.inputs} == {
         "input_ids": [("b", 1, 8), ("m", 1, 30)],
         "position_ids": [("b", 1, 8), ("m", 1, 30)],
         "attention_bias": [("b", 1, 8), ("1", 1, 1), ("m", 1, 30), ("s+m", 1, 30 + 5 * 3)],
-        "past_key_values.0.key": cache,
-        "past_key_values.0.value": cache,
-        "keep": [("r", 1, 5)],
+        "past_key_values": [("s", 0, 30 + 5 * 2), *row],  # before the last of three steps
+        "keep": [("r", 1, 10)],  # two steps in one pass
     }
-    new = [("b", 1, 8), ("g", 2, 2), ("m", 1, 30), ("e", 16, 16)]
     assert {spec.name: axes(spec) for spec in specs.outputs} == {
-        "hidden": [("b", 1, 8), ("r", 1, 5), ("d", 32, 32)],
-        "new_key_values.0.key": new,
-        "new_key_values.0.value": new,
+        "hidden": [("b", 1, 8), ("r", 1, 10), ("d", 32, 32)],
+        "new_key_values": [("m", 1, 30), *row],
     }
     assert {spec.name: spec.dtype for spec in specs.inputs if spec.dtype == "int64"}.keys() == {
         "input_ids",
@@ -56,10 +61,11 @@ def test_the_early_stages_table_by_hand() -> None:
 def test_the_late_stages_table_does_not_grow_with_the_prompt() -> None:
     specs = stage_specs("late", SIZES, LIMITS)
     assert specs == stage_specs("late", SIZES, replace(LIMITS, prompt=3000, history=700))
-    assert axes(specs.inputs[0]) == [("b", 1, 8), ("m", 1, 5), ("d", 32, 32)]
-    assert axes(specs.inputs[3])[2] == ("s", 0, 2 + 1 + 5 * 2)
-    assert axes(specs.outputs[0]) == [("b", 1, 8), ("r", 1, 5), ("v", 18, 18)]
-    assert [spec.name for spec in specs.outputs[1:]] == new_key_value_names(2)
+    row = [("b", 1, 8), ("2l", 4, 4), ("g", 2, 2), ("e", 16, 16)]  # keys and values of two layers
+    assert axes(specs.inputs[0]) == [("b", 1, 8), ("m", 1, 10), ("d", 32, 32)]
+    assert (specs.inputs[3].name, axes(specs.inputs[3])) == (PAST, [("s", 0, 2 + 1 + 5 * 2), *row])
+    assert axes(specs.outputs[0]) == [("b", 1, 8), ("r", 1, 10), ("v", 18, 18)]
+    assert (specs.outputs[1].name, axes(specs.outputs[1])) == (NEW, [("m", 1, 10), *row])
 
 
 def test_a_dense_models_late_stage_takes_hidden_states_alone() -> None:
@@ -73,8 +79,9 @@ def test_axes_of_the_model_are_fixed_and_those_of_a_call_are_not(limits: Limits)
     specs = stage_specs("late", SIZES, limits)
     assert specs.inputs[0].dynamic_axes == {0: "b", 1: "m"}
     assert specs.inputs[2].dynamic_axes == {0: "b", 2: "m", 3: "s+m"}
-    assert specs.inputs[3].dynamic_axes == {0: "b", 2: "s"}
+    assert specs.inputs[3].dynamic_axes == {0: "s", 1: "b"}
     assert specs.outputs[0].dynamic_axes == {0: "b", 1: "r"}
+    assert specs.outputs[1].dynamic_axes == {0: "m", 1: "b"}
 
 
 def test_limits_follow_from_the_prompt() -> None:
@@ -83,9 +90,16 @@ def test_limits_follow_from_the_prompt() -> None:
     #                                         registers, head, items, separators, tail
     assert limits == Limits(2, 10, 3, prompt=3 + 1 + 3 * 4 + 2 * 2 + 2, head=3, prefix=2, readout=1, depth=4)
     assert limits.generated == 10 * 3
+    assert limits.pass_rows == 10 * 2
 
 
-FULL = toy_catalog([f"a{a} b{b} c{c}" for a in range(8) for b in range(2) for c in range(2)])
+@pytest.mark.parametrize(("depth", "rows"), [(1, 5), (2, 5), (3, 10), (4, 10), (9, 10)])
+def test_a_pass_takes_no_more_steps_than_there_are(depth: int, rows: int) -> None:
+    assert replace(LIMITS, depth=depth).pass_rows == rows
+
+
+# One token may follow the first, so that both go in one pass where that is allowed.
+FULL = toy_catalog([f"a{a} b c{c}" for a in range(8) for c in range(4)])
 
 
 @pytest.mark.parametrize("catalog", [FULL, random_catalog(60, codes=6)], ids=["equal lengths", "unequal lengths"])
@@ -95,20 +109,18 @@ def test_all_that_the_runtime_feeds_lies_within_the_table(
     rule: str, registers: tuple[int, int], catalog: Catalog
 ) -> None:
     prefix, suffix = registers
-    model = small_model(catalog=catalog, prefix_registers=prefix, suffix_registers=suffix, max_history=4)
+    model = small_model(catalog=catalog, prefix_registers=prefix, suffix_registers=suffix, max_history=6)
     recommender, engine = watched_recommender(model, rule, max_batch=3, max_beams=7)
     longest = max(range(len(catalog)), key=lambda item: len(catalog.identifiers[item]))
-    recommender.recommend_batch([[longest] * 4, *histories_of(catalog, 4, 4)], 7, 7)
-    recommender.recommend(["0"], 1, 1)
-    specs = all_specs(recommender.manifest.sizes, recommender.manifest.limits)
-    largest: dict[tuple[str, Axis], int] = {}
-    for stage, shapes in engine.shapes:
-        table = {spec.name: spec for spec in specs[stage].inputs}
-        assert table.keys() == shapes.keys()
-        for name, shape in shapes.items():
-            for axis, size in zip(table[name].axes, shape, strict=True):
-                assert axis.least <= size <= axis.most, (stage, name, axis, size)
-                largest[stage, axis] = max(size, largest.get((stage, axis), 0))
+    for lookahead in (0, 64):
+        recommender.lookahead = lookahead
+        recommender.recommend_batch([[longest] * 6, *histories_of(catalog, 4, 6)], 7, 7)
+        recommender.recommend(["0"], 1, 1)
+    session = recommender.session([longest] * 6)
+    session.append(longest)
+    session.append(longest)
+    session.recommend(7, 7)
+    largest = largest_sizes(engine, all_specs(recommender.manifest.sizes, recommender.manifest.limits))
     assert {stage for stage, _ in largest} == set(STAGES)
     if catalog is FULL and rule != "trie":  # else not every beam goes on to the last step
         for (stage, axis), size in largest.items():

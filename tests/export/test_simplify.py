@@ -133,6 +133,25 @@ def test_equal_constants_are_one_initializer() -> None:
     assert {name: array.shape for name, array in weights(simplified).items()} == {first: (), third: (1,)}
 
 
+def test_copies_are_seen_through_but_for_an_output() -> None:
+    """Of equal weights the exporter keeps one, and copies of it; products need the weight itself."""
+    nodes = [
+        helper.make_node("Identity", ["w"], ["copy"]),
+        helper.make_node("Identity", ["copy"], ["copy of it"]),
+        product("/q_proj/MatMul", "x", "w", "a"),
+        product("/q_proj_1/MatMul", "a", "copy of it", "b"),
+        helper.make_node("Identity", ["b"], ["y"]),
+    ]
+    model = graph(nodes, {"x": ["b", 2]}, {"y": ["b", 2]}, w=square(1))
+    simplified = simplify(model)
+    assert operators(simplified) == ["MatMul", "MatMul", "Identity"]
+    assert [node.name for node in simplified.graph.node[:2]] == ["layers.0.q_proj", "layers.1.q_proj"]
+    assert all(np.array_equal(array, square(1)) for array in weights(simplified).values())
+    assert weights(simplified).keys() == {"layers.0.q_proj.weight", "layers.1.q_proj.weight"}
+    feeds = {"x": np.arange(6, dtype=np.float32).reshape(3, 2)}
+    assert_close(run(model, feeds)[0], run(simplified, feeds)[0], 1e-6)
+
+
 def test_what_no_output_needs_is_dropped() -> None:
     nodes = [
         helper.make_node("Neg", ["x"], ["a"]),
@@ -216,6 +235,7 @@ def test_an_exported_stage_computes_no_shapes(
     model = small_model(name, **shape)
     bundle = bundle_model(model, max_batch=3, max_beams=8)
     monkeypatch.setattr("earn.export.onnx_stages.simplify", lambda graph: graph)
+    monkeypatch.setattr("earn.export.onnx_stages.fuse_projections", lambda graph: None)
     export_stages(bundle, model.config, tmp_path)
     for stage in STAGES:
         exported = onnx.load(str(tmp_path / GRAPH_FILES[stage]))

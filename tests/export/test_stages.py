@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,8 +12,19 @@ from earn.errors import EarnError
 from earn.export.stages import TorchEngine, bundle_model, torch_recommender
 from earn.model import EarnModel
 from earn.reference import reference_search
+from earn.specs import NEW, PAST, stage_specs
 from earn.stage import DenseHead
-from tests.support import FAMILIES, RULES, Agreement, assert_close, pairs, random_catalog, small_model, weight_of
+from tests.support import (
+    FAMILIES,
+    RULES,
+    Agreement,
+    assert_close,
+    outputs_for,
+    pairs,
+    random_catalog,
+    small_model,
+    weight_of,
+)
 
 TEXT = Prompt(head=(0,), separator=(2,), tail=(3,))  # BOS, and two of the identifiers' own tokens
 
@@ -102,18 +114,16 @@ def test_a_checkpoint_recommends_before_any_export(name: str, scoring: str) -> N
 
 
 def test_the_torch_engine_answers_without_gradients(model: EarnModel) -> None:
-    engine = TorchEngine(bundle_model(model).stages)
-    hidden = torch.zeros(1, 2, 32).numpy()
-    cache = torch.zeros(1, 2, 0, 16).numpy()
-    outputs = engine.run(
-        "late",
-        {
-            "hidden": hidden,
-            "position_ids": torch.zeros(1, 2, dtype=torch.int64).numpy(),
-            "attention_bias": torch.zeros(1, 1, 2, 2).numpy(),
-            **{f"past_key_values.{layer}.{part}": cache for layer in range(2) for part in ("key", "value")},
-            "keep": torch.tensor([1]).numpy(),
-        },
-    )
-    assert list(outputs) == ["logits", *(f"new_key_values.{i}.{part}" for i in range(2) for part in ("key", "value"))]
+    bundle = bundle_model(model)
+    feeds = {
+        "hidden": torch.zeros(1, 2, 32).numpy(),
+        "position_ids": torch.zeros(1, 2, dtype=torch.int64).numpy(),
+        "attention_bias": torch.zeros(1, 1, 2, 2).numpy(),
+        PAST: torch.zeros(0, 1, 2 * 2, 2, 16).numpy(),
+        "keep": torch.tensor([1]).numpy(),
+    }
+    outputs = outputs_for(stage_specs("late", bundle.manifest.sizes, bundle.manifest.limits), feeds)
+    assert list(outputs) == ["logits", NEW]
+    TorchEngine(bundle.stages).run("late", feeds, outputs)
+    assert all(np.isfinite(array).all() for array in outputs.values())
     assert outputs["logits"].shape == (1, 1, len(model.catalog.tokens))

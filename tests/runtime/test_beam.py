@@ -14,13 +14,14 @@ from earn.runtime.beam import (
     NORMALISERS,
     Beams,
     best,
+    child_scores,
     children,
     log_sum_exp,
     place_in_group,
     root_beams,
     step,
 )
-from earn.runtime.trie import ItemTrie
+from earn.runtime.trie import Exclusions, ItemTrie
 from tests.support import (
     FAMILIES,
     RULES,
@@ -39,10 +40,25 @@ TRIE = ItemTrie.build(np.array([[0, 2], [0, 3], [1, 2], [4, -1]], np.int32))
 WEIGHTS = np.array([[1, 2, 3, 4, 5, 6]])  # exp(logits) of six tokens, of which no item holds the last
 LOGITS = np.log(WEIGHTS).astype(np.float32)
 OPEN = np.array([True])
+ALL = Exclusions.of(TRIE, [])  # nobody excludes anything
 
 
-def first_step(scoring: str, width: int = 9, dead: NDArray[np.bool_] | None = None) -> Beams:
-    return step(root_beams(1), OPEN, LOGITS, 0, TRIE, scoring, width, dead)
+def take(
+    beams: Beams,
+    is_open: NDArray[np.bool_],
+    logits: NDArray[np.float32],
+    scoring: str,
+    width: int,
+    exclusions: Exclusions = ALL,
+) -> Beams:
+    """A step of the search by the logits of the open beams."""
+    trie = exclusions.trie
+    scores = child_scores(beams.node[is_open], logits, trie, scoring)
+    return step(beams, is_open, scores, trie, scoring, width, exclusions)
+
+
+def first_step(scoring: str, width: int = 9, excluded: tuple[int, ...] = ()) -> Beams:
+    return take(root_beams(1), OPEN, LOGITS, scoring, width, Exclusions.of(TRIE, [excluded]))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -70,7 +86,7 @@ def test_the_second_token_by_hand(rule: str, want: list[tuple[int, float]]) -> N
     # exp(logits) after 1 (where it is still open), then after 0, of tokens 0, 1, 2, 3, 4, 5.
     weights = {1: [1, 0.5, 4, 3, 0.25, 0.25], 0: [1, 0.5, 1, 2, 0.25, 0.25]}
     logits = np.log([weights[int(TRIE.token[node])] for node in beams.node[is_open]]).astype(np.float32)
-    beams = step(beams, is_open, logits, 1, TRIE, rule, 9)
+    beams = take(beams, is_open, logits, rule, 9)
     assert beams.node.tolist() == [node for node, _ in want]
     assert beams.score == pytest.approx([log(score) for _, score in want])
 
@@ -78,27 +94,50 @@ def test_the_second_token_by_hand(rule: str, want: list[tuple[int, float]]) -> N
 def test_only_the_best_beams_stay_and_know_their_parents() -> None:
     beams = Beams(np.array([0, 0]), np.array([1, 2]), np.array([log(0.6), log(0.4)]), np.array([0, 0]))
     logits = np.log([[9, 9, 1, 1], [9, 9, 1, 1]]).astype(np.float32)
-    after = step(beams, np.array([True, True]), logits, 1, TRIE, "trie", 2)
+    after = take(beams, np.array([True, True]), logits, "trie", 2)
     assert after.node.tolist() == [6, 4]  # 1-2 with 0.4, then 0-2 with 0.3, the first among equals
     assert after.parent.tolist() == [1, 0]
     assert after.score == pytest.approx([log(0.4), log(0.3)])
 
 
-def test_dead_nodes_are_left_out_and_keep_their_share() -> None:
-    dead = TRIE.dead_nodes([3, 2])[None]  # the items 4 and 1-2
-    for rule in RULES:
-        everything, left = first_step(rule), first_step(rule, dead=dead)
-        assert left.node.tolist() == [1]
-        assert left.score == everything.score[everything.node == 1]
+@pytest.mark.parametrize("rule", RULES)
+def test_nodes_without_an_item_left_are_not_entered_and_keep_their_share(rule: str) -> None:
+    everything, left = first_step(rule), first_step(rule, excluded=(3, 2))  # the items 4 and 1-2
+    assert left.node.tolist() == [1]
+    assert left.score == everything.score[everything.node == 1]
 
 
-def test_where_everything_is_dead_no_beam_is_left() -> None:
-    assert len(first_step("trie", dead=TRIE.dead_nodes([0, 1, 2, 3])[None]).node) == 0
+def test_where_everything_is_excluded_no_beam_is_left() -> None:
+    assert len(first_step("trie", excluded=(0, 1, 2, 3)).node) == 0
+
+
+def test_every_user_has_exclusions_of_its_own() -> None:
+    exclusions = Exclusions.of(TRIE, [[3], [], [0, 1]])
+    logits = np.repeat(LOGITS, 3, 0)
+    beams = take(root_beams(3), np.array([True] * 3), logits, "level", 9, exclusions)
+    assert beams.user.tolist() == [0, 0, 1, 1, 1, 2, 2]
+    assert beams.node.tolist() == [2, 1, 3, 2, 1, 3, 2]
+
+
+def test_scores_of_children_stand_in_the_order_of_children() -> None:
+    logits = np.log([[1, 1, 4, 3, 1, 1], [1, 1, 1, 2, 1, 1]]).astype(np.float32)
+    nodes = np.array([2, 1])
+    assert child_scores(nodes, logits, TRIE, "trie") == pytest.approx([0, log(1 / 3), log(2 / 3)])
+    assert child_scores(nodes, logits, TRIE, "level") == pytest.approx([log(4 / 7), log(1 / 3), log(2 / 3)])
+    assert child_scores(nodes, logits, TRIE, "vocab") == pytest.approx([log(4 / 11), log(1 / 7), log(2 / 7)])
+
+
+def test_closed_beams_compete_with_their_score_and_stay_first_among_equals() -> None:
+    beams = Beams(np.array([0, 0]), np.array([1, 3]), np.array([log(0.8), log(0.4)]), np.array([0, 0]))
+    logits = np.log([[9, 9, 1, 1]]).astype(np.float32)
+    after = take(beams, np.array([True, False]), logits, "trie", 2)
+    assert after.node.tolist() == [3, 4]  # all three have 0.4
+    assert after.parent.tolist() == [1, 0]
 
 
 def test_users_do_not_compete() -> None:
     logits = np.concatenate((LOGITS, LOGITS[:, ::-1]))
-    beams = step(root_beams(2), np.array([True, True]), logits, 0, TRIE, "level", 2)
+    beams = take(root_beams(2), np.array([True, True]), logits, "level", 2)
     assert beams.user.tolist() == [0, 0, 1, 1]
     assert beams.node.tolist() == [3, 2, 1, 2]
     assert beams.score == pytest.approx([log(5 / 8), log(2 / 8), log(6 / 13), log(5 / 13)])
@@ -136,7 +175,7 @@ def test_every_scoring_rule_has_a_normaliser() -> None:
 def test_an_only_child_costs_exactly_nothing() -> None:
     beams = Beams(np.array([0]), np.array([2]), np.array([-0.1234567890123]), np.array([0]))
     logits = np.array([[0.1, 0.2, -77.7, 0.4, 0.5, 0.6]], np.float32)
-    assert step(beams, OPEN, logits, 1, TRIE, "trie", 1).score[0] == -0.1234567890123
+    assert take(beams, OPEN, logits, "trie", 1).score[0] == -0.1234567890123
 
 
 @given(st.integers(0, 10**6), st.integers(1, 25), st.sampled_from(RULES), st.booleans())
@@ -148,11 +187,11 @@ def test_with_beams_for_all_every_item_gets_its_own_score(seed: int, items: int,
     trie = ItemTrie.build(catalog.codes)
     table = generator.normal(0, 3, (len(trie), len(catalog.tokens) + 2)).astype(np.float32)
     excluded = np.flatnonzero(generator.random(items) < 0.3) if excludes else np.array([], np.int64)
-    dead = trie.dead_nodes(excluded.tolist())[None] if excludes else None
+    exclusions = Exclusions.of(trie, [excluded.tolist()])
     beams, open_beams = root_beams(1), np.array([True])
-    for depth in range(trie.depth):
+    for _ in range(trie.depth):
         if open_beams.any():
-            beams = step(beams, open_beams, table[beams.node[open_beams]], depth, trie, rule, items, dead)
+            beams = take(beams, open_beams, table[beams.node[open_beams]], rule, items, exclusions)
             open_beams = ~trie.is_leaf(beams.node)
     assert (np.diff(beams.score) <= 0).all()
     score = dict(zip(beams.node.tolist(), beams.score.tolist(), strict=True))

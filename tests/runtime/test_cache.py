@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from earn.catalog import Catalog
 from earn.config import Prompt
 from earn.export.stages import TorchEngine, bundle_model
+from earn.manifest import Manifest
 from earn.model import EarnModel
 from earn.runtime.cache import KeyValueCache, cache_bytes
 from earn.runtime.decoder import Decoder
-from earn.specs import Limits, Sizes
+from earn.runtime.engine import load_engine
+from earn.runtime.recommender import Recommender
+from earn.specs import NEW, PAST, Limits, Sizes
 from tests.support import (
     FAMILIES,
     assert_close,
@@ -22,6 +29,7 @@ from tests.support import (
     watched_recommender,
 )
 
+Array = NDArray[Any]
 SIZES = Sizes("llama", 4, 1, 32, 64, 4, 2, 8, 20, 18)
 TEXT = Prompt(head=(1, 2), separator=(3,), tail=(4, 5))
 SHAPES: dict[str, dict[str, Any]] = {
@@ -36,37 +44,93 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def rows(*values: float) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Keys or values of one user, one head of size 1."""
-    return np.array(values, np.float32).reshape(1, 1, -1, 1)
+ONE = Sizes("llama", 1, 1, 1, 1, 1, 1, 1, 1, 1)  # one layer, one head of size 1
+
+
+def cache_of(*values: float, room: int = 0, batch: int = 1) -> KeyValueCache:
+    """A cache that holds rows with these keys, and as values their negatives."""
+    cache = KeyValueCache(ONE, "early", len(values) + room, batch)
+    cache.extend(rows(*values))
+    return cache
+
+
+def rows(*keys: float) -> Array:
+    """Rows of one user: [rows,1,2,1,1]."""
+    return np.array([[key, -key] for key in keys], np.float32).reshape(-1, 1, 2, 1, 1)
 
 
 def test_rows_are_added_behind_those_that_are_there() -> None:
-    cache = KeyValueCache(1, [rows(1), rows(2)])
-    cache.append({"new_key_values.0.key": rows(3, 4), "new_key_values.0.value": rows(5, 6), "hidden": rows(9)})
-    feeds = cache.feeds()
-    assert list(feeds) == ["past_key_values.0.key", "past_key_values.0.value"]
-    assert [part.ravel().tolist() for part in feeds.values()] == [[1, 3, 4], [2, 5, 6]]
-    assert cache.bytes == 6 * 4
+    cache = cache_of(1, room=4)
+    cache.grow(2)[:] = rows(3, 4)
+    cache.extend(rows(5))
+    assert cache.rows == 4
+    assert np.array_equal(cache.past, rows(1, 3, 4, 5))
+    assert cache.bytes == 5 * 2 * 4  # the room that is left counts too
 
 
 def test_one_users_rows_serve_many() -> None:
-    one = KeyValueCache(1, [rows(1), rows(2)])
-    many = one.repeated(3)
-    new = np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1)
-    many.append({"new_key_values.0.key": new, "new_key_values.0.value": -new})
-    assert [part[:, 0, :, 0].tolist() for part in many.feeds().values()] == [
-        [[1, 0], [1, 1], [1, 2]],
-        [[2, 0], [2, -1], [2, -2]],
-    ]
-    assert [part.ravel().tolist() for part in one.feeds().values()] == [[1], [2]]
+    one = cache_of(1, 2)
+    many = KeyValueCache(ONE, "early", 3, 3)
+    many.extend(one.past)
+    many.grow(1)[0, :, 0, 0, 0] = [6, 7, 8]
+    assert many.past[:, :, 0, 0, 0].tolist() == [[1, 1, 1], [2, 2, 2], [6, 7, 8]]
+    assert many.past[:2, :, 1, 0, 0].tolist() == [[-1, -1, -1], [-2, -2, -2]]
+    assert np.array_equal(one.past, rows(1, 2))
 
 
-def test_an_empty_cache_has_no_rows() -> None:
-    cache = KeyValueCache.empty(2, 3, SIZES)
-    assert len(cache.feeds()) == 4
-    assert {part.shape for part in cache.feeds().values()} == {(3, 2, 0, 8)}
-    assert cache.bytes == 0
+def test_a_new_cache_has_room_and_no_rows() -> None:
+    cache = KeyValueCache(SIZES, "late", 7, 5)
+    assert (cache.rows, cache.past.shape) == (0, (0, 5, 2 * 3, 2, 8))
+    assert cache.grow(7).shape == (7, 5, 2 * 3, 2, 8)
+    assert cache.bytes == 4 * 7 * 5 * 2 * 3 * 2 * 8
+
+
+def test_what_is_grown_lies_behind_the_past_and_becomes_part_of_it() -> None:
+    cache = KeyValueCache(SIZES, "late", 9, 3)
+    before = cache.grow(2)
+    new = cache.grow(4)
+    past = cache.past
+    assert np.shares_memory(before, past)
+    assert np.shares_memory(new, past)
+    assert not np.shares_memory(before, new)
+    assert address(past) == address(before)
+    assert address(new) == address(before) + before.nbytes
+    assert all(part.flags.c_contiguous for part in (before, new, past))  # so that engines need no copy of it
+    new[:] = 7
+    assert (past[2:] == 7).all()
+
+
+def address(array: Array) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def test_growing_moves_nothing() -> None:
+    cache = KeyValueCache(SIZES, "early", 20)
+    place = address(cache.past)
+    for count in (1, 0, 7, 12):
+        cache.grow(count)
+        assert address(cache.past) == place
+
+
+def test_without_room_nothing_is_taken() -> None:
+    cache = cache_of(1, 2, room=1)
+    with pytest.raises(ValueError, match="room for 3 rows, not for 4"):
+        cache.grow(2)
+    with pytest.raises(ValueError, match="room for 3 rows, not for 5"):
+        cache.extend(rows(3, 4, 5))
+    assert np.array_equal(cache.past, rows(1, 2))
+    cache.extend(rows(3))
+    with pytest.raises(ValueError, match="room for 3 rows"):
+        cache.grow(1)
+
+
+def test_a_shortened_cache_keeps_its_first_rows_and_takes_others() -> None:
+    cache = cache_of(1, 2, 3)
+    cache.shorten(1)
+    cache.extend(rows(8, 9))
+    assert np.array_equal(cache.past, rows(1, 8, 9))
+    cache.shorten(99)
+    assert cache.rows == 3
 
 
 def test_its_size_is_that_of_the_papers_formula() -> None:
@@ -81,11 +145,50 @@ def test_decoding_holds_no_more_than_that() -> None:
     bundle = bundle_model(model, "vocab", max_batch=2, max_beams=4)
     decoder = Decoder(TorchEngine(bundle.stages), bundle.manifest)
     history = [code for identifier in model.catalog.codes[:3].tolist() for code in identifier if code >= 0]
-    state, _ = decoder.prefill([history])
+    generated = bundle.manifest.limits.generated
+    state, _ = decoder.prefill(decoder.read([history], generated), generated)
+    tokens = np.zeros((1, 4), np.int64)
     for depth in range(model.catalog.depth - 1):
-        decoder.step(state, np.zeros((1, 4), np.int64), depth, np.ones((1, 4, 4 * (depth + 1)), bool))
+        decoder.step(state, tokens, tokens + depth, np.ones((1, 4, 4 * (depth + 1)), bool))
+    assert state.generated == generated
     want = cache_bytes(bundle.manifest.sizes, bundle.manifest.limits, len(history) + 2, 4)
     assert state.early.bytes + state.late.bytes == want
+    with pytest.raises(ValueError, match="has room for"):
+        decoder.step(state, tokens[:, :1], tokens[:, :1], np.ones((1, 1, generated + 1), bool))
+
+
+class Watching:
+    """An engine that notes where the cache of each call lies."""
+
+    def __init__(self, folder: Path) -> None:
+        self._engine = load_engine("cpu", folder, Manifest.load(folder), 1)
+        self.calls: list[tuple[str, Array, Array]] = []  # stage, past and new rows
+
+    def run(self, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        outputs[NEW][:] = np.nan
+        self._engine.run(stage, feeds, outputs)
+        self.calls.append((stage, feeds[PAST], outputs[NEW]))
+
+
+@pytest.mark.parametrize("users", [1, 3])
+def test_engines_read_and_write_the_caches_own_memory(toy_bundle: Path, users: int) -> None:
+    engine = Watching(toy_bundle)
+    recommender = Recommender(engine, Manifest.load(toy_bundle), Catalog.load(toy_bundle / "catalog.npz"), lookahead=0)
+    engine.calls.clear()  # those of the constant head
+    recommender.recommend_batch([[1, 2], [3], [4, 5, 6]][:users], 8, 8)
+    for stage in ("early", "late"):
+        calls = [(past, new) for name, past, new in engine.calls if name == stage]
+        assert len(calls) == 1 + 3  # prompt, and three passes of generated rows
+        base = address(calls[0][0])
+        for past, new in calls:
+            assert past.flags.c_contiguous
+            assert new.flags.c_contiguous
+            assert np.isfinite(past).all()
+            assert np.isfinite(new).all()
+            assert address(past) == base
+            assert address(new) == base + past.nbytes
+        past, _ = calls[-1]
+        assert np.shares_memory(past, calls[0][1])  # the prompt's rows, where they were first written
 
 
 def decoder_of(model: EarnModel) -> Decoder:
@@ -117,17 +220,43 @@ def test_cached_staged_tree_attended_inference_equals_one_uncached_pass(shape: s
     others = sorted({*TEXT.head, *TEXT.separator, *TEXT.tail} - set(number))
     number |= {token: len(number) + place for place, token in enumerate(others)}
     tokens = [[number[token] for token in prompt[head : len(prompt) - end]] for prompt in prompts]
-    state, first = decoder.prefill(tokens)
+    prompted = decoder.read(tokens, 6)
+    state, first = decoder.prefill(prompted, 6)
     for user, prompt in enumerate(prompts):
         want = in_bundle_order(model, naive_logits(model, prompt, ()))
         assert_close(want[-1], first[user], 1e-4, f"first code of user {user}")
     # Step 1: the beams 0, 1, 2. Step 2: 0-3, 2-4, 0-5.
-    own = np.eye(3, dtype=bool)
-    logits = decoder.step(state, np.tile([0, 1, 2], (3, 1)), 0, np.tile(own, (3, 1, 1)))
+    own, depth = np.eye(3, dtype=bool), np.zeros((3, 3), np.int64)
+    logits = decoder.step(state, np.tile([0, 1, 2], (3, 1)), depth, np.tile(own, (3, 1, 1)))
     check_beams(model, prompts, logits, [(0,), (1,), (2,)])
-    sees = np.concatenate((np.array([[1, 0, 0], [0, 0, 1], [1, 0, 0]], bool), own), axis=1)
-    logits = decoder.step(state, np.tile([3, 4, 5], (3, 1)), 1, np.tile(sees, (3, 1, 1)))
+    below = np.array([[1, 0, 0], [0, 0, 1], [1, 0, 0]], bool)
+    sees = np.concatenate((below, own), axis=1)
+    logits = decoder.step(state, np.tile([3, 4, 5], (3, 1)), depth + 1, np.tile(sees, (3, 1, 1)))
     check_beams(model, prompts, logits, [(0, 3), (2, 4), (0, 5)])
+    # Both steps in one pass, behind the same prompts.
+    prompted.early.shorten(prompted.rows)
+    state, again = decoder.prefill(prompted, 6)
+    assert_close(first, again, 1e-6, "first codes")
+    sees = np.block([[own, np.zeros((3, 3), bool)], [below, own]])
+    depth = np.tile([0, 0, 0, 1, 1, 1], (3, 1))
+    logits = decoder.step(state, np.tile(np.arange(6), (3, 1)), depth, np.tile(sees, (3, 1, 1)))
+    check_beams(model, prompts, logits, [(0,), (1,), (2,), (0, 3), (2, 4), (0, 5)])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_history_read_in_pieces_is_read_as_one(shape: str) -> None:
+    model = small_model("tiny-qwen3", random_catalog(12), **SHAPES[shape])
+    decoder = decoder_of(model)
+    tokens = [code for code in model.catalog.codes[:5].ravel().tolist() if code >= 0]
+    whole, first = decoder.prefill(decoder.read([tokens], 4), 4)
+    early = decoder.early_cache(decoder.prompt_rows(len(tokens)) + 4)
+    prompted = decoder.read_on(early, tokens[:3])
+    early.shorten(prompted.rows - decoder.prompt_rows(0))
+    state, got = decoder.prefill(decoder.read_on(early, tokens[3:]), 4)
+    assert_close(first, got, 1e-4, "first codes")
+    assert state.next_position.tolist() == whole.next_position.tolist()
+    step = np.array([[1, 2]]), np.zeros((1, 2), np.int64), np.eye(2, dtype=bool)[None]
+    assert_close(decoder.step(whole, *step), decoder.step(state, *step), 1e-4, "second codes")
 
 
 def check_beams(model: EarnModel, prompts: list[list[int]], logits: Any, beams: list[tuple[int, ...]]) -> None:
@@ -149,8 +278,8 @@ def test_the_constant_head_is_computed_once() -> None:
     recommender.recommend(["0", "6"])
     shapes = engine.shapes[0][1]
     assert shapes["input_ids"] == (1, 2 + 1 + 3 + 2 + 1)  # two identifiers, a separator, the tail, a suffix register
-    assert shapes["past_key_values.0.key"][2] == 4
-    assert engine.shapes[1][1]["past_key_values.0.key"][2] == 2
+    assert shapes[PAST][0] == 4
+    assert engine.shapes[1][1][PAST][0] == 2
 
 
 def test_beams_that_are_determined_run_no_more() -> None:
@@ -160,6 +289,7 @@ def test_beams_that_are_determined_run_no_more() -> None:
     calls = {}
     for rule in ("trie", "level"):
         recommender, engine = watched_recommender(model, rule)
+        recommender.lookahead = 0
         engine.shapes.clear()
         recommender.recommend(["0"])
         calls[rule] = len(engine.shapes)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from earn.runtime.trie import ItemTrie
+from earn.runtime.trie import Exclusions, ItemTrie, find
 from tests.support import toy_catalog
 
 Codes = NDArray[np.int32]
@@ -106,13 +106,41 @@ def test_a_node_is_determined_where_one_leaf_alone_hangs_below_it(codes: Codes) 
 
 @given(catalogs(), st.data())
 @settings(deadline=None, max_examples=60)
-def test_dead_nodes_have_no_item_left(codes: Codes, data: st.DataObject) -> None:
+def test_exclusions_leave_every_user_what_a_slow_count_says(codes: Codes, data: st.DataObject) -> None:
     trie, identifiers = ItemTrie.build(codes), identifiers_of(codes)
-    excluded = data.draw(st.lists(st.integers(0, len(codes) - 1), max_size=len(codes) + 3))
-    left = [identifier for item, identifier in enumerate(identifiers) if item not in excluded]
-    for prefix, dead in zip(prefixes(trie), trie.dead_nodes(excluded), strict=True):
-        alive = any(identifier[: len(prefix)] == prefix for identifier in left)
-        assert bool(dead) == (not alive and prefix != ())
+    items = st.lists(st.integers(0, len(codes) - 1), max_size=len(codes) + 3)  # some twice
+    excluded = data.draw(st.lists(items, min_size=1, max_size=4))
+    exclusions, prefix = Exclusions.of(trie, excluded), prefixes(trie)
+    assert exclusions.any == any(excluded)
+    pairs = [(user, node) for user in range(len(excluded)) for node in range(1, len(trie))]
+    pairs = data.draw(st.permutations(pairs))
+    want = [
+        sum(one[: len(prefix[node])] == prefix[node] for item, one in enumerate(identifiers) if item not in barred)
+        for barred, node in ((excluded[user], node) for user, node in pairs)
+    ]
+    users, nodes = np.array(pairs).T
+    assert exclusions.left(users, nodes).tolist() == want
+
+
+@given(catalogs())
+@settings(deadline=None, max_examples=60)
+def test_parents_levels_and_counts_say_what_the_identifiers_say(codes: Codes) -> None:
+    trie, identifiers = ItemTrie.build(codes), identifiers_of(codes)
+    prefix = prefixes(trie)
+    assert (trie.parent[0], trie.level[0], trie.below[0]) == (-1, 0, len(codes))
+    for node in range(1, len(trie)):
+        assert prefix[trie.parent[node]] == prefix[node][:-1]
+        assert trie.level[node] == len(prefix[node])
+        assert trie.below[node] == sum(one[: len(prefix[node])] == prefix[node] for one in identifiers)
+
+
+@given(st.sets(st.integers(-9, 9), min_size=1), st.lists(st.integers(-12, 12)))
+def test_numbers_are_found_where_they_stand(numbers: set[int], wanted: list[int]) -> None:
+    ascending = sorted(numbers)
+    place, is_there = find(np.array(ascending), np.array(wanted, np.int64))
+    assert is_there.tolist() == [number in numbers for number in wanted]
+    for number, where, there in zip(wanted, place.tolist(), is_there.tolist(), strict=True):
+        assert not there or ascending[where] == number
 
 
 def test_the_toy_catalog_by_hand() -> None:
@@ -122,6 +150,9 @@ def test_the_toy_catalog_by_hand() -> None:
     assert trie.token.tolist() == [-1, 0, 1, 2, 3, 4, 4, 4, 5, 4, 5, 6, 6, 7, 7, 6, 8, 9, 8]
     assert trie.child_start.tolist() == [1, 5, 6, 7, 9, 11, 11, 12, 13, 14, 15, 16, 16, 18, 19, 19, 19, 19, 19, 19]
     assert trie.determined.tolist() == [-1, 5, 11, -1, -1, 5, 11, -1, 18, 14, 15, 11, -1, 18, 14, 15, 16, 17, 18]
+    assert trie.parent.tolist() == [-1, 0, 0, 0, 0, 1, 2, 3, 3, 4, 4, 6, 7, 8, 9, 10, 12, 12, 13]
+    assert trie.level.tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4]
+    assert trie.below.tolist() == [8, 2, 1, 3, 2, 2, 1, 2, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1]
     assert trie.items(5).tolist() == [0, 4]
     assert trie.path[5].tolist() == [3, 8, 13, 18]
 
@@ -130,7 +161,7 @@ def test_one_item_is_a_trie() -> None:
     trie = ItemTrie.build(np.array([[0]], np.int32))
     assert len(trie) == 2
     assert trie.determined.tolist() == [1, 1]
-    assert trie.dead_nodes([0]).tolist() == [False, True]
+    assert Exclusions.of(trie, [[0]]).left(np.array([0]), np.array([1])).tolist() == [0]
 
 
 @pytest.mark.parametrize("items", [1, 1000])

@@ -1,0 +1,140 @@
+"""Beam search for a batch: which rows a pass of the model needs, and when the answer is settled.
+
+A row is a node of the trie under a user's prompt, so no row is ever computed twice. Three things save passes, each
+without changing an answer:
+
+    determined    under the rule "trie" a prefix that leads to one leaf needs no row (see earn.runtime.beam)
+    lookahead     where few tokens can follow the beams, their rows go along with the beams' own, and the pass after
+                  next is spared: a pass costs the reading of all weights, however few its rows
+    settled       a user whose best k items can no longer change needs no further row: scores only fall
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earn.runtime.beam import Beams, Floats, child_scores, children, place_in_group, root_beams, step
+from earn.runtime.decoder import Decoder, Decoding
+from earn.runtime.trie import Exclusions, Ints, ItemTrie, find
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is asked for, and how it is looked for."""
+
+    trie: ItemTrie
+    scoring: str  # one of SCORING_RULES
+    width: int  # beams per user
+    k: int  # items per user
+    lookahead: int | None = None  # most rows that a pass takes along for the next level, per user; the width if None
+
+    def run(self, decoder: Decoder, state: Decoding, first: NDArray[np.float32], exclusions: Exclusions) -> Beams:
+        """Searches from prompts that were read; `first` [b,v] are the logits of the first code."""
+        users, how = len(first), (self.trie, self.scoring, self.width, exclusions)
+        rows = Rows(self, decoder, state, first, exclusions)
+        beams = step(root_beams(users), np.ones(users, bool), rows.scores, *how)
+        for _ in range(1, self.trie.depth):
+            is_open = ~self.trie.is_leaf(beams.node)
+            is_open &= ~self._is_settled(beams, is_open, exclusions, users)[beams.user]
+            if not is_open.any():
+                break
+            scores = rows.scores_below(beams.user[is_open], beams.node[is_open])
+            beams = step(beams, is_open, scores, *how)
+        return beams
+
+    def _is_settled(self, beams: Beams, is_open: Bools, exclusions: Exclusions, users: int) -> Bools:
+        """Of which users the best beams, all finished, name k items: no open beam can overtake those any more."""
+        open_before = np.cumsum(is_open)
+        start = np.searchsorted(beams.user, np.arange(users))
+        leads: Bools = open_before - np.concatenate(([0], open_before))[start[beams.user]] == 0
+        named = np.bincount(beams.user[leads], exclusions.left(beams.user, beams.node)[leads], users)
+        settled: Bools = named >= self.k
+        return settled
+
+
+class Rows:
+    """The rows of a batch that the model has seen, and the log-probabilities of what may follow each."""
+
+    def __init__(
+        self, search: Search, decoder: Decoder, state: Decoding, first: NDArray[np.float32], exclusions: Exclusions
+    ) -> None:
+        self._search, self._decoder, self._state, self._exclusions = search, decoder, state, exclusions
+        self._users = len(first)
+        roots = np.zeros(self._users, np.int64)
+        self._key = np.arange(self._users) * len(search.trie)  # ascending: user * c + node
+        self._row = np.full(self._users, -1)  # of each key, among the generated rows of its user's sequence
+        self._start = np.arange(self._users) * int(search.trie.child_start[1] - 1)
+        self.scores = child_scores(roots, first, search.trie, search.scoring)  # of all keys, each from its start
+
+    def scores_below(self, user: Ints, node: Ints) -> Floats:
+        """Log-probabilities of all children of these nodes, as `children` orders them; runs the model if it must."""
+        trie = self._search.trie
+        key = user * len(trie) + node
+        place, is_there = find(self._key, key)
+        if not is_there.all():
+            self._compute(user[~is_there], node[~is_there])
+            place, _ = find(self._key, key)
+        of, child = children(trie, node)
+        scores: Floats = self.scores[self._start[place][of] + child - trie.child_start[node][of]]
+        return scores
+
+    def _compute(self, user: Ints, node: Ints) -> None:
+        """One pass for these nodes, which are all of one level, and, where they are few, for those that may follow."""
+        trie, asked = self._search.trie, len(node)
+        ahead_user, ahead = self._ahead(user, node)
+        user, node = np.concatenate((user, ahead_user)), np.concatenate((node, ahead))
+        order = np.argsort(user, kind="stable")
+        slot = np.empty_like(order)
+        slot[order] = place_in_group(user[order])
+        before = self._state.generated
+        self._remember(user, node, before + slot)
+        shape = (self._users, int(slot.max()) + 1)
+        tokens, depth = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        tokens[user, slot], depth[user, slot] = trie.token[node], trie.level[node] - 1
+        sees = self._sees(user, node, slot, before + shape[1])
+        logits = self._decoder.step(self._state, tokens, depth, sees)[user, slot]
+        new = [child_scores(node[:asked], logits[:asked], trie, self._search.scoring)]
+        if len(ahead):
+            new.append(child_scores(ahead, logits[asked:], trie, self._search.scoring))
+        self.scores = np.concatenate((self.scores, *new))
+
+    def _ahead(self, user: Ints, node: Ints) -> tuple[Ints, Ints]:
+        """The nodes below these that the next level would need; none where a user has too many of them."""
+        search, trie = self._search, self._search.trie
+        place, child = children(trie, node)
+        user = user[place]
+        needed = trie.determined[child] < 0 if search.scoring == "trie" else ~trie.is_leaf(child)
+        if self._exclusions.any:
+            needed &= self._exclusions.left(user, child) > 0
+        user, child = user[needed], child[needed]
+        room = search.width  # caches have room for as many rows again
+        most = room if search.lookahead is None else min(search.lookahead, room)
+        if np.bincount(user, minlength=1).max() > most:
+            return user[:0], child[:0]
+        return user, child
+
+    def _remember(self, user: Ints, node: Ints, row: Ints) -> None:
+        """Notes the rows of these nodes, whose children's log-probabilities come next."""
+        trie = self._search.trie
+        count = trie.child_start[node + 1] - trie.child_start[node]
+        start = len(self.scores) + np.cumsum(count) - count
+        key = np.concatenate((self._key, user * len(trie) + node))
+        order = np.argsort(key)
+        self._key = key[order]
+        self._row = np.concatenate((self._row, row))[order]
+        self._start = np.concatenate((self._start, start))[order]
+
+    def _sees(self, user: Ints, node: Ints, slot: Ints, rows: int) -> Bools:
+        """Which generated rows each slot sees [b,m,rows]: its own, and those above it in the trie but the root."""
+        trie = self._search.trie
+        sees = np.zeros((self._users, int(slot.max()) + 1, rows), bool)
+        while len(node):
+            sees[user, slot, self._row[find(self._key, user * len(trie) + node)[0]]] = True
+            node = trie.parent[node]
+            user, slot, node = user[node > 0], slot[node > 0], node[node > 0]
+        return sees

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from earn.config import MASKED, Prompt
+from earn.model import EarnModel
+from earn.runtime.decoder import causal_bias
+from tests.support import Agreement, histories_of, pairs, random_catalog, small_model, watched_recommender
+
+
+@pytest.fixture(scope="module")
+def model() -> EarnModel:
+    """A head longer than the pieces below, two registers at both ends, text behind the history."""
+    prompt = Prompt(head=tuple(range(3, 12)), tail=(4,))
+    registers = {"prefix_registers": 2, "suffix_registers": 2}
+    return small_model(
+        "tiny-qwen3", random_catalog(40, codes=3), prompt=prompt, early_layers=2, max_history=9, **registers
+    )
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 7])
+def test_prompts_read_in_pieces_give_what_whole_ones_give(
+    model: EarnModel, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = watched_recommender(model)
+    monkeypatch.setattr("earn.runtime.decoder.PIECE", piece)
+    pieces, engine = watched_recommender(model)
+    histories, agreement = histories_of(model.catalog, 7, 9), Agreement()
+    for want, got in zip(whole.recommend_batch(histories), pieces.recommend_batch(histories), strict=True):
+        agreement.add("batch", pairs(want), pairs(got))
+    for history in histories:
+        agreement.add(str(history), pairs(whole.recommend(history)), pairs(pieces.recommend(history)))
+    agreement.check()
+    engine.shapes.clear()
+    session = pieces.session(histories[0])
+    assert max(shapes["input_ids"][1] for _, shapes in engine.shapes) <= piece
+    assert pairs(session.recommend()) == pairs(pieces.recommend(histories[0]))
+
+
+def test_the_last_rows_see_what_stands_before_them() -> None:
+    assert causal_bias(2, 4)[0, 0].tolist() == [[0, 0, 0, np.float32(MASKED)], [0, 0, 0, 0]]

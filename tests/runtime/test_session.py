@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from earn.config import Prompt
+from earn.errors import EarnError
+from earn.model import EarnModel
+from earn.runtime.recommender import Recommendation, Recommender
+from earn.runtime.session import Session
+from tests.support import (
+    RULES,
+    Agreement,
+    CountingEngine,
+    histories_of,
+    pairs,
+    random_catalog,
+    small_model,
+    watched_recommender,
+)
+
+LIMIT = 8  # items of a full window
+
+
+@pytest.fixture(scope="module")
+def model() -> EarnModel:
+    """Items on identifiers of 2 to 4 tokens, with separators and text around the history."""
+    prompt = Prompt(head=(3, 4, 5), separator=(6, 7), tail=(8,))
+    return small_model("tiny-qwen2", random_catalog(40, codes=3), early_layers=2, prompt=prompt, max_history=LIMIT)
+
+
+@pytest.fixture(scope="module")
+def watched(model: EarnModel) -> tuple[Recommender, CountingEngine]:
+    return watched_recommender(model)
+
+
+@pytest.fixture(scope="module")
+def recommender(watched: tuple[Recommender, CountingEngine]) -> Recommender:
+    return watched[0]
+
+
+def check_same(want: Sequence[Recommendation], got: Sequence[Recommendation]) -> None:
+    assert [item.item_id for item in got] == [item.item_id for item in want]
+    assert [item.score for item in got] == pytest.approx([item.score for item in want])
+
+
+@pytest.mark.parametrize("scoring", RULES)
+def test_a_sessions_list_is_that_of_a_fresh_request(model: EarnModel, scoring: str) -> None:
+    recommender, agreement = watched_recommender(model, scoring)[0], Agreement()
+    for history in histories_of(model.catalog, 6, 30):  # beyond the limit, so that windows slide
+        session = recommender.session(history[:1])
+        for item in history[1:]:
+            session.append(item)
+            agreement.add(str(session.window), pairs(recommender.recommend(session.window)), pairs(session.recommend()))
+            wide = recommender.recommend(session.window, 30, 40)
+            agreement.add(f"{session.window} wide", pairs(wide), pairs(session.recommend(30, 40)))
+    agreement.check()
+
+
+def test_a_new_item_costs_its_own_tokens_and_the_prompts_end(watched: tuple[Recommender, CountingEngine]) -> None:
+    recommender, engine = watched
+    session = recommender.session([1, 2, 3])
+    engine.shapes.clear()
+    session.append(4)
+    (stage, shapes), *others = engine.shapes
+    codes = len(recommender.catalog.identifiers[4])
+    assert (stage, others) == ("early", [])
+    assert shapes["input_ids"] == (1, 2 + codes + 2)  # separator, codes, tail and register
+    session.recommend()
+    assert engine.shapes[1][0] == "late"  # nothing of the prompt is read again
+    assert engine.shapes[1][1]["hidden"][1] == 1
+
+
+def test_the_window_slides_once_for_many_items(watched: tuple[Recommender, CountingEngine]) -> None:
+    recommender, engine = watched
+    session = recommender.session(range(LIMIT))
+    assert session.window == [str(item) for item in range(LIMIT)]
+    engine.shapes.clear()
+    for item in range(LIMIT, LIMIT + 3):
+        session.append(item)
+    rows = [shapes["input_ids"][1] for _, shapes in engine.shapes]
+    assert rows[0] > 2 * rows[1]
+    assert rows[1] <= 8 >= rows[2]
+    assert session.window == [str(item) for item in range(3, LIMIT + 3)]
+    assert session.history == [str(item) for item in range(LIMIT + 3)]
+
+
+def test_a_long_history_opens_with_its_newest_items(recommender: Recommender) -> None:
+    session = recommender.session(range(20))
+    assert session.window == [str(item) for item in range(20 - LIMIT, 20)]
+    check_same(recommender.recommend(range(20)), session.recommend())
+
+
+def test_all_of_the_history_can_be_excluded_though_the_window_slid(recommender: Recommender) -> None:
+    session = recommender.session(range(20))
+    found = {int(item.item_id) for item in session.recommend(20, 40, exclude=[30], exclude_history=True)}
+    assert found == set(range(20, 40)) - {30}
+
+
+def test_asking_twice_changes_nothing(recommender: Recommender) -> None:
+    session = recommender.session([1, 2, 3])
+    held = session.memory_bytes
+    first = session.recommend(5)
+    session.recommend(40, 60, exclude=[1])
+    assert session.recommend(5) == first
+    assert session.memory_bytes == held
+
+
+def test_an_empty_session_waits_for_its_first_item(recommender: Recommender) -> None:
+    session = recommender.session()
+    with pytest.raises(EarnError, match=r"no item yet\. Append"):
+        session.recommend()
+    restored = recommender.restore_session(session.to_bytes())
+    for one in (session, restored):
+        one.append("7")
+        check_same(recommender.recommend(["7"]), one.recommend())
+
+
+def test_an_unknown_item_is_refused_and_nothing_is_lost(recommender: Recommender) -> None:
+    session = recommender.session([1, 2])
+    before = session.recommend()
+    with pytest.raises(EarnError, match="no item 'Zorro'"):
+        session.append("Zorro")
+    assert session.history == ["1", "2"]
+    assert session.recommend() == before
+    with pytest.raises(EarnError, match="no item 'x'"):
+        recommender.session(["x"])
+    assert recommender.session(["x", "1"], unknown="skip").history == ["1"]
+
+
+def test_a_restored_session_goes_on_without_computing(watched: tuple[Recommender, CountingEngine]) -> None:
+    recommender, engine = watched
+    session = recommender.session(range(LIMIT + 3))
+    saved, found = session.to_bytes(), session.recommend()
+    engine.shapes.clear()
+    restored = recommender.restore_session(saved)
+    assert not engine.shapes
+    assert (restored.history, restored.window, restored.memory_bytes) == (
+        session.history,
+        session.window,
+        session.memory_bytes,
+    )
+    assert restored.recommend() == found
+    for one in (session, restored):
+        one.append(30)
+    assert restored.recommend() == session.recommend()
+
+
+def test_bytes_of_another_bundle_are_refused(model: EarnModel, recommender: Recommender) -> None:
+    saved = watched_recommender(model, "level")[0].session([1]).to_bytes()
+    with pytest.raises(EarnError, match="another bundle"):
+        recommender.restore_session(saved)
+
+
+def test_what_is_no_session_is_refused(recommender: Recommender) -> None:
+    saved = recommender.session([1, 2]).to_bytes()
+    flipped = bytearray(saved)
+    flipped[len(saved) // 2] ^= 1
+    for wrong in (b"", b"PK", b"nonsense" * 10, saved[: len(saved) // 2], bytes(flipped)):
+        with pytest.raises(EarnError, match="no saved session"):
+            recommender.restore_session(wrong)
+
+
+def test_threads_may_share_a_session(toy_bundle: Path) -> None:
+    recommender = Recommender.load(toy_bundle, threads=1)
+    session = recommender.session([1, 2])
+    want = session.recommend(8)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(found == want for found in pool.map(lambda _: session.recommend(8), range(40)))
+
+
+def test_bytes_are_those_of_the_cache(recommender: Recommender) -> None:
+    sizes, limits = recommender.manifest.sizes, recommender.manifest.limits
+    rows = limits.prompt + limits.generated
+    assert (
+        Session(recommender).memory_bytes == 4 * rows * 2 * sizes.early_layers * sizes.key_value_heads * sizes.head_size
+    )
