@@ -15,12 +15,13 @@ from io import TextIOWrapper
 from typing import NoReturn
 
 import earn
-from earn.cli import calibrate, data, evaluate, export, inspection, quickstart, recommend, train
+from earn.cli import calibrate, data, evaluate, export, inspection, profile, quickstart, recommend, train
 from earn.cli.arguments import Parser
 from earn.cli.console import complain, quiet
 from earn.errors import EarnError
 
-COMMANDS = (quickstart, data, train, evaluate, export, calibrate, recommend, inspection)  # in the order of --help
+# In the order of --help.
+COMMANDS = (quickstart, data, train, evaluate, export, calibrate, profile, recommend, inspection)
 
 # Optional packages and the extra that installs each.
 EXTRAS = {

@@ -24,7 +24,8 @@ ROOMS = {
     "export": {"earn", "runtime"},
     "runtime": {"earn"},
     "calibration": {"earn", "export", "runtime"},
-    "cli": {"earn", "export", "runtime", "calibration"},
+    "profiling": {"earn", "runtime"},
+    "cli": {"earn", "export", "runtime", "calibration", "profiling"},
 }
 TRAINING_ONLY = {"torch", "transformers", "accelerate", "safetensors", "sklearn", "scipy"}
 EXPORT_ONLY = {"onnx", "optimum"}
@@ -132,6 +133,13 @@ def test_calibrating_needs_no_torch() -> None:
     blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in sorted(TRAINING_ONLY))
     imported = "import earn.calibration.calibrate, earn.calibration.summary, earn.cli.calibrate, earn.cli.dataset"
     run(sys.executable, "-c", f"import sys\n{blocked}{imported}", cwd=ROOT)
+
+
+def test_profiling_needs_no_torch_and_where_onnx_is_missing_leaves_out_the_limits(toy_bundle: Path) -> None:
+    blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in sorted(HEAVY))
+    command = f"from earn.cli.main import main; main(['profile', {str(toy_bundle)!r}, '--json', '--quick'])"
+    profile = json.loads(run(sys.executable, "-c", f"import sys\n{blocked}{command}", cwd=ROOT))
+    assert "onnx" in json.dumps(profile)
 
 
 def test_importing_the_package_imports_no_library_at_all() -> None:

@@ -1,0 +1,1 @@
+"""Takes a request apart and sets each part beside what the machine could do."""

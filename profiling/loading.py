@@ -1,0 +1,113 @@
+"""Loads a bundle in a process of its own: what that takes, and how much memory.
+
+    python -m earn.profiling.loading      reads a request as JSON from stdin, prints a `Load` as JSON
+
+Memory is that of a process which does nothing else. The files lie in the system's cache from the second load on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from earn.errors import EarnError
+from earn.profiling.machine import peak_bytes
+from earn.profiling.rows import Loading, Percentiles
+
+
+@dataclass(frozen=True)
+class Load:
+    """One load. Memory is the most that the process has held so far; None where the system does not tell."""
+
+    import_ms: float
+    load_ms: float
+    first_ms: float  # the first request
+    imported_bytes: int | None
+    loaded_bytes: int | None
+    peak_bytes: int | None  # after all requests
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the process is to do."""
+
+    folder: str
+    engine: str
+    threads: int | None
+    histories: Sequence[Sequence[str]]
+    k: int
+    beams: int
+
+
+def load_fresh(order: Order) -> Load:
+    """Loads the bundle in a new process and asks it for recommendations.
+
+    Raises:
+        EarnError: the process failed; gives its last words.
+    """
+    paths = [path or os.getcwd() for path in sys.path]  # what can be imported here can be imported there
+    done = subprocess.run(
+        [sys.executable, "-m", "earn.profiling.loading"],
+        input=json.dumps(asdict(order)),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"},
+    )
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise EarnError(f"{order.folder}: cannot be loaded in a process of its own ({words[-1]}).")
+    return Load(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def summarise(loads: Sequence[Load]) -> Loading:
+    """All loads of a bundle."""
+
+    def most(name: str) -> int | None:
+        known: list[int] = [value for load in loads if (value := getattr(load, name)) is not None]
+        return max(known, default=None)
+
+    return Loading(
+        loads=len(loads),
+        import_ms=median(load.import_ms for load in loads),
+        ms=Percentiles.of([load.load_ms for load in loads]),
+        first_request_ms=median(load.first_ms for load in loads),
+        imported_bytes=most("imported_bytes"),
+        loaded_bytes=most("loaded_bytes"),
+        peak_bytes=most("peak_bytes"),
+    )
+
+
+def load_here(order: Order) -> Load:
+    """Loads the bundle in this process, which should have done nothing before."""
+    started = time.perf_counter()
+    import onnxruntime  # noqa: F401  the engines import it when they are made
+
+    from earn.runtime.recommender import Recommender
+
+    imported, imported_bytes = time.perf_counter(), peak_bytes()
+    recommender = Recommender.load(Path(order.folder), order.engine, order.threads)
+    loaded, loaded_bytes = time.perf_counter(), peak_bytes()
+    recommender.recommend(order.histories[0], order.k, order.beams)
+    first = time.perf_counter()
+    for history in order.histories[1:]:
+        recommender.recommend(history, order.k, order.beams)
+    return Load(
+        import_ms=1000 * (imported - started),
+        load_ms=1000 * (loaded - imported),
+        first_ms=1000 * (first - loaded),
+        imported_bytes=imported_bytes,
+        loaded_bytes=loaded_bytes,
+        peak_bytes=peak_bytes(),
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(load_here(Order(**json.load(sys.stdin))))))

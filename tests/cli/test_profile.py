@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import earn as package
+from earn.cli.main import build_parser
+from earn.cli.profile import QUICK, numbers, side_names
+from earn.profiling import roofline
+from tests.cli.conftest import Earn
+
+FAST = ("--quick", "--seconds", "0.01", "--callers", "1", "--threads", "1")
+
+
+@pytest.fixture(autouse=True)
+def small_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of this machine are not what is tested."""
+    monkeypatch.setitem(QUICK, "window", 0.01)
+    monkeypatch.setattr(roofline, "SECONDS", 0.0)
+    monkeypatch.setattr(roofline, "LEAST_ARRAY", 1 << 16)
+    monkeypatch.setattr(roofline, "last_cache_bytes", lambda: None)
+
+
+def test_json_has_every_stage_of_every_bundle(toy_bundle: Path, earn: Earn, tmp_path: Path) -> None:
+    outcome = earn("profile", toy_bundle, "--against", toy_bundle, *FAST, "--json", "--report", tmp_path / "page.html")
+    assert outcome.status == 0
+    assert outcome.out.count("\n") == 1
+    value = outcome.json
+    assert [bundle["name"] for bundle in value["bundles"]] == ["bundle", "bundle (2)"]
+    assert value["settings"]["threads"] == 1
+    for bundle in value["bundles"]:
+        (case,) = bundle["cases"]
+        assert (case["items"], case["beams"], bundle["precision"]) == (6, 20, "fp32")
+        assert case["requests"] >= 8
+        assert isinstance(case["noisy"], bool)
+        assert list(case["stages"])[:2] == ["early_prefill", "late_prefill"]
+        assert list(case["stages"])[-2:] == ["search", "total"]
+        for name, stage in case["stages"].items():
+            assert 0 < stage["ms"]["p50"] <= stage["ms"]["p90"] <= stage["ms"]["p99"]
+            assert (stage["limit"] is None) == (name in ("search", "total"))
+        assert case["least_ms"] > 0
+        assert bundle["callers"][0]["per_second"] > 0
+        assert bundle["loading"]["ms"]["p50"] > 0
+    assert value["memory_bandwidth"] > 0
+    assert "Profile of bundle beside bundle (2)" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    for words in ("p99 ms", "early prefill", "of limit", "Histories: random items", f"Report: {tmp_path}"):
+        assert words in outcome.err
+
+
+def test_tables_are_the_result_without_json(toy_bundle: Path, earn: Earn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(QUICK, "tolerance", 0.0)  # no machine is that steady
+    outcome = earn("profile", toy_bundle, *FAST, "--histories", "1,3", "--beams", "2,4", "-k", "2")
+    rows = [line.split()[1:4] for line in outcome.out.splitlines()[2:6]]
+    assert [(items, beams) for items, _, beams in rows] == [("1", "2"), ("3", "2"), ("1", "4"), ("3", "4")]
+    assert "[7/8]" in outcome.err
+    assert "[8/8]" in outcome.err
+    assert all(line.endswith("  noisy") for line in outcome.out.splitlines()[2:6])
+    assert "Noisy: a median is not known to 0%" in outcome.out
+
+
+def test_real_histories_are_asked(exported: Path, data: Path, earn: Earn) -> None:
+    outcome = earn("profile", exported, "--data", data, *FAST, "--json")
+    assert outcome.json["settings"]["histories"].startswith("of users of ")
+    assert outcome.json["bundles"][0]["cases"][0]["items"] == 6
+    assert "no user has a history of 7 items" not in outcome.err
+
+
+def test_histories_that_nobody_has_are_refused(exported: Path, data: Path, earn: Earn, tmp_path: Path) -> None:
+    lines = (data / "walks.inter").read_text().splitlines()
+    short = [line for line in lines[1:] if int(line.split("\t")[2]) < 4]
+    (tmp_path / "walks.inter").write_text("\n".join([lines[0], *short]) + "\n")
+    outcome = earn("profile", exported, "--data", tmp_path, *FAST, "--histories", "4")
+    assert "no user has a history of 4 items. Ask for shorter --histories" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--engine", "abacus"), "no engine 'abacus'"),
+        (("--histories", "7"), "reads the newest 6 items"),
+        (("--beams", "25"), "searches with 24 beams at the most"),
+        (("--against", "nowhere"), "nowhere: there is no bundle"),
+        (("--report", "page.txt"), "ends in .html"),
+        (("--report", "BUNDLE/page.html"), "lies in a bundle"),
+        (("--beams", "5,x"), "'x' is not a whole number from 1"),
+        (("--histories", ""), "'' is not a whole number from 1"),
+        (("--seconds", "0"), "--seconds"),
+        (("--data", "nowhere"), "nowhere: there is no such file"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_measured(
+    options: tuple[str, ...], says: str, toy_bundle: Path, earn: Earn
+) -> None:
+    filled = [option.replace("BUNDLE", str(toy_bundle)) for option in options]
+    outcome = earn("profile", toy_bundle, *filled)
+    assert says in outcome.error
+    assert "[2/" not in outcome.err
+
+
+def test_a_folder_without_a_bundle_is_refused(earn: Earn) -> None:
+    assert "nowhere: there is no bundle" in earn("profile", "nowhere").error
+
+
+def test_numbers_stand_once_and_in_their_order() -> None:
+    assert numbers("20, 5,20") == (20, 5)
+
+
+def test_bundles_are_told_apart_by_name(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b/a", "c", "a")]
+    assert side_names(folders) == ["a", "a (2)", "c", "a (3)"]
+
+
+def test_settings_of_the_quick_way_can_be_changed(toy_bundle: Path) -> None:
+    from earn.cli.profile import _settings
+    from earn.manifest import Manifest
+
+    def settings(*options: str) -> Any:
+        args = build_parser().parse_args(["profile", str(toy_bundle), *options])
+        return _settings(args, [Manifest.load(toy_bundle)], None)
+
+    assert (settings().lengths, settings().beams, settings().seconds) == ((1, 3, 6), (20,), 10)
+    assert (settings("--quick").lengths, settings("--quick").seconds) == ((6,), 2)
+    assert settings("--quick", "--seconds", "5").seconds == 5
+    assert settings("--histories", "5,2").lengths == (2, 5)
+
+
+def test_without_torch_and_onnx_all_but_the_limits_is_measured(toy_bundle: Path) -> None:
+    argv = ["profile", str(toy_bundle), *FAST, "--json"]
+    script = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('torch', 'transformers', 'onnx', 'matplotlib', 'sklearn')))\n"
+        f"from earn.cli.main import main\nsys.exit(main({argv!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(package.__file__).parents[1]
+    )
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert value["note"] == (
+        "Limits were left out. The product rate needs onnx. Install it: pip install 'earn-edge[profile]'"
+    )
+    assert (value["memory_bandwidth"], value["bundles"][0]["product_rates"]) == (None, {})
+    assert value["note"] in done.stderr
