@@ -27,7 +27,7 @@ def fuse_projections(graph: onnx.ModelProto) -> None:
     constants = {tensor.name: tensor for tensor in body.initializer}
     for place in reversed(range(len(body.node))):
         node = body.node[place]
-        if node.op_type != "Concat" or helper.get_node_attr_value(node, "axis") not in (-1, 2):
+        if node.op_type != "Concat" or helper.get_node_attr_value(node, "axis") != -1:
             continue
         sides = [_projection(name, makers, constants) for name in node.input]
         if any(side is None for side in sides):
@@ -63,7 +63,8 @@ def _projection(tensor: str, makers: Makers, constants: Constants) -> tuple[Node
         node, bias = makers.get(others[0]), biases[0]
     if node is None or node.op_type != "MatMul" or node.input[1] not in constants:
         return None
-    return node, bias
+    is_one_per_column = bias is None or list(constants[bias].dims) == list(constants[node.input[1]].dims[1:])
+    return (node, bias) if is_one_per_column else None
 
 
 def _joined_name(names: Sequence[str]) -> str:

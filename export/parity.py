@@ -29,7 +29,7 @@ class ComparingEngine:
 
     def run(self, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """The reference's outputs, after comparing the candidate's with them."""
-        candidate = {name: np.empty_like(array) for name, array in outputs.items()}
+        candidate = {name: np.full_like(array, np.nan) for name, array in outputs.items()}
         self._candidate.run(stage, feeds, candidate)
         self._reference.run(stage, feeds, outputs)
         self.calls += 1

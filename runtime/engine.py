@@ -8,7 +8,6 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from earn.errors import EarnError
@@ -117,10 +116,11 @@ class OnnxStages:
         """Reads feeds and writes outputs where they lie."""
         session = self._sessions[stage]
         binding = session.io_binding()
-        contiguous = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # alive while they are read
-        for name, array in contiguous.items():
+        for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
         for name, array in outputs.items():
+            if not array.flags.c_contiguous:  # it would be written past its rows
+                raise ValueError(f"The array for {name} is not one piece of memory.")
             address = array.__array_interface__["data"][0]
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, address)
         session.run_with_iobinding(binding)

@@ -99,7 +99,7 @@ class Exclusions:
         keys = [np.zeros(0, np.int64)]
         for user, items in enumerate(excluded):
             nodes = trie.path[sorted(set(items))]
-            keys.append(user * len(trie) + nodes[nodes >= 0])
+            keys += [user * len(trie) + nodes[nodes >= 0], np.full(len(nodes), user * len(trie))]  # and the root
         return cls(trie, *np.unique(np.concatenate(keys), return_counts=True))
 
     @property

@@ -70,9 +70,8 @@ def fused(model: ModelProto) -> ModelProto:
     return changed
 
 
-@pytest.mark.parametrize("axis", [-1, 2])
-def test_three_products_become_one(axis: int) -> None:
-    changed = fused(model_of([*projections("qkv"), joined("qkv", axis)], 10))
+def test_three_products_become_one() -> None:
+    changed = fused(model_of([*projections("qkv"), joined("qkv")], 10))
     (node,) = changed.graph.node
     assert (node.op_type, node.name) == ("MatMul", "layers.3.qkv_proj")
     assert list(node.input) == ["x", "layers.3.qkv_proj.weight"]
