@@ -1,0 +1,363 @@
+"""Latency of one request beside the field: the same weights, prompts, histories and beams in one run.
+
+    python benchmarks/peers.py --quick                     # Qwen2.5-0.5B shape, prompt of 200 tokens, 20 beams
+    python benchmarks/peers.py --quick --data data/Beauty  # over the item trie of another catalog
+    python benchmarks/peers.py                             # prompts of 100 to 1000 tokens, 10 to 50 beams: an hour
+    python benchmarks/peers.py --quick --shape tiny        # a minute's check that everything runs
+
+Weights are random, the catalog is real: its identifiers decide how early a beam is determined.
+
+    hf_generate        Hugging Face's generate, dense fp32, beams constrained to the catalog
+    ctranslate2_int8   CTranslate2, dense int8, beams over the whole vocabulary (it takes no trie); also with the
+                       prompt's constant head as its static prompt. "ctranslate2_int8_ms" is the faster of the two
+    dense_int8         the dense model in this runtime, rule "trie": all that the runtime does but EARN
+    earn_fp32          the EARN split in this runtime, rule "trie"
+    earn_int8          the same in int8
+    earn_int8_vocab    the same under the rule "vocab", under which every beam goes on in every step
+    earn_int8_session  an open session: the user chose one more item, show the new list
+
+All read as many tokens: 50 of the prompt's constant head, the history, a tail and a register; registers are text to
+the dense sides. Sides take turns within every history, peers and this runtime each in a process of its own; medians are
+over histories and requests. No figure is printed
+unless dense fp32 in this runtime gives generate's ten items, and CTranslate2 torch's log-probabilities: those of fp32,
+and in int8 nearly those.
+
+What is not fair to whom:
+    generate       is in fp32, reads the constant head anew, and copies the prompt once per beam
+    CTranslate2    need not look at the catalog; it finds the ranges of activations in every request, ours are fixed
+    this runtime   random weights draw beams to where items are determined, which "trie" makes the most of:
+                   earn_int8_vocab is the bound that owes nothing to that
+    the session    has read the history before the clock starts; the others start from nothing
+Nothing here is about accuracy: weights are random, and no gate is asked.
+
+`speedup_vs_*` are the other side's time by that of earn_int8, `vocab_*` and `session_*` by those of these sides.
+`operation_ratio_vs_dense` is how many times fewer operations EARN needs: `speedup_vs_dense`, if all ran at one rate.
+`prefill_share_of_gemm_rate`: what the early stage's prefill reaches of the rate of its bare products on this machine.
+`search_share`: the part of a request that is spent outside the graphs.
+
+Prints a table per setting, then one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+if not __package__:  # run as a script, for which Python looks in this folder alone
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.latency import DEPTH, ITEMS, SHAPES, check_same_work, machine, note
+from benchmarks.peer_engines import (
+    HEAD,
+    MOST_ITEMS,
+    Answer,
+    CTranslate2,
+    HuggingFace,
+    Items,
+    Ours,
+    OwnProcess,
+    Profile,
+    Runtime,
+    Task,
+    convert,
+    log_probabilities,
+    make_task,
+    write_bundles,
+)
+from earn.cli.dataset import load_dataset
+from earn.runtime.cache import cache_bytes
+
+HISTORIES = 3
+SESSIONS = {"session_ms_history_10": 10, "session_ms_history_200": 200}  # items of further sessions' histories
+PAUSE = 0.2  # seconds in which the threads of the side before fall asleep
+NEAR = {"float32": 0.001, "int8": 0.3}  # mean difference of log-probabilities from torch's, beside their spread
+SAME_LIST = 0.8  # share of a list that two ways to the same answer must have in common in int8
+PACKAGES = ("torch", "transformers", "onnxruntime", "ctranslate2")
+
+CHECKED = Ours("dense", "fp32", "vocab")  # does what generate does
+OURS = {
+    "dense_int8": Ours("dense", "int8", "trie"),
+    "earn_fp32": Ours("earn", "fp32", "trie"),
+    "earn_int8": Ours("earn", "int8", "trie"),
+    "earn_int8_vocab": Ours("earn", "int8", "vocab"),
+}
+CTRANSLATE2 = {"ctranslate2_int8_plain": 0, "ctranslate2_int8_static_prompt": HEAD}  # tokens of the static prompt
+ALIKE = (("earn_int8_session", "earn_int8"), tuple(CTRANSLATE2))
+
+Step = Callable[[], Answer]
+Prepare = Callable[[Items], Sequence[Step]]  # from a history to the steps that are timed
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a table is about."""
+
+    prompt: int  # tokens
+    beams: int
+
+    @property
+    def history(self) -> int:
+        """Items that fill the prompt: head, items, tail, suffix register."""
+        return (self.prompt - HEAD - 2) // DEPTH
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    settings: tuple[Setting, ...]
+    generate_histories: int  # of which generate, which takes many seconds, is asked one request each
+    requests: int  # of every history to each other side
+
+
+HEADLINE = Setting(200, 20)
+QUICK = Plan((HEADLINE,), HISTORIES, 5)
+FULL = Plan(tuple(Setting(prompt, beams) for prompt in (100, 200, 400, 1000) for beams in (10, 20, 50)), 1, 3)
+
+
+@dataclass(frozen=True)
+class Side:
+    """Whom to ask what, and how often."""
+
+    prepare: Prepare
+    items: int  # of the history
+    requests: int  # of every history
+    histories: int = HISTORIES
+    warm_up: int = 1  # requests of every history before those
+
+
+@dataclass
+class Measured:
+    """What a side did."""
+
+    steps: list[list[float]] = field(default_factory=list)  # milliseconds, request by request
+    answers: list[Any] = field(default_factory=list)  # the last one of every history
+
+    @property
+    def totals(self) -> list[float]:
+        """Milliseconds of every request."""
+        return list(map(sum, self.steps))
+
+    @property
+    def median(self) -> float:
+        """Milliseconds of a request."""
+        return round(statistics.median(self.totals), 2)
+
+    @property
+    def step_medians(self) -> list[float]:
+        """Milliseconds of every step of a request."""
+        return [round(statistics.median(step), 2) for step in zip(*self.steps, strict=True)]
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the headline setting alone")
+    parser.add_argument("--data", default="ml-100k", help="whose items make the catalog (default: %(default)s)")
+    parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
+    parser.add_argument("--threads", type=int, default=None, help="threads of all sides (default: all cores)")
+    arguments = parser.parse_args()
+    threads, plan = arguments.threads or os.cpu_count() or 1, QUICK if arguments.quick else FULL
+    task = make_task(load_dataset(arguments.data).catalog(), SHAPES[arguments.shape], threads)
+    histories = np.random.default_rng(0).integers(0, len(task.catalog), (HISTORIES, MOST_ITEMS)).tolist()
+    found: dict[Setting, dict[str, Measured]] = {}
+    generate_bytes: dict[Setting, int] = {}
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        has_ctranslate2 = write(task, folder, histories)
+        peers = {"hf": OwnProcess(HuggingFace, task), "ours": OwnProcess(Runtime, folder / "bundles", threads)}
+        if has_ctranslate2:
+            peers["ctranslate2"] = OwnProcess(CTranslate2, folder / "ctranslate2", threads, "int8")
+        for peer in peers.values():
+            stack.enter_context(peer)
+        for setting in plan.settings:
+            note(f"measuring: prompt {setting.prompt}, {setting.beams} beams")
+            found[setting] = measure(make_sides(task, peers, setting, plan), histories)
+            _, generate_bytes[setting] = peers["hf"].ask("cache_bytes")
+            check_answers(task, peers["ours"], setting, found[setting], histories)
+            print_table(f"{arguments.shape}, prompt {setting.prompt}, {setting.beams} beams", found[setting])
+        result = {**figures(found[HEADLINE]), **shares(task, peers["ours"], histories, plan.requests)}
+    others = {setting: sides for setting, sides in found.items() if setting != HEADLINE}
+    about = {
+        "hf_cache_bytes": generate_bytes[HEADLINE],
+        "settings": [{"prompt": it.prompt, "beams": it.beams, **medians(sides)} for it, sides in others.items()],
+        "shape": arguments.shape,
+        "prompt": HEADLINE.prompt,
+        "beams": HEADLINE.beams,
+        "items": len(task.catalog),
+        "threads": threads,
+        "machine": machine(),
+        "versions": {name: version(name) for name in PACKAGES if find_spec(name)},
+    }
+    print(json.dumps({**result, **about}))
+
+
+def write(task: Task, folder: Path, histories: Sequence[Items]) -> bool:
+    """Writes bundles, and the model for CTranslate2 if it is installed."""
+    backbone, drawn = task.backbone(), [history[: HEADLINE.history] for history in histories]
+    if has_ctranslate2 := find_spec("ctranslate2") is not None:
+        note("converting for ctranslate2")
+        convert(backbone, folder / "ctranslate2")
+        sequences = [[*task.prompt(history), *task.identifiers[history[0]]] for history in drawn]
+        check_ctranslate2(folder / "ctranslate2", task.threads, sequences, log_probabilities(backbone, sequences))
+    else:
+        note("without ctranslate2_int8, which is not installed: pip install ctranslate2")
+    write_bundles(task, backbone, folder / "bundles", drawn[0])
+    return has_ctranslate2
+
+
+def check_ctranslate2(folder: Path, threads: int, sequences: Sequence[Sequence[int]], want: Any) -> None:
+    """Stops where it computes other log-probabilities than torch."""
+    for kind, near in NEAR.items():
+        got = CTranslate2(folder, threads, kind).log_probabilities(sequences)
+        error = float(np.abs(got - want).mean() / want.std())
+        note(f"ctranslate2 in {kind}: log-probabilities differ from torch's by {error:.2g} of their spread")
+        if error > near:
+            sys.exit("CTranslate2 does not compute the same model, so its times say nothing.")
+
+
+def make_sides(task: Task, peers: Mapping[str, OwnProcess], setting: Setting, plan: Plan) -> dict[str, Side]:
+    """All sides of a setting."""
+    items, beams, requests, ours = setting.history, setting.beams, plan.requests, peers["ours"]
+
+    def hugging_face(history: Items) -> list[Step]:
+        return [partial(peers["hf"].ask, "search", history, beams)]
+
+    def ctranslate2(static: int, history: Items) -> list[Step]:
+        return [partial(peers["ctranslate2"].ask, "search", task.prompt(history), beams, static)]
+
+    def request(side: Ours, history: Items) -> list[Step]:
+        return [partial(ours.ask, "recommend", side, task.item_ids(history), beams)]
+
+    def session(history: Items) -> list[Step]:
+        *before, chosen = task.item_ids(history)
+        ours.ask("open", OURS["earn_int8"], before)
+        return [partial(ours.ask, "append", chosen), partial(ours.ask, "show", beams)]
+
+    sides = {"hf_generate": Side(hugging_face, items, 1, plan.generate_histories, warm_up=0)}
+    if "ctranslate2" in peers:
+        sides |= {name: Side(partial(ctranslate2, static), items, requests) for name, static in CTRANSLATE2.items()}
+    sides |= {name: Side(partial(request, side), items, requests) for name, side in OURS.items()}
+    sides["earn_int8_session"] = Side(session, items, requests)
+    if setting == HEADLINE:
+        sides |= {name: Side(session, length, requests) for name, length in SESSIONS.items()}
+    return sides
+
+
+def measure(sides: Mapping[str, Side], histories: Sequence[Sequence[int]]) -> dict[str, Measured]:
+    """Asks all sides in turn, history by history."""
+    found = {name: Measured() for name in sides}
+    for number, drawn in enumerate(histories):
+        for name, side in sides.items():
+            if number >= side.histories:
+                continue
+            history = drawn[: side.items]
+            time.sleep(PAUSE)
+            for request in range(-side.warm_up, side.requests):
+                taken, answer = [], None
+                for step in side.prepare(history):
+                    milliseconds, answer = step()
+                    taken.append(milliseconds)
+                if request >= 0:
+                    found[name].steps.append(taken)
+            found[name].answers.append(answer)
+        note(f"history {number + 1} of {len(histories)} done")
+    return found
+
+
+def check_answers(
+    task: Task, runtime: OwnProcess, setting: Setting, found: Mapping[str, Measured], histories: Sequence[Items]
+) -> None:
+    """Stops where generate and this runtime recommend different items, or two ways of one side do."""
+    for history, want in zip(histories, found["hf_generate"].answers, strict=False):
+        _, got = runtime.ask("recommend", CHECKED, task.item_ids(history[: setting.history]), setting.beams)
+        check_same_work(want, got)
+    for one, other in ALIKE:
+        for pair in zip(found[one].answers, found[other].answers, strict=True) if one in found else ():
+            first, second = ({getattr(item, "item_id", item) for item in answer} for answer in pair)
+            if len(first & second) < SAME_LIST * ITEMS:
+                sys.exit(f"{one} and {other} give {first} and {second}, so their times say nothing.")
+
+
+def print_table(title: str, found: Mapping[str, Measured]) -> None:
+    """Every side's times, and how many times as long as earn_int8 it took."""
+    print(f"{title}, {DEPTH} codes\n{'':32}{'median ms':>12}{'least':>10}{'most':>10}{'requests':>10}{'factor':>10}")
+    for name, side in found.items():
+        factor = f"{side.median / found['earn_int8'].median:.2f}x"
+        least, most = min(side.totals), max(side.totals)
+        print(f"{name:32}{side.median:12.2f}{least:10.2f}{most:10.2f}{len(side.totals):10}{factor:>10}")
+    print(flush=True)
+
+
+def medians(found: Mapping[str, Measured]) -> dict[str, float]:
+    """Every side's milliseconds."""
+    return {name if name in SESSIONS else f"{name}_ms": side.median for name, side in found.items()}
+
+
+def shares(task: Task, runtime: OwnProcess, histories: Sequence[Items], requests: int) -> dict[str, Any]:
+    """What EARN leaves out, how near its prefill comes to bare products, what the search costs."""
+    items = [task.item_ids(history[: HEADLINE.history]) for history in histories]
+    profiles: dict[str, Profile] = {}
+    held: dict[str, int] = {}
+    for name in ("dense", "earn"):
+        side = OURS[f"{name}_int8"]
+        _, profiles[name] = runtime.ask("profile", side, items, HEADLINE.beams, requests)
+        _, manifest = runtime.ask("manifest", side)
+        held[name] = cache_bytes(manifest.sizes, manifest.limits, HEADLINE.prompt, HEADLINE.beams)
+    dense, earn = profiles["dense"], profiles["earn"]
+    return {
+        "operation_ratio_vs_dense": round(dense.operations / earn.operations, 2),
+        "prefill_share_of_gemm_rate": round(earn.prefill_rate / earn.gemm_rate, 3),
+        "search_share": round(earn.search_share, 3),
+        "operations": {name: round(profile.operations) for name, profile in profiles.items()},
+        "gemm_rate": round(earn.gemm_rate),
+        "prompt_rows": earn.prompt_rows,
+        "pass_rows": {name: profile.pass_rows for name, profile in profiles.items()},
+        "cache_bytes": held["earn"],
+        "dense_cache_bytes": held["dense"],
+    }
+
+
+def figures(found: Mapping[str, Measured]) -> dict[str, Any]:
+    """The headline's times and how they compare; nothing stands for what was not measured."""
+    ms = {name: side.median for name, side in found.items()}
+    ways = {name: ms[name] for name in CTRANSLATE2 if name in ms}
+    faster = min(ways, key=lambda name: ways[name], default=None)
+    peer = ways[faster] if faster else None
+    append, recommend = found["earn_int8_session"].step_medians
+    return {
+        **medians(found),
+        "ctranslate2_int8_ms": peer,
+        "ctranslate2_faster": faster,
+        "speedup_vs_hf": ratio(ms["hf_generate"], ms["earn_int8"]),
+        "speedup_vs_ctranslate2": ratio(peer, ms["earn_int8"]),
+        "vocab_speedup_vs_ctranslate2": ratio(peer, ms["earn_int8_vocab"]),
+        "session_speedup_vs_ctranslate2": ratio(peer, ms["earn_int8_session"]),
+        "speedup_vs_dense": ratio(ms["dense_int8"], ms["earn_int8"]),
+        "session_append_ms": append,
+        "session_recommend_ms": recommend,
+    }
+
+
+def ratio(other: float | None, ours: float) -> float | None:
+    """How many times as long the other takes."""
+    return None if other is None else round(other / ours, 2)
+
+
+if __name__ == "__main__":
+    main()
