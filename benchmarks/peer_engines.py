@@ -1,7 +1,8 @@
 """What `peers.py` compares: one set of weights in this runtime, under Hugging Face's generate, and in CTranslate2.
 
-Each has a process of its own. In one process they slow each other: memory that one frees moves what the next is given,
-and a request to CTranslate2 that returns all of its own to the system takes half as long again.
+Each has a process of its own, which keeps the memory that it frees. In one process they slow each other, and whether
+glibc gives freed memory back to the system is a matter of luck: where it does, CTranslate2 asks for a gigabyte anew in
+every request, which then takes half as long again.
 """
 
 from __future__ import annotations
@@ -44,6 +45,12 @@ from earn.runtime.session import Session
 
 HEAD = 50  # tokens of the prompt's constant head: the prefix register and an instruction
 MOST_ITEMS = 240  # of a history
+
+KEEP_MEMORY = {  # environment of the processes; read by glibc
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+}
 
 Answer = tuple[float, Any]  # milliseconds, and what was answered
 Items = Sequence[int]  # item indices

@@ -64,6 +64,7 @@ if not __package__:  # run as a script, for which Python looks in this folder al
 from benchmarks.latency import DEPTH, ITEMS, SHAPES, check_same_work, machine, note
 from benchmarks.peer_engines import (
     HEAD,
+    KEEP_MEMORY,
     MOST_ITEMS,
     Answer,
     CTranslate2,
@@ -175,6 +176,7 @@ def main() -> None:
     threads, plan = arguments.threads or os.cpu_count() or 1, QUICK if arguments.quick else FULL
     task = make_task(load_dataset(arguments.data).catalog(), SHAPES[arguments.shape], threads)
     histories = np.random.default_rng(0).integers(0, len(task.catalog), (HISTORIES, MOST_ITEMS)).tolist()
+    os.environ.update(KEEP_MEMORY)
     found: dict[Setting, dict[str, Measured]] = {}
     generate_bytes: dict[Setting, int] = {}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:

@@ -101,7 +101,10 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """What tells this bundle from every other: a SHA-256 of the manifest, which lists those of all files."""
+        """What tells this bundle from every other: a SHA-256 of the manifest, which lists those of all files.
+
+        A model that is no bundle yet lists none, and shares its fingerprint with others of its shape.
+        """
         return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()
 
     @property

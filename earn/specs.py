@@ -106,7 +106,7 @@ class StageSpecs:
 PAST = "past_key_values"  # the cache that goes in
 NEW = "new_key_values"  # the rows of it that come out
 
-PIECE = 256  # rows that the early stage reads at once: prompts are read in pieces of at most so many
+PIECE = 256  # rows that the early stage reads at once: prompts are read in pieces of at most so many. Bundles state it
 
 
 def stage_specs(stage: str, sizes: Sizes, limits: Limits) -> StageSpecs:

@@ -14,7 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from earn.export.simplify import drop_dead
+from earn.errors import EarnError
+from earn.export.simplify import REMEDY, drop_dead
 
 Makers = Mapping[str, NodeProto]  # the node that makes a tensor, by the tensor's name
 Constants = Mapping[str, TensorProto]
@@ -50,6 +51,13 @@ def fuse_projections(graph: onnx.ModelProto) -> None:
         for offset, one in enumerate(new):
             body.node.insert(place + offset, one)
     drop_dead(body)
+
+
+def check_fused(graph: onnx.ModelProto) -> None:
+    """Raises EarnError where keys or values still have a product of their own: calibration would not know it."""
+    for node in graph.graph.node:
+        if node.name.endswith((".k_proj", ".v_proj")):
+            raise EarnError(f"The exported graph keeps {node.name} apart from its neighbours. {REMEDY}")
 
 
 def _projection(tensor: str, makers: Makers, constants: Constants) -> tuple[NodeProto, str | None] | None:

@@ -14,7 +14,7 @@ from optimum.exporters.onnx.convert import export_models
 from optimum.utils import NormalizedConfig
 from transformers import PretrainedConfig
 
-from earn.export.fuse import fuse_projections
+from earn.export.fuse import check_fused, fuse_projections
 from earn.export.simplify import simplify
 from earn.export.stages import BundleModel
 from earn.export.weights import EXTERNAL_DATA_BYTES, lay_out_weights
@@ -96,6 +96,7 @@ def export_stages(
         graph = simplify(onnx.load(str(path), load_external_data=False))
         onnx.load_external_data_for_model(graph, str(folder))
         fuse_projections(graph)
+        check_fused(graph)
         for file in folder.glob(f"{name}*"):
             file.unlink()
         lay_out_weights(graph, path, external_data_bytes)

@@ -31,7 +31,7 @@ LAYER_PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 # The exporter's own names, such as /mlp/down_proj_1/MatMul: the number is the layer's, and layer 0 goes without.
 _LAYER_PRODUCT = re.compile(rf"/(?:mlp/)?({'|'.join(LAYER_PRODUCTS)})(?:_(\d+))?/(?:MatMul|Gemm)")
 _HEAD = re.compile(r"/head/(?:MatMul|Gemm)")
-_REMEDY = "Check the versions of torch and optimum against constraints.txt."
+REMEDY = "Check the versions of torch and optimum against constraints.txt."
 
 Shape = Sequence[int | str]  # a size that is not fixed is its symbol, or "" where it has none
 
@@ -124,7 +124,7 @@ def _name_products(graph: GraphProto) -> None:
             if node.input[1] == own:
                 continue
             if own in weights:
-                raise EarnError(f"The exported graph has more than one product {node.name}. {_REMEDY}")
+                raise EarnError(f"The exported graph has more than one product {node.name}. {REMEDY}")
             weights[own] = graph.initializer.add()  # a copy: the exporter shares equal weights
             weights[own].CopyFrom(weights[node.input[1]])
             weights[own].name = node.input[1] = own
@@ -136,7 +136,7 @@ def _product_name(exported: str) -> str:
         return f"layers.{match[2] or 0}.{match[1]}"
     if _HEAD.fullmatch(exported):
         return "head"
-    raise EarnError(f"The exported graph has a product {exported!r}: neither one of a layer nor the head. {_REMEDY}")
+    raise EarnError(f"The exported graph has a product {exported!r}: neither one of a layer nor the head. {REMEDY}")
 
 
 def drop_dead(graph: GraphProto) -> None:

@@ -2,7 +2,8 @@
 
 A request's parts are
 
-    early prefill, late prefill     the first call of each stage
+    early prefill                   the calls before the late stage's first: one for each piece of the prompt
+    late prefill                    that first one
     decode step 1, 2, ...           each further call of the early stage with the late one behind it
     search                          the rest: beam search and all Python around the calls
 """
@@ -55,16 +56,17 @@ class Request:
     @property
     def tokens(self) -> int:
         """The length of the whole prompt."""
-        return self.calls[0].cached + self.calls[0].rows
+        last_piece = self.by_stage()[PREFILLS["early"]][-1]
+        return last_piece.cached + last_piece.rows
 
     def by_stage(self) -> dict[str, list[Call]]:
         """The calls of each part, in the order of the request."""
         parts: dict[str, list[Call]] = {}
-        number = -1
+        number, is_decoding = 0, False
         for call in self.calls:
-            number += call.stage == "early"
-            name = f"{STEP}{number}" if number else PREFILLS[call.stage]
-            parts.setdefault(name, []).append(call)
+            number += is_decoding and call.stage == "early"
+            parts.setdefault(f"{STEP}{number}" if is_decoding else PREFILLS[call.stage], []).append(call)
+            is_decoding = is_decoding or call.stage == "late"
         return parts
 
     def parts(self) -> dict[str, float]:

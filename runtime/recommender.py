@@ -44,7 +44,7 @@ class Recommender:
     """A bundle that is ready to answer."""
 
     def __init__(self, engine: Engine, manifest: Manifest, catalog: Catalog, lookahead: int | None = None) -> None:
-        """Takes an engine over the bundle's graphs; for `lookahead` see earn.runtime.search, it changes no answer.
+        """Takes an engine over the bundle's graphs; `lookahead` (see earn.runtime.search) is for measurements.
 
         Raises:
             EarnError: the catalog is not the manifest's.

@@ -1,11 +1,11 @@
 """Beam search for a batch: which rows a pass of the model needs, and when the answer is settled.
 
 A row is a node of the trie under a user's prompt, so no row is ever computed twice. Three things save passes, each
-without changing an answer:
+without changing an answer (but for int8-dynamic, whose ranges are those of a call):
 
     determined    under the rule "trie" a prefix that leads to one leaf needs no row (see earn.runtime.beam)
-    lookahead     where few tokens can follow the beams, their rows go along with the beams' own, and the pass after
-                  next is spared: a pass costs the reading of all weights, however few its rows
+    lookahead     where few tokens can follow the beams, their rows go along with the beams' own, and the next pass is
+                  spared: a pass costs the reading of all weights, however few its rows
     settled       a user whose best k items can no longer change needs no further row: scores only fall
 """
 
@@ -31,7 +31,9 @@ class Search:
     scoring: str  # one of SCORING_RULES
     width: int  # beams per user
     k: int  # items per user
-    lookahead: int | None = None  # most rows that a pass takes along for the next level, per user; the width if None
+    lookahead: int | None = (
+        None  # rows that a pass takes along for the next level, per user: at most the width, which None means
+    )
 
     def run(self, decoder: Decoder, state: Decoding, first: NDArray[np.float32], exclusions: Exclusions) -> Beams:
         """Searches from prompts that were read; `first` [b,v] are the logits of the first code."""

@@ -44,19 +44,21 @@ class Session:
         limits = recommender.manifest.limits
         self._cache = recommender.decoder.early_cache(limits.prompt - limits.head + limits.generated)
         self._head = self._cache.rows
-        self._prompted: Prompted | None = None
+        self._prompted: Prompted | None = None  # None: the window is empty, or its reading was broken off
         if self._items:
-            self._read(recommender.tokens(self._items[self._start :]))
+            self._ready()
 
     @property
     def history(self) -> list[str]:
         """The ids of all items so far, oldest first."""
-        return [self._recommender.catalog.item_ids[item] for item in self._items]
+        with self._lock:
+            return self._ids(0)
 
     @property
     def window(self) -> list[str]:
         """The newest of them, which the model has read: recommendations follow from these."""
-        return self.history[self._start :]
+        with self._lock:
+            return self._ids(self._start)
 
     @property
     def memory_bytes(self) -> int:
@@ -73,17 +75,17 @@ class Session:
         """
         (item,) = self._recommender.indices([item_id])
         with self._lock:
-            self._items.append(item)
-            window = len(self._items) - self._start
-            if window > self._most:
-                self._start = len(self._items) - max(1, int(KEPT * self._most))
-                self._prompted = None
-            if self._prompted is None:
-                self._cache.shorten(self._head)
-                self._read(self._recommender.tokens(self._items[self._start :]))
+            items, start = [*self._items, item], self._start
+            if len(items) - start > self._most:
+                start = len(items) - max(1, int(KEPT * self._most))
+            before, self._prompted = self._prompted, None  # should the reading break off, the old window is read anew
+            if before is not None and start == self._start:
+                self._cache.shorten(before.rows - self._recommender.decoder.prompt_rows(0))
+                prompted = self._read([item], follows=True)
             else:
-                self._cache.shorten(self._prompted.rows - self._recommender.decoder.prompt_rows(0))
-                self._read(self._recommender.tokens(self._items[-1:], follows=True))
+                self._cache.shorten(self._head)
+                prompted = self._read(items[start:])
+            self._items, self._start, self._prompted = items, start, prompted
 
     def recommend(
         self,
@@ -101,14 +103,15 @@ class Session:
         width = recommender.search_width(k, beams)
         barred = set(recommender.indices(exclude))
         with self._lock:
-            if self._prompted is None:
+            if not self._items:
                 raise EarnError("The session has no item yet. Append one first.")
             if exclude_history:
                 barred |= set(self._items)
+            prompted = self._ready()
             try:
-                return recommender.search(self._prompted, [barred], k, width)[0]
+                return recommender.search(prompted, [barred], k, width)[0]
             finally:
-                self._cache.shorten(self._prompted.rows)
+                self._cache.shorten(prompted.rows)
 
     def to_bytes(self) -> bytes:
         """The session as bytes, to be restored by a recommender over the same bundle."""
@@ -116,12 +119,13 @@ class Session:
             header = {
                 "format": FORMAT,
                 "bundle": self._recommender.manifest.fingerprint,
-                "items": self.history,
+                "items": self._ids(0),
                 "start": self._start,
             }
             arrays: dict[str, Any] = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
-            if self._prompted is not None:
-                arrays |= {"cache": self._cache.past, "hidden": self._prompted.hidden}
+            if self._items:
+                prompted = self._ready()
+                arrays |= {"cache": self._cache.past, "hidden": prompted.hidden}
             memory = io.BytesIO()
             np.savez(memory, **arrays)
             return memory.getvalue()
@@ -134,25 +138,47 @@ class Session:
             EarnError: these are no session's bytes, they are damaged, or another bundle's.
         """
         arrays = _arrays(saved)
-        header = _header(arrays)
-        if header["bundle"] != recommender.manifest.fingerprint:
-            raise EarnError(f"The session was saved with another bundle. {_REMEDY}")
+        items, start = _history(arrays, recommender.manifest.fingerprint)
         session = cls(recommender)
-        session._items, session._start = recommender.indices(header["items"]), header["start"]
-        if "cache" in arrays:
-            session._cache.shorten(0)
-            session._cache.extend(arrays["cache"])
-            session._prompted = Prompted(session._cache, np.zeros(1, np.int64), arrays["hidden"], session._cache.rows)
+        session._items, session._start = recommender.indices(items), start
+        if items:
+            session._restore(arrays.get("cache"), arrays.get("hidden"))
         return session
+
+    def _restore(self, cache: Any, hidden: Any) -> None:
+        """Takes a saved cache over, if it is that of the window."""
+        manifest, decoder = self._recommender.manifest, self._recommender.decoder
+        rows = self._head + decoder.prompt_rows(len(self._recommender.tokens(self._items[self._start :])))
+        wanted = {
+            "window": (0 < len(self._items) - self._start <= self._most, True),
+            "cache": (np.shape(cache), (rows, *self._cache.past.shape[1:])),
+            "hidden": (np.shape(hidden), (1, manifest.limits.readout, manifest.sizes.hidden)),
+        }
+        for name, (got, want) in wanted.items():
+            if got != want:
+                raise EarnError(f"The saved session's {name} is not that of its history ({got}). {_REMEDY}")
+        self._cache.shorten(0)
+        self._cache.extend(cache)
+        self._prompted = Prompted(self._cache, np.zeros(1, np.int64), hidden, rows)
 
     @property
     def _most(self) -> int:
         """Items that the model reads at the most."""
         return self._recommender.manifest.limits.history
 
-    def _read(self, tokens: Sequence[int]) -> None:
-        """Reads tokens behind those of the cache, and the prompt's end."""
-        self._prompted = self._recommender.decoder.read_on(self._cache, tokens)
+    def _ids(self, start: int) -> list[str]:
+        return [self._recommender.catalog.item_ids[item] for item in self._items[start:]]
+
+    def _read(self, items: Sequence[int], follows: bool = False) -> Prompted:
+        """Reads items behind what the cache holds, and the prompt's end."""
+        return self._recommender.decoder.read_on(self._cache, self._recommender.tokens(items, follows))
+
+    def _ready(self) -> Prompted:
+        """The window as it was read, or read anew where that was broken off."""
+        if self._prompted is None:
+            self._cache.shorten(self._head)
+            self._prompted = self._read(self._items[self._start :])
+        return self._prompted
 
 
 _REMEDY = "Open a new session with the user's history."
@@ -162,15 +188,21 @@ def _arrays(saved: bytes) -> Mapping[str, Any]:
     try:
         with np.load(io.BytesIO(saved), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise EarnError(f"These {len(saved)} bytes are no saved session, or damaged ({error}). {_REMEDY}") from error
+    except (ValueError, TypeError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        raise EarnError(f"This is no saved session, or a damaged one ({error}). {_REMEDY}") from error
 
 
-def _header(arrays: Mapping[str, Any]) -> dict[str, Any]:
+def _history(arrays: Mapping[str, Any], bundle: str) -> tuple[list[str], int]:
+    """Items, and where the window starts, of a session that was saved with this bundle."""
     try:
-        header: dict[str, Any] = json.loads(arrays["header"].tobytes())
+        header = json.loads(arrays["header"].tobytes())
         if header["format"] != FORMAT:
             raise EarnError(f"The session was saved in format {header['format']}, this is {FORMAT}. {_REMEDY}")
-        return header
+        if header["bundle"] != bundle:
+            raise EarnError(f"The session was saved with another bundle. {_REMEDY}")
+        items, start = [str(item) for item in header["items"]], int(header["start"])
     except (ValueError, KeyError, TypeError) as error:
-        raise EarnError(f"These are no saved session's bytes ({error!r}). {_REMEDY}") from error
+        raise EarnError(f"This is no saved session ({error!r}). {_REMEDY}") from error
+    if start < 0:
+        raise EarnError(f"The saved session's window starts at {start}. {_REMEDY}")
+    return items, start

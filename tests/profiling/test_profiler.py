@@ -89,6 +89,14 @@ def request(*calls: tuple[str, float], total: float) -> Request:
     return Request(total, tuple(Call(stage, 3, 5, 1, milliseconds) for stage, milliseconds in calls))
 
 
+def test_a_prompt_that_is_read_in_pieces_is_one_prefill() -> None:
+    sizes = [("early", 200, 5), ("early", 200, 205), ("late", 1, 1), ("early", 8, 405), ("late", 8, 2)]
+    calls = tuple(Call(stage, rows, cached, 1, 10.0 * place) for place, (stage, rows, cached) in enumerate(sizes, 1))
+    found = Request(200.0, calls)
+    assert found.tokens == 405
+    assert found.parts() == {"early_prefill": 30, "late_prefill": 30, "step_1": 90, "search": 50}
+
+
 def test_percentiles() -> None:
     assert Percentiles.of(range(101)) == Percentiles(50, 90, 99)
     assert Percentiles.of([1.0, 2.0]) == Percentiles(1.5, 1.9, 1.99)

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import json
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from earn.config import Prompt
@@ -160,8 +164,70 @@ def test_what_is_no_session_is_refused(recommender: Recommender) -> None:
     flipped = bytearray(saved)
     flipped[len(saved) // 2] ^= 1
     for wrong in (b"", b"PK", b"nonsense" * 10, saved[: len(saved) // 2], bytes(flipped)):
-        with pytest.raises(EarnError, match="no saved session"):
+        with pytest.raises(EarnError, match=r"no saved session.*Open a new session"):
             recommender.restore_session(wrong)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header, arrays: header.pop("bundle"),
+        lambda header, arrays: header.pop("items"),
+        lambda header, arrays: header.update(format=99),
+        lambda header, arrays: header.update(start=99),
+        lambda header, arrays: header.update(start="x"),
+        lambda header, arrays: header.update(start=-1),
+        lambda header, arrays: header.update(items=["1", "2", "3"]),
+        lambda header, arrays: header.update(items=["1", "Zorro"]),
+        lambda header, arrays: arrays.pop("hidden"),
+        lambda header, arrays: arrays.pop("cache"),
+        lambda header, arrays: arrays.pop("header"),
+        lambda header, arrays: arrays.update(cache=np.zeros((1, 1, 1, 1, 1), np.float32)),
+        lambda header, arrays: arrays.update(cache=arrays["cache"][:-1]),
+        lambda header, arrays: arrays.update(hidden=arrays["hidden"][:, :, :-1]),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(
+    recommender: Recommender, change: Callable[[dict[str, Any], dict[str, Any]], object]
+) -> None:
+    with np.load(io.BytesIO(recommender.session([1, 2]).to_bytes())) as file:
+        arrays = dict(file)
+    header = json.loads(arrays["header"].tobytes())
+    arrays["header"] = None
+    change(header, arrays)
+    if "header" in arrays:
+        arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    memory = io.BytesIO()
+    np.savez(memory, **arrays)
+    with pytest.raises(EarnError):
+        recommender.restore_session(memory.getvalue())
+
+
+@pytest.mark.parametrize("held", [0, 3, LIMIT])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_an_append_that_breaks_off_loses_nothing(
+    watched: tuple[Recommender, CountingEngine], monkeypatch: pytest.MonkeyPatch, held: int, is_late: bool
+) -> None:
+    recommender, engine = watched
+    session = recommender.session(range(held))
+    run = engine.run
+
+    def fail(*arguments: Any) -> None:
+        if is_late:
+            run(*arguments)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "run", fail)
+        with pytest.raises(MemoryError):
+            session.append(20)
+    assert session.history == [str(item) for item in range(held)]
+    if held:
+        found = recommender.restore_session(session.to_bytes()).recommend()
+        assert found == recommender.session(range(held)).recommend() == session.recommend()
+    session.append(21)
+    assert session.window[-1] == "21"
+    assert pairs(session.recommend()) == pairs(recommender.recommend(session.window))
 
 
 def test_threads_may_share_a_session(toy_bundle: Path) -> None:
