@@ -188,7 +188,7 @@ class Profile:
     prefill_rate: float  # operations per second of the early stage over the prompt
     gemm_rate: float  # of its bare products
     search_share: float  # of the time, outside the graphs
-    prompt_rows: int  # that the early stage reads of a prompt
+    prompt_rows: list[int]  # that the early stage reads of a prompt, piece by piece
     pass_rows: list[int]  # that each pass after it feeds, in the last request
 
 
@@ -241,10 +241,13 @@ class Runtime:
                 calls = engine.calls
                 work = [stage_work(manifest, it.stage, it.rows, it.cached, it.kept).operations for it in calls]
                 ms = [call.milliseconds for call in calls]
-                found.append((sum(work), 1000 * work[0] / ms[0], 1 - sum(ms) / total))
+                pieces = [call.stage for call in calls].index("late")  # calls in which the early stage reads the prompt
+                rate = 1000 * sum(work[:pieces]) / sum(ms[:pieces])
+                found.append((sum(work), rate, 1 - sum(ms) / total))
         operations, rate, share = (statistics.median(column) for column in zip(*found, strict=True))
-        prompt_rows, *pass_rows = (call.rows for call in engine.calls if call.stage == "early")
-        gemm_rate = product_rate(manifest, prompt_rows, self._threads)
+        prompt_rows = [call.rows for call in calls[:pieces]]
+        pass_rows = [call.rows for call in calls[pieces:] if call.stage == "early"]
+        gemm_rate = product_rate(manifest, prompt_rows[0], self._threads)
         return Profile(operations, rate, gemm_rate, share, prompt_rows, pass_rows)
 
     def _recommender(self, ours: Ours) -> Recommender:

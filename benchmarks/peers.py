@@ -17,10 +17,9 @@ Weights are random, the catalog is real: its identifiers decide how early a beam
     earn_int8_session  an open session: the user chose one more item, show the new list
 
 All read as many tokens: 50 of the prompt's constant head, the history, a tail and a register; registers are text to
-the dense sides. Sides take turns within every history, peers and this runtime each in a process of its own; medians are
-over histories and requests. No figure is printed
-unless dense fp32 in this runtime gives generate's ten items, and CTranslate2 torch's log-probabilities: those of fp32,
-and in int8 nearly those.
+the dense sides. Each peer, and this runtime, has a process of its own; sides take turns within every history; medians
+are over histories and requests. No figure is printed unless dense fp32 in this runtime gives generate's ten items, and
+CTranslate2 torch's log-probabilities: those of fp32, and in int8 nearly those.
 
 What is not fair to whom:
     generate       is in fp32, reads the constant head anew, and copies the prompt once per beam
