@@ -83,6 +83,7 @@ from earn.cli.dataset import load_dataset
 from earn.runtime.cache import cache_bytes
 
 HISTORIES = 3
+SESSION_HISTORIES = 12  # of each length: how many passes a request takes varies more than what they should show
 SESSIONS = {"session_ms_history_10": 10, "session_ms_history_200": 200}  # items of further sessions' histories
 PAUSE = 0.2  # seconds in which the threads of the side before fall asleep
 NEAR = {"float32": 0.001, "int8": 0.3}  # mean difference of log-probabilities from torch's, beside their spread
@@ -174,7 +175,7 @@ def main() -> None:
     arguments = parser.parse_args()
     threads, plan = arguments.threads or os.cpu_count() or 1, QUICK if arguments.quick else FULL
     task = make_task(load_dataset(arguments.data).catalog(), SHAPES[arguments.shape], threads)
-    histories = np.random.default_rng(0).integers(0, len(task.catalog), (HISTORIES, MOST_ITEMS)).tolist()
+    histories = np.random.default_rng(0).integers(0, len(task.catalog), (SESSION_HISTORIES, MOST_ITEMS)).tolist()
     os.environ.update(KEEP_MEMORY)
     found: dict[Setting, dict[str, Measured]] = {}
     generate_bytes: dict[Setting, int] = {}
@@ -256,7 +257,7 @@ def make_sides(task: Task, peers: Mapping[str, OwnProcess], setting: Setting, pl
     sides |= {name: Side(partial(request, side), items, requests) for name, side in OURS.items()}
     sides["earn_int8_session"] = Side(session, items, requests)
     if setting == HEADLINE:
-        sides |= {name: Side(session, length, requests) for name, length in SESSIONS.items()}
+        sides |= {name: Side(session, length, 2, SESSION_HISTORIES) for name, length in SESSIONS.items()}
     return sides
 
 
