@@ -31,9 +31,7 @@ class Search:
     scoring: str  # one of SCORING_RULES
     width: int  # beams per user
     k: int  # items per user
-    lookahead: int | None = (
-        None  # rows that a pass takes along for the next level, per user: at most the width, which None means
-    )
+    lookahead: int | None = None  # rows per user that a pass takes along for the next level; None: as many as the width
 
     def run(self, decoder: Decoder, state: Decoding, first: NDArray[np.float32], exclusions: Exclusions) -> Beams:
         """Searches from prompts that were read; `first` [b,v] are the logits of the first code."""
