@@ -26,7 +26,8 @@ from earn.export.bundle import export_bundle
 from earn.manifest import Manifest
 from earn.metrics import ndcg, recall, target_rank
 from earn.model import EarnModel
-from earn.runtime.engine import Array, Engine, load_engine
+from earn.runtime.engine import Engine, load_engine
+from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommender
 
 ITEMS, BEAMS = 10, 20
@@ -38,6 +39,7 @@ class Counter:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.device = engine.device
         self.rows: list[int] = []
 
     def run(self, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:

@@ -18,7 +18,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 from earn.calibration.products import activations, products, watch
 from earn.catalog import Catalog
 from earn.manifest import Manifest
-from earn.runtime.engine import Array
+from earn.runtime.memory import HOST, Array
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
 
@@ -55,6 +55,8 @@ class Observations:
 
 class Observer:
     """An engine that answers as the graphs do and notes the values of every product's input."""
+
+    device = HOST
 
     def __init__(self, graphs: Mapping[str, Path], method: str = "minmax") -> None:
         """Takes the stages' float graphs; writes a watched copy of each beside it, without its weights."""

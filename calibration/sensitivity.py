@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime
@@ -13,7 +13,8 @@ import onnxruntime
 from earn.calibration.bench import Bench, Mix
 from earn.calibration.products import HEAD
 from earn.calibration.quantize import EMBEDDING
-from earn.runtime.engine import Array, Engine
+from earn.runtime.engine import Engine
+from earn.runtime.memory import HOST, Array, Host
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
 
@@ -24,6 +25,7 @@ HISTORIES = 8  # whose prompts and decode steps are replayed for every layer
 class Recorder:
     """An engine that keeps what went in and out of another."""
 
+    device: ClassVar[Host] = HOST
     engine: Engine
     calls: dict[str, list[tuple[dict[str, Array], Array]]] = field(
         default_factory=lambda: {stage: [] for stage in STAGES}

@@ -17,6 +17,8 @@ T = TypeVar("T")
 # number itself fits into fp16.
 MASKED = -30000.0
 
+MOST_REGISTERS = 128  # at either end of a prompt
+
 SCORING_RULES = {
     # rule: over which tokens a token's log-probability is normalised
     "trie": "the children of this prefix in the item trie",
@@ -58,6 +60,11 @@ class EarnConfig:
     prompt: Prompt
     token_ids: tuple[int, ...]  # token id of each identifier token, in the catalog's order
     max_history: int = 20  # items of a history that the prompt holds; the newest are kept
+
+    def __post_init__(self) -> None:
+        most = max(len(self.prefix_ids), len(self.suffix_ids))
+        if most > MOST_REGISTERS:
+            raise EarnError(f"There are {most} registers at one end of the prompt. Take {MOST_REGISTERS} at the most.")
 
 
 def to_json(value: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import numpy as np
 from earn.catalog import Catalog
 from earn.errors import EarnError
 from earn.manifest import Manifest
-from earn.runtime.engine import Array, Engine
+from earn.runtime.engine import Engine
+from earn.runtime.memory import HOST, Array
 from earn.runtime.recommender import Recommender
 
 SMALLEST_SCALE = 1e-2  # an output whose largest value is smaller is measured as if it were this
@@ -18,6 +19,8 @@ TOLERANCE = 1e-3  # largest difference of any hidden state, key, value or logit,
 
 class ComparingEngine:
     """Answers as the reference does, and notes where the candidate answers otherwise."""
+
+    device = HOST
 
     def __init__(self, reference: Engine, candidate: Engine, tolerance: float = TOLERANCE) -> None:
         self._reference = reference

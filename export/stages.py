@@ -20,7 +20,7 @@ from earn.backbones import sizes_of
 from earn.config import EarnConfig, Prompt, check_scoring
 from earn.manifest import Manifest, limits_of
 from earn.model import EarnModel
-from earn.runtime.engine import Array
+from earn.runtime.memory import HOST, Array
 from earn.runtime.recommender import Recommender
 from earn.stage import DenseHead, EarlyStage, LateStage
 
@@ -78,6 +78,8 @@ def bundle_model(
 
 class TorchEngine:
     """The stage modules behind the runtime's engine protocol."""
+
+    device = HOST
 
     def __init__(self, stages: Mapping[str, nn.Module]) -> None:
         self._stages = stages

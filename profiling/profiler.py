@@ -25,7 +25,8 @@ from earn.profiling.loading import Order, load_fresh, summarise
 from earn.profiling.machine import others_busy, this_machine, this_moment
 from earn.profiling.roofline import check_onnx, memory_bandwidth, weight_bytes
 from earn.profiling.rows import Callers, Loading, Profile, Settings, Side
-from earn.runtime.engine import Array, Engine, load_engine
+from earn.runtime.engine import Engine, load_engine
+from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommender
 from earn.specs import PAST
 
@@ -44,6 +45,7 @@ class TimedEngine:
 
     def __init__(self, engine: Engine, clock: Clock = time.perf_counter) -> None:
         self._engine = engine
+        self.device = engine.device
         self._clock = clock
         self.calls: list[Call] = []  # in the order of their ends
 

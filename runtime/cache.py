@@ -8,28 +8,28 @@ that come next, are one piece of memory each: engines read the first and write t
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from earn.runtime.memory import HOST, Array, Device, Memory
 from earn.specs import Limits, Sizes, generated_rows
-
-Array = NDArray[np.float32]
 
 
 class KeyValueCache:
     """Keys and values of one stage's layers for a batch: [rows,b,2l,g,e]."""
 
-    def __init__(self, sizes: Sizes, stage: str, rows: int, batch: int = 1) -> None:
-        """Takes room for `rows` rows and holds none."""
+    def __init__(self, sizes: Sizes, stage: str, rows: int, batch: int = 1, device: Device = HOST) -> None:
+        """Takes room for `rows` rows in the memory of a device and holds none."""
         width = (2 * sizes.stage_layers(stage), sizes.key_value_heads, sizes.head_size)
-        self._memory = np.empty((rows, batch, *width), np.float32)
+        self._device = device
+        self._memory = device.empty((rows, batch, *width))
         self.rows = 0  # in use
 
     @property
-    def past(self) -> Array:
+    def past(self) -> Memory:
         """The rows in use."""
-        return self._memory[: self.rows]
+        rows: Memory = self._memory[: self.rows]
+        return rows
 
-    def grow(self, rows: int) -> Array:
+    def grow(self, rows: int) -> Memory:
         """Takes the next rows into use and returns them, to be written.
 
         Raises:
@@ -38,13 +38,13 @@ class KeyValueCache:
         after = self.rows + rows
         if after > len(self._memory):
             raise ValueError(f"The cache has room for {len(self._memory)} rows, not for {after}.")
-        new = self._memory[self.rows : after]
+        new: Memory = self._memory[self.rows : after]
         self.rows = after
         return new
 
-    def extend(self, past: Array) -> None:
+    def extend(self, past: Memory | Array) -> None:
         """Adds rows computed before, [rows,b,2l,g,e]; those of one user serve a whole batch."""
-        self.grow(len(past))[:] = past
+        self._device.copy(past, self.grow(len(past)))
 
     def shorten(self, rows: int) -> None:
         """Keeps the first rows alone."""

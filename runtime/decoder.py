@@ -19,7 +19,8 @@ from earn.config import MASKED
 from earn.manifest import Manifest
 from earn.prompts import constant_head, prompt_end
 from earn.runtime.cache import KeyValueCache
-from earn.runtime.engine import Array, Engine
+from earn.runtime.engine import Engine
+from earn.runtime.memory import Memory
 from earn.specs import NEW, PAST, PIECE
 
 Floats = NDArray[np.float32]
@@ -33,7 +34,7 @@ class Prompted:
 
     early: KeyValueCache
     padding: Ints  # [b] rows behind the constant head that are no part of the user's prompt
-    hidden: Floats  # [b,readout,d] what goes on to the late stage
+    hidden: Memory  # [b,readout,d] what goes on to the late stage
     rows: int  # of the early cache, prompt end included
 
 
@@ -58,13 +59,14 @@ class Decoder:
 
     def __init__(self, engine: Engine, manifest: Manifest) -> None:
         self._engine = engine
+        self.device = engine.device
         self._sizes = manifest.sizes
         self._end = prompt_end(manifest.model)
         self._readout = manifest.limits.readout
         self._head = constant_head(manifest.model)
         self._prefix = len(manifest.model.prefix_ids)
-        self._early_head = KeyValueCache(self._sizes, "early", len(self._head))
-        self._late_head = KeyValueCache(self._sizes, "late", self._prefix)
+        self._early_head = KeyValueCache(self._sizes, "early", len(self._head), 1, self.device)
+        self._late_head = KeyValueCache(self._sizes, "late", self._prefix, 1, self.device)
         if self._head:
             self._compute_head()
 
@@ -78,7 +80,7 @@ class Decoder:
 
     def early_cache(self, rows: int, batch: int = 1) -> KeyValueCache:
         """A cache for the early stage with the constant head in it and room for `rows` rows more."""
-        cache = KeyValueCache(self._sizes, "early", len(self._head) + rows, batch)
+        cache = KeyValueCache(self._sizes, "early", len(self._head) + rows, batch, self.device)
         cache.extend(self._early_head.past)
         return cache
 
@@ -104,7 +106,7 @@ class Decoder:
         hidden = self._read_rows(early, tokens, padding, slice(rows - self._readout, rows))
         return Prompted(early, padding, hidden, early.rows)
 
-    def _read_rows(self, early: KeyValueCache, tokens: Ints, padding: Ints, kept: slice) -> Floats:
+    def _read_rows(self, early: KeyValueCache, tokens: Ints, padding: Ints, kept: slice) -> Memory:
         """Reads prompt rows, in pieces: their attention then stays in the processor's caches, and masks half as much.
 
         Args:
@@ -115,7 +117,7 @@ class Decoder:
             hidden [b,kept,d].
         """
         users, rows = tokens.shape
-        before, found = early.rows, []
+        before = early.rows
         pieces = -(-rows // PIECE)
         for number in range(pieces):
             start, stop = (rows * edge // pieces for edge in (number, number + 1))
@@ -128,8 +130,8 @@ class Decoder:
             position = np.maximum(before + np.arange(start, stop) - padding[:, None], 0)
             hidden = self._early(early, tokens[:, start:stop], position, bias, wanted - start)
             if first < last:
-                found.append(hidden)
-        return np.concatenate(found, axis=1)
+                found = hidden  # all of them: where there are several pieces, each holds MOST_REGISTERS rows at least
+        return found
 
     def _padding_bias(self, padding: Ints, rows: int) -> Floats:
         """[b,1,1,rows]: what masks the padding, which stands between constant head and history."""
@@ -147,7 +149,7 @@ class Decoder:
             The batch before its first pass, and the logits [b,v] of the first code.
         """
         users, readout = len(prompted.padding), self._readout
-        late = KeyValueCache(self._sizes, "late", self._prefix + readout + generated, users)
+        late = KeyValueCache(self._sizes, "late", self._prefix + readout + generated, users, self.device)
         late.extend(self._late_head.past)
         next_position = prompted.rows - prompted.padding
         position = next_position[:, None] - np.arange(readout, 0, -1)
@@ -181,21 +183,21 @@ class Decoder:
         hidden = self._early(state.early, tokens, position, _beside(state.early_bias, generated), np.arange(rows))
         return self._late(state.late, hidden, position, _beside(state.late_bias, generated), rows)
 
-    def _early(self, cache: KeyValueCache, tokens: Ints, position: Ints, bias: Floats, keep: Ints) -> Floats:
+    def _early(self, cache: KeyValueCache, tokens: Ints, position: Ints, bias: Floats, keep: Ints) -> Memory:
         """Hidden states [b,r,d] of the rows `keep`."""
         users, rows = tokens.shape
-        feeds: dict[str, Array] = {"input_ids": tokens, "position_ids": position, "attention_bias": bias}
+        feeds: dict[str, Memory] = {"input_ids": tokens, "position_ids": position, "attention_bias": bias}
         feeds |= {PAST: cache.past, "keep": keep}
-        hidden = np.empty((users, len(keep), self._sizes.hidden), np.float32)
+        hidden = self.device.empty((users, len(keep), self._sizes.hidden))
         self._engine.run("early", feeds, {"hidden": hidden, NEW: cache.grow(rows)})
         return hidden
 
-    def _late(self, cache: KeyValueCache, hidden: Floats, position: Ints, bias: Floats, kept: int) -> Floats:
+    def _late(self, cache: KeyValueCache, hidden: Memory, position: Ints, bias: Floats, kept: int) -> Floats:
         """Logits [b,kept,v] of the last rows."""
         users, rows, _ = hidden.shape
-        feeds: dict[str, Array] = {"hidden": hidden, "keep": np.arange(rows - kept, rows)}
+        feeds: dict[str, Memory] = {"hidden": hidden, "keep": np.arange(rows - kept, rows)}
         logits = np.empty((users, kept, self._sizes.logits), np.float32)
-        outputs: dict[str, Array] = {"logits": logits}
+        outputs: dict[str, Memory] = {"logits": logits}
         if self._sizes.stage_layers("late"):
             feeds |= {"position_ids": position, "attention_bias": bias, PAST: cache.past}
             outputs[NEW] = cache.grow(rows)

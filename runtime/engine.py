@@ -8,20 +8,25 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
-
 from earn.errors import EarnError
 from earn.manifest import GRAPH_FILES, Manifest
+from earn.runtime.memory import HOST, Device
 from earn.specs import StageSpecs, all_specs
-
-Array = NDArray[Any]
 
 
 class Engine(Protocol):
     """Runs a stage on arrays named and shaped as the tensor table says; safe to call from several threads."""
 
-    def run(self, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        """Runs the stage "early" or "late" and writes each of its outputs into the array that is given for it."""
+    @property
+    def device(self) -> Device:
+        """Where the engine computes, and what it reads and writes without a copy."""
+        ...
+
+    def run(self, stage: str, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        """Runs the stage "early" or "late" and writes each of its outputs into the array that is given for it.
+
+        Arrays are numpy's or memory of the engine's device, inputs and outputs alike.
+        """
         ...
 
 
@@ -95,6 +100,8 @@ def session_options(threads: int | None, spinning: bool, arena: bool) -> Any:
 class OnnxStages:
     """Both stages as ONNX Runtime sessions."""
 
+    device = HOST
+
     def __init__(self, engine: OnnxEngine, folder: Path, manifest: Manifest, options: Any) -> None:
         import onnxruntime
 
@@ -112,7 +119,7 @@ class OnnxStages:
             check_graph(session, specs, path)
             self._sessions[stage] = session
 
-    def run(self, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    def run(self, stage: str, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Reads feeds and writes outputs where they lie."""
         session = self._sessions[stage]
         binding = session.io_binding()

@@ -125,7 +125,8 @@ class Session:
             arrays: dict[str, Any] = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
             if self._items:
                 prompted = self._ready()
-                arrays |= {"cache": self._cache.past, "hidden": prompted.hidden}
+                device = self._recommender.decoder.device
+                arrays |= {"cache": device.to_host(self._cache.past), "hidden": device.to_host(prompted.hidden)}
             memory = io.BytesIO()
             np.savez(memory, **arrays)
             return memory.getvalue()
@@ -159,7 +160,9 @@ class Session:
                 raise EarnError(f"The saved session's {name} is not that of its history ({got}). {_REMEDY}")
         self._cache.shorten(0)
         self._cache.extend(cache)
-        self._prompted = Prompted(self._cache, np.zeros(1, np.int64), hidden, rows)
+        kept = decoder.device.empty(hidden.shape)
+        decoder.device.copy(hidden, kept)
+        self._prompted = Prompted(self._cache, np.zeros(1, np.int64), kept, rows)
 
     @property
     def _most(self) -> int:

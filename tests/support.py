@@ -22,7 +22,8 @@ from earn.export.stages import TorchEngine, bundle_model
 from earn.model import EarnModel
 from earn.prompts import constant_head, history_tokens, prompt_end, readout_rows
 from earn.reference import build_trie, descend, next_token_scores
-from earn.runtime.engine import Array, Engine
+from earn.runtime.engine import Engine
+from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommendation, Recommender
 from earn.specs import Axis, StageSpecs
 
@@ -192,6 +193,7 @@ class CountingEngine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.device = engine.device
         self.shapes: list[tuple[str, dict[str, tuple[int, ...]]]] = []  # of the feeds, call by call
         self.written: list[tuple[str, dict[str, tuple[int, ...]]]] = []  # likewise of the outputs
 

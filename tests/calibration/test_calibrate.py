@@ -25,7 +25,7 @@ from earn.errors import EarnError
 from earn.export.bundle import export_bundle
 from earn.files import sha256
 from earn.manifest import MANIFEST_FILE, Manifest
-from earn.runtime.engine import Array
+from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
 from tests.calibration.conftest import Case

@@ -13,7 +13,8 @@ from earn.export.bundle import export_bundle
 from earn.manifest import Manifest
 from earn.model import EarnModel
 from earn.reference import reference_search
-from earn.runtime.engine import Array, check_graph, load_engine
+from earn.runtime.engine import check_graph, load_engine
+from earn.runtime.memory import HOST, Array
 from earn.runtime.recommender import Recommender
 from earn.specs import all_specs
 from tests.support import RULES, Agreement, pairs, small_model
@@ -75,6 +76,8 @@ def test_large_weights_are_listed_and_checked_too(toy_model: EarnModel, tmp_path
 
 class Off:
     """An engine that answers a little off."""
+
+    device = HOST
 
     def __init__(self, *arguments: Any) -> None:
         self._engine = load_engine(*arguments)

@@ -15,7 +15,8 @@ from earn.export.onnx_stages import export_stages
 from earn.export.stages import TorchEngine, bundle_model
 from earn.manifest import GRAPH_FILES
 from earn.model import EarnModel
-from earn.runtime.engine import Array, load_engine
+from earn.runtime.engine import load_engine
+from earn.runtime.memory import Array
 from earn.specs import PAST, STAGES, all_specs
 from tests.export.test_onnx_stages import example
 from tests.export.test_simplify import Axes, graph, operators, product, run, weights

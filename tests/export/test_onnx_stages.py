@@ -14,7 +14,8 @@ from earn.export.stages import BundleModel, TorchEngine, bundle_model
 from earn.manifest import GRAPH_FILES
 from earn.model import EarnModel
 from earn.reference import reference_search
-from earn.runtime.engine import Array, load_engine
+from earn.runtime.engine import load_engine
+from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES, Axis, all_specs
 from tests.support import FAMILIES, Agreement, assert_close, outputs_for, pairs, small_model

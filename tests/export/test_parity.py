@@ -10,7 +10,7 @@ from earn.errors import EarnError
 from earn.export.parity import SMALLEST_SCALE, TOLERANCE, ComparingEngine, check_parity
 from earn.export.stages import TorchEngine, bundle_model
 from earn.model import EarnModel
-from earn.runtime.engine import Array
+from earn.runtime.memory import HOST, Array
 from earn.specs import NEW
 
 Outputs = Mapping[str, Array]
@@ -19,6 +19,8 @@ HISTORIES = [["1", "2", "3"], ["4"]]
 
 class Answers:
     """An engine that always answers the same."""
+
+    device = HOST
 
     def __init__(self, **outputs: list[float]) -> None:
         self.outputs = {name: np.array(values, np.float32) for name, values in outputs.items()}
@@ -87,6 +89,8 @@ def test_the_candidate_writes_into_memory_of_its_own() -> None:
 
 class Disturbed:
     """The torch stages, with an error put into what they answer."""
+
+    device = HOST
 
     def __init__(self, engine: TorchEngine, disturb: Callable[[str, Outputs], None]) -> None:
         self._engine = engine

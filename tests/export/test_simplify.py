@@ -15,7 +15,7 @@ from earn.export.onnx_stages import OPSET, export_stages
 from earn.export.simplify import LAYER_PRODUCTS, reshape_target, simplify
 from earn.export.stages import bundle_model
 from earn.manifest import GRAPH_FILES
-from earn.runtime.engine import Array
+from earn.runtime.memory import Array
 from earn.specs import STAGES
 from tests.export.test_onnx_stages import example
 from tests.support import FAMILIES, assert_close, small_model

@@ -37,7 +37,8 @@ from earn.profiling.profiler import (
 )
 from earn.profiling.roofline import stage_work
 from earn.profiling.rows import Percentiles, Settings, label
-from earn.runtime.engine import Array, Engine
+from earn.runtime.engine import Engine
+from earn.runtime.memory import HOST, Array
 from earn.runtime.recommender import Recommender
 from earn.specs import NEW, PAST
 from tests.support import toy_catalog
@@ -59,6 +60,8 @@ class Clock:
 
 class ScriptedEngine:
     """Gives zeros, and takes as long as its script says."""
+
+    device = HOST
 
     def __init__(self, clock: Clock, early: list[float], late: float = 2.0) -> None:
         self._clock, self._early, self._late = clock, early, late

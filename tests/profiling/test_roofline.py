@@ -19,7 +19,7 @@ from earn.export.stages import bundle_model
 from earn.manifest import GRAPH_FILES, PRECISIONS, Manifest
 from earn.profiling import roofline
 from earn.profiling.roofline import FORMS, ProductBench, Work, least_ms, memory_bandwidth, product_rate, stage_work
-from earn.runtime.engine import Array
+from earn.runtime.memory import Array
 from earn.specs import NEW, PAST, STAGES, Sizes, stage_specs
 from tests.support import small_model
 

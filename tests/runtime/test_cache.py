@@ -17,6 +17,7 @@ from earn.model import EarnModel
 from earn.runtime.cache import KeyValueCache, cache_bytes
 from earn.runtime.decoder import Decoder
 from earn.runtime.engine import load_engine
+from earn.runtime.memory import HOST
 from earn.runtime.recommender import Recommender
 from earn.specs import NEW, PAST, Limits, Sizes
 from tests.support import (
@@ -54,6 +55,16 @@ def cache_of(*values: float, room: int = 0, batch: int = 1) -> KeyValueCache:
     return cache
 
 
+def past(cache: KeyValueCache) -> Array:
+    """The rows in use, where they lie."""
+    return HOST.to_host(cache.past)
+
+
+def grown(cache: KeyValueCache, rows: int) -> Array:
+    """The next rows, where they lie."""
+    return HOST.to_host(cache.grow(rows))
+
+
 def rows(*keys: float) -> Array:
     """Rows of one user: [rows,1,2,1,1]."""
     return np.array([[key, -key] for key in keys], np.float32).reshape(-1, 1, 2, 1, 1)
@@ -61,10 +72,10 @@ def rows(*keys: float) -> Array:
 
 def test_rows_are_added_behind_those_that_are_there() -> None:
     cache = cache_of(1, room=4)
-    cache.grow(2)[:] = rows(3, 4)
+    grown(cache, 2)[:] = rows(3, 4)
     cache.extend(rows(5))
     assert cache.rows == 4
-    assert np.array_equal(cache.past, rows(1, 3, 4, 5))
+    assert np.array_equal(past(cache), rows(1, 3, 4, 5))
     assert cache.bytes == 5 * 2 * 4  # the room that is left counts too
 
 
@@ -72,10 +83,10 @@ def test_one_users_rows_serve_many() -> None:
     one = cache_of(1, 2)
     many = KeyValueCache(ONE, "early", 3, 3)
     many.extend(one.past)
-    many.grow(1)[0, :, 0, 0, 0] = [6, 7, 8]
-    assert many.past[:, :, 0, 0, 0].tolist() == [[1, 1, 1], [2, 2, 2], [6, 7, 8]]
-    assert many.past[:2, :, 1, 0, 0].tolist() == [[-1, -1, -1], [-2, -2, -2]]
-    assert np.array_equal(one.past, rows(1, 2))
+    grown(many, 1)[0, :, 0, 0, 0] = [6, 7, 8]
+    assert past(many)[:, :, 0, 0, 0].tolist() == [[1, 1, 1], [2, 2, 2], [6, 7, 8]]
+    assert past(many)[:2, :, 1, 0, 0].tolist() == [[-1, -1, -1], [-2, -2, -2]]
+    assert np.array_equal(past(one), rows(1, 2))
 
 
 def test_a_new_cache_has_room_and_no_rows() -> None:
@@ -87,17 +98,17 @@ def test_a_new_cache_has_room_and_no_rows() -> None:
 
 def test_what_is_grown_lies_behind_the_past_and_becomes_part_of_it() -> None:
     cache = KeyValueCache(SIZES, "late", 9, 3)
-    before = cache.grow(2)
-    new = cache.grow(4)
-    past = cache.past
-    assert np.shares_memory(before, past)
-    assert np.shares_memory(new, past)
+    before = grown(cache, 2)
+    new = grown(cache, 4)
+    held = past(cache)
+    assert np.shares_memory(before, held)
+    assert np.shares_memory(new, held)
     assert not np.shares_memory(before, new)
-    assert address(past) == address(before)
+    assert address(held) == address(before)
     assert address(new) == address(before) + before.nbytes
-    assert all(part.flags.c_contiguous for part in (before, new, past))  # so that engines need no copy of it
+    assert all(part.flags.c_contiguous for part in (before, new, held))  # so that engines need no copy of it
     new[:] = 7
-    assert (past[2:] == 7).all()
+    assert (held[2:] == 7).all()
 
 
 def address(array: Array) -> int:
@@ -106,10 +117,10 @@ def address(array: Array) -> int:
 
 def test_growing_moves_nothing() -> None:
     cache = KeyValueCache(SIZES, "early", 20)
-    place = address(cache.past)
+    place = address(past(cache))
     for count in (1, 0, 7, 12):
         cache.grow(count)
-        assert address(cache.past) == place
+        assert address(past(cache)) == place
 
 
 def test_without_room_nothing_is_taken() -> None:
@@ -118,7 +129,7 @@ def test_without_room_nothing_is_taken() -> None:
         cache.grow(2)
     with pytest.raises(ValueError, match="room for 3 rows, not for 5"):
         cache.extend(rows(3, 4, 5))
-    assert np.array_equal(cache.past, rows(1, 2))
+    assert np.array_equal(past(cache), rows(1, 2))
     cache.extend(rows(3))
     with pytest.raises(ValueError, match="room for 3 rows"):
         cache.grow(1)
@@ -128,7 +139,7 @@ def test_a_shortened_cache_keeps_its_first_rows_and_takes_others() -> None:
     cache = cache_of(1, 2, 3)
     cache.shorten(1)
     cache.extend(rows(8, 9))
-    assert np.array_equal(cache.past, rows(1, 8, 9))
+    assert np.array_equal(past(cache), rows(1, 8, 9))
     cache.shorten(99)
     assert cache.rows == 3
 
@@ -159,6 +170,8 @@ def test_decoding_holds_no_more_than_that() -> None:
 
 class Watching:
     """An engine that notes where the cache of each call lies."""
+
+    device = HOST
 
     def __init__(self, folder: Path) -> None:
         self._engine = load_engine("cpu", folder, Manifest.load(folder), 1)

@@ -13,7 +13,6 @@ from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.runtime.engine import (
     ENGINES,
-    Array,
     OnnxEngine,
     OnnxStages,
     check_available,
@@ -21,6 +20,7 @@ from earn.runtime.engine import (
     load_engine,
     session_options,
 )
+from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommender
 from earn.specs import NEW, PAST, Axis, StageSpecs, TensorSpec, stage_specs
 from tests.support import outputs_for

@@ -1,0 +1,105 @@
+"""Ranges of shapes that compiled engines are built for: one for prompts that are read, one for decoding passes. No torch.
+
+TensorRT chooses its kernels per range (an "optimization profile") and refuses shapes outside. Each range here is a box
+over the axes of the tensor table (see earn.specs); together they hold every call that the runtime can make within a
+bundle's limits:
+
+    decode     passes of generated rows; a session's new item too, where it is that short
+    prefill    the constant head, a prompt, or a piece of it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from earn.specs import PIECE, Axis, Limits, Sizes, TensorSpec, stage_specs
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The shapes that one input may have."""
+
+    least: Shape
+    usual: Shape  # what kernels are chosen for
+    most: Shape
+
+    def holds(self, shape: Sequence[int]) -> bool:
+        """Whether a shape lies within."""
+        sizes = zip(self.least, shape, self.most, strict=True)
+        return len(shape) == len(self.most) and all(least <= size <= most for least, size, most in sizes)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A range for every input of a stage."""
+
+    name: str  # "decode" or "prefill"
+    ranges: Mapping[str, Range]
+
+    def holds(self, shapes: Mapping[str, Sequence[int]]) -> bool:
+        """Whether inputs of these shapes lie within."""
+        return all(own.holds(shapes[name]) for name, own in self.ranges.items())
+
+
+def profiles(stage: str, sizes: Sizes, limits: Limits) -> tuple[Profile, ...]:
+    """The ranges of the stage "early" or "late", in the order in which they are tried."""
+    inputs = stage_specs(stage, sizes, limits).inputs
+    return tuple(
+        Profile(name, {spec.name: _range(spec, axes) for spec in inputs})
+        for name, axes in _profile_axes(stage, limits).items()
+    )
+
+
+def profile_for(stage: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int:
+    """The number of the first profile that holds inputs of these shapes.
+
+    Raises:
+        ValueError: none does; the runtime keeps its calls within the bundle's limits, so this is a defect.
+    """
+    for number, profile in enumerate(stage):
+        if profile.holds(shapes):
+            return number
+    raise ValueError(f"No profile holds {({name: tuple(shape) for name, shape in shapes.items()})}.")
+
+
+def profile_hash(stages: Mapping[str, Sequence[Profile]]) -> str:
+    """A SHA-256 of all profiles: an engine that was built for others does not fit."""
+    plain = {stage: [asdict(profile) for profile in own] for stage, own in stages.items()}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _profile_axes(stage: str, limits: Limits) -> dict[str, dict[str, Axis]]:
+    """Least, usual and most of the axes that depend on the call, per profile.
+
+    The sum s+m is at its most where both are: an engine's builder tries the most of all axes together.
+    """
+    early = stage == "early"
+    prompt = limits.prompt if early else limits.prefix + limits.readout
+    beams, rows = min(limits.beams, 20), limits.pass_rows
+    generated = max(0, limits.generated - 1)  # a pass adds one row at least, and does not read that back
+    read = min(limits.prompt, PIECE) if early else max(limits.prefix, limits.readout)
+    before = limits.prompt - 1 if early else limits.prefix
+    kept = max(limits.prefix, limits.readout) if early else 1
+    usual = min(before, limits.head) if early else before
+    ranges = {
+        "decode": {"m": (1, beams, rows), "s": (1, prompt, prompt + generated), "r": (1, beams, rows)},
+        "prefill": {"m": (1, read, read), "s": (0, usual, before), "r": (1, min(kept, limits.readout), kept)},
+    }
+    found = {}
+    for name, own in ranges.items():
+        both = tuple(map(sum, zip(own["s"], own["m"], strict=True)))
+        all_axes = {**own, "b": (1, 1, limits.batch), "s+m": both}
+        found[name] = {axis: Axis(axis, *sizes) for axis, sizes in all_axes.items()}
+    return found
+
+
+def _range(spec: TensorSpec, axes: Mapping[str, Axis]) -> Range:
+    own = [axis if axis.is_fixed else axes[axis.name] for axis in spec.axes]
+    return Range(
+        tuple(axis.least for axis in own), tuple(axis.usual for axis in own), tuple(axis.most for axis in own)
+    )
