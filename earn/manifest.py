@@ -5,6 +5,7 @@ A bundle is a folder:
     early.onnx      layers 1..k with the token embedding     (early.onnx.data beside it where weights are large)
     late.onnx       layers k+1..N with the item head         (late.onnx.data likewise)
     catalog.npz     items, identifiers, titles (see catalog)
+    engines/        what the machine that runs it has built from the graphs; no part of the bundle as it is delivered
 
 A bundle has its own token numbers: the identifier tokens first, in the catalog's order, so that token j is also row j
 of the item head; then the prompt's and the registers' tokens. Embedding rows that no prompt can hold are left out.
@@ -33,6 +34,7 @@ _JUDGED = {  # what must stand in a calibrated bundle's parts
     "accuracy": {"passed", "users", "beam_set", "beam_set_overlap", "top10_overlap", "recall@10", "ndcg@10", "limits"},
     "calibration": {"engine", "method", "samples", "seed", "fine_products", "float_layers"},
 }
+ENGINES_FOLDER = "engines"
 GRAPH_FILES = {"early": "early.onnx", "late": "late.onnx"}
 
 
@@ -95,7 +97,8 @@ class Manifest:
 
     def with_files(self, folder: Path) -> Manifest:
         """The manifest with every file of the folder but itself listed, sizes and sums measured now."""
-        paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST_FILE]
+        paths = [path for path in paths if not _is_built(path, folder)]
         entries = {path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, sha256(path)) for path in paths}
         return replace(self, files=entries)
 
@@ -154,9 +157,14 @@ def refuse_foreign_folder(out: Path) -> None:
     except EarnError as error:
         raise EarnError(f"{out}: exists and is not a bundle of this version. {remedy}") from error
     own = {*manifest.files, MANIFEST_FILE}
-    foreign = [path for path in out.rglob("*") if path.is_file() and path.relative_to(out).as_posix() not in own]
+    files = [path for path in out.rglob("*") if path.is_file() and not _is_built(path, out)]
+    foreign = [path for path in files if path.relative_to(out).as_posix() not in own]
     if foreign:
         raise EarnError(f"{out}: holds {foreign[0].relative_to(out)}, which is no part of the bundle. {remedy}")
+
+
+def _is_built(path: Path, folder: Path) -> bool:
+    return path.relative_to(folder).parts[0] == ENGINES_FOLDER
 
 
 def _from_json(value: dict[str, Any], where: str) -> Manifest:

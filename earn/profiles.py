@@ -1,4 +1,4 @@
-"""Ranges of shapes that compiled engines are built for: one for prompts that are read, one for decoding passes. No torch.
+"""Ranges of shapes that compiled engines are built for: one for prompts, one for decoding passes. No torch.
 
 TensorRT chooses its kernels per range (an "optimization profile") and refuses shapes outside. Each range here is a box
 over the axes of the tensor table (see earn.specs); together they hold every call that the runtime can make within a
@@ -64,7 +64,7 @@ def profile_for(stage: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -
     for number, profile in enumerate(stage):
         if profile.holds(shapes):
             return number
-    raise ValueError(f"No profile holds {({name: tuple(shape) for name, shape in shapes.items()})}.")
+    raise ValueError(f"No profile holds { ({name: tuple(shape) for name, shape in shapes.items()}) }.")
 
 
 def profile_hash(stages: Mapping[str, Sequence[Profile]]) -> str:
@@ -81,7 +81,7 @@ def _profile_axes(stage: str, limits: Limits) -> dict[str, dict[str, Axis]]:
     early = stage == "early"
     prompt = limits.prompt if early else limits.prefix + limits.readout
     beams, rows = min(limits.beams, 20), limits.pass_rows
-    generated = max(0, limits.generated - 1)  # a pass adds one row at least, and does not read that back
+    generated = max(0, limits.generated - limits.beams)  # the last pass does not read its own rows back
     read = min(limits.prompt, PIECE) if early else max(limits.prefix, limits.readout)
     before = limits.prompt - 1 if early else limits.prefix
     kept = max(limits.prefix, limits.readout) if early else 1
@@ -100,6 +100,4 @@ def _profile_axes(stage: str, limits: Limits) -> dict[str, dict[str, Axis]]:
 
 def _range(spec: TensorSpec, axes: Mapping[str, Axis]) -> Range:
     own = [axis if axis.is_fixed else axes[axis.name] for axis in spec.axes]
-    return Range(
-        tuple(axis.least for axis in own), tuple(axis.usual for axis in own), tuple(axis.most for axis in own)
-    )
+    return Range(tuple(axis.least for axis in own), tuple(axis.usual for axis in own), tuple(axis.most for axis in own))

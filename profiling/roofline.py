@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.profiling.machine import last_cache_bytes, physical_cores
-from earn.runtime.engine import session_options
+from earn.runtime.onnx_engine import session_options
 from earn.specs import Sizes
 
 if TYPE_CHECKING:

@@ -39,11 +39,11 @@ class Device(Protocol):
         """A float32 array with any finite values in it."""
         ...
 
-    def copy(self, source: Memory | Array, target: Memory) -> None:
+    def copy(self, source: Any, target: Any) -> None:
         """Fills `target` with `source`, whose axis of users (the second) may be 1 where the target's is longer."""
         ...
 
-    def to_host(self, memory: Memory) -> Array:
+    def to_host(self, memory: Any) -> Array:
         """The values as a numpy array."""
         ...
 

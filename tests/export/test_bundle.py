@@ -13,8 +13,9 @@ from earn.export.bundle import export_bundle
 from earn.manifest import Manifest
 from earn.model import EarnModel
 from earn.reference import reference_search
-from earn.runtime.engine import check_graph, load_engine
+from earn.runtime.engine import load_engine
 from earn.runtime.memory import HOST, Array
+from earn.runtime.onnx_engine import check_graph
 from earn.runtime.recommender import Recommender
 from earn.specs import all_specs
 from tests.support import RULES, Agreement, pairs, small_model

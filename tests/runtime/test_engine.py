@@ -11,16 +11,9 @@ import pytest
 
 from earn.errors import EarnError
 from earn.manifest import Manifest
-from earn.runtime.engine import (
-    ENGINES,
-    OnnxEngine,
-    OnnxStages,
-    check_available,
-    check_graph,
-    load_engine,
-    session_options,
-)
+from earn.runtime.engine import ENGINES, load_engine
 from earn.runtime.memory import Array
+from earn.runtime.onnx_engine import OnnxEngine, OnnxStages, check_available, check_graph, session_options
 from earn.runtime.recommender import Recommender
 from earn.specs import NEW, PAST, Axis, StageSpecs, TensorSpec, stage_specs
 from tests.support import outputs_for
@@ -86,7 +79,7 @@ def test_a_number_of_threads_out_of_range_is_refused(toy_bundle: Path, threads: 
 def test_an_engine_that_is_not_there_is_an_error_with_its_remedy(
     toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = OnnxEngine("NoSuchExecutionProvider", "pip install nosuch")
+    engine = OnnxEngine("NoSuchExecutionProvider", "pip install nosuch", on_gpu=False)
     with pytest.raises(EarnError, match=r"has no NoSuchExecutionProvider, only .*pip install nosuch"):
         check_available(engine)
     monkeypatch.setitem(ENGINES, "npu", engine)
@@ -103,10 +96,10 @@ def test_a_silent_fallback_is_an_error(toy_bundle: Path, monkeypatch: pytest.Mon
     )
     with pytest.raises(EarnError, match="asked for FastExecutionProvider, got CPUExecutionProvider"):
         OnnxStages(
-            OnnxEngine("FastExecutionProvider", ""),
+            OnnxEngine("FastExecutionProvider", "", on_gpu=False),
             toy_bundle,
             Manifest.load(toy_bundle),
-            session_options(None, False, False),
+            lambda: session_options(None, False, False),
         )
 
 

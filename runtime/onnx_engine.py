@@ -1,0 +1,246 @@
+"""Engines of ONNX Runtime: both stages as sessions of one execution provider, on the CPU or on a GPU.
+
+Nothing falls back in silence: the provider that was asked for takes every node of a graph, or loading fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from earn.errors import EarnError
+from earn.manifest import ENGINES_FOLDER, GRAPH_FILES, Manifest
+from earn.profiles import Profile, Shape, profiles
+from earn.runtime.memory import HOST
+from earn.specs import StageSpecs, all_specs
+
+Options = Callable[[Path, str, Sequence[Profile]], Mapping[str, str]]
+
+
+def _no_options(folder: Path, stage: str, ranges: Sequence[Profile]) -> Mapping[str, str]:
+    return {}
+
+
+@dataclass(frozen=True)
+class OnnxEngine:
+    """An engine of ONNX Runtime."""
+
+    provider: str  # execution provider that must be the one that runs
+    remedy: str  # what to install when it is not there
+    options: Options = _no_options  # the provider's settings for a stage of the bundle
+    on_gpu: bool = True  # caches stay in the GPU's memory
+    plugin: str = ""  # the package that brings the provider, where ONNX Runtime itself has it not
+
+
+def cuda_options(folder: Path, stage: str, ranges: Sequence[Profile]) -> Mapping[str, str]:
+    """TF32 off: fp32 means fp32. Memory grows by what is asked for, not in powers of two."""
+    return {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+
+
+def tensorrt_options(folder: Path, stage: str, ranges: Sequence[Profile]) -> Mapping[str, str]:
+    """Engines and timings are kept in the bundle; an engine is built when a session is first loaded on a GPU."""
+    kept = str(cache_folder(folder, "tensorrt-ep"))
+    return {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": kept,
+        "trt_engine_cache_prefix": stage,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": kept,
+        "trt_fp16_enable": "1" if _has_float16(folder) else "0",
+        "trt_int8_enable": "1" if Manifest.load(folder, verify=False).precision == "int8" else "0",
+        **_shapes("trt", ranges),
+    }
+
+
+def rtx_options(folder: Path, stage: str, ranges: Sequence[Profile]) -> Mapping[str, str]:
+    """What is compiled for this GPU is kept in the bundle."""
+    kept = cache_folder(folder, "tensorrt-rtx")
+    return {"nv_runtime_cache_path": str(kept), "nv_multi_profile_enable": "1", **_shapes("nv", ranges)}
+
+
+def cache_folder(folder: Path, engine: str) -> Path:
+    """Where an execution provider keeps what it has built for a bundle; made where it is missing.
+
+    Raises:
+        EarnError: the bundle cannot be written to.
+    """
+    kept = folder / ENGINES_FOLDER / engine
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EarnError(
+            f"{kept}: {error.strerror}. The engine {engine!r} keeps built engines in the bundle."
+        ) from error
+    return kept
+
+
+def _has_float16(folder: Path) -> bool:
+    return Manifest.load(folder, verify=False).precision == "fp16"
+
+
+def _shapes(prefix: str, ranges: Sequence[Profile]) -> dict[str, str]:
+    """Profiles as both TensorRT providers take them: "name:1x2x3" for every input, profile after profile."""
+
+    def written(size: Callable[[Any], Shape]) -> str:
+        return ",".join(
+            f"{name}:{'x'.join(map(str, size(own)))}" for profile in ranges for name, own in profile.ranges.items()
+        )
+
+    return {
+        f"{prefix}_profile_min_shapes": written(lambda own: own.least),
+        f"{prefix}_profile_opt_shapes": written(lambda own: own.usual),
+        f"{prefix}_profile_max_shapes": written(lambda own: own.most),
+    }
+
+
+def check_available(engine: OnnxEngine) -> None:
+    """Raises EarnError where this ONNX Runtime lacks the engine's provider; registers a plugin's."""
+    import onnxruntime
+
+    if engine.plugin:
+        register(engine)
+    elif not is_installed(engine):
+        raise EarnError(
+            f"This onnxruntime has no {engine.provider}, only {', '.join(onnxruntime.get_available_providers())}. "
+            f"Install it: {engine.remedy}"
+        )
+
+
+def is_installed(engine: OnnxEngine) -> bool:
+    """Whether this ONNX Runtime was built with the engine's provider; that says nothing of the machine."""
+    import onnxruntime
+
+    return engine.provider in onnxruntime.get_available_providers()
+
+
+def register(engine: OnnxEngine) -> list[Any]:
+    """The devices of a plugin's provider, which ONNX Runtime is told of once.
+
+    Raises:
+        EarnError: the plugin is not installed, does not fit this ONNX Runtime, or finds no device.
+    """
+    from importlib import import_module
+
+    import onnxruntime
+
+    try:
+        path = import_module(engine.plugin).get_library_path()
+    except ImportError as error:
+        raise EarnError(f"This needs {engine.plugin}. Install it: {engine.remedy}") from error
+
+    def devices() -> list[Any]:
+        return [device for device in onnxruntime.get_ep_devices() if device.ep_name == engine.provider]
+
+    if not devices():
+        try:
+            onnxruntime.register_execution_provider_library(engine.provider, path)
+        except Exception as error:  # a class of onnxruntime's own
+            raise EarnError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it ({error}).") from error
+    if not (found := devices()):
+        raise EarnError(f"{engine.provider} finds no device on this machine. Check it with nvidia-smi.")
+    return found
+
+
+def session_options(threads: int | None, spinning: bool, arena: bool) -> Any:
+    """ONNX Runtime's options for what `load_engine` is asked for."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if not spinning:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.enable_cpu_mem_arena = arena
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+class OnnxStages:
+    """Both stages as ONNX Runtime sessions."""
+
+    def __init__(self, engine: OnnxEngine, folder: Path, manifest: Manifest, options: Callable[[], Any]) -> None:
+        """Loads the bundle's graphs; `options` makes a session's options anew."""
+        self.device: Any = HOST
+        if engine.on_gpu:
+            from earn.runtime.cuda import Cuda
+
+            self.device = Cuda()
+        self._sessions: dict[str, Any] = {}
+        for stage, specs in all_specs(manifest.sizes, manifest.limits).items():
+            path = folder / GRAPH_FILES[stage]
+            provider = engine.options(folder, stage, profiles(stage, manifest.sizes, manifest.limits))
+            session = _session(engine, path, provider, options())
+            if session.get_providers()[0] != engine.provider:
+                raise EarnError(f"{path}: asked for {engine.provider}, got {session.get_providers()[0]}.")
+            check_graph(session, specs, path)
+            self._sessions[stage] = session
+
+    def run(self, stage: str, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        """Reads feeds and writes outputs where they lie."""
+        session = self._sessions[stage]
+        binding = session.io_binding()
+        for name, array in feeds.items():
+            if isinstance(array, np.ndarray):
+                binding.bind_cpu_input(name, array)
+            else:
+                binding.bind_input(name, "cuda", 0, np.float32, array.shape, array.address)
+        for name, array in outputs.items():
+            if not isinstance(array, np.ndarray):
+                binding.bind_output(name, "cuda", 0, np.float32, array.shape, array.address)
+                continue
+            if not array.flags.c_contiguous:  # it would be written past its rows
+                raise ValueError(f"The array for {name} is not one piece of memory.")
+            address = array.__array_interface__["data"][0]
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, address)
+        session.run_with_iobinding(binding)
+
+
+def _session(engine: OnnxEngine, path: Path, provider: Mapping[str, str], options: Any) -> Any:
+    import onnxruntime
+
+    if engine.on_gpu:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        if engine.plugin:
+            options.add_provider_for_devices(register(engine)[:1], dict(provider))
+            return onnxruntime.InferenceSession(str(path), options)
+        providers = [(engine.provider, dict(provider))]
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except EarnError:
+        raise
+    except Exception as error:  # onnxruntime raises classes of its own without a common base
+        remedy = "Check the driver and the engine's packages" if engine.on_gpu else "Export the checkpoint again"
+        raise EarnError(f"{path}: ONNX Runtime cannot load it for {engine.provider} ({error}). {remedy}.") from error
+
+
+def check_graph(session: Any, specs: StageSpecs, path: Path) -> None:
+    """Compares a graph's inputs and outputs with the tensor table: names, types, ranks and fixed sizes.
+
+    Raises:
+        EarnError: they differ; all differences are listed.
+    """
+    wrong: list[str] = []
+    for side, nodes, table in (
+        ("input", session.get_inputs(), specs.inputs),
+        ("output", session.get_outputs(), specs.outputs),
+    ):
+        got, want = {node.name: node for node in nodes}, {spec.name: spec for spec in table}
+        wrong += [f"{side} {name} is missing" for name in want.keys() - got.keys()]
+        wrong += [f"{side} {name} is not in the table" for name in got.keys() - want.keys()]
+        for name in want.keys() & got.keys():
+            shape, axes = got[name].shape, want[name].axes
+            fits = len(shape) == len(axes) and all(
+                size == axis.most for size, axis in zip(shape, axes, strict=True) if axis.is_fixed
+            )
+            if not fits or got[name].type != _ONNX_TYPES[want[name].dtype]:
+                wrong.append(f"{side} {name} is {got[name].type} {shape}")
+    if wrong:
+        raise EarnError(
+            f"{path}: not the graph of its manifest: {'; '.join(sorted(wrong))}. Export the checkpoint again."
+        )
+
+
+_ONNX_TYPES = {"int64": "tensor(int64)", "float32": "tensor(float)"}

@@ -1,0 +1,318 @@
+"""The engine "tensorrt": both stages as TensorRT engines, with all that stays between two calls on the device.
+
+Decoding passes are what a search repeats, and at few rows their cost is that of starting hundreds of kernels. They run
+as CUDA graphs, which start all of them at once. A graph is for fixed shapes and addresses, so a pass is widened to the
+next shape of a coarse grid: added rows are seen by nobody, added cached rows are masked. Graphs are kept by shape and
+by the cache that they read; a request whose cache has the size of an earlier one's gets its memory, and its graphs.
+
+Prompts are read with the shapes that they have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from earn.config import MASKED
+from earn.errors import EarnError
+from earn.manifest import Manifest
+from earn.profiles import Profile, profile_for, profiles
+from earn.runtime.cuda import Block, Cuda, CudaArray
+from earn.runtime.memory import Array
+from earn.runtime.plans import Target, build_command, engine_paths
+from earn.runtime.tensorrt_api import make_log, said, tensorrt
+from earn.specs import NEW, PAST, StageSpecs, all_specs
+
+DECODE = 0  # number of the profile of decoding passes (see earn.profiles)
+ROWS, CACHED = 8, 64  # the grid that passes are widened to: rows and cached rows
+MOST_GRAPHS = 32  # per stage; the one that was used longest ago makes room
+ALIGNED = 256  # bytes, as TensorRT wants addresses
+
+
+class TensorRTStages:
+    """Both stages as TensorRT engines."""
+
+    def __init__(self, folder: Path, manifest: Manifest, verify: bool = True) -> None:
+        """Loads a bundle's engines.
+
+        Raises:
+            EarnError: there are none, they are not for this bundle and machine, or TensorRT refuses them.
+            ModuleNotFoundError: tensorrt or cuda-bindings is not installed.
+        """
+        package = tensorrt()
+        self.device = Cuda()
+        record, paths = engine_paths(folder, manifest, Target(package.__version__, self.device.gpu()), verify)
+        self._lock = Lock()  # a stage has one scratch memory
+        self._log = make_log()
+        self._runtime = package.Runtime(self._log)
+        self._runtime.engine_host_code_allowed = record.version_compatible  # such engines bring a runtime along
+        self._stages: dict[str, Stage] = {}
+        for stage, specs in all_specs(manifest.sizes, manifest.limits).items():
+            engine = self._runtime.deserialize_cuda_engine(paths[stage].read_bytes())
+            if engine is None:
+                raise EarnError(
+                    f"{paths[stage]}: TensorRT cannot load it{said(self._log)}. Build it anew: {build_command(folder)}"
+                )
+            ranges = profiles(stage, manifest.sizes, manifest.limits)
+            check_engine(engine, specs, ranges, paths[stage])
+            self._stages[stage] = Stage(engine, specs, ranges, self.device, self._log)
+
+    def run(self, stage: str, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        """Runs the stage; returns when outputs in host memory are there."""
+        with self._lock:
+            self._stages[stage].run(feeds, outputs)
+
+
+def check_engine(engine: Any, specs: StageSpecs, ranges: Sequence[Profile], path: Path) -> None:
+    """Compares an engine's tensors and ranges with the tables.
+
+    Raises:
+        EarnError: they differ.
+    """
+    package = tensorrt()
+    names = {engine.get_tensor_name(number) for number in range(engine.num_io_tensors)}
+    types = {"int64": package.DataType.INT64, "float32": package.DataType.FLOAT}
+    table = {spec.name: types[spec.dtype] for spec in (*specs.inputs, *specs.outputs)}
+    wrong = sorted(names ^ table.keys())
+    if not wrong:
+        wrong = [name for name, kind in table.items() if engine.get_tensor_dtype(name) != kind]
+    if engine.num_optimization_profiles != len(ranges):
+        wrong.append(f"{engine.num_optimization_profiles} profiles")
+    if wrong:
+        raise EarnError(f"{path}: not the engine of its manifest: {', '.join(wrong)}. Build it anew.")
+
+
+class Stage:
+    """One stage's engine with its memory."""
+
+    def __init__(self, engine: Any, specs: StageSpecs, ranges: Sequence[Profile], device: Cuda, log: Any) -> None:
+        self._engine, self._device, self._log = engine, device, log
+        self._ranges = ranges
+        self._types = {spec.name: np.dtype(spec.dtype) for spec in (*specs.inputs, *specs.outputs)}
+        self._outputs = {spec.name: spec for spec in specs.outputs}
+        sizes = [int(engine.get_device_memory_size_for_profile_v2(number)) for number in range(len(ranges))]
+        self._scratch_size = max(sizes)
+        self._scratch = device.take(max(1, self._scratch_size))
+        self._contexts: dict[int, Any] = {}  # by profile, for calls with the shapes that they have
+        self._passes: OrderedDict[tuple[int, ...], Pass] = OrderedDict()
+
+    def run(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        """Reads feeds, writes outputs."""
+        number = profile_for(self._ranges, {name: array.shape for name, array in feeds.items()})
+        if number == DECODE and self._is_pass(feeds):
+            self._run_pass(feeds, outputs)
+        else:
+            self._run_once(number, feeds, outputs)
+
+    def _is_pass(self, feeds: Mapping[str, Any]) -> bool:
+        """Whether every row goes on, as in decoding."""
+        rows = _rows(feeds)
+        return PAST in feeds and len(feeds["keep"]) == rows
+
+    def _run_once(self, number: int, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        """Runs with the shapes as they are."""
+        if number not in self._contexts:
+            self._contexts[number] = self._context(number)
+        context = self._contexts[number]
+        held: list[Block] = []
+        for name, array in feeds.items():
+            address = self._on_device(array, held)
+            self._bind(context, name, address, array.shape)
+        staged: list[tuple[Any, Block]] = []
+        for name, array in outputs.items():
+            is_direct = isinstance(array, CudaArray) and array.address % ALIGNED == 0
+            block = array if is_direct else self._device.take(max(1, array.nbytes))
+            if not is_direct:
+                staged.append((array, block))
+            self._bind(context, name, block.address)
+        self._enqueue(context)
+        for array, block in staged:
+            self._give(array, block.address)
+
+    def _run_pass(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        """Runs widened to the grid, as a graph."""
+        past = feeds[PAST]
+        shape = self._widened(_rows(feeds), past)
+        key = (shape.users, shape.rows, shape.cached, past.address)
+        if key in self._passes:
+            self._passes.move_to_end(key)
+            self._load(self._passes[key], feeds)
+        else:
+            self._passes[key] = self._capture(shape, feeds)
+            if len(self._passes) > MOST_GRAPHS:
+                _, old = self._passes.popitem(last=False)
+                old.destroy(self._device)
+        found = self._passes[key]
+        self._device.call("cudaGraphLaunch", found.graph, self._device.stream)
+        for name, array in outputs.items():
+            self._give_rows(array, found.blocks[name].address, name, shape)
+
+    def _widened(self, rows: int, past: CudaArray) -> PassShape:
+        """The shape on the grid, no larger than the profile and than the memory behind the cache."""
+        most = self._ranges[DECODE].ranges[PAST].most[0]
+        room = past.block.end - past.address
+        row = past.nbytes // len(past)
+        most_rows = self._ranges[DECODE].ranges["keep"].most[0]
+        return PassShape(
+            past.shape[1],
+            min(most_rows, _rounded(rows, ROWS)),
+            min(most, _rounded(len(past), CACHED), room // row),
+        )
+
+    def _capture(self, shape: PassShape, feeds: Mapping[str, Any]) -> Pass:
+        """A graph of one pass of this shape over this cache."""
+        context = self._context(DECODE)
+        sizes = {name: shape.of(name, array) for name, array in feeds.items()}
+        blocks = {}
+        for name, size in sizes.items():
+            if name != PAST:
+                blocks[name] = self._device.take(self._types[name].itemsize * math.prod(size))
+            self._bind(context, name, feeds[PAST].address if name == PAST else blocks[name].address, size)
+        for name, spec in self._outputs.items():
+            free = {"b": shape.users, "r": shape.rows, "m": shape.rows}
+            size = tuple(free.get(axis.name, axis.most) for axis in spec.axes)
+            blocks[name] = self._device.take(self._types[name].itemsize * math.prod(size))
+            self._bind(context, name, blocks[name].address)
+        made = Pass(shape, context, blocks)
+        self._load(made, feeds)
+        self._enqueue(context)  # what is set up at a first run must not be captured
+        self._device.finish()
+        mode = self._device.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._device.call("cudaStreamBeginCapture", self._device.stream, mode)
+        try:
+            self._enqueue(context)
+        finally:
+            graph = self._device.call("cudaStreamEndCapture", self._device.stream)
+        made.graph = self._device.call("cudaGraphInstantiate", graph, 0)
+        self._device.call("cudaGraphDestroy", graph)
+        return made
+
+    def _load(self, found: Pass, feeds: Mapping[str, Any]) -> None:
+        """Puts inputs where a pass reads them, widened."""
+        shape, rows = found.shape, _rows(feeds)
+        for name, array in feeds.items():
+            if name == PAST:
+                continue
+            address = found.blocks[name].address
+            if isinstance(array, CudaArray):  # hidden [b,m,d]
+                row = array.nbytes // (array.shape[0] * rows)
+                self._device.copy_rows(address, shape.rows * row, array.address, rows * row, rows * row, array.shape[0])
+            else:
+                self._device.upload(_padded(name, array, shape, len(feeds[PAST])), address)
+
+    def _give_rows(self, target: Any, address: int, name: str, shape: PassShape) -> None:
+        """Takes the rows that were asked for out of a widened output."""
+        if name == NEW:  # [m,b,...]: the first rows are one piece
+            self._give(target, address)
+            return
+        wide = (shape.users, shape.rows, *target.shape[2:])
+        if isinstance(target, CudaArray):
+            row = target.nbytes // (shape.users * target.shape[1])
+            size = target.shape[1] * row
+            self._device.copy_rows(target.address, size, address, shape.rows * row, size, shape.users)
+        else:
+            whole = np.empty(wide, np.float32)
+            self._device.download(address, whole)
+            target[:] = whole[:, : target.shape[1]]
+
+    def _give(self, target: Any, address: int) -> None:
+        """Copies an output to where it belongs."""
+        if isinstance(target, CudaArray):
+            self._device.copy_bytes(target.address, address, target.nbytes)
+        else:
+            whole = np.empty(target.shape, target.dtype)
+            self._device.download(address, whole)
+            target[...] = whole
+
+    def _on_device(self, array: Any, held: list[Block]) -> int:
+        """The address of an input; a host array is sent to memory that `held` keeps."""
+        if isinstance(array, CudaArray):
+            return array.address
+        held.append(self._device.take(max(1, array.nbytes)))
+        if array.nbytes:
+            self._device.upload(np.ascontiguousarray(array), held[-1].address)
+        return held[-1].address
+
+    def _context(self, number: int) -> Any:
+        """A new execution context for a profile, on the stage's scratch memory."""
+        package = tensorrt()
+        context = self._engine.create_execution_context(package.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise EarnError(f"TensorRT cannot make an execution context{said(self._log)}.")
+        context.set_device_memory(self._scratch.address, self._scratch_size)
+        self._must(context.set_optimization_profile_async(number, self._device.stream), f"profile {number}")
+        return context
+
+    def _bind(self, context: Any, name: str, address: int, shape: Sequence[int] | None = None) -> None:
+        if shape is not None:
+            self._must(context.set_input_shape(name, tuple(shape)), f"the shape {tuple(shape)} of {name}")
+        self._must(context.set_tensor_address(name, address), f"the address of {name}")
+
+    def _enqueue(self, context: Any) -> None:
+        self._must(context.execute_async_v3(self._device.stream), "to run")
+
+    def _must(self, is_done: bool, what: str) -> None:
+        if not is_done:
+            raise EarnError(f"TensorRT refuses {what}{said(self._log)}.")
+
+
+@dataclass(frozen=True)
+class PassShape:
+    """The shape of a decoding pass on the grid."""
+
+    users: int
+    rows: int
+    cached: int
+
+    def of(self, name: str, array: Any) -> tuple[int, ...]:
+        """The widened shape of an input."""
+        return {
+            "attention_bias": (self.users, 1, self.rows, self.cached + self.rows),
+            PAST: (self.cached, *array.shape[1:]),
+            "keep": (self.rows,),
+        }.get(name, (self.users, self.rows, *array.shape[2:]))
+
+
+@dataclass
+class Pass:
+    """A captured pass: its memory, and the graph that runs it."""
+
+    shape: PassShape
+    context: Any
+    blocks: Mapping[str, Block]  # of every tensor but the cache
+    graph: Any = None
+
+    def destroy(self, device: Cuda) -> None:
+        """Gives the graph back."""
+        device.finish()
+        device.call("cudaGraphExecDestroy", self.graph)
+
+
+def _rows(feeds: Mapping[str, Any]) -> int:
+    """m: rows of the call."""
+    return int(feeds["input_ids" if "input_ids" in feeds else "hidden"].shape[1])
+
+
+def _rounded(size: int, step: int) -> int:
+    return -(-size // step) * step
+
+
+def _padded(name: str, array: Array, shape: PassShape, cached: int) -> Array:
+    """A host input widened: rows that nobody sees, and cached rows that are masked."""
+    rows = array.shape[-1] if name == "keep" else array.shape[-2] if name == "attention_bias" else array.shape[1]
+    if name == "keep":
+        return np.arange(shape.rows)  # all rows go on
+    wide = np.full(shape.of(name, array), MASKED if name == "attention_bias" else 0, array.dtype)
+    if name == "attention_bias":  # columns: cached rows, then the pass's own
+        wide[:, :, :rows, :cached] = array[..., :cached]
+        wide[:, :, :rows, shape.cached : shape.cached + rows] = array[..., cached:]
+    else:
+        wide[:, :rows] = array
+    return wide
