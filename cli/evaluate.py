@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from earn.cli.arguments import DATA_HELP, command, positive
 from earn.cli.console import note, progress, show, show_json, table
+from earn.cli.engine import add_engine, chosen_engine
 from earn.config import SCORING_RULES, check_scoring
 from earn.errors import EarnError
 from earn.manifest import MANIFEST_FILE
@@ -43,6 +44,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help=f"{', '.join(SCORING_RULES)}; for checkpoints only (default: trie), a bundle has its own",
     )
     parser.add_argument("--users", type=positive, metavar="N", help="a sample of users (default: all)")
+    add_engine(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object; the table goes to stderr")
 
 
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from earn.metrics import summarise
     from earn.runtime.evaluation import target_ranks
 
-    recommender = load_model(args.model, args.scoring)
+    recommender = load_model(args.model, args.scoring, args.engine)
     dataset = load_dataset(args.data)
     dataset.check_items(recommender.catalog, args.model)
     ranks = target_ranks(
@@ -70,23 +72,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_model(folder: Path, scoring: str | None = None) -> Recommender:
+def load_model(folder: Path, scoring: str | None = None, engine: str = "cpu") -> Recommender:
     """A recommender from a bundle's or a checkpoint's folder.
 
     Raises:
-        EarnError: neither, or a scoring rule for a bundle.
+        EarnError: neither, or a scoring rule for a bundle, or an engine for a checkpoint.
     """
     if (folder / MANIFEST_FILE).is_file():
         from earn.runtime.recommender import Recommender
 
         if scoring is not None:
             raise EarnError(f"{folder}: a bundle has its scoring rule. Leave away --scoring.")
-        return Recommender.load(folder)
+        return Recommender.load(folder, chosen_engine(engine, folder))
     if not (folder / "config.json").is_file():
         raise EarnError(
             f"{folder}: neither a bundle (no {MANIFEST_FILE}) nor a checkpoint (no config.json). "
             "Give a folder that earn export or earn train wrote."
         )
+    if engine not in ("cpu", "auto"):
+        raise EarnError(f"{folder}: a checkpoint runs in torch, not in the engine {engine!r}. Export it first.")
     rule = check_scoring(scoring or "trie")
     import torch
 

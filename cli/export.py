@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from earn.cli.arguments import DATA_HELP, command, positive
 from earn.cli.console import Steps, note, results_kept_clean, show, size, table
+from earn.cli.engine import NATIVE, add_build_settings, build, check_build, record_text
 from earn.config import SCORING_RULES, check_scoring
 from earn.errors import EarnError
 
@@ -44,20 +45,26 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--scoring", metavar="RULE", default="trie", help=f"{', '.join(SCORING_RULES)} (default: %(default)s)"
     )
+    parser.add_argument(
+        "--engine", metavar="NAME", help="tensorrt: build engines too, on the machine that will run them"
+    )
     parser.add_argument("--max-batch", type=positive, metavar="N", help="users that one pass may hold")
     parser.add_argument("--max-beams", type=positive, metavar="N", help="widest search that is allowed")
+    add_build_settings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Exports and lists what was written."""
     check_scoring(args.scoring)
+    if args.engine:
+        _check_engine(args)
     import optimum.exporters.onnx  # noqa: F401  (first: it stands for all that an export needs)
 
     from earn.manifest import refuse_foreign_folder
     from earn.model import EarnModel
 
     refuse_foreign_folder(args.out)
-    steps = Steps(3)
+    steps = Steps(4 if args.engine else 3)
     steps(f"Load {args.checkpoint}")
     model = EarnModel.from_pretrained(args.checkpoint)
     steps("Take real histories for the check")
@@ -67,6 +74,9 @@ def run(args: argparse.Namespace) -> int:
     manifest = write(model, dataset, args.out, args.scoring, args.max_batch, args.max_beams)
     show(table(("file", "size"), file_rows(manifest)))
     note(f"Largest difference from torch on real histories: {manifest.parity:.1e} of the largest value")
+    if args.engine:
+        steps("Build TensorRT engines")
+        show(record_text(build(args, args.out)))
     note(f"Next: earn inspect {args.out}")
     return 0
 
@@ -92,6 +102,12 @@ def file_rows(manifest: Manifest) -> list[tuple[str, str]]:
     """The bundle's files with their sizes, and the sum."""
     rows = [(name, size(entry.bytes)) for name, entry in manifest.files.items()]
     return [*rows, ("together", size(manifest.bundle_bytes))]
+
+
+def _check_engine(args: argparse.Namespace) -> None:
+    if args.engine != NATIVE:
+        raise EarnError(f"There is nothing to build for the engine {args.engine!r}. Take {NATIVE!r}, or leave it out.")
+    check_build(args)
 
 
 def _dataset(args: argparse.Namespace) -> Dataset:

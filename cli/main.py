@@ -15,13 +15,13 @@ from io import TextIOWrapper
 from typing import NoReturn
 
 import earn
-from earn.cli import calibrate, data, evaluate, export, inspection, profile, quickstart, recommend, train
+from earn.cli import calibrate, data, engine, evaluate, export, inspection, profile, quickstart, recommend, train
 from earn.cli.arguments import Parser
 from earn.cli.console import complain, quiet
 from earn.errors import EarnError
 
 # In the order of --help.
-COMMANDS = (quickstart, data, train, evaluate, export, calibrate, profile, recommend, inspection)
+COMMANDS = (quickstart, data, train, evaluate, export, calibrate, engine, profile, recommend, inspection)
 
 # Optional packages and the extra that installs each.
 EXTRAS = {
@@ -39,6 +39,8 @@ EXTRAS = {
     "matplotlib": "report",
     "jinja2": "report",
     "onnxruntime": "cpu",
+    "tensorrt": "tensorrt",
+    "cuda": "tensorrt",
 }
 
 

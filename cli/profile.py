@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from earn.cli.arguments import DATA_HELP, above_zero, bundle_folder, command, natural, positive
 from earn.cli.console import Steps, note, show, show_json, size, table
+from earn.cli.engine import add_engine, chosen_engine
 from earn.errors import EarnError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_measurement(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--engine", default="cpu", metavar="NAME", help="what runs it (default: %(default)s)")
+    add_engine(group)
     group.add_argument(
         "--threads", type=positive, metavar="N", help="threads of a request (default: the physical cores)"
     )
@@ -106,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
         check_page(args.report, *folders)
     manifests = [Manifest.load(folder, verify=False) for folder in folders]
     dataset = _dataset(args)
+    args.engine = chosen_engine(args.engine, args.bundle)
     settings = _settings(args, manifests, dataset)
     steps = Steps(1 + parts(settings))
     steps("Load " + ", ".join(map(str, folders)))

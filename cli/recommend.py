@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from earn.cli.arguments import bundle_folder, command, item_ids, positive
 from earn.cli.console import show, show_json, table
+from earn.cli.engine import add_engine, chosen_engine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +53,7 @@ def add_parser(subparsers: Subparsers) -> None:
         default="error",
         help="what to do with ids that the catalog lacks (default: %(default)s)",
     )
-    parser.add_argument("--engine", default="cpu", metavar="NAME", help="what runs it (default: %(default)s)")
+    add_engine(parser)
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="threads of a request (default: the physical cores)"
     )
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """Recommends."""
     from earn.runtime.recommender import Recommender
 
-    recommender = Recommender.load(args.bundle, args.engine, args.threads)
+    recommender = Recommender.load(args.bundle, chosen_engine(args.engine, args.bundle), args.threads)
     k = args.k or min(10, recommender.manifest.limits.beams)
     items = recommender.recommend(args.history, k, args.beams, args.exclude, args.exclude_history, args.unknown)
     if args.json:

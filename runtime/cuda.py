@@ -1,7 +1,11 @@
 """A CUDA device's memory, through cuda-python: what engines on a GPU keep there between two calls.
 
-Memory that is given back is kept for the next request of its size: taking memory stops the whole device, and captured
-graphs hold on to addresses. All copies go through one stream, and engines that can share it run on it too.
+Memory that is given back is kept for the next request of its size: taking memory stops the whole device. Of several
+free blocks the one that was taken first is given first, so that a request which asks for the same arrays in the same
+order as an earlier one gets the same addresses, which captured graphs hold on to. What else is taken in between has
+other blocks.
+
+All copies go through one stream, and engines that can share it run on it too.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ import math
 import weakref
 from dataclasses import dataclass
 from functools import cache
+from heapq import heappop, heappush
+from itertools import count
 from threading import Lock
 from typing import Any
 
@@ -77,7 +83,8 @@ class Cuda:
         """
         self.runtime = cuda_runtime()
         self._lock = Lock()
-        self._free: dict[int, list[int]] = {}
+        self._free: dict[tuple[str, int], list[tuple[int, int]]] = {}  # heaps of number and address, by use and size
+        self._taken = count()
         if not self.call("cudaGetDeviceCount"):
             raise EarnError(f"There is no CUDA device. {REMEDY}")
         self.stream = int(self.call("cudaStreamCreate"))
@@ -103,21 +110,25 @@ class Cuda:
 
     def empty(self, shape: tuple[int, ...]) -> CudaArray:
         """See `earn.runtime.memory.Device`; all zero, so that rows not yet in use can be read, and masked."""
-        block = self.take(max(1, ITEM * math.prod(shape)))
-        self.call("cudaMemsetAsync", block.address, 0, block.end - block.address, self.stream)
+        block = self.clear(self.take(ITEM * math.prod(shape), "arrays"))
         return CudaArray(block.address, shape, block)
 
-    def take(self, size: int) -> Block:
-        """Memory of `size` bytes, which comes back when nobody holds the block any more."""
+    def take(self, size: int, use: str = "work") -> Block:
+        """Memory of at least `size` bytes, which comes back when nobody holds the block any more."""
         step = max(GRAIN, 2 ** max(0, size.bit_length() - 4))
-        size = -(-size // step) * step
+        size = max(1, -(-size // step)) * step
         with self._lock:
-            free = self._free.setdefault(size, [])
-            address = free.pop() if free else None
-        if address is None:
-            address = self._new(size)
+            free = self._free.setdefault((use, size), [])
+            number, address = heappop(free) if free else (next(self._taken), 0)
+        address = address or self._new(size)
         block = Block(address, size)
-        weakref.finalize(block, self._give_back, size, address).atexit = False  # the process's end frees all
+        finalizer = weakref.finalize(block, self._give_back, (use, size), (number, address))
+        finalizer.atexit = False  # the process's end frees all
+        return block
+
+    def clear(self, block: Block) -> Block:
+        """Starts filling a block with zeros: numbers that are masked must be finite, and memory may hold anything."""
+        self.call("cudaMemsetAsync", block.address, 0, block.end - block.address, self.stream)
         return block
 
     def _new(self, size: int) -> int:
@@ -128,14 +139,14 @@ class Cuda:
             address = int(self.call("cudaMalloc", size))
         return address
 
-    def _give_back(self, size: int, address: int) -> None:
+    def _give_back(self, kind: tuple[str, int], place: tuple[int, int]) -> None:
         with self._lock:
-            self._free.setdefault(size, []).append(address)
+            heappush(self._free.setdefault(kind, []), place)
 
     def release(self) -> None:
         """Gives the device the memory back that no array uses."""
         with self._lock:
-            addresses = [address for free in self._free.values() for address in free]
+            addresses = [address for free in self._free.values() for _, address in free]
             self._free.clear()
         self.finish()
         for address in addresses:

@@ -1,7 +1,7 @@
 """Engines: what runs the two stages. One small protocol, and one table of those that can be asked for by name.
 
-An engine that was asked for is the engine that runs, or there is an error. "auto" takes the first of AUTO that can run
-here and says which and why.
+An engine that was asked for is the engine that runs, or there is an error. "auto" takes the fastest that has what it
+needs here, and says (in the log) which and why.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any, Protocol
 
 from earn.errors import EarnError
 from earn.manifest import Manifest
+from earn.runtime.cuda import Cuda
 from earn.runtime.memory import Device
 from earn.runtime.onnx_engine import (
     OnnxEngine,
     OnnxStages,
     check_available,
     cuda_options,
-    is_installed,
     rtx_options,
     session_options,
     tensorrt_options,
 )
-from earn.runtime.plans import has_engines
+from earn.runtime.plans import engine_paths, load_record
+from earn.runtime.tensorrt_api import this_machine
 
 _log = logging.getLogger(__name__)
 
@@ -91,11 +92,8 @@ def load_engine(
     if threads is not None and not (isinstance(threads, Integral) and 1 <= threads <= MOST_THREADS):
         raise EarnError(f"threads is {threads!r}. Take 1 to {MOST_THREADS}, or None for the machine's own number.")
     if name == "auto":
-        return _first(folder, manifest, threads, spinning, arena)
-    return _load(name, folder, manifest, threads, spinning, arena)
-
-
-def _load(name: str, folder: Path, manifest: Manifest, threads: int | None, spinning: bool, arena: bool) -> Engine:
+        name, why = choose_engine(folder, manifest)
+        _log.info("engine %s%s", name, f" ({why})" if why else "")
     if name == NATIVE:
         from earn.runtime.tensorrt_engine import TensorRTStages
 
@@ -105,25 +103,28 @@ def _load(name: str, folder: Path, manifest: Manifest, threads: int | None, spin
     return OnnxStages(engine, folder, manifest, lambda: session_options(threads, spinning, arena))
 
 
-def _first(folder: Path, manifest: Manifest, threads: int | None, spinning: bool, arena: bool) -> Engine:
-    """The first engine of AUTO that can run here. Says why it is not an earlier one: loudly, if that was expected."""
-    reasons: list[str] = []
-    level = logging.INFO
-    for name in AUTO:
-        if name == NATIVE and not has_engines(folder):
-            reasons.append(f"{name}: the bundle has no engines (earn engine build {folder})")
-            continue
-        if name == "cuda" and not is_installed(ENGINES[name]):
-            reasons.append(f"{name}: this onnxruntime is for the CPU")
-            continue
-        try:
-            engine = _load(name, folder, manifest, threads, spinning, arena)
-        except (EarnError, ModuleNotFoundError) as error:
-            if name == AUTO[-1]:
-                raise
-            reasons.append(f"{name}: {error}")
-            level = logging.WARNING
-            continue
-        _log.log(level, "engine %s%s", name, f" ({'; '.join(reasons)})" if reasons else "")
-        return engine
-    raise AssertionError("the last engine either loads or raises")
+def choose_engine(folder: Path, manifest: Manifest) -> tuple[str, str]:
+    """What "auto" means here: the fastest that this bundle and this machine have what it needs for.
+
+    Returns:
+        Its name, and why it is not a faster one.
+    """
+    reasons = {name: why_not(name, folder, manifest) for name in AUTO}
+    chosen = next((name for name, why in reasons.items() if not why), AUTO[-1])
+    faster = AUTO[: AUTO.index(chosen)]
+    return chosen, "; ".join(f"{name}: {reasons[name]}" for name in faster)
+
+
+def why_not(name: str, folder: Path, manifest: Manifest) -> str:
+    """What an engine lacks here to run a bundle; "" if nothing is known to be missing."""
+    try:
+        if name == NATIVE:
+            load_record(folder)  # before the packages: who has built no engines needs none
+            engine_paths(folder, manifest, this_machine(), verify=False)
+        else:
+            check_available(ENGINES[name])
+            if ENGINES[name].on_gpu:
+                Cuda()
+    except (EarnError, ImportError) as error:
+        return str(error)
+    return ""

@@ -75,7 +75,8 @@ class Recommender:
 
         Args:
             folder: the bundle.
-            engine: one of ENGINES; the one asked for is the one that runs.
+            engine: one of earn.runtime.engine's, such as "cpu", "cuda", "tensorrt"; the one asked for is the one that
+                runs. "auto" takes the fastest that is ready here and says in the log which and why.
             threads: threads of one request; the machine's physical cores if None.
             verify: check every file's SHA-256 against the manifest.
             spinning: whether threads wait for their next work at full speed.

@@ -6,6 +6,8 @@ from functools import cache
 from typing import Any
 
 from earn.errors import EarnError
+from earn.runtime.cuda import Cuda
+from earn.runtime.plans import Target
 
 OLDEST = (10, 0)  # whose networks can be strongly typed
 
@@ -49,3 +51,13 @@ def make_log() -> Any:
 def said(log: Any) -> str:
     """The newest error of a log, in brackets, for the end of a sentence; "" if there is none."""
     return f" ({log.errors[-1]})" if log.errors else ""
+
+
+def this_machine() -> Target:
+    """What engines are built for and run on here.
+
+    Raises:
+        EarnError: there is no GPU, or TensorRT does not fit.
+        ModuleNotFoundError: tensorrt or cuda-bindings is not installed.
+    """
+    return Target(str(tensorrt().__version__), Cuda().gpu())

@@ -48,7 +48,7 @@ class TensorRTStages:
         """
         package = tensorrt()
         self.device = Cuda()
-        record, paths = engine_paths(folder, manifest, Target(package.__version__, self.device.gpu()), verify)
+        record, paths = engine_paths(folder, manifest, Target(str(package.__version__), self.device.gpu()), verify)
         self._lock = Lock()  # a stage has one scratch memory
         self._log = make_log()
         self._runtime = package.Runtime(self._log)
@@ -99,7 +99,7 @@ class Stage:
         self._outputs = {spec.name: spec for spec in specs.outputs}
         sizes = [int(engine.get_device_memory_size_for_profile_v2(number)) for number in range(len(ranges))]
         self._scratch_size = max(sizes)
-        self._scratch = device.take(max(1, self._scratch_size))
+        self._scratch = device.take(self._scratch_size)
         self._contexts: dict[int, Any] = {}  # by profile, for calls with the shapes that they have
         self._passes: OrderedDict[tuple[int, ...], Pass] = OrderedDict()
 
@@ -128,7 +128,7 @@ class Stage:
         staged: list[tuple[Any, Block]] = []
         for name, array in outputs.items():
             is_direct = isinstance(array, CudaArray) and array.address % ALIGNED == 0
-            block = array if is_direct else self._device.take(max(1, array.nbytes))
+            block = array if is_direct else self._device.take(array.nbytes)
             if not is_direct:
                 staged.append((array, block))
             self._bind(context, name, block.address)
@@ -173,7 +173,8 @@ class Stage:
         blocks = {}
         for name, size in sizes.items():
             if name != PAST:
-                blocks[name] = self._device.take(self._types[name].itemsize * math.prod(size))
+                taken = self._device.take(self._types[name].itemsize * math.prod(size))
+                blocks[name] = self._device.clear(taken)  # rows that are added are masked, so they must be finite
             self._bind(context, name, feeds[PAST].address if name == PAST else blocks[name].address, size)
         for name, spec in self._outputs.items():
             free = {"b": shape.users, "r": shape.rows, "m": shape.rows}
@@ -235,7 +236,7 @@ class Stage:
         """The address of an input; a host array is sent to memory that `held` keeps."""
         if isinstance(array, CudaArray):
             return array.address
-        held.append(self._device.take(max(1, array.nbytes)))
+        held.append(self._device.take(array.nbytes))
         if array.nbytes:
             self._device.upload(np.ascontiguousarray(array), held[-1].address)
         return held[-1].address

@@ -1,0 +1,222 @@
+"""Builds TensorRT engines from a bundle's graphs, on the machine that will run them.
+
+Networks are strongly typed: precision is what the graph says, in TensorRT 10 as in 11. fp16 bundles hold float16
+weights and products with norms and softmax in float32, int8 and int4 bundles explicit Q/DQ, so no builder flag is
+needed for either. TF32 is off: fp32 means fp32. Every stage has two optimization profiles (see earn.profiles).
+
+The engines stand in the bundle under engines/tensorrt/, with a record of what they are for (see earn.runtime.plans).
+Timings of kernels are kept beside them, so that building again is short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from earn.errors import EarnError
+from earn.files import folder_written_whole, sha256
+from earn.manifest import GRAPH_FILES, FileEntry, Manifest
+from earn.profiles import Profile, profiles
+from earn.runtime.plans import (
+    ENGINE_FILES,
+    HARDWARE,
+    TENSORRT_FOLDER,
+    EngineRecord,
+    Target,
+    graph_hash,
+    ranges_hash,
+)
+from earn.runtime.tensorrt_api import make_log, said, tensorrt, this_machine
+from earn.specs import STAGES
+
+TIMING_CACHE = "timing.cache"
+LEVELS = range(6)  # of the builder's search for fast kernels; 3 is TensorRT's own choice
+
+Progress = Callable[[str, int, int], None]  # what is done, steps done, all steps
+
+_LEVEL_NAMES = {"none": "NONE", "same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How engines are built."""
+
+    hardware: str = "none"  # one of HARDWARE
+    version_compatible: bool = False  # whether later TensorRTs of the same major version may run them
+    workspace_bytes: int | None = None  # most memory for what a kernel computes in between; all there is if None
+    level: int = 3  # one of LEVELS: higher ones take longer to build
+
+
+def check_bundle(manifest: Manifest, where: Path) -> None:
+    """Raises EarnError where a bundle's graphs are in a form that TensorRT does not take."""
+    how = manifest.calibration or {}
+    if manifest.precision == "int8-dynamic" or how.get("engine", "tensorrt") != "tensorrt":
+        precision = "int8" if manifest.precision == "int8-dynamic" else manifest.precision
+        raise EarnError(
+            f"{where}: its {manifest.precision} graphs are in the CPU's form. Calibrate the fp32 bundle for TensorRT: "
+            f"earn calibrate BUNDLE DATA --precision {precision} --engine tensorrt --out BUNDLE-TENSORRT"
+        )
+
+
+def build_engines(
+    folder: str | Path, settings: BuildSettings | None = None, progress: Progress | None = None
+) -> EngineRecord:
+    """Builds both stages of a bundle; engines that stood there are replaced when both are done.
+
+    Args:
+        folder: the bundle.
+        progress: called while TensorRT works.
+
+    Raises:
+        EarnError: the bundle is damaged or in another engine's form, there is no GPU, or TensorRT refuses a graph.
+        ModuleNotFoundError: tensorrt or cuda-bindings is not installed.
+        KeyboardInterrupt: the user broke it off; nothing has changed.
+    """
+    folder, settings = Path(folder), settings or BuildSettings()
+    check_settings(settings)
+    manifest = Manifest.load(folder)
+    check_bundle(manifest, folder)
+    target = this_machine()
+    out = folder / TENSORRT_FOLDER
+    known = out / TIMING_CACHE
+    timings = known.read_bytes() if known.is_file() else b""
+    with folder_written_whole(out) as beside:
+        for stage in STAGES:
+            ranges = profiles(stage, manifest.sizes, manifest.limits)
+            graph = folder / GRAPH_FILES[stage]
+            timings = _build_stage(graph, ranges, settings, timings, beside / ENGINE_FILES[stage], progress)
+        (beside / TIMING_CACHE).write_bytes(timings)
+        record = _record(manifest, settings, target, beside)
+        record.save(beside)
+    return record
+
+
+def check_settings(settings: BuildSettings) -> None:
+    """Raises EarnError for settings that no TensorRT, or not this one, has."""
+    if settings.hardware not in HARDWARE:
+        raise EarnError(f"There is no hardware setting {settings.hardware!r}. Take one of: {', '.join(HARDWARE)}.")
+    if settings.level not in LEVELS:
+        raise EarnError(f"The level is {settings.level}. Take {LEVELS[0]} to {LEVELS[-1]}.")
+    if settings.workspace_bytes is not None and settings.workspace_bytes < 1:
+        raise EarnError(f"The workspace is {settings.workspace_bytes} bytes. Take 1 or more.")
+
+
+def _record(manifest: Manifest, settings: BuildSettings, target: Target, folder: Path) -> EngineRecord:
+    paths = [folder / name for name in ENGINE_FILES.values()]
+    return EngineRecord(
+        tensorrt=target.tensorrt,
+        gpu=target.gpu.name,
+        architecture=target.gpu.architecture,
+        driver=target.gpu.driver,
+        hardware=settings.hardware,
+        version_compatible=settings.version_compatible,
+        precision=manifest.precision,
+        graphs=graph_hash(manifest),
+        profiles=ranges_hash(manifest),
+        files={path.name: FileEntry(path.stat().st_size, sha256(path)) for path in paths},
+    )
+
+
+def _build_stage(
+    graph: Path,
+    ranges: tuple[Profile, ...],
+    settings: BuildSettings,
+    timings: bytes,
+    out: Path,
+    progress: Progress | None,
+) -> bytes:
+    """Writes one stage's engine and returns the kernels' timings so far."""
+    package, log = tensorrt(), make_log()
+    builder = package.Builder(log)
+    network = builder.create_network(1 << int(package.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    _parse(package.OnnxParser(network, log), graph)
+    config = _config(builder, settings)
+    for profile in ranges:
+        config.add_optimization_profile(_tensorrt_profile(builder, profile))
+    cache = config.create_timing_cache(timings)
+    if cache is None or not config.set_timing_cache(cache, False):  # of another version or GPU
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    monitor = _make_monitor(f"{graph.stem} stage", progress)
+    config.progress_monitor = monitor
+    built = builder.build_serialized_network(network, config)
+    if monitor.is_interrupted:
+        raise KeyboardInterrupt
+    if built is None:
+        raise EarnError(
+            f"{graph}: TensorRT {package.__version__} cannot build it{said(log)}. If memory is short, export with "
+            "smaller --max-batch and --max-beams, or give a smaller --workspace."
+        )
+    out.write_bytes(memoryview(built))
+    return bytes(memoryview(cache.serialize()))
+
+
+def _parse(parser: Any, graph: Path) -> None:
+    """Reads a graph.
+
+    Raises:
+        EarnError: TensorRT's parser refuses it; names every node that it complains of.
+    """
+    if parser.parse_from_file(str(graph)):
+        return
+    found = []
+    for number in range(parser.num_errors):
+        error = parser.get_error(number)
+        node = f"{error.node_operator()} {error.node_name()!r}: " if error.node_operator() else ""
+        found.append(f"{node}{error.desc()}")
+    raise EarnError(
+        f"{graph}: TensorRT {tensorrt().__version__} does not take it: {'; '.join(found) or 'no reason given'}. "
+        "Export or calibrate the bundle again with this earn-edge, or take a later TensorRT."
+    )
+
+
+def _config(builder: Any, settings: BuildSettings) -> Any:
+    package = tensorrt()
+    config = builder.create_builder_config()
+    config.builder_optimization_level = settings.level
+    config.clear_flag(package.BuilderFlag.TF32)
+    if settings.version_compatible:
+        config.set_flag(package.BuilderFlag.VERSION_COMPATIBLE)
+    level = getattr(package.HardwareCompatibilityLevel, _LEVEL_NAMES[settings.hardware], None)
+    if level is None:
+        raise EarnError(f"TensorRT {package.__version__} has no hardware setting {settings.hardware!r}.")
+    config.hardware_compatibility_level = level
+    if settings.workspace_bytes is not None:
+        config.set_memory_pool_limit(package.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+    return config
+
+
+def _tensorrt_profile(builder: Any, profile: Profile) -> Any:
+    made = builder.create_optimization_profile()
+    for name, own in profile.ranges.items():
+        made.set_shape(name, own.least, own.usual, own.most)
+    return made
+
+
+def _make_monitor(what: str, progress: Progress | None) -> Any:
+    """TensorRT's phases as progress; an interrupt stops the build at its next step."""
+    package = tensorrt()
+
+    class Monitor(package.IProgressMonitor):  # type: ignore[name-defined, misc]  # known at run time alone
+        def __init__(self) -> None:
+            package.IProgressMonitor.__init__(self)
+            self.is_interrupted = False
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._steps[phase_name] = num_steps
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._steps.pop(phase_name, None)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            try:
+                if progress:
+                    progress(f"{what}: {phase_name}", step + 1, self._steps.get(phase_name, step + 1))
+            except KeyboardInterrupt:  # an exception must not cross TensorRT's own code
+                self.is_interrupted = True
+            return not self.is_interrupted
+
+    return Monitor()

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+
+from earn.runtime.cuda import cuda_runtime
+from earn.runtime.tensorrt_api import tensorrt
+from tests.tensorrt.fake_gpu import FakeCuda, FakeTensorRT
+from tests.tensorrt.inert_libraries import load_bindings
+
+
+@pytest.fixture(scope="session")
+def bindings(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """TensorRT's real Python bindings, over libraries that do nothing."""
+    return load_bindings(tmp_path_factory.mktemp("libraries"))
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """A CUDA device that is played."""
+    made = FakeCuda()
+    monkeypatch.setattr("cuda.bindings.runtime", made.module)
+    cuda_runtime.cache_clear()
+    return made
+
+
+@pytest.fixture
+def trt(bindings: ModuleType, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
+    """TensorRT, played on that device."""
+    made = FakeTensorRT(bindings, cuda)
+    monkeypatch.setitem(sys.modules, "tensorrt", made.module)
+    tensorrt.cache_clear()
+    return made
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    """What is played must not be found by later tests."""
+    yield
+    cuda_runtime.cache_clear()
+    tensorrt.cache_clear()

@@ -1,0 +1,382 @@
+"""A GPU that is played: CUDA's memory, streams and graphs in host memory, TensorRT's engines by ONNX Runtime.
+
+Function and method names, arguments, flags and enumerations are the real ones (see signatures). What a real device
+would punish is an error here too: reading or writing outside of memory that was taken, addresses that are not aligned,
+shapes outside a profile, tensors without shape or address, and whatever may not happen while a graph is captured. New
+memory holds NaN, so that who reads what nobody wrote shows it in the answer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
+from unittest.mock import create_autospec
+
+import numpy as np
+import onnxruntime
+from cuda.bindings import runtime as real
+
+from earn.runtime.memory import Array
+from tests.tensorrt.signatures import fake
+
+STREAM = 7  # the number of the one stream
+ALIGNED = 256
+
+
+class FakeCuda:
+    """cuda.bindings.runtime as far as it is used; `.module` is what stands in its place."""
+
+    def __init__(self, devices: int = 1, memory: int = 1 << 30) -> None:
+        self.devices, self.memory = devices, memory
+        self.blocks: dict[int, Array] = {}  # by address
+        self.graphs: list[list[Callable[[], None]]] = []
+        self.captured: list[Callable[[], None]] | None = None
+        self.launches = 0
+        self.name, self.architecture = "NVIDIA Fake 1", (8, 9)
+        names = [name for name in dir(self) if name.startswith("cuda")]
+        played = {name: create_autospec(getattr(real, name), side_effect=getattr(self, name)) for name in names}
+        kinds = ("cudaMemcpyKind", "cudaStreamCaptureMode", "cudaError_t")
+        enumerations = {name: getattr(real, name) for name in kinds}
+        self.module = SimpleNamespace(**played, **enumerations)
+
+    @property
+    def taken(self) -> int:
+        """Bytes that are taken."""
+        return sum(block.nbytes - ALIGNED for block in self.blocks.values())
+
+    def cudaGetDeviceCount(self) -> tuple[Any, Any]:  # noqa: N802
+        if not self.devices:
+            return real.cudaError_t.cudaErrorNoDevice, None
+        return real.cudaError_t.cudaSuccess, self.devices
+
+    def cudaStreamCreate(self) -> tuple[Any, Any]:  # noqa: N802
+        return real.cudaError_t.cudaSuccess, STREAM
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, Any]:  # noqa: N802
+        major, minor = self.architecture
+        found = SimpleNamespace(name=self.name.encode() + b"\0", major=major, minor=minor)
+        return real.cudaError_t.cudaSuccess, found
+
+    def cudaDriverGetVersion(self) -> tuple[Any, Any]:  # noqa: N802
+        return real.cudaError_t.cudaSuccess, 13020
+
+    def cudaMalloc(self, size: int) -> tuple[Any, Any]:  # noqa: N802
+        self.forbid_capture()
+        if self.taken + size > self.memory:
+            return real.cudaError_t.cudaErrorMemoryAllocation, None
+        block = np.full(size + ALIGNED, 255, np.uint8)  # as numbers: NaN
+        address = -(-block.ctypes.data // ALIGNED) * ALIGNED
+        self.blocks[address] = block
+        return real.cudaError_t.cudaSuccess, address
+
+    def cudaFree(self, address: int) -> tuple[Any]:  # noqa: N802
+        self.forbid_capture()
+        del self.blocks[address]
+        return (real.cudaError_t.cudaSuccess,)
+
+    def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> tuple[Any]:  # noqa: N802
+        assert stream == STREAM
+        self.forbid_capture()
+        self.bytes_at(address, size)[:] = value
+        return (real.cudaError_t.cudaSuccess,)
+
+    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: int) -> tuple[Any]:  # noqa: N802
+        return self.cudaMemcpy2DAsync(target, size, source, size, size, 1, kind, stream)
+
+    def cudaMemcpy2DAsync(  # noqa: N802
+        self, target: int, to: int, source: int, step: int, size: int, count: int, kind: Any, stream: int
+    ) -> tuple[Any]:
+        assert stream == STREAM
+        assert size <= min(to, step)
+        self.forbid_capture()
+        for number in range(count):
+            places = [target + number * to, source + number * step]
+            kinds = real.cudaMemcpyKind
+            on_device = {
+                kinds.cudaMemcpyHostToDevice: (True, False),
+                kinds.cudaMemcpyDeviceToHost: (False, True),
+                kinds.cudaMemcpyDeviceToDevice: (True, True),
+            }[kind]
+            for place, is_device in zip(places, on_device, strict=True):
+                assert self.is_device(place, size) == is_device
+            ctypes.memmove(places[0], places[1], size)
+        return (real.cudaError_t.cudaSuccess,)
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[Any]:  # noqa: N802
+        assert stream == STREAM
+        self.forbid_capture()
+        return (real.cudaError_t.cudaSuccess,)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any]:  # noqa: N802
+        assert stream == STREAM
+        assert isinstance(mode, real.cudaStreamCaptureMode)
+        self.forbid_capture()
+        self.captured = []
+        return (real.cudaError_t.cudaSuccess,)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, Any]:  # noqa: N802
+        assert self.captured is not None
+        graph, self.captured = self.captured, None
+        return real.cudaError_t.cudaSuccess, graph
+
+    def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any, Any]:  # noqa: N802
+        self.graphs.append(graph)
+        return real.cudaError_t.cudaSuccess, graph
+
+    def cudaGraphDestroy(self, graph: Any) -> tuple[Any]:  # noqa: N802
+        return (real.cudaError_t.cudaSuccess,)
+
+    def cudaGraphExecDestroy(self, graph: Any) -> tuple[Any]:  # noqa: N802
+        self.graphs = [own for own in self.graphs if own is not graph]
+        return (real.cudaError_t.cudaSuccess,)
+
+    def cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[Any]:  # noqa: N802
+        assert stream == STREAM
+        assert any(own is graph for own in self.graphs)
+        self.launches += 1
+        for work in graph:
+            work()
+        return (real.cudaError_t.cudaSuccess,)
+
+    def forbid_capture(self) -> None:
+        """What may not happen while a graph is captured."""
+        assert self.captured is None
+
+    def is_device(self, address: int, size: int) -> bool:
+        """Whether the bytes lie within one piece of memory that was taken."""
+        return any(
+            start <= address and address + size <= start + block.nbytes - ALIGNED
+            for start, block in self.blocks.items()
+        )
+
+    def bytes_at(self, address: int, size: int) -> Array:
+        """The device's bytes."""
+        assert self.is_device(address, size)
+        return np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(address))
+
+
+class FakeTensorRT:
+    """The bindings, with builder, parser and runtime played; `.module` is what stands in their place."""
+
+    def __init__(self, bindings: ModuleType, cuda: FakeCuda) -> None:
+        self.real, self.cuda = bindings, cuda
+        self.errors: list[Any] = []  # of the parser
+        self.refuses = ""  # what the builder says when it gives up
+        self.configs: list[Any] = []
+        self.timings: list[bytes] = []  # that builds began with
+        self.flags: set[Any] = set()
+        self.contexts = 0
+        self.module = ModuleType("tensorrt")
+        for name in dir(bindings):
+            setattr(self.module, name, getattr(bindings, name))
+        for name, make in (("Builder", self.builder), ("OnnxParser", self.parser), ("Runtime", self.runtime)):
+            setattr(self.module, name, make)
+
+    def builder(self, log: Any) -> Any:
+        """Builder(log)."""
+
+        def build(network: Any, config: Any) -> bytes | None:
+            for phase, steps in (("outer", 1), ("inner", 3)):
+                config.progress_monitor.phase_start(phase, None, steps)
+            for step in range(3):
+                if not config.progress_monitor.step_complete("inner", step):
+                    return None
+            config.progress_monitor.phase_finish("inner")
+            if self.refuses:
+                log.log(self.real.ILogger.Severity.ERROR, self.refuses)
+                return None
+            shapes = [profile.played for profile in config.played_profiles]
+            return json.dumps({"graph": network.name, "profiles": shapes}).encode()
+
+        network = fake(self.real.INetworkDefinition)
+        made = fake(
+            self.real.Builder,
+            create_network=lambda flags=0: self._typed(network, flags),
+            create_builder_config=self.config,
+            create_optimization_profile=self.profile,
+            build_serialized_network=lambda network, config: build(network, Played.of(config)),
+        )
+        return made
+
+    def _typed(self, network: Any, flags: int) -> Any:
+        assert flags == 1 << int(self.real.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        return network
+
+    def config(self) -> Any:
+        """Builder.create_builder_config()."""
+        profiles: list[Any] = []
+        cache = fake(self.real.ITimingCache, serialize=lambda: b"timings of " + str(len(self.timings)).encode())
+
+        def add(profile: Any) -> int:
+            profiles.append(Played.of(profile))
+            return len(profiles) - 1
+
+        def create_timing_cache(data: bytes) -> Any:
+            self.timings.append(bytes(data))
+            return cache
+
+        made = fake(
+            self.real.IBuilderConfig,
+            add_optimization_profile=add,
+            clear_flag=lambda flag: self.flags.discard(flag),
+            set_flag=lambda flag: self.flags.add(flag),
+            create_timing_cache=create_timing_cache,
+            set_timing_cache=lambda cache, ignore: not self.timings[-1].startswith(b"foreign"),
+            set_memory_pool_limit=lambda pool, size: self.configs.append((pool, size)),
+        )
+        Played.note(made, played_profiles=profiles)
+        self.configs.append(made)
+        return made
+
+    def profile(self) -> Any:
+        """Builder.create_optimization_profile()."""
+        shapes: dict[str, Any] = {}
+
+        def set_shape(name: str, least: Any, usual: Any, most: Any) -> None:
+            assert all(low <= mid <= high for low, mid, high in zip(least, usual, most, strict=True))
+            shapes[name] = (least, usual, most)
+
+        made = fake(self.real.IOptimizationProfile, set_shape=set_shape)
+        Played.note(made, played=shapes)
+        return made
+
+    def parser(self, network: Any, log: Any) -> Any:
+        """OnnxParser(network, log)."""
+
+        def parse(path: str) -> bool:
+            network.name = path
+            return not self.errors
+
+        return fake(
+            self.real.OnnxParser,
+            parse_from_file=parse,
+            get_error=lambda number: self.errors[number],
+            num_errors=len(self.errors),
+        )
+
+    def runtime(self, log: Any) -> Any:
+        """Runtime(log)."""
+
+        def load(plan: bytes) -> Any:
+            try:
+                found = json.loads(bytes(plan))
+            except ValueError:
+                log.log(self.real.ILogger.Severity.ERROR, "magic tag does not match")
+                return None
+            return self.engine(found["graph"], found["profiles"])
+
+        return fake(self.real.Runtime, deserialize_cuda_engine=load)
+
+    def engine(self, graph: str, profiles: list[Any]) -> Any:
+        """Runtime.deserialize_cuda_engine(plan)."""
+        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        tensors = [*session.get_inputs(), *session.get_outputs()]
+        types = {"tensor(int64)": self.real.DataType.INT64, "tensor(float)": self.real.DataType.FLOAT}
+        return fake(
+            self.real.ICudaEngine,
+            num_io_tensors=len(tensors),
+            num_optimization_profiles=len(profiles),
+            get_tensor_name=lambda number: tensors[number].name,
+            get_tensor_dtype=lambda name: next(types[tensor.type] for tensor in tensors if tensor.name == name),
+            get_device_memory_size_for_profile_v2=lambda number: 1000 * (number + 1),
+            create_execution_context=lambda strategy: self.context(session, profiles, strategy),
+        )
+
+    def context(self, session: Any, profiles: list[Any], strategy: Any) -> Any:
+        """ICudaEngine.create_execution_context(strategy)."""
+        assert strategy == self.real.ExecutionContextAllocationStrategy.USER_MANAGED
+        self.contexts += 1
+        state = Context(session, profiles, self.cuda)
+        return fake(
+            self.real.IExecutionContext,
+            set_device_memory=state.set_memory,
+            set_optimization_profile_async=state.set_profile,
+            set_input_shape=state.set_shape,
+            set_tensor_address=state.set_address,
+            execute_async_v3=state.run,
+        )
+
+
+class Played:
+    """What is known of a fake beside what the real thing shows."""
+
+    _of: ClassVar[dict[int, tuple[Any, SimpleNamespace]]] = {}
+
+    @classmethod
+    def note(cls, made: Any, **facts: Any) -> None:
+        cls._of[id(made)] = (made, SimpleNamespace(**facts))
+
+    @classmethod
+    def of(cls, made: Any) -> Any:
+        """The facts, and the fake's own attributes."""
+        own, facts = cls._of[id(made)]
+        if "progress_monitor" in dir(own):
+            facts.progress_monitor = own.progress_monitor
+        return facts
+
+
+class Context:
+    """An execution context that ONNX Runtime runs."""
+
+    def __init__(self, session: Any, profiles: list[Any], cuda: FakeCuda) -> None:
+        self.session, self.profiles, self.cuda = session, profiles, cuda
+        self.memory = False
+        self.profile: dict[str, Any] | None = None
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+
+    def set_memory(self, address: int, size: int) -> None:
+        assert size >= 1000 * len(self.profiles)
+        assert self.cuda.is_device(address, size)
+        self.memory = True
+
+    def set_profile(self, number: int, stream: int) -> bool:
+        assert stream == STREAM
+        self.profile = self.profiles[number]
+        return True
+
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert self.profile is not None
+        least, _, most = self.profile[name]
+        if len(shape) != len(most) or not all(
+            low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
+        ):
+            return False
+        self.shapes[name] = shape
+        return True
+
+    def set_address(self, name: str, address: int) -> bool:
+        assert address % ALIGNED == 0
+        self.addresses[name] = address
+        return True
+
+    def run(self, stream: int) -> bool:
+        assert stream == STREAM
+        assert self.memory
+        names = [tensor.name for tensor in self.session.get_inputs()]
+        outputs = [tensor.name for tensor in self.session.get_outputs()]
+        assert self.shapes.keys() == set(names)
+        assert self.addresses.keys() == {*names, *outputs}
+        shapes, addresses = dict(self.shapes), dict(self.addresses)
+
+        def work() -> None:
+            feeds = {}
+            for tensor in self.session.get_inputs():
+                kind = np.dtype(np.int64 if "int64" in tensor.type else np.float32)
+                shape = shapes[tensor.name]
+                size = kind.itemsize * int(np.prod(shape))
+                data = self.cuda.bytes_at(addresses[tensor.name], size) if size else np.empty(0, np.uint8)
+                feeds[tensor.name] = np.array(data).view(kind).reshape(shape)
+            for name, value in zip(outputs, self.session.run(outputs, feeds), strict=True):
+                if value.nbytes:
+                    target = self.cuda.bytes_at(addresses[name], value.nbytes)
+                    target[:] = np.frombuffer(value.tobytes(), np.uint8)
+
+        if self.cuda.captured is None:
+            work()
+        else:
+            self.cuda.captured.append(work)
+        return True

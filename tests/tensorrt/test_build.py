@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from earn.errors import EarnError
+from earn.export.engines import BuildSettings, build_engines
+from earn.manifest import Manifest, refuse_foreign_folder
+from earn.profiles import profiles
+from earn.runtime.plans import TENSORRT_FOLDER, load_record
+from tests.tensorrt.fake_gpu import FakeTensorRT
+from tests.tensorrt.signatures import fake
+
+
+def test_engines_and_their_record_stand_in_the_bundle(bundle: Path, trt: FakeTensorRT) -> None:
+    before = Manifest.load(bundle)
+    record = build_engines(bundle)
+    assert load_record(bundle) == record
+    assert (record.gpu, record.architecture, record.driver, record.precision) == (
+        "NVIDIA Fake 1",
+        "8.9",
+        "13.2",
+        "fp32",
+    )
+    assert record.tensorrt == trt.real.__version__
+    folder = bundle / TENSORRT_FOLDER
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "early.engine",
+        "engines.json",
+        "late.engine",
+        "timing.cache",
+    ]
+    assert Manifest.load(bundle) == before  # what was delivered stays as it was
+    assert before.with_files(bundle) == before
+    refuse_foreign_folder(bundle)  # it may still be written anew
+
+
+def test_both_profiles_are_handed_over(bundle: Path, trt: FakeTensorRT) -> None:
+    import json
+
+    build_engines(bundle)
+    manifest = Manifest.load(bundle)
+    for stage in ("early", "late"):
+        plan = json.loads((bundle / TENSORRT_FOLDER / f"{stage}.engine").read_bytes())
+        want = [
+            {name: [list(own.least), list(own.usual), list(own.most)] for name, own in profile.ranges.items()}
+            for profile in profiles(stage, manifest.sizes, manifest.limits)
+        ]
+        assert plan["profiles"] == want
+
+
+def test_settings_reach_tensorrt(bundle: Path, trt: FakeTensorRT) -> None:
+    trt.flags.add(trt.real.BuilderFlag.TF32)  # as TensorRT has it from the start
+    settings = BuildSettings("ampere+", version_compatible=True, workspace_bytes=1 << 20, level=1)
+    record = build_engines(bundle, settings)
+    assert trt.flags == {trt.real.BuilderFlag.VERSION_COMPATIBLE}
+    limits = [config for config in trt.configs if isinstance(config, tuple)]
+    assert limits == [(trt.real.MemoryPoolType.WORKSPACE, 1 << 20)] * 2
+    for config in trt.configs:
+        if not isinstance(config, tuple):
+            assert config.hardware_compatibility_level == trt.real.HardwareCompatibilityLevel.AMPERE_PLUS
+            assert config.builder_optimization_level == 1
+    assert (record.hardware, record.version_compatible) == ("ampere+", True)
+
+
+def test_timings_are_kept_for_the_next_build(bundle: Path, trt: FakeTensorRT) -> None:
+    build_engines(bundle)
+    kept = (bundle / TENSORRT_FOLDER / "timing.cache").read_bytes()
+    assert trt.timings[0] == b""
+    trt.timings.clear()
+    build_engines(bundle)
+    assert trt.timings[0] == kept
+    (bundle / TENSORRT_FOLDER / "timing.cache").write_bytes(b"foreign")
+    trt.timings.clear()
+    build_engines(bundle)
+    assert trt.timings[:2] == [b"foreign", b""]  # those of another version are left out
+
+
+def test_progress_is_told(bundle: Path, trt: FakeTensorRT) -> None:
+    seen: list[tuple[str, int, int]] = []
+    build_engines(bundle, progress=lambda *step: seen.append(step))
+    assert seen == [(f"{stage} stage: inner", step, 3) for stage in ("early", "late") for step in (1, 2, 3)]
+
+
+def test_an_interrupt_changes_nothing(bundle: Path, trt: FakeTensorRT) -> None:
+    record = build_engines(bundle)
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what.startswith("late"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(bundle, BuildSettings(level=1), interrupt)
+    assert load_record(bundle) == record
+    assert sorted(path.name for path in (bundle / "engines").iterdir()) == ["tensorrt"]
+
+
+def test_the_parsers_errors_name_node_and_remedy(bundle: Path, trt: FakeTensorRT) -> None:
+    def error(**texts: str) -> Any:
+        return fake(trt.real.ParserError, **{name: lambda text=text: text for name, text in texts.items()})
+
+    trt.errors = [
+        error(node_operator="NonZero", node_name="layers.1.odd", desc="not supported"),
+        error(node_operator="", node_name="", desc="and another"),
+    ]
+    with pytest.raises(EarnError) as raised:
+        build_engines(bundle)
+    for part in ("early.onnx: TensorRT", "NonZero 'layers.1.odd': not supported; and another", "with this earn-edge"):
+        assert part in str(raised.value)
+    assert not (bundle / TENSORRT_FOLDER).exists()
+
+
+def test_what_the_builder_says_is_passed_on(bundle: Path, trt: FakeTensorRT) -> None:
+    trt.refuses = "out of memory"
+    with pytest.raises(EarnError, match=r"early\.onnx: TensorRT .* cannot build it \(out of memory\).*--workspace"):
+        build_engines(bundle)
+
+
+def test_without_a_gpu_nothing_is_begun(bundle: Path, trt: FakeTensorRT) -> None:
+    trt.cuda.devices = 0
+    with pytest.raises(EarnError, match="cudaErrorNoDevice"):
+        build_engines(bundle)
+    assert not (bundle / "engines").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (BuildSettings(hardware="all"), "no hardware setting 'all'"),
+        (BuildSettings(level=9), "level is 9"),
+        (BuildSettings(workspace_bytes=0), "workspace is 0"),
+    ],
+)
+def test_settings_that_nobody_has_are_refused(
+    settings: BuildSettings, reason: str, bundle: Path, trt: FakeTensorRT
+) -> None:
+    with pytest.raises(EarnError, match=reason):
+        build_engines(bundle, settings)
+
+
+def test_a_setting_that_this_tensorrt_has_not_is_refused(
+    bundle: Path, trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SAME_COMPUTE_CAPABILITY came after 10.3."""
+    real = trt.real.HardwareCompatibilityLevel
+    older = type("Older", (), {"NONE": real.NONE, "AMPERE_PLUS": real.AMPERE_PLUS})
+    monkeypatch.setattr(trt.module, "HardwareCompatibilityLevel", older)
+    with pytest.raises(EarnError, match="has no hardware setting 'same'"):
+        build_engines(bundle, BuildSettings("same"))
+
+
+@pytest.mark.parametrize(("precision", "engine"), [("int8", "cpu"), ("int4", "cpu"), ("int8-dynamic", "cpu")])
+def test_the_cpus_forms_are_refused_with_the_command_that_helps(
+    precision: str, engine: str, bundle: Path, trt: FakeTensorRT
+) -> None:
+    manifest = Manifest.load(bundle)
+    how = {"engine": engine, "method": "", "samples": 1, "seed": 0, "fine_products": [], "float_layers": []}
+    replace(manifest, precision=precision, calibration=how).save(bundle)
+    with pytest.raises(EarnError, match=r"in the CPU's form.*earn calibrate .*--engine tensorrt"):
+        build_engines(bundle)

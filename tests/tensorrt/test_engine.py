@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from earn.catalog import Catalog
+from earn.errors import EarnError
+from earn.export.bundle import export_bundle
+from earn.export.engines import build_engines
+from earn.files import sha256
+from earn.manifest import FileEntry, Manifest
+from earn.runtime import tensorrt_engine
+from earn.runtime.plans import TENSORRT_FOLDER
+from earn.runtime.recommender import Recommender
+from earn.runtime.tensorrt_engine import TensorRTStages
+from tests.support import FAMILIES, RULES, Agreement, histories_of, pairs, random_catalog, small_model
+from tests.tensorrt.fake_gpu import FakeCuda, FakeTensorRT
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of each backbone."""
+    model = small_model(request.param, random_catalog(40, codes=3), early_layers=2, max_history=7)
+    folder = tmp_path_factory.mktemp("plain") / "bundle"
+    export_bundle(model, folder, [["1", "2"]], max_batch=3, max_beams=12)
+    return folder
+
+
+def compare(folder: Path, histories: Sequence[Sequence[str | int]]) -> None:
+    """The lists of the engine "tensorrt" are those of the CPU."""
+    want, got = Recommender.load(folder, threads=1), Recommender.load(folder, "tensorrt")
+    agreement = Agreement()
+    for history in histories:
+        agreement.add(str(history), pairs(want.recommend(history, 8, 8)), pairs(got.recommend(history, 8, 8)))
+    both = zip(want.recommend_batch(histories, 10, 12), got.recommend_batch(histories, 10, 12), strict=True)
+    for ours, theirs in both:
+        agreement.add("batch", pairs(ours), pairs(theirs))
+    agreement.check()
+
+
+@pytest.fixture
+def gpu(trt: FakeTensorRT) -> FakeCuda:
+    return trt.cuda
+
+
+def test_lists_are_those_of_the_cpu(plain: Path, gpu: FakeCuda) -> None:
+    build_engines(plain)
+    compare(plain, histories_of(Catalog.load(plain / "catalog.npz"), 7, 7))
+    assert gpu.launches > 0
+
+
+@pytest.mark.parametrize("scoring", RULES)
+@pytest.mark.parametrize("registers", [(0, 0), (1, 1), (2, 3)])
+def test_every_rule_and_number_of_registers(
+    scoring: str, registers: tuple[int, int], gpu: FakeCuda, tmp_path: Path
+) -> None:
+    """(0, 0) is the dense twin, whose late stage has no layers."""
+    prefix, suffix = registers
+    settings: dict[str, Any] = {
+        "early_layers": 2 if suffix else 4,
+        "prefix_registers": prefix,
+        "suffix_registers": suffix,
+    }
+    model = small_model("tiny-qwen2", random_catalog(40, codes=3), max_history=5, **settings)
+    export_bundle(model, tmp_path / "bundle", [["1", "2"]], scoring, max_batch=3, max_beams=12)
+    build_engines(tmp_path / "bundle")
+    compare(tmp_path / "bundle", histories_of(model.catalog, 5, 5))
+
+
+def test_long_prompts_are_read_in_pieces(gpu: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("earn.specs", "earn.profiles", "earn.runtime.decoder"):
+        monkeypatch.setattr(f"{module}.PIECE", 5)
+    model = small_model("tiny-llama", random_catalog(40, codes=3), early_layers=2, max_history=7)
+    export_bundle(model, tmp_path / "bundle", [["1", "2"]], max_batch=3, max_beams=12)
+    build_engines(tmp_path / "bundle")
+    compare(tmp_path / "bundle", histories_of(model.catalog, 4, 7))
+
+
+def test_sessions_stay_on_the_device_and_are_saved_from_it(bundle: Path, gpu: FakeCuda) -> None:
+    build_engines(bundle)
+    want, got = Recommender.load(bundle, threads=1), Recommender.load(bundle, "tensorrt")
+    ours, theirs = got.session(["1", "2"]), want.session(["1", "2"])
+    agreement = Agreement()
+    for item in ("3", "0", "5", "6", "7", "2"):
+        ours.append(item)
+        theirs.append(item)
+        agreement.add(item, pairs(theirs.recommend(8)), pairs(ours.recommend(8)))
+    saved = ours.to_bytes()
+    for where in (got, want):  # a session may be opened again on another engine
+        agreement.add("restored", pairs(theirs.recommend(8)), pairs(where.restore_session(saved).recommend(8)))
+    agreement.check()
+
+
+def test_a_request_like_an_earlier_one_finds_its_memory_and_its_graphs(bundle: Path, gpu: FakeCuda) -> None:
+    build_engines(bundle)
+    recommender = Recommender.load(bundle, "tensorrt")
+    first = pairs(recommender.recommend(["1", "2", "3"], 8))
+    assert pairs(recommender.recommend(["1", "2", "3"], 8)) == first  # by graphs alone
+    gc.collect()
+    taken, graphs = gpu.taken, len(gpu.graphs)
+    assert graphs > 0
+    for _ in range(5):
+        assert pairs(recommender.recommend(["1", "2", "3"], 8)) == first
+        gc.collect()
+    assert (gpu.taken, len(gpu.graphs)) == (taken, graphs)
+
+
+def test_graphs_are_bounded(bundle: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_engine, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(tensorrt_engine, "ROWS", 1)
+    monkeypatch.setattr(tensorrt_engine, "CACHED", 1)
+    build_engines(bundle)
+    compare(bundle, [["1"], ["1", "2", "3"], ["4", "5"]])
+    assert gpu.launches > len(gpu.graphs)
+    assert len(gpu.graphs) <= 2 * 2  # two stages
+
+
+def test_passes_are_widened_to_the_grid(bundle: Path, gpu: FakeCuda) -> None:
+    build_engines(bundle)
+    engine = TensorRTStages(bundle, Manifest.load(bundle))
+    Recommender(engine, Manifest.load(bundle), Catalog.load(bundle / "catalog.npz")).recommend(["1", "2", "3"], 8)
+    limits = Manifest.load(bundle).limits
+    for stage in engine._stages.values():
+        for users, rows, cached, _ in stage._passes:
+            assert users == 1
+            assert rows % tensorrt_engine.ROWS == 0 or rows == limits.pass_rows
+            assert cached >= limits.prefix + limits.readout
+
+
+def test_an_engine_of_another_stage_is_refused(bundle: Path, gpu: FakeCuda) -> None:
+    record = build_engines(bundle)
+    folder = bundle / TENSORRT_FOLDER
+    (folder / "late.engine").write_bytes((folder / "early.engine").read_bytes())
+    entry = record.files["early.engine"]
+    replace(record, files={**record.files, "late.engine": entry}).save(folder)
+    with pytest.raises(EarnError, match=r"late\.engine: not the engine of its manifest: input_ids, logits"):
+        Recommender.load(bundle, "tensorrt")
+
+
+def test_what_tensorrt_says_is_passed_on(bundle: Path, gpu: FakeCuda) -> None:
+    record = build_engines(bundle)
+    folder = bundle / TENSORRT_FOLDER
+    (folder / "early.engine").write_bytes(b"no engine")
+    entry = FileEntry(9, sha256(folder / "early.engine"))
+    replace(record, files={**record.files, "early.engine": entry}).save(folder)
+    with pytest.raises(EarnError, match=r"TensorRT cannot load it \(magic tag.*earn engine build"):
+        Recommender.load(bundle, "tensorrt")
+
+
+def test_a_device_that_is_full_is_said(bundle: Path, gpu: FakeCuda) -> None:
+    build_engines(bundle)
+    gpu.memory = 100_000
+    with pytest.raises(EarnError, match="cudaMalloc failed with cudaErrorMemoryAllocation"):
+        Recommender.load(bundle, "tensorrt").recommend(["1"], 8)
