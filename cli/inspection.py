@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from earn.cli.arguments import bundle_folder, command
 from earn.cli.console import pairs, show, show_json, size
 from earn.config import SCORING_RULES
+from earn.runtime.plans import HARDWARE
 
 if TYPE_CHECKING:
     from earn.catalog import Catalog
     from earn.cli.arguments import Subparsers
     from earn.manifest import Manifest
+    from earn.runtime.plans import EngineRecord
 
 BEAMS = 20  # of the search that the cache is computed for
 DETERMINED_AFTER = (1, 2, 3)  # tokens
@@ -40,9 +42,11 @@ def run(args: argparse.Namespace) -> int:
     """Describes the bundle."""
     from earn.catalog import CATALOG_FILE, Catalog
     from earn.manifest import Manifest
+    from earn.runtime.plans import has_engines, load_record
 
     manifest = Manifest.load(args.bundle)
-    facts = describe(manifest, Catalog.load(args.bundle / CATALOG_FILE))
+    record = load_record(args.bundle) if has_engines(args.bundle) else None
+    facts = describe(manifest, Catalog.load(args.bundle / CATALOG_FILE), record)
     if args.json:
         show_json(facts)
     else:
@@ -50,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(manifest: Manifest, catalog: Catalog) -> dict[str, Any]:
-    """The facts of a bundle."""
+def describe(manifest: Manifest, catalog: Catalog, record: EngineRecord | None = None) -> dict[str, Any]:
+    """The facts of a bundle, and of the TensorRT engines that were built from it."""
     model = manifest.model
     return {
         "sizes": asdict(manifest.sizes),
@@ -66,6 +70,7 @@ def describe(manifest: Manifest, catalog: Catalog) -> dict[str, Any]:
         "cache_bytes": _cache_bytes(manifest),
         "files": {name: entry.bytes for name, entry in manifest.files.items()},
         "bundle_bytes": manifest.bundle_bytes,
+        "engines": asdict(record) if record else None,
         "tools": dict(manifest.tools),
         "trie": _trie(catalog),
     }
@@ -113,6 +118,7 @@ def _text(facts: dict[str, Any]) -> str:
             *_model_rows(facts),
             *_cache_rows(facts["cache_bytes"]),
             *_listed("files", [*files, f"together {size(facts['bundle_bytes'])}"]),
+            *_engine_rows(facts["engines"]),
             ("written by", ", ".join(f"{name} {version}" for name, version in facts["tools"].items())),
             *_trie_rows(facts["trie"]),
         ]
@@ -153,6 +159,17 @@ def _precision_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("precision", f"{facts['precision']} for {how['engine']}{special}"),
         ("", f"{opening}: {stay} (wanted {gate['limits']['beam_set_overlap']:.1%})"),
         ("", f"NDCG@10 {before:.4f} in fp32, {after:.4f} here"),
+    ]
+
+
+def _engine_rows(record: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """TensorRT engines, where somebody built them."""
+    if record is None:
+        return []
+    together = size(sum(entry["bytes"] for entry in record["files"].values()))
+    return [
+        ("engines", f"TensorRT {record['tensorrt']}, {together}, for {HARDWARE[record['hardware']]}"),
+        ("", f"built on {record['gpu']}, architecture {record['architecture']}, CUDA {record['driver']}"),
     ]
 
 

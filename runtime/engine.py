@@ -60,7 +60,7 @@ ENGINES: Mapping[str, OnnxEngine] = {
         "NvTensorRTRTXExecutionProvider",
         "pip install onnxruntime onnxruntime-ep-nv-tensorrt-rtx cuda-bindings",
         rtx_options,
-        plugin="onnxruntime_ep_nv_tensorrt_rtx",
+        is_plugin=True,
     ),
 }
 

@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from earn.errors import EarnError
-from earn.manifest import ENGINES_FOLDER, GRAPH_FILES, Manifest
+from earn.manifest import GRAPH_FILES, Manifest
 from earn.profiles import Profile, Shape, profiles
 from earn.runtime.memory import HOST
+from earn.runtime.plans import cache_folder, graph_hash
+from earn.runtime.rtx import compiled_graph, register
 from earn.specs import StageSpecs, all_specs
 
-Options = Callable[[Path, str, Sequence[Profile]], Mapping[str, str]]
+Options = Callable[[Path, str, Manifest], Mapping[str, str]]
 
 
-def _no_options(folder: Path, stage: str, ranges: Sequence[Profile]) -> Mapping[str, str]:
+def _no_options(folder: Path, stage: str, manifest: Manifest) -> Mapping[str, str]:
     return {}
 
 
@@ -33,53 +35,34 @@ class OnnxEngine:
     remedy: str  # what to install when it is not there
     options: Options = _no_options  # the provider's settings for a stage of the bundle
     on_gpu: bool = True  # caches stay in the GPU's memory
-    plugin: str = ""  # the package that brings the provider, where ONNX Runtime itself has it not
+    is_plugin: bool = False  # a package of its own brings the provider (see earn.runtime.rtx)
 
 
-def cuda_options(folder: Path, stage: str, ranges: Sequence[Profile]) -> Mapping[str, str]:
+def cuda_options(folder: Path, stage: str, manifest: Manifest) -> Mapping[str, str]:
     """TF32 off: fp32 means fp32. Memory grows by what is asked for, not in powers of two."""
     return {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 
 
-def tensorrt_options(folder: Path, stage: str, ranges: Sequence[Profile]) -> Mapping[str, str]:
-    """Engines and timings are kept in the bundle; an engine is built when a session is first loaded on a GPU."""
+def tensorrt_options(folder: Path, stage: str, manifest: Manifest) -> Mapping[str, str]:
+    """Engines and timings are kept in the bundle; an engine is built when it is first needed on a GPU."""
     kept = str(cache_folder(folder, "tensorrt-ep"))
     return {
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": kept,
-        "trt_engine_cache_prefix": stage,
+        "trt_engine_cache_prefix": f"{stage}-{graph_hash(manifest)[:12]}",  # another graph's engine is never taken
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": kept,
-        "trt_fp16_enable": "1" if _has_float16(folder) else "0",
-        "trt_int8_enable": "1" if Manifest.load(folder, verify=False).precision == "int8" else "0",
-        **_shapes("trt", ranges),
+        "trt_fp16_enable": "1" if manifest.precision == "fp16" else "0",
+        "trt_int8_enable": "1" if manifest.precision == "int8" else "0",
+        **_shapes("trt", profiles(stage, manifest.sizes, manifest.limits)),
     }
 
 
-def rtx_options(folder: Path, stage: str, ranges: Sequence[Profile]) -> Mapping[str, str]:
-    """What is compiled for this GPU is kept in the bundle."""
-    kept = cache_folder(folder, "tensorrt-rtx")
+def rtx_options(folder: Path, stage: str, manifest: Manifest) -> Mapping[str, str]:
+    """Kernels for this GPU are kept in the bundle."""
+    kept = cache_folder(folder, "tensorrt-rtx") / "kernels"
+    ranges = profiles(stage, manifest.sizes, manifest.limits)
     return {"nv_runtime_cache_path": str(kept), "nv_multi_profile_enable": "1", **_shapes("nv", ranges)}
-
-
-def cache_folder(folder: Path, engine: str) -> Path:
-    """Where an execution provider keeps what it has built for a bundle; made where it is missing.
-
-    Raises:
-        EarnError: the bundle cannot be written to.
-    """
-    kept = folder / ENGINES_FOLDER / engine
-    try:
-        kept.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EarnError(
-            f"{kept}: {error.strerror}. The engine {engine!r} keeps built engines in the bundle."
-        ) from error
-    return kept
-
-
-def _has_float16(folder: Path) -> bool:
-    return Manifest.load(folder, verify=False).precision == "fp16"
 
 
 def _shapes(prefix: str, ranges: Sequence[Profile]) -> dict[str, str]:
@@ -101,8 +84,8 @@ def check_available(engine: OnnxEngine) -> None:
     """Raises EarnError where this ONNX Runtime lacks the engine's provider; registers a plugin's."""
     import onnxruntime
 
-    if engine.plugin:
-        register(engine)
+    if engine.is_plugin:
+        register(engine.remedy)
     elif not is_installed(engine):
         raise EarnError(
             f"This onnxruntime has no {engine.provider}, only {', '.join(onnxruntime.get_available_providers())}. "
@@ -115,34 +98,6 @@ def is_installed(engine: OnnxEngine) -> bool:
     import onnxruntime
 
     return engine.provider in onnxruntime.get_available_providers()
-
-
-def register(engine: OnnxEngine) -> list[Any]:
-    """The devices of a plugin's provider, which ONNX Runtime is told of once.
-
-    Raises:
-        EarnError: the plugin is not installed, does not fit this ONNX Runtime, or finds no device.
-    """
-    from importlib import import_module
-
-    import onnxruntime
-
-    try:
-        path = import_module(engine.plugin).get_library_path()
-    except ImportError as error:
-        raise EarnError(f"This needs {engine.plugin}. Install it: {engine.remedy}") from error
-
-    def devices() -> list[Any]:
-        return [device for device in onnxruntime.get_ep_devices() if device.ep_name == engine.provider]
-
-    if not devices():
-        try:
-            onnxruntime.register_execution_provider_library(engine.provider, path)
-        except Exception as error:  # a class of onnxruntime's own
-            raise EarnError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it ({error}).") from error
-    if not (found := devices()):
-        raise EarnError(f"{engine.provider} finds no device on this machine. Check it with nvidia-smi.")
-    return found
 
 
 def session_options(threads: int | None, spinning: bool, arena: bool) -> Any:
@@ -171,8 +126,7 @@ class OnnxStages:
         self._sessions: dict[str, Any] = {}
         for stage, specs in all_specs(manifest.sizes, manifest.limits).items():
             path = folder / GRAPH_FILES[stage]
-            provider = engine.options(folder, stage, profiles(stage, manifest.sizes, manifest.limits))
-            session = _session(engine, path, provider, options())
+            session = _session(engine, folder, stage, manifest, options)
             if session.get_providers()[0] != engine.provider:
                 raise EarnError(f"{path}: asked for {engine.provider}, got {session.get_providers()[0]}.")
             check_graph(session, specs, path)
@@ -198,17 +152,24 @@ class OnnxStages:
         session.run_with_iobinding(binding)
 
 
-def _session(engine: OnnxEngine, path: Path, provider: Mapping[str, str], options: Any) -> Any:
+def _session(engine: OnnxEngine, folder: Path, stage: str, manifest: Manifest, make_options: Callable[[], Any]) -> Any:
     import onnxruntime
 
-    if engine.on_gpu:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    path, provider = folder / GRAPH_FILES[stage], dict(engine.options(folder, stage, manifest))
+
+    def options() -> Any:
+        made = make_options()
+        if engine.on_gpu:
+            made.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        if engine.is_plugin:
+            made.add_provider_for_devices(register(engine.remedy)[:1], provider)
+        return made
+
     try:
-        if engine.plugin:
-            options.add_provider_for_devices(register(engine)[:1], dict(provider))
-            return onnxruntime.InferenceSession(str(path), options)
-        providers = [(engine.provider, dict(provider))]
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        if engine.is_plugin:
+            path = compiled_graph(cache_folder(folder, "tensorrt-rtx"), path, manifest, options())
+            return onnxruntime.InferenceSession(str(path), options())
+        return onnxruntime.InferenceSession(str(path), options(), providers=[(engine.provider, provider)])
     except EarnError:
         raise
     except Exception as error:  # onnxruntime raises classes of its own without a common base

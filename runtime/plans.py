@@ -77,6 +77,22 @@ def ranges_hash(manifest: Manifest) -> str:
     return profile_hash({stage: profiles(stage, manifest.sizes, manifest.limits) for stage in STAGES})
 
 
+def cache_folder(folder: Path, engine: str) -> Path:
+    """Where a provider of ONNX Runtime keeps what it has built for a bundle; made where it is missing.
+
+    Raises:
+        EarnError: the bundle cannot be written to.
+    """
+    kept = folder / ENGINES_FOLDER / engine
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EarnError(
+            f"{kept}: {error.strerror}. The engine {engine!r} keeps what it builds in the bundle."
+        ) from error
+    return kept
+
+
 def build_command(folder: Path) -> str:
     """What to type for engines that fit this machine."""
     return f"earn engine build {folder}"
