@@ -3,6 +3,7 @@
     python benchmarks/peers.py --quick                     # Qwen2.5-0.5B shape, prompt of 200 tokens, 20 beams
     python benchmarks/peers.py --quick --data data/Beauty  # over the item trie of another catalog
     python benchmarks/peers.py                             # prompts of 100 to 1000 tokens, 10 to 50 beams: an hour
+    python benchmarks/peers.py --prompts 1000 --beams 10   # some of these beside the headline setting
     python benchmarks/peers.py --quick --shape tiny        # a minute's check that everything runs
 
 Weights are random, the catalog is real: its identifiers decide how early a beam is determined.
@@ -128,7 +129,7 @@ class Plan:
 
 HEADLINE = Setting(200, 20)
 QUICK = Plan((HEADLINE,), HISTORIES, 5)
-FULL = Plan(tuple(Setting(prompt, beams) for prompt in (100, 200, 400, 1000) for beams in (10, 20, 50)), 1, 3)
+PROMPTS, BEAMS = (100, 200, 400, 1000), (10, 20, 50)
 
 
 @dataclass(frozen=True)
@@ -169,11 +170,16 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the headline setting alone")
+    parser.add_argument("--prompts", type=sizes, default=PROMPTS, metavar="N,N,...", help="tokens (default: all four)")
+    parser.add_argument("--beams", type=sizes, default=BEAMS, metavar="N,N,...", help="default: 10,20,50")
     parser.add_argument("--data", default="ml-100k", help="whose items make the catalog (default: %(default)s)")
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
     parser.add_argument("--threads", type=int, default=None, help="threads of all sides (default: all cores)")
     arguments = parser.parse_args()
-    threads, plan = arguments.threads or os.cpu_count() or 1, QUICK if arguments.quick else FULL
+    threads, plan = arguments.threads or os.cpu_count() or 1, QUICK
+    if not arguments.quick:
+        asked = [Setting(prompt, beams) for prompt in arguments.prompts for beams in arguments.beams]
+        plan = Plan(tuple(dict.fromkeys((HEADLINE, *asked))), 1, 3)
     task = make_task(load_dataset(arguments.data).catalog(), SHAPES[arguments.shape], threads)
     histories = np.random.default_rng(0).integers(0, len(task.catalog), (SESSION_HISTORIES, MOST_ITEMS)).tolist()
     os.environ.update(KEEP_MEMORY)
@@ -207,6 +213,11 @@ def main() -> None:
         "versions": {name: version(name) for name in PACKAGES if find_spec(name)},
     }
     print(json.dumps({**result, **about}))
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them."""
+    return tuple(map(int, text.split(",")))
 
 
 def write(task: Task, folder: Path, histories: Sequence[Items]) -> bool:
