@@ -138,7 +138,12 @@ def _blocks(graph: onnx.ModelProto, found: list[Product], precision: Precision, 
     """4-bit weights with a scale per block of rows; activations stay float."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # a slow import
 
-    names = {product.name for product in found}
+    rows = {tensor.name: tensor.dims[0] for tensor in graph.graph.initializer if tensor.dims}
+    names = {
+        product.name  # TensorRT tells the size of blocks by the number of scales, so all must be full
+        for product in found
+        if form.block_operator or rows[product.weight] % BLOCK == 0
+    }
     quantizer = MatMulNBitsQuantizer(
         graph,
         bits=precision.weight_bits,
@@ -164,17 +169,38 @@ def _half(graph: onnx.ModelProto) -> onnx.ModelProto:
     once = {node.output[0]: node for node in half.graph.node}  # it casts a tensor once for each node that reads it
     del half.graph.node[:]
     half.graph.node.extend(once.values())
+    _see_through_halves(half.graph)
     return _finished(half)
 
 
+def _see_through_halves(graph: onnx.GraphProto) -> None:
+    """Lets nodes that stay in fp32 read each other: the converter casts what goes between them to fp16 and back.
+
+    Squares of more than 256 would become infinite there.
+    """
+    made_by = {output: node for node in graph.node for output in node.output}
+    source: dict[str, str] = {}
+    for node in graph.node:
+        before = made_by.get(node.input[0]) if node.name.endswith("_cast_to_fp32_node") else None
+        if before is not None and before.name.endswith("_cast_to_fp16_node"):
+            source[node.output[0]] = before.input[0]
+    for node in graph.node:
+        node.input[:] = [source.get(name, name) for name in node.input]
+
+
 def _fp32_nodes(graph: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """What would lose in fp16: norms from their squares to one over the root, softmax, angles of positions."""
+    """What would lose in fp16: norms from their squares to one over the root, softmax, angles from positions on."""
+    made_by = {output: node for node in graph.graph.node for output in node.output}
     roots = {name for node in graph.graph.node if node.op_type == "Sqrt" for name in (*node.input, *node.output)}
+    angles = [name for node in graph.graph.node if node.op_type in ("Cos", "Sin") for name in node.input]
+    for name in angles:  # grows: what they are made of
+        angles += made_by[name].input if name in made_by else ()
     return [
         node
         for node in graph.graph.node
         if node.op_type in _FP32_OPERATORS
         or (node.op_type in _FP32_NEIGHBOURS and roots.intersection((*node.input, *node.output)))
+        or node.output[0] in angles
     ]
 
 

@@ -4,7 +4,7 @@ TensorRT chooses its kernels per range (an "optimization profile") and refuses s
 over the axes of the tensor table (see earn.specs); together they hold every call that the runtime can make within a
 bundle's limits:
 
-    decode     passes of generated rows; a session's new item too, where it is that short
+    decode     passes of generated rows; also a session's new item, or another prompt of few rows
     prefill    the constant head, a prompt, or a piece of it
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -47,7 +48,7 @@ class Profile:
 
 
 def profiles(stage: str, sizes: Sizes, limits: Limits) -> tuple[Profile, ...]:
-    """The ranges of the stage "early" or "late", in the order in which they are tried."""
+    """The ranges of the stage "early" or "late", decode first."""
     inputs = stage_specs(stage, sizes, limits).inputs
     return tuple(
         Profile(name, {spec.name: _range(spec, axes) for spec in inputs})
@@ -56,15 +57,20 @@ def profiles(stage: str, sizes: Sizes, limits: Limits) -> tuple[Profile, ...]:
 
 
 def profile_for(stage: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int:
-    """The number of the first profile that holds inputs of these shapes.
+    """The number of the profile for inputs of these shapes: of those that hold them the one that is made for as many rows.
 
     Raises:
         ValueError: none does; the runtime keeps its calls within the bundle's limits, so this is a defect.
     """
-    for number, profile in enumerate(stage):
-        if profile.holds(shapes):
-            return number
-    raise ValueError(f"No profile holds { ({name: tuple(shape) for name, shape in shapes.items()}) }.")
+    tokens = "input_ids" if "input_ids" in shapes else "hidden"  # [b,m] or [b,m,d]
+    distance = {
+        number: abs(math.log(shapes[tokens][1] / profile.ranges[tokens].usual[1]))
+        for number, profile in enumerate(stage)
+        if profile.holds(shapes)
+    }
+    if not distance:
+        raise ValueError(f"No profile holds { ({name: tuple(shape) for name, shape in shapes.items()}) }.")
+    return min(distance, key=distance.__getitem__)
 
 
 def profile_hash(stages: Mapping[str, Sequence[Profile]]) -> str:

@@ -5,7 +5,8 @@ free blocks the one that was taken first is given first, so that a request which
 order as an earlier one gets the same addresses, which captured graphs hold on to. What else is taken in between has
 other blocks.
 
-All copies go through one stream, and engines that can share it run on it too.
+All copies go through one stream, and engines that can share it run on it too. Others have streams of their own, so an
+array is ready, and a copy done, when it is returned.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class Cuda:
         if not self.call("cudaGetDeviceCount"):
             raise EarnError(f"There is no CUDA device. {REMEDY}")
         self.stream = int(self.call("cudaStreamCreate"))
+        self.capturing = int(self.call("cudaStreamCreate"))  # what other threads do is not captured with it
 
     def call(self, name: str, *arguments: Any) -> Any:
         """The result of one function of the CUDA runtime.
@@ -111,6 +113,7 @@ class Cuda:
     def empty(self, shape: tuple[int, ...]) -> CudaArray:
         """See `earn.runtime.memory.Device`; all zero, so that rows not yet in use can be read, and masked."""
         block = self.clear(self.take(ITEM * math.prod(shape), "arrays"))
+        self.finish()
         return CudaArray(block.address, shape, block)
 
     def take(self, size: int, use: str = "work") -> Block:

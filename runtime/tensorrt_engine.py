@@ -132,7 +132,7 @@ class Stage:
             if not is_direct:
                 staged.append((array, block))
             self._bind(context, name, block.address)
-        self._enqueue(context)
+        self._enqueue(context, self._device.stream)
         for array, block in staged:
             self._give(array, block.address)
 
@@ -183,14 +183,14 @@ class Stage:
             self._bind(context, name, blocks[name].address)
         made = Pass(shape, context, blocks)
         self._load(made, feeds)
-        self._enqueue(context)  # what is set up at a first run must not be captured
+        self._enqueue(context, self._device.stream)  # what is set up at a first run must not be captured
         self._device.finish()
         mode = self._device.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._device.call("cudaStreamBeginCapture", self._device.stream, mode)
+        self._device.call("cudaStreamBeginCapture", self._device.capturing, mode)
         try:
-            self._enqueue(context)
+            self._enqueue(context, self._device.capturing)
         finally:
-            graph = self._device.call("cudaStreamEndCapture", self._device.stream)
+            graph = self._device.call("cudaStreamEndCapture", self._device.capturing)
         made.graph = self._device.call("cudaGraphInstantiate", graph, 0)
         self._device.call("cudaGraphDestroy", graph)
         return made
@@ -256,8 +256,8 @@ class Stage:
             self._must(context.set_input_shape(name, tuple(shape)), f"the shape {tuple(shape)} of {name}")
         self._must(context.set_tensor_address(name, address), f"the address of {name}")
 
-    def _enqueue(self, context: Any) -> None:
-        self._must(context.execute_async_v3(self._device.stream), "to run")
+    def _enqueue(self, context: Any, stream: int) -> None:
+        self._must(context.execute_async_v3(stream), "to run")
 
     def _must(self, is_done: bool, what: str) -> None:
         if not is_done:

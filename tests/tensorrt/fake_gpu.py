@@ -22,7 +22,7 @@ from cuda.bindings import runtime as real
 from earn.runtime.memory import Array
 from tests.tensorrt.signatures import fake
 
-STREAM = 7  # the number of the one stream
+STREAM = 7  # the number of the first stream
 ALIGNED = 256
 
 
@@ -34,6 +34,8 @@ class FakeCuda:
         self.blocks: dict[int, Array] = {}  # by address
         self.graphs: list[list[Callable[[], None]]] = []
         self.captured: list[Callable[[], None]] | None = None
+        self.streams = 0
+        self.capturing: int | None = None  # the stream that is captured
         self.launches = 0
         self.name, self.architecture = "NVIDIA Fake 1", (8, 9)
         names = [name for name in dir(self) if name.startswith("cuda")]
@@ -53,7 +55,8 @@ class FakeCuda:
         return real.cudaError_t.cudaSuccess, self.devices
 
     def cudaStreamCreate(self) -> tuple[Any, Any]:  # noqa: N802
-        return real.cudaError_t.cudaSuccess, STREAM
+        self.streams += 1
+        return real.cudaError_t.cudaSuccess, STREAM + self.streams - 1
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Any, Any]:  # noqa: N802
         major, minor = self.architecture
@@ -78,7 +81,7 @@ class FakeCuda:
         return (real.cudaError_t.cudaSuccess,)
 
     def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> tuple[Any]:  # noqa: N802
-        assert stream == STREAM
+        assert self.is_stream(stream)
         self.forbid_capture()
         self.bytes_at(address, size)[:] = value
         return (real.cudaError_t.cudaSuccess,)
@@ -89,7 +92,7 @@ class FakeCuda:
     def cudaMemcpy2DAsync(  # noqa: N802
         self, target: int, to: int, source: int, step: int, size: int, count: int, kind: Any, stream: int
     ) -> tuple[Any]:
-        assert stream == STREAM
+        assert self.is_stream(stream)
         assert size <= min(to, step)
         self.forbid_capture()
         for number in range(count):
@@ -106,20 +109,21 @@ class FakeCuda:
         return (real.cudaError_t.cudaSuccess,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any]:  # noqa: N802
-        assert stream == STREAM
+        assert self.is_stream(stream)
         self.forbid_capture()
         return (real.cudaError_t.cudaSuccess,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any]:  # noqa: N802
-        assert stream == STREAM
+        assert self.is_stream(stream)
         assert isinstance(mode, real.cudaStreamCaptureMode)
         self.forbid_capture()
-        self.captured = []
+        self.captured, self.capturing = [], stream
         return (real.cudaError_t.cudaSuccess,)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[Any, Any]:  # noqa: N802
         assert self.captured is not None
-        graph, self.captured = self.captured, None
+        assert stream == self.capturing
+        graph, self.captured, self.capturing = self.captured, None, None
         return real.cudaError_t.cudaSuccess, graph
 
     def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any, Any]:  # noqa: N802
@@ -134,15 +138,19 @@ class FakeCuda:
         return (real.cudaError_t.cudaSuccess,)
 
     def cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[Any]:  # noqa: N802
-        assert stream == STREAM
+        assert self.is_stream(stream)
         assert any(own is graph for own in self.graphs)
         self.launches += 1
         for work in graph:
             work()
         return (real.cudaError_t.cudaSuccess,)
 
+    def is_stream(self, number: int) -> bool:
+        """Whether there is such a stream."""
+        return number in range(STREAM, STREAM + self.streams)
+
     def forbid_capture(self) -> None:
-        """What may not happen while a graph is captured."""
+        """What may not happen while a graph is captured: here, where there is one thread alone, nothing but kernels."""
         assert self.captured is None
 
     def is_device(self, address: int, size: int) -> bool:
@@ -334,7 +342,7 @@ class Context:
         self.memory = True
 
     def set_profile(self, number: int, stream: int) -> bool:
-        assert stream == STREAM
+        assert self.cuda.is_stream(stream)
         self.profile = self.profiles[number]
         return True
 
@@ -354,7 +362,8 @@ class Context:
         return True
 
     def run(self, stream: int) -> bool:
-        assert stream == STREAM
+        assert self.cuda.is_stream(stream)
+        assert self.cuda.captured is None or stream == self.cuda.capturing
         assert self.memory
         names = [tensor.name for tensor in self.session.get_inputs()]
         outputs = [tensor.name for tensor in self.session.get_outputs()]

@@ -1,0 +1,456 @@
+"""Whether TensorRT's ONNX parser takes the graphs: operators, types and restrictions, as its documentation lists them.
+
+The table holds what docs/operators.md of onnx-tensorrt says for TensorRT 9.2 and for 10.15 alike, and 4-bit weights,
+which came with 10.0. Networks are strongly typed, so types count as they stand in the graph. No TensorRT runs here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
+
+from earn.calibration.precisions import FORMS, PRECISIONS, find_form
+from earn.calibration.products import activations, products
+from earn.calibration.quantize import BLOCK, quantize, with_float
+from earn.calibration.refine import LEVELS, refine
+from earn.config import Prompt
+from earn.export.onnx_stages import OPSET, export_stages
+from earn.export.stages import bundle_model
+from earn.manifest import GRAPH_FILES
+from earn.model import EarnModel
+from earn.runtime.memory import Array
+from earn.specs import NEW, PAST, STAGES
+from tests.support import FAMILIES, assert_close, random_catalog, small_backbone, small_model
+
+FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16"})
+NUMBERS = FLOATS | {"INT32", "INT64"}
+ANY = NUMBERS | {"BOOL"}
+
+# Types of what an operator computes with and gives out, for the operators of which stages are made.
+OPERATORS: Mapping[str, frozenset[str]] = {
+    "Add": NUMBERS,
+    "Cast": ANY | {"UINT8"},
+    "Concat": ANY,
+    "Cos": FLOATS,
+    "DequantizeLinear": FLOATS | {"INT8", "INT4"},
+    "Div": NUMBERS,
+    "Gather": ANY,
+    "MatMul": FLOATS,
+    "Mul": NUMBERS,
+    "Neg": NUMBERS,
+    "Pow": FLOATS,
+    "QuantizeLinear": FLOATS | {"INT8"},
+    "ReduceMean": NUMBERS,
+    "Reshape": ANY,
+    "Sigmoid": FLOATS,
+    "Sin": FLOATS,
+    "Softmax": FLOATS,
+    "Split": ANY,
+    "Sqrt": FLOATS,
+    "Sub": NUMBERS,
+    "Transpose": ANY,
+    "Unsqueeze": ANY,
+}
+# Inputs that must be constants, since shapes or kernels follow from them.
+CONSTANT_INPUTS: Mapping[str, tuple[int, ...]] = {
+    "DequantizeLinear": (1, 2),
+    "QuantizeLinear": (1, 2),
+    "ReduceMean": (1,),
+    "Reshape": (1,),
+    "Split": (1,),
+    "Unsqueeze": (1,),
+}
+INDICES: Mapping[str, int] = {"Gather": 1, **dict.fromkeys(("ReduceMean", "Reshape", "Split", "Unsqueeze"), 1)}
+QUANTIZED = ("INT8", "INT4")  # types that only stand between QuantizeLinear and DequantizeLinear
+OPSETS = range(9, 20)  # 19 is the highest of TensorRT 9.2
+BLOCK_OPSET = 21  # the first with blocks of 4 bits; TensorRT takes these from 10.0 on
+
+
+# --- the check --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph with the types of all tensors."""
+
+    model: ModelProto
+    types: Mapping[str, str]
+    constants: Mapping[str, TensorProto]
+
+    @classmethod
+    def of(cls, model: ModelProto) -> Graph:
+        inferred = shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True).graph
+        values = [*inferred.input, *inferred.value_info, *inferred.output]
+        types = {value.name: type_name(value.type.tensor_type.elem_type) for value in values}
+        constants = {tensor.name: tensor for tensor in inferred.initializer}
+        return cls(model, types | {name: type_name(one.data_type) for name, one in constants.items()}, constants)
+
+    @property
+    def nodes(self) -> Sequence[NodeProto]:
+        nodes: Sequence[NodeProto] = self.model.graph.node
+        return nodes
+
+    @property
+    def makers(self) -> dict[str, NodeProto]:
+        """The node that makes a tensor, by the tensor's name."""
+        return {output: node for node in self.nodes for output in node.output}
+
+    def value(self, name: str) -> Array:
+        array: Array = numpy_helper.to_array(self.constants[name])
+        return array
+
+    def data_types(self, node: NodeProto) -> set[str]:
+        """Types of what a node computes with and gives out; indices, sizes and axes are neither."""
+        data = [name for place, name in enumerate(node.input) if name and place != INDICES.get(node.op_type)]
+        return {self.types.get(name, "unknown") for name in (*data, *node.output)}
+
+
+def type_name(number: int) -> str:
+    name: str = TensorProto.DataType.Name(number)
+    return name
+
+
+def complaints(model: ModelProto) -> list[str]:
+    """What TensorRT would refuse, or compute slowly or otherwise than is meant."""
+    if foreign := {node.domain for node in model.graph.node} - {"", "ai.onnx"}:
+        return [f"operators of the domain {domain} are no standard ones" for domain in sorted(foreign)]
+    graph = Graph.of(model)
+    found = [*_opset(graph)]
+    for node in graph.nodes:
+        what = f"{node.op_type} {node.name!r}"
+        if node.op_type not in OPERATORS:
+            found.append(f"{what} is not in the table")
+            continue
+        if wrong := graph.data_types(node) - OPERATORS[node.op_type]:
+            found.append(f"{what} computes with {', '.join(sorted(wrong))}")
+        for place in CONSTANT_INPUTS.get(node.op_type, ()):
+            if place < len(node.input) and node.input[place] not in graph.constants:
+                found.append(f"{what} computes its input {place}")
+        found += [f"{what} {text}" for text in (*_quantization(graph, node), *_integers(graph, node))]
+    return found
+
+
+def _opset(graph: Graph) -> Iterator[str]:
+    opsets = {entry.domain: entry.version for entry in graph.model.opset_import}
+    allowed = {BLOCK_OPSET} if "INT4" in graph.types.values() else OPSETS
+    if opsets.keys() != {""} or opsets[""] not in allowed:
+        yield f"the graph needs the operator sets {opsets}"
+
+
+def _quantization(graph: Graph, node: NodeProto) -> Iterator[str]:
+    """Zero points are 0; scales are one, one per column, or one per block of rows, and blocks fill the rows."""
+    if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.input[1] not in graph.constants:
+        return
+    if len(node.input) > 2 and node.input[2] in graph.constants and graph.value(node.input[2]).any():
+        yield "has a zero point other than 0"
+    axis, block = (attribute(node, name, default) for name, default in (("axis", 1), ("block_size", 0)))
+    scale, weight = graph.constants[node.input[1]].dims, graph.constants.get(node.input[0])
+    if weight is None:
+        if list(scale):
+            yield f"has scales {list(scale)} for activations"
+    elif block:  # the parser infers the size of blocks from the number of scales, and one axis alone may have blocks
+        rows, columns = weight.dims
+        if axis != 0 or rows % block or rows == rows // block or list(scale) != [rows // block, columns]:
+            yield f"has scales {list(scale)} for blocks of {block} of a weight {[rows, columns]}"
+    elif list(scale) != [weight.dims[axis]]:
+        yield f"has scales {list(scale)} for a weight {list(weight.dims)}"
+
+
+def _integers(graph: Graph, node: NodeProto) -> Iterator[str]:
+    """Integers are not computed with: 64-bit ones pick rows or are cast, 8- and 4-bit ones are dequantized."""
+    for place, name in enumerate(node.input):
+        kind = graph.types.get(name)
+        if kind == "INT64" and not (place == INDICES.get(node.op_type) or node.op_type in ("Cast", "Unsqueeze")):
+            yield f"computes with the 64-bit integers {name!r}"
+        if kind in QUANTIZED and node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            yield f"reads the {kind} {name!r}"
+
+
+def attribute(node: NodeProto, name: str, default: int) -> int:
+    return next((int(one.i) for one in node.attribute if one.name == name), default)
+
+
+# --- the graphs -------------------------------------------------------------------------------------------------------
+
+TEXT = Prompt(head=(1, 2), separator=(3,), tail=(4, 5))
+DENSE: dict[str, Any] = {"prefix_registers": 0, "suffix_registers": 0}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    **{name: (name, "trie", {}) for name in FAMILIES},
+    **{f"{name}, dense": (name, "trie", DENSE) for name in FAMILIES},
+    "tiny-llama, whole vocabulary": ("tiny-llama", "vocab", {}),
+    "tiny-llama, two registers, text": (
+        "tiny-llama",
+        "trie",
+        {"prefix_registers": 2, "suffix_registers": 2, "prompt": TEXT, "early_layers": 2},
+    ),
+    "tiny-qwen3, no late layer": ("tiny-qwen3", "trie", {"early_layers": 4}),
+}
+TENSORRT = [name for name, row in PRECISIONS.items() if "tensorrt" in row.engines]
+REFINED, MIXED = "int8, refined", "with products in float"
+VARIANTS = [*TENSORRT, REFINED, f"int8 {MIXED}", f"int4 {MIXED}"]
+
+
+@cache
+def exported(case: str) -> Mapping[str, bytes]:
+    """The fp32 graph of each stage."""
+    family, rule, shape = CASES[case]
+    return graphs_of(small_model(family, random_catalog(60), **shape), rule)
+
+
+def graphs_of(model: EarnModel, rule: str) -> Mapping[str, bytes]:
+    with TemporaryDirectory() as folder:
+        export_stages(bundle_model(model, rule, max_batch=4, max_beams=24), model.config, Path(folder))
+        return {stage: (Path(folder) / GRAPH_FILES[stage]).read_bytes() for stage in STAGES}
+
+
+@cache
+def written(case: str, stage: str, variant: str, engine: str = "tensorrt") -> ModelProto:
+    """A stage's graph as it is written for an engine; not to be changed."""
+    plain = onnx.load_from_string(exported(case)[stage])
+    precision = PRECISIONS[variant.split(",")[0].split(" ")[0]]
+    if precision.method == "none":
+        return plain
+    found = products(plain)
+    ranges = dict.fromkeys(activations(found), (-4.0, 3.0))
+    graph = quantize(onnx.load_from_string(exported(case)[stage]), precision, find_form(precision, engine), ranges)
+    if variant == REFINED:
+        refine(graph, {product.name for product in found if product.kind in LEVELS[-1]})
+    if variant.endswith(MIXED):
+        graph = with_float(graph, plain, [product.name for product in found if product.kind == "o_proj"])
+    return graph
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_tensorrt_takes_every_graph_that_is_written_for_it(case: str, stage: str, variant: str) -> None:
+    assert complaints(written(case, stage, variant)) == []
+
+
+def test_the_table_holds_what_stages_are_made_of_and_no_more() -> None:
+    graphs = [written(case, stage, variant) for case in CASES for stage in STAGES for variant in VARIANTS]
+    assert {node.op_type for graph in graphs for node in graph.graph.node} == set(OPERATORS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_precision_changes_what_it_says(case: str) -> None:
+    """Else the test above would look at the same graph again and again."""
+    for stage in STAGES:
+        types = {variant: set(Graph.of(written(case, stage, variant)).types.values()) for variant in TENSORRT}
+        assert types["fp32"] == {"FLOAT", "INT64"}
+        assert types["fp16"] == {"FLOAT", "INT64", "FLOAT16"}
+        assert types["int8"] == {"FLOAT", "INT64", "INT8"}
+        assert types["int4"] == {"FLOAT", "INT64", "INT4"}
+
+
+@pytest.mark.parametrize("variant", TENSORRT)
+def test_inputs_and_outputs_are_those_of_the_tensor_table_in_every_precision(variant: str) -> None:
+    for stage in STAGES:
+        graph = Graph.of(written("tiny-qwen2", stage, variant))
+        first, last = ("input_ids", "hidden") if stage == "early" else ("hidden", "logits")
+        names = [first, "position_ids", "attention_bias", PAST, "keep"]
+        assert [value.name for value in graph.model.graph.input] == names
+        assert [value.name for value in graph.model.graph.output] == [last, NEW]
+        floats = {first, "attention_bias", PAST, last, NEW} - {"input_ids"}
+        for name in (*names, last, NEW):
+            assert graph.types[name] == ("FLOAT" if name in floats else "INT64"), name
+
+
+@pytest.mark.parametrize(
+    ("variant", "complaint"),
+    [
+        ("int8", "zero point other than 0"),
+        ("int8-dynamic", "DynamicQuantizeLinear"),
+        ("int4", "com.microsoft"),
+    ],
+)
+def test_the_forms_for_the_cpu_are_not_for_tensorrt(variant: str, complaint: str) -> None:
+    """And the check would notice."""
+    assert complaint in " ".join(complaints(written("tiny-llama", "late", variant, "cpu")))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "complaint"),
+    [
+        ([helper.make_node("NonZero", ["x"], ["y"])], "NonZero"),
+        ([helper.make_node("Shape", ["x"], ["y"])], "Shape"),
+        ([helper.make_node("Unique", ["x"], ["y"])], "Unique"),
+        ([helper.make_node("Cast", ["x"], ["y"], to=TensorProto.DOUBLE)], "DOUBLE"),
+        ([helper.make_node("Add", ["ids", "ids"], ["y"])], "64-bit integers"),
+        ([helper.make_node("Reshape", ["x", "ids"], ["y"])], "computes its input 1"),
+        ([helper.make_node("Gather", ["small", "ids"], ["y"])], "INT8"),
+        ([helper.make_node("Range", ["one", "one", "one"], ["y"])], "Range"),
+    ],
+)
+def test_the_check_notices(nodes: list[NodeProto], complaint: str) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["a", "b"])
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, [2])
+    weights = {"small": np.zeros((3, 2), np.int8), "one": np.array(1)}
+    graph = helper.make_graph(
+        nodes,
+        "stage",
+        [x, ids],
+        [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+    assert complaint in " ".join(complaints(model))
+
+
+def dequantized(weight: Sequence[int], scales: Sequence[int], block: int) -> ModelProto:
+    """A product with a weight in 4 bits."""
+    rows, columns = weight
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "scale"], ["float"], axis=0, block_size=block),
+        helper.make_node("MatMul", ["x", "float"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "stage",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", rows])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", columns])],
+        [
+            helper.make_tensor("w", TensorProto.INT4, weight, np.zeros(rows * columns, np.int8)),
+            numpy_helper.from_array(np.ones(scales, np.float32), "scale"),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", BLOCK_OPSET)], ir_version=10)
+
+
+def test_blocks_fill_the_rows_of_a_weight() -> None:
+    """Of 40 rows in blocks of 32 the parser would make two blocks of 20: it counts scales."""
+    assert complaints(dequantized([64, 6], [2, 6], BLOCK)) == []
+    assert complaints(dequantized([32, 6], [1, 6], BLOCK)) == []
+    assert "blocks of 32 of a weight [40, 6]" in complaints(dequantized([40, 6], [2, 6], BLOCK))[0]
+
+
+def test_weights_that_blocks_do_not_fill_are_written_otherwise() -> None:
+    sizes = {"hidden_size": 48, "intermediate_size": 96}
+    model = EarnModel.from_backbone(small_backbone("tiny-llama", **sizes), random_catalog(60))
+    graphs = {stage: onnx.load_from_string(graph) for stage, graph in graphs_of(model, "trie").items()}
+    for graph in graphs.values():
+        assert complaints(quantize(graph, PRECISIONS["int4"], FORMS["tensorrt"], {})) == []
+
+
+# --- half precision ---------------------------------------------------------------------------------------------------
+
+NORMS = ("Pow", "ReduceMean", "Sqrt", "Div")
+
+
+def beyond_casts(graph: Graph, tensor: str) -> NodeProto:
+    """The node that makes a tensor; where that is a cast, the one before it."""
+    node = graph.makers[tensor]
+    return beyond_casts(graph, node.input[0]) if node.op_type == "Cast" else node
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_softmax_norms_and_rotation_are_float32_in_fp16_graphs(case: str, stage: str) -> None:
+    graph = Graph.of(written(case, stage, "fp16"))
+    operators = Counter(node.op_type for node in graph.nodes)
+    assert operators["Sqrt"] == operators["Div"] == operators["Pow"] == operators["ReduceMean"] > 0
+    epsilons = [beyond_casts(graph, node.input[0]) for node in graph.nodes if node.op_type == "Sqrt"]
+    assert {node.op_type for node in epsilons} == {"Add"}
+    kept = [node for node in graph.nodes if node.op_type in (*NORMS, "Softmax", "Cos", "Sin")]
+    for node in (*kept, *epsilons):
+        assert graph.data_types(node) == {"FLOAT"}, node.name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_products_and_their_weights_are_float16_in_fp16_graphs(case: str) -> None:
+    for stage in STAGES:
+        graph = Graph.of(written(case, stage, "fp16"))
+        for node in graph.nodes:
+            if node.op_type == "MatMul":
+                assert graph.data_types(node) == {"FLOAT16"}, node.name
+        whole = sum(np.prod(one.dims) for one in graph.constants.values())
+        half = sum(np.prod(one.dims) for name, one in graph.constants.items() if graph.types[name] == "FLOAT16")
+        assert half > 0.98 * whole
+
+
+def roundings(graph: Graph) -> list[str]:
+    """Tensors that are cast from float32 to float16 and back: rounded, and made infinite beyond 65504."""
+    makers, found = graph.makers, []
+    for node in graph.nodes:
+        before = makers.get(node.input[0]) if node.op_type == "Cast" else None
+        if before is not None and before.op_type == "Cast":
+            kinds = [graph.types[name] for name in (before.input[0], node.input[0], node.output[0])]
+            if kinds == ["FLOAT", "FLOAT16", "FLOAT"]:
+                found.append(before.input[0])
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_nothing_is_rounded_between_operators_that_stay_float32(case: str, stage: str) -> None:
+    assert roundings(Graph.of(written(case, stage, "fp16"))) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_angles_are_float32_from_the_positions_on(family: str, stage: str) -> None:
+    graph = Graph.of(written(family, stage, "fp16"))
+    ahead = [name for node in graph.nodes if node.op_type in ("Cos", "Sin") for name in node.input]
+    seen = set()
+    while ahead:
+        name = ahead.pop()
+        if name in graph.makers and name not in seen:
+            seen.add(name)
+            assert graph.types[name] in ("FLOAT", "INT64"), name
+            ahead += graph.makers[name].input
+    assert "position_ids" in {name for tensor in seen for name in graph.makers[tensor].input}
+
+
+def run(model: ModelProto, feeds: Mapping[str, Array]) -> Array:
+    """The first output, every node computed as it stands: ONNX Runtime's optimizer would leave casts out."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    first: Array = session.run([session.get_outputs()[0].name], dict(feeds))[0]
+    return first
+
+
+def feeds_of(model: ModelProto, first_position: int, size: float) -> dict[str, Array]:
+    """Six rows behind ten that are cached; hidden states of that size."""
+    generator, rows, cached = np.random.default_rng(0), 6, 10
+    past = next(value for value in model.graph.input if value.name == PAST)
+    row = [axis.dim_value for axis in past.type.tensor_type.shape.dim][2:]
+    feeds: dict[str, Array] = {
+        "position_ids": first_position + np.arange(rows)[None],
+        "attention_bias": np.zeros((1, 1, rows, cached + rows), np.float32),
+        PAST: generator.normal(0, 1, (cached, 1, *row)).astype(np.float32),
+        "keep": np.arange(rows),
+    }
+    first = model.graph.input[0]
+    if first.name == "hidden":
+        width = first.type.tensor_type.shape.dim[2].dim_value
+        return {**feeds, "hidden": size * generator.normal(0, 1, (1, rows, width)).astype(np.float32)}
+    return {**feeds, "input_ids": generator.integers(0, 10, (1, rows))}
+
+
+FAR = pytest.param("early", 1500, 1, id="far positions")
+LARGE = pytest.param("late", 0, 1000, id="large hidden states")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("stage", "position", "size"),
+    [pytest.param("early", 0, 1, id="early"), pytest.param("late", 0, 1, id="late"), FAR, LARGE],
+)
+def test_fp16_graphs_compute_what_fp32_graphs_compute(family: str, stage: str, position: int, size: float) -> None:
+    feeds = feeds_of(written(family, stage, "fp32"), position, size)
+    want, got = (run(written(family, stage, precision), feeds) for precision in ("fp32", "fp16"))
+    scale = np.abs(want).max()
+    assert np.isfinite(got).all()
+    assert_close(want / scale, got / scale, 3e-3)
