@@ -9,10 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import onnx
@@ -20,18 +16,14 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
-from earn.calibration.precisions import FORMS, PRECISIONS, find_form
-from earn.calibration.products import activations, products
-from earn.calibration.quantize import BLOCK, quantize, with_float
-from earn.calibration.refine import LEVELS, refine
-from earn.config import Prompt
-from earn.export.onnx_stages import OPSET, export_stages
-from earn.export.stages import bundle_model
-from earn.manifest import GRAPH_FILES
+from earn.calibration.precisions import FORMS, PRECISIONS
+from earn.calibration.quantize import BLOCK, quantize
+from earn.export.onnx_stages import OPSET
 from earn.model import EarnModel
 from earn.runtime.memory import Array
 from earn.specs import NEW, PAST, STAGES
-from tests.support import FAMILIES, assert_close, random_catalog, small_backbone, small_model
+from tests.export.tensorrt_graphs import CASES, TENSORRT, VARIANTS, graphs_of, written
+from tests.support import FAMILIES, assert_close, random_catalog, small_backbone
 
 FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16"})
 NUMBERS = FLOATS | {"INT32", "INT64"}
@@ -179,56 +171,6 @@ def _integers(graph: Graph, node: NodeProto) -> Iterator[str]:
 
 def attribute(node: NodeProto, name: str, default: int) -> int:
     return next((int(one.i) for one in node.attribute if one.name == name), default)
-
-
-# --- the graphs -------------------------------------------------------------------------------------------------------
-
-TEXT = Prompt(head=(1, 2), separator=(3,), tail=(4, 5))
-DENSE: dict[str, Any] = {"prefix_registers": 0, "suffix_registers": 0}
-CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    **{name: (name, "trie", {}) for name in FAMILIES},
-    **{f"{name}, dense": (name, "trie", DENSE) for name in FAMILIES},
-    "tiny-llama, whole vocabulary": ("tiny-llama", "vocab", {}),
-    "tiny-llama, two registers, text": (
-        "tiny-llama",
-        "trie",
-        {"prefix_registers": 2, "suffix_registers": 2, "prompt": TEXT, "early_layers": 2},
-    ),
-    "tiny-qwen3, no late layer": ("tiny-qwen3", "trie", {"early_layers": 4}),
-}
-TENSORRT = [name for name, row in PRECISIONS.items() if "tensorrt" in row.engines]
-REFINED, MIXED = "int8, refined", "with products in float"
-VARIANTS = [*TENSORRT, REFINED, f"int8 {MIXED}", f"int4 {MIXED}"]
-
-
-@cache
-def exported(case: str) -> Mapping[str, bytes]:
-    """The fp32 graph of each stage."""
-    family, rule, shape = CASES[case]
-    return graphs_of(small_model(family, random_catalog(60), **shape), rule)
-
-
-def graphs_of(model: EarnModel, rule: str) -> Mapping[str, bytes]:
-    with TemporaryDirectory() as folder:
-        export_stages(bundle_model(model, rule, max_batch=4, max_beams=24), model.config, Path(folder))
-        return {stage: (Path(folder) / GRAPH_FILES[stage]).read_bytes() for stage in STAGES}
-
-
-@cache
-def written(case: str, stage: str, variant: str, engine: str = "tensorrt") -> ModelProto:
-    """A stage's graph as it is written for an engine; not to be changed."""
-    plain = onnx.load_from_string(exported(case)[stage])
-    precision = PRECISIONS[variant.split(",")[0].split(" ")[0]]
-    if precision.method == "none":
-        return plain
-    found = products(plain)
-    ranges = dict.fromkeys(activations(found), (-4.0, 3.0))
-    graph = quantize(onnx.load_from_string(exported(case)[stage]), precision, find_form(precision, engine), ranges)
-    if variant == REFINED:
-        refine(graph, {product.name for product in found if product.kind in LEVELS[-1]})
-    if variant.endswith(MIXED):
-        graph = with_float(graph, plain, [product.name for product in found if product.kind == "o_proj"])
-    return graph
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

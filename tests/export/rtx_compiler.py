@@ -1,0 +1,59 @@
+"""Compiles graphs with TensorRT for RTX, whose parser and compiler run on machines without a GPU.
+
+    python -m tests.export.rtx_compiler FOLDER      # of *.onnx, each beside a *.json with its profiles
+
+A profile is {input: [least, usual, most]}. Prints one line of JSON: {graph: what was complained of}. Engines for three
+architectures are made, nothing is run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import tensorrt_rtx_bindings as tensorrt_rtx
+
+ARCHITECTURES = ("SM80", "SM89", "SM120")  # RTX 30, 40 and 50
+INFORMS = "has Int64 binding"  # of every input in int64: how it will be bound
+
+
+class Log(tensorrt_rtx.ILogger):  # type: ignore[misc]  # without type hints
+    """Keeps warnings and errors."""
+
+    def __init__(self) -> None:
+        tensorrt_rtx.ILogger.__init__(self)
+        self.complaints: list[str] = []
+
+    def log(self, severity: Any, message: str) -> None:
+        """Called by TensorRT."""
+        if severity <= tensorrt_rtx.ILogger.Severity.WARNING and INFORMS not in message:
+            self.complaints.append(message)
+
+
+def compile_graph(path: Path) -> list[str]:
+    """All that parser and compiler say of a graph."""
+    log = Log()
+    builder = tensorrt_rtx.Builder(log)
+    network = builder.create_network(1 << int(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = tensorrt_rtx.OnnxParser(network, log)
+    if not parser.parse_from_file(str(path)):
+        return [parser.get_error(number).desc() for number in range(parser.num_errors)]
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = len(ARCHITECTURES)
+    for number, name in enumerate(ARCHITECTURES):
+        config.set_compute_capability(getattr(tensorrt_rtx.ComputeCapability, name), number)
+    for ranges in json.loads(path.with_suffix(".json").read_text()):
+        profile = builder.create_optimization_profile()
+        for name, (least, usual, most) in ranges.items():
+            profile.set_shape(name, least, usual, most)
+        config.add_optimization_profile(profile)
+    if builder.build_serialized_network(network, config) is None:
+        log.complaints.append("nothing was built")
+    return log.complaints
+
+
+if __name__ == "__main__":
+    graphs = sorted(Path(sys.argv[1]).glob("*.onnx"))
+    print(json.dumps({path.stem: compile_graph(path) for path in graphs}))
