@@ -57,7 +57,7 @@ def profiles(stage: str, sizes: Sizes, limits: Limits) -> tuple[Profile, ...]:
 
 
 def profile_for(stage: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int:
-    """The number of the profile for inputs of these shapes: of those that hold them the one that is made for as many rows.
+    """The number of the profile for inputs of these shapes: of those that hold them the one made for as many rows.
 
     Raises:
         ValueError: none does; the runtime keeps its calls within the bundle's limits, so this is a defect.
