@@ -42,16 +42,26 @@ def command(
         description: what stands above its options.
         examples: command lines that stand below them.
     """
+    parser = _parser(subparsers, name, summary, description, examples)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def command_group(subparsers: Subparsers, name: str, summary: str, description: str, examples: str) -> Subparsers:
+    """Adds a command that has commands of its own; see `command`."""
+    parser = _parser(subparsers, name, summary, description, examples)
+    return parser.add_subparsers(metavar="COMMAND", required=True)
+
+
+def _parser(subparsers: Subparsers, name: str, summary: str, description: str, examples: str) -> Parser:
     lines = "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
-    parser = subparsers.add_parser(
+    return subparsers.add_parser(
         name,
         help=summary,
         description=textwrap.fill(description, 79),
         epilog=f"examples:\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def positive(text: str) -> int:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earn.cli.arguments import bundle_folder, command, positive
+from earn.cli.arguments import bundle_folder, command, command_group, positive
 from earn.cli.console import note, pairs, progress, show, size, table
 
 NATIVE = "tensorrt"  # the engine that is built
@@ -20,8 +20,17 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Subparsers) -> None:
     """Declares the command and its two subcommands."""
-    parser = subparsers.add_parser("engine", help="build TensorRT engines; see which engines can run here")
-    own = parser.add_subparsers(metavar="COMMAND", required=True)
+    own = command_group(
+        subparsers,
+        "engine",
+        "build TensorRT engines; see which engines can run here",
+        "A bundle runs on the CPU as it is. On NVIDIA GPUs it runs with CUDA, or with TensorRT engines that are built "
+        "from it on the device.",
+        """
+        earn engine check BUNDLE
+        earn engine build BUNDLE
+        """,
+    )
     build = command(
         own,
         "build",
