@@ -44,6 +44,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
+if not __package__:  # run as a script, for which Python looks in this folder alone
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.near_ties import is_same_list
 from earn.calibration.bench import Mix
 from earn.calibration.calibrate import Settings, calibrate
 from earn.calibration.gate import HeldOut
@@ -60,7 +64,6 @@ from earn.runtime.recommender import Recommendation, Recommender
 DEPTH = 4  # codes per item
 ITEMS = 10  # of every answer
 HEAD = (0, 0)  # two instruction tokens, which fill the prompt up to its size
-NEAR_TIE = 1e-4  # difference of scores below which two searches may order items otherwise
 
 # The sides in this runtime: the split of the weights, and the scoring rule.
 BUNDLES = {"dense_fp32": ("dense", "vocab"), "earn_fp32": ("earn", "vocab"), "earn_fp32_trie": ("earn", "trie")}
@@ -239,12 +242,9 @@ def generate(backbone: PreTrainedModel, prompt: Sequence[int], trie: Trie, beams
 
 def check_same_work(want: Sequence[str], got: Sequence[Recommendation]) -> None:
     """Stops where the runtime's dense list is not generate's; only near ties may stand in another order."""
-    score = {item.item_id: item.score for item in got}
-    is_same = sorted(want) == sorted(score) and all(
-        abs(score[item_id] - item.score) < NEAR_TIE for item_id, item in zip(want, got, strict=True)
-    )
-    if not is_same:
-        sys.exit(f"dense_fp32 and hf_generate differ, so their times say nothing: {list(score)} instead of {want}")
+    if not is_same_list(want, got):
+        found = [item.item_id for item in got]
+        sys.exit(f"dense_fp32 and hf_generate differ, so their times say nothing: {found} instead of {want}")
 
 
 def measure(sides: Mapping[str, tuple[Callable[[], object], int]], repeats: int) -> dict[str, list[float]]:

@@ -78,6 +78,20 @@ def export_stages(
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
 ) -> None:
     """Writes early.onnx and late.onnx into the folder."""
+    trace_stages(bundle, config, folder)
+    for name in GRAPH_FILES.values():
+        path = folder / name
+        graph = simplify(onnx.load(str(path), load_external_data=False))
+        onnx.load_external_data_for_model(graph, str(folder))
+        fuse_projections(graph)
+        check_fused(graph)
+        for file in folder.glob(f"{name}*"):
+            file.unlink()
+        lay_out_weights(graph, path, external_data_bytes)
+
+
+def trace_stages(bundle: BundleModel, config: PretrainedConfig, folder: Path) -> None:
+    """Writes both stages' graphs as Optimum makes them."""
     specs = all_specs(bundle.manifest.sizes, bundle.manifest.limits)
     models: dict[str, tuple[torch.nn.Module, StageOnnxConfig]] = {}
     for name, module in bundle.stages.items():
@@ -91,12 +105,3 @@ def export_stages(
         )
     finally:
         config.use_cache = use_cache  # Optimum turns it off in all layers, and these hold the model's own settings
-    for name in GRAPH_FILES.values():
-        path = folder / name
-        graph = simplify(onnx.load(str(path), load_external_data=False))
-        onnx.load_external_data_for_model(graph, str(folder))
-        fuse_projections(graph)
-        check_fused(graph)
-        for file in folder.glob(f"{name}*"):
-            file.unlink()
-        lay_out_weights(graph, path, external_data_bytes)

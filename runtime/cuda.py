@@ -209,6 +209,12 @@ class Cuda:
 
 
 @cache
+def shared_device() -> Cuda:
+    """The process's one device: engines share its memory, so that what one gives back serves the next."""
+    return Cuda()
+
+
+@cache
 def cuda_runtime() -> Any:
     """The CUDA runtime as cuda-python has it."""
     from cuda.bindings import runtime

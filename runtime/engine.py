@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from earn.errors import EarnError
 from earn.manifest import Manifest
-from earn.runtime.cuda import Cuda
+from earn.runtime.cuda import shared_device
 from earn.runtime.memory import Device
 from earn.runtime.onnx_engine import (
     OnnxEngine,
@@ -124,7 +124,7 @@ def why_not(name: str, folder: Path, manifest: Manifest) -> str:
         else:
             check_available(ENGINES[name])
             if ENGINES[name].on_gpu:
-                Cuda()
+                shared_device()
     except (EarnError, ImportError) as error:
         return str(error)
     return ""

@@ -15,6 +15,7 @@ import numpy as np
 from earn.errors import EarnError
 from earn.manifest import GRAPH_FILES, Manifest
 from earn.profiles import Profile, Shape, profiles
+from earn.runtime.cuda import shared_device
 from earn.runtime.memory import HOST
 from earn.runtime.plans import cache_folder, graph_hash
 from earn.runtime.rtx import compiled_graph, register
@@ -100,6 +101,14 @@ def is_installed(engine: OnnxEngine) -> bool:
     return engine.provider in onnxruntime.get_available_providers()
 
 
+def preload() -> None:
+    """Lets ONNX Runtime find CUDA's libraries where pip has put them; else the system's are taken."""
+    import onnxruntime
+
+    if hasattr(onnxruntime, "preload_dlls"):  # from 1.21 on
+        onnxruntime.preload_dlls()
+
+
 def session_options(threads: int | None, spinning: bool, arena: bool) -> Any:
     """ONNX Runtime's options for what `load_engine` is asked for."""
     import onnxruntime
@@ -120,9 +129,8 @@ class OnnxStages:
         """Loads the bundle's graphs; `options` makes a session's options anew."""
         self.device: Any = HOST
         if engine.on_gpu:
-            from earn.runtime.cuda import Cuda
-
-            self.device = Cuda()
+            self.device = shared_device()
+            preload()
         self._sessions: dict[str, Any] = {}
         for stage, specs in all_specs(manifest.sizes, manifest.limits).items():
             path = folder / GRAPH_FILES[stage]

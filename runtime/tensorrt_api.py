@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from earn.errors import EarnError
-from earn.runtime.cuda import Cuda
+from earn.runtime.cuda import shared_device
 from earn.runtime.plans import Target
 
 OLDEST = (10, 0)  # whose networks can be strongly typed
@@ -60,4 +60,4 @@ def this_machine() -> Target:
         EarnError: there is no GPU, or TensorRT does not fit.
         ModuleNotFoundError: tensorrt or cuda-bindings is not installed.
     """
-    return Target(str(tensorrt().__version__), Cuda().gpu())
+    return Target(str(tensorrt().__version__), shared_device().gpu())

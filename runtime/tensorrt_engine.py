@@ -24,7 +24,7 @@ from earn.config import MASKED
 from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.profiles import Profile, profile_for, profiles
-from earn.runtime.cuda import Block, Cuda, CudaArray
+from earn.runtime.cuda import Block, Cuda, CudaArray, shared_device
 from earn.runtime.memory import Array
 from earn.runtime.plans import Target, build_command, engine_paths
 from earn.runtime.tensorrt_api import make_log, said, tensorrt
@@ -47,7 +47,7 @@ class TensorRTStages:
             ModuleNotFoundError: tensorrt or cuda-bindings is not installed.
         """
         package = tensorrt()
-        self.device = Cuda()
+        self.device = shared_device()
         record, paths = engine_paths(folder, manifest, Target(str(package.__version__), self.device.gpu()), verify)
         self._lock = Lock()  # a stage has one scratch memory
         self._log = make_log()

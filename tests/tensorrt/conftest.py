@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from earn.runtime.cuda import cuda_runtime
+from earn.runtime.cuda import cuda_runtime, shared_device
 from earn.runtime.tensorrt_api import tensorrt
 from tests.tensorrt.fake_gpu import FakeCuda, FakeTensorRT
 from tests.tensorrt.inert_libraries import load_bindings
@@ -23,7 +23,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """A CUDA device that is played."""
     made = FakeCuda()
     monkeypatch.setattr("cuda.bindings.runtime", made.module)
-    cuda_runtime.cache_clear()
+    clear_caches()
     return made
 
 
@@ -32,7 +32,7 @@ def trt(bindings: ModuleType, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -
     """TensorRT, played on that device."""
     made = FakeTensorRT(bindings, cuda)
     monkeypatch.setitem(sys.modules, "tensorrt", made.module)
-    tensorrt.cache_clear()
+    clear_caches()
     return made
 
 
@@ -40,5 +40,9 @@ def trt(bindings: ModuleType, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -
 def nothing_stays() -> Iterator[None]:
     """What is played must not be found by later tests."""
     yield
-    cuda_runtime.cache_clear()
-    tensorrt.cache_clear()
+    clear_caches()
+
+
+def clear_caches() -> None:
+    for cached in (cuda_runtime, shared_device, tensorrt):
+        cached.cache_clear()

@@ -1,0 +1,399 @@
+"""Latency of whole request batches on a CUDA GPU: EARN, its dense twin and Hugging Face's generate in one run.
+
+    python benchmarks/gpu.py                              # all shapes, every engine that is installed
+    python benchmarks/gpu.py --shapes 0.5b --engines cuda
+    python benchmarks/gpu.py --engines cpu --shapes tiny  # a check on any machine that everything but CUDA runs
+
+Graphs are prepared first, which needs Optimum and takes minutes; elsewhere too, with 8 GB of memory and no GPU. Where
+Optimum is not, carry the folder over (7 MB):
+
+    python benchmarks/gpu.py --prepare prepared
+    python benchmarks/gpu.py --prepared prepared          # 8 minutes at the most, see --minutes
+
+    earn            the EARN split of the weights in this runtime, on an engine of this runtime
+    dense           the dense model (k = N, no registers) in the same runtime on the same engine: what EARN saves
+    hf_generate     the dense model under Hugging Face's generate in torch, with beams and `prefix_allowed_tokens_fn`
+    hf_unconstrained    the same without looking at the catalog: generate, if constraining it were free
+
+Shapes are those of Qwen2.5-0.5B (6 of 24 layers early; fp32 and fp16), Llama-7B (8 of 32) and Qwen2.5-7B (7 of 28; both
+in fp16). A request is a batch of 1, 8 or 24 prompts of 170 tokens, 20 beams, identifiers of 4 codes, 10 items each. All
+sides read the same prompts, search the same catalog and have the same weights, which are random and drawn as fp16
+numbers (see `benchmarks/random_bundle.py`); fp16 bundles keep norms, softmax and caches in fp32.
+
+The rule is "vocab": every beam goes on in every step, as it does in generate. Under "trie", the default of a bundle,
+random weights would draw beams to where items are determined and need fewer passes than a trained model's do.
+
+Times are those of the wall clock, with the host waiting for the items. The sides take turns after a warm-up; medians
+are compared. generate is timed by CUDA events too; how nearly both agree is printed.
+
+What is not fair to whom:
+    generate       reads each prompt once per beam, and asks for the allowed tokens beam by beam on the host, as whoever
+                   calls it has it: `hf_unconstrained` bounds what a faster constraint could save. It runs eagerly
+    this runtime   searches on the host, in Python; its fp16 graphs keep caches in fp32
+    all            the vocabulary holds the identifier tokens alone, not a tokenizer's 150,000 rows
+
+Checked in the same run: dense against generate, and EARN on the GPU against EARN on the CPU in fp32 (for 7B shapes in
+fp16 with two histories, if the time is long enough). Random weights give flatter lists than trained ones;
+`--bundle` (and `--bundle-fp16`, made of it by `earn calibrate --precision fp16`) compares those of a trained model, on
+the histories of `--data`. Where --data is given its items are the catalog of all shapes too, so it is to be given to
+--prepare as well.
+
+Prints a table, then one line of JSON: "runs" with a row per shape, engine, precision and batch, null where nothing was
+measured; progress says every figure as soon as it is there. What `--minutes` has no room for is left out by name.
+Bundles are written to the folder for temporary files (TMPDIR; /dev/shm spares a slow disk where memory is enough):
+40 GB for the 7B shapes, and 13 GB more while TensorRT builds. Without a GPU the exit status is 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import product
+from pathlib import Path
+
+import torch
+
+if not __package__:  # run as a script, for which Python looks in this folder alone
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.gpu_lists import (
+    CHECKED,
+    Check,
+    Row,
+    in_batches,
+    item_ids,
+    overlap,
+    random_histories,
+    real_histories,
+    same_order,
+)
+from benchmarks.gpu_sides import (
+    BEAMS,
+    ITEMS,
+    PER_REPEAT,
+    Clock,
+    Generate,
+    History,
+    Measured,
+    Side,
+    load,
+    measure,
+    one_line,
+    unload,
+    why_not,
+)
+from benchmarks.random_bundle import load_weights, random_model, write_bundle
+from earn.catalog import CATALOG_FILE, Catalog
+from earn.cli.dataset import Dataset, load_dataset
+from earn.errors import EarnError
+from earn.manifest import Manifest
+from earn.runtime.engine import ENGINES, NATIVE
+from earn.runtime.recommender import Recommender
+
+SHAPES: Mapping[str, tuple[str, ...]] = {  # the precisions of each; fp32 first, which others are compared with
+    "tiny": ("fp32", "fp16"),
+    "0.5b": ("fp32", "fp16"),
+    "llama-7b": ("fp16",),
+    "qwen2.5-7b": ("fp16",),
+}
+PRECISIONS = ("fp32", "fp16")
+SPLITS = ("earn", "dense")
+CHECKED_LATE = 2  # the same for shapes that are not measured in fp32
+PACKAGES = ("torch", "transformers", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx", "tensorrt")
+FIGURES = ("earn_ms", "dense_ms", "hf_generate_ms", "hf_unconstrained_ms", "top10_overlap_with_cpu")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a step takes at the most: it is not begun where less time is left."""
+
+    seconds: float  # whatever the size
+    rate: float  # bytes per second
+
+    def of(self, size: int) -> float:
+        """Seconds for so many bytes."""
+        return self.seconds + size / self.rate
+
+
+WRITING, LOADING, BUILDING, CELL = Pace(10, 0.4e9), Pace(10, 1e9), Pace(60, 0.3e9), 10.0
+CHECKING = 60.0  # seconds that the CPU has at the most for a check between measurements
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for, and what this machine has for it."""
+
+    prepared: Path
+    engines: Sequence[str]
+    batches: Sequence[int]
+    repeats: int  # measured requests of generate
+    device: str  # of Hugging Face's side
+    data: Dataset | None
+    clock: Clock
+
+
+def main() -> None:
+    """Measures and prints."""
+    arguments = parse()
+    device = "cpu" if set(arguments.engines) == {"cpu"} else "cuda"
+    try:
+        if arguments.prepare:
+            prepare(arguments.shapes, arguments.prepare, arguments.data)
+            return
+        if device == "cuda" and not torch.cuda.is_available():
+            print(f"torch {torch.__version__} sees no CUDA device here. Check it with nvidia-smi.", file=sys.stderr)
+            sys.exit(2)
+        with tempfile.TemporaryDirectory(prefix="earn-gpu.") as name:
+            rows, trained = run(arguments, device, Path(name))
+        report(rows, trained, device)
+    except EarnError as error:
+        sys.exit(str(error))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+
+    def names(known: Sequence[str]) -> Callable[[str], list[str]]:
+        def split(text: str) -> list[str]:
+            if unknown := sorted(set(text.split(",")) - set(known)):
+                raise argparse.ArgumentTypeError(f"there is no {unknown[0]!r}; take of {', '.join(known)}")
+            return text.split(",")
+
+        return split
+
+    def sizes(text: str) -> list[int]:
+        return [int(size) for size in text.split(",")]
+
+    gpu = ["cuda", NATIVE, *(name for name in ENGINES if name not in ("cpu", "cuda"))]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", type=names(list(SHAPES)), default=[name for name in SHAPES if name != "tiny"])
+    parser.add_argument("--batches", type=sizes, default=[1, 8, 24])
+    parser.add_argument("--engines", type=names(["cpu", *gpu]), default=gpu)
+    parser.add_argument("--repeats", type=int, default=3, help="measured requests of generate (default: %(default)s)")
+    parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="only write what --prepared reads")
+    parser.add_argument("--prepared", type=Path, metavar="FOLDER", help="what --prepare wrote (default: done here)")
+    parser.add_argument("--data", help="a data set: its items are the catalog, its histories are compared")
+    parser.add_argument("--bundle", type=Path, help="a trained bundle in fp32, whose lists are compared; needs --data")
+    parser.add_argument("--bundle-fp16", type=Path, metavar="BUNDLE", help="the same in fp16")
+    parser.add_argument("--minutes", type=float, default=8.0, help="after which nothing begins (default: %(default)s)")
+    arguments = parser.parse_args()
+    if (arguments.bundle or arguments.bundle_fp16) and not (arguments.bundle and arguments.data):
+        parser.error("lists of a trained bundle are compared with those of --bundle on the histories of --data")
+    return arguments
+
+
+def prepare(shapes: Sequence[str], folder: Path, data: str | None) -> None:
+    """Writes folder/<shape> for every shape."""
+    try:
+        from benchmarks import topology
+    except ImportError as error:
+        raise EarnError(f"Preparing needs Optimum ({error}). Prepare elsewhere, and give --prepared here.") from error
+    catalog = load_dataset(data).catalog() if data else None
+    for shape in shapes:
+        shutil.rmtree(folder / shape, ignore_errors=True)
+        topology.prepare(topology.SHAPES[shape], folder / shape, SHAPES[shape], catalog)
+        size = sum(path.stat().st_size for path in (folder / shape).rglob("*") if path.is_file())
+        print(f"{folder / shape}: {size / 1e6:.1f} MB", file=sys.stderr, flush=True)
+
+
+def run(arguments: argparse.Namespace, device: str, work: Path) -> tuple[list[Row], list[Row]]:
+    """All rows: those of the shapes, and those of trained bundles."""
+    lacking = {engine: why_not(engine) for engine in arguments.engines}
+    for engine, why in lacking.items():
+        if why:
+            print(f"without {engine}: {why}", file=sys.stderr, flush=True)
+    engines = [engine for engine, why in lacking.items() if not why]
+    if not engines:
+        raise EarnError(f"None of these engines can run here: {', '.join(lacking)}. The reasons stand above.")
+    prepared = arguments.prepared or work / "prepared"
+    if not arguments.prepared:
+        prepare(arguments.shapes, prepared, arguments.data)
+    if missing := [shape for shape in arguments.shapes if not (prepared / shape).is_dir()]:
+        raise EarnError(f"{prepared}: holds no {missing[0]}. Prepare it: python benchmarks/gpu.py --prepare FOLDER")
+    data = load_dataset(arguments.data) if arguments.data else None
+    clock = Clock(arguments.minutes)
+    asked = Asked(prepared, engines, arguments.batches, arguments.repeats, device, data, clock)
+    trained: list[Row] = []
+    if data and arguments.bundle:
+        bundles = {"fp32": arguments.bundle, "fp16": arguments.bundle_fp16}
+        trained = compare_trained(asked, {name: folder for name, folder in bundles.items() if folder}, data, work)
+    rows = [
+        Row(*row)
+        for row in product(arguments.shapes, engines, PRECISIONS, arguments.batches)
+        if row[2] in SHAPES[row[0]]
+    ]
+    checks: dict[str, Check] = {}
+    for shape in arguments.shapes:
+        for precision in SHAPES[shape]:
+            own = [row for row in rows if (row.shape, row.precision) == (shape, precision)]
+            try:
+                run_precision(asked, checks, own, work / shape / precision)
+            except Exception as error:  # of whatever class: what was measured before it must not be lost
+                clock.note(f"{shape} {precision} broke off: {one_line(error)}")
+                shutil.rmtree(work / shape / precision / "dense", ignore_errors=True)
+    for check in checks.values():
+        if check.on_cpu is None:
+            check.ask_cpu(CHECKED_LATE, clock)
+            shutil.rmtree(check.folder, ignore_errors=True)
+        check.compare()
+    return rows, trained
+
+
+def run_precision(asked: Asked, checks: dict[str, Check], rows: Sequence[Row], work: Path) -> None:
+    """The rows of a shape in a precision; bundles and Hugging Face's model are made once for all engines."""
+    clock, shape, precision = asked.clock, rows[0].shape, rows[0].precision
+    places = {split: asked.prepared / shape / split / precision for split in SPLITS}
+    size = sum(weight.bytes for place in places.values() for weight in load_weights(place))
+    if clock.left < WRITING.of(size) + LOADING.of(size):
+        clock.note(f"no time for {shape} {precision}")
+        return
+    work.mkdir(parents=True)
+    if (free := shutil.disk_usage(work).free) < 1.05 * size:
+        clock.note(f"no room for {shape} {precision}: {free / 1e9:.1f} GB of {size / 1e9:.1f} GB are free (see TMPDIR)")
+        return
+    clock.note(f"{shape} {precision}: writing {size / 1e9:.1f} GB")
+    folders = {split: work / split for split in SPLITS}
+    write = partial(write_bundle, sums=NATIVE in asked.engines)
+    with ThreadPoolExecutor(len(SPLITS)) as pool:
+        manifests = dict(zip(SPLITS, pool.map(write, places.values(), folders.values()), strict=True))
+    catalog = Catalog.load(folders["earn"] / CATALOG_FILE)
+    drawn = random_histories(catalog, max(CHECKED, *asked.batches), manifests["earn"].limits.history)
+    if shape not in checks:
+        histories = real_histories(asked.data, catalog, f"what was prepared of {shape}") or drawn[:CHECKED]
+        checks[shape] = Check(shape, folders["earn"], histories)
+    check = checks[shape]
+    generate = make_generate(asked, manifests["dense"], precision, catalog)
+    for engine in asked.engines:
+        ours = load_sides(asked, engine, folders, size)
+        for row in [row for row in rows if row.engine == engine and ours]:
+            if clock.left < CELL:
+                clock.note(f"no time for {shape} {engine} {precision}, batch {row.batch}")
+                continue
+            measure_row(row, ours, generate, drawn[: row.batch], asked)
+            if row.earn_ms is not None:
+                check.rows.append((row, in_batches(ours["earn"], check.histories, row.batch)))
+        unload(ours)
+    if precision == "fp32":
+        check.ask_cpu(CHECKED, clock, CHECKING)
+    del generate
+    unload({})
+    for folder in folders.values():
+        if folder != check.folder or check.on_cpu is not None:
+            shutil.rmtree(folder)
+
+
+def make_generate(asked: Asked, dense: Manifest, precision: str, catalog: Catalog) -> Generate | None:
+    """Hugging Face's side, if there is room for it."""
+    try:
+        return Generate(random_model(dense.sizes, precision, asked.device), dense, catalog)
+    except Exception as error:  # torch and transformers raise many; this runtime's sides can still be measured
+        asked.clock.note(f"without hf_generate: {one_line(error)}")
+        return None
+
+
+def load_sides(asked: Asked, engine: str, folders: Mapping[str, Path], size: int) -> dict[str, Recommender]:
+    """EARN and dense on an engine, or nothing."""
+    is_built = engine not in ("cpu", "cuda")
+    if asked.clock.left < LOADING.of(size) + (BUILDING.of(size) if is_built else 0):
+        asked.clock.note(f"no time for {engine} to {'build and ' if is_built else ''}load {size / 1e9:.1f} GB")
+        return {}
+    ours: dict[str, Recommender] = {}
+    try:
+        for split, folder in folders.items():
+            asked.clock.note(f"loading {split} on {engine}")
+            ours[split] = load(engine, folder)
+    except Exception as error:  # ONNX Runtime and TensorRT raise classes of their own
+        asked.clock.note(f"without {engine}: {one_line(error)}")
+        unload(ours)
+    return ours
+
+
+def measure_row(
+    row: Row, ours: Mapping[str, Recommender], generate: Generate | None, histories: Sequence[History], asked: Asked
+) -> None:
+    """Times one batch on all sides, and compares dense with generate."""
+    sides = {
+        split: Side(partial(recommender.recommend_batch, histories, ITEMS, BEAMS), PER_REPEAT)
+        for split, recommender in ours.items()
+    }
+    if generate is not None:
+        sides["hf_generate"] = Side(partial(generate.search, histories), 1, in_torch=True)
+        sides["hf_unconstrained"] = Side(partial(generate.search, histories, constrained=False), 1, in_torch=True)
+    if asked.device == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps of the last batch, the engine may need for this one
+    found = measure(sides, asked.repeats, asked.clock, events=asked.device == "cuda")
+    for name, side in found.items():
+        setattr(row, f"{name}_ms", side.median_ms)
+    if {"dense", "hf_generate"} <= found.keys():
+        want, got = found["hf_generate"].answer, found["dense"].answer
+        row.dense_overlap_with_hf = overlap(want, item_ids(got))
+        if row.precision == "fp32" and (same := same_order(want, got)) < 1:
+            asked.clock.note(f"WARNING: dense and generate give other items for {1 - same:.0%} of the histories")
+    figures = ", ".join(said(name, side) for name, side in found.items())
+    asked.clock.note(f"{row.shape} {row.engine} {row.precision}, batch {row.batch}: {figures}")
+
+
+def said(name: str, side: Measured) -> str:
+    """A side's time, for progress; and how nearly CUDA events agree with the wall clock."""
+    agrees = f" (events {statistics.median(side.event_ms) / side.median_ms:.1%})" if side.event_ms else ""
+    return f"{name} {side.median_ms:.2f} ms{agrees}"
+
+
+def compare_trained(asked: Asked, bundles: Mapping[str, Path], data: Dataset, work: Path) -> list[Row]:
+    """The lists of a trained model's bundles on every engine beside those of the fp32 bundle on the CPU."""
+    folders = {precision: work / "trained" / precision for precision in bundles}
+    for precision, folder in folders.items():
+        shutil.copytree(bundles[precision], folder)
+    catalog = Catalog.load(folders["fp32"] / CATALOG_FILE)
+    check = Check("trained", folders["fp32"], real_histories(data, catalog, str(bundles["fp32"])))
+    check.ask_cpu(CHECKED, asked.clock, CHECKING)
+    for precision, folder in folders.items():
+        for engine in asked.engines:
+            ours = load_sides(asked, engine, {"earn": folder}, Manifest.load(folder).bundle_bytes)
+            for batch in asked.batches if ours else ():
+                row = Row("trained", engine, precision, batch)
+                check.rows.append((row, in_batches(ours["earn"], check.histories, batch)))
+            unload(ours)
+    check.compare()
+    return [row for row, _ in check.rows]
+
+
+def report(rows: Sequence[Row], trained: Sequence[Row], device: str) -> None:
+    """The table and the line of JSON."""
+    print(f"{'shape':12}{'engine':14}{'':6}{'batch':>6}" + "".join(f"{name:>24}" for name in FIGURES))
+    for row in (*rows, *trained):
+        figures = "".join(f"{getattr(row, name) if getattr(row, name) is not None else '-':>24}" for name in FIGURES)
+        print(f"{row.shape:12}{row.engine:14}{row.precision:6}{row.batch:6}{figures}")
+    result = {
+        "gpu": torch.cuda.get_device_name(0) if device == "cuda" else None,
+        "engines": sorted({row.engine for row in rows if row.earn_ms is not None}),
+        "runs": [asdict(row) for row in rows],
+        "trained": [asdict(row) for row in trained],
+        "beams": BEAMS,
+        "versions": {"python": platform.python_version(), **versions()},
+    }
+    print(json.dumps(result))
+
+
+def versions() -> dict[str, str]:
+    """Those of the packages that are installed."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+if __name__ == "__main__":
+    main()

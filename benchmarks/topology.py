@@ -1,0 +1,306 @@
+"""Prepares bundles with random weights: the graphs that an export would write, without ever holding the weights.
+
+All layers of the model that is traced share one layer's products, so a 7B model takes a few gigabytes. From then on a
+large weight is its size alone, in the form that each step can read:
+
+    simplify       a reference to a file that is not there
+    fuse           one row of zeros: weights are joined by their columns
+    quantize       a node ConstantOfShape, whose type follows where fp16 is wanted
+    written        a reference to the place where `benchmarks/random_bundle.py` will write it
+
+Norms and biases are small, and drawn here. Tests hold the graphs to those of a plain export, node by node, and what
+they compute to torch.
+
+This needs Optimum; `benchmarks/gpu.py --prepare FOLDER` calls it, and runs from that folder where Optimum is not.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx.external_data_helper import uses_external_data
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from benchmarks.latency import DEPTH, Shape, make_catalog, make_splits
+from benchmarks.latency import SHAPES as LATENCY_SHAPES
+from benchmarks.random_bundle import Weight, backbone_config, drawn_name, save_weights, vector
+from earn.calibration.precisions import PRECISIONS, find_form
+from earn.calibration.quantize import quantize
+from earn.catalog import CATALOG_FILE, Catalog
+from earn.config import EarnConfig
+from earn.errors import EarnError
+from earn.export.fuse import check_fused, fuse_projections
+from earn.export.onnx_stages import trace_stages
+from earn.export.simplify import LAYER_PRODUCTS, drop_dead, simplify
+from earn.export.stages import BundleModel, bundle_model
+from earn.manifest import GRAPH_FILES, FileEntry, Manifest
+from earn.model import EarnModel
+from earn.specs import Sizes
+
+RULE = "vocab"
+MAX_BATCH, MAX_BEAMS = 32, 20
+HISTORY = 41  # items of four codes; with registers and four other tokens a prompt of 170
+TAIL = (0, 0)  # two more instruction tokens behind the history
+OTHER_TOKENS = 3  # of the vocabulary: the instruction's one, two registers
+ALIGNMENT = 4096  # of a weight's place in its file
+_FUSED = re.compile(r"(layers\.\d+)\.([qkv]{2,})_proj\.weight")
+NOT_THERE = "not written yet"  # in place of a sum
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A row of the table of shapes."""
+
+    family: str
+    shape: Shape  # sizes, split and catalog as benchmarks/latency.py has them
+
+
+_LATENCY = LATENCY_SHAPES["qwen2.5-0.5b"]
+
+SHAPES: Mapping[str, Prepared] = {
+    "tiny": Prepared("qwen2", LATENCY_SHAPES["tiny"]),
+    "0.5b": Prepared("qwen2", replace(_LATENCY, history=HISTORY)),
+    "llama-7b": Prepared(
+        "llama",
+        Shape(
+            {
+                "hidden_size": 4096,
+                "intermediate_size": 11008,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 32,
+            },
+            early_layers=8,
+            history=HISTORY,
+            items=_LATENCY.items,
+            codebook=_LATENCY.codebook,
+        ),
+    ),
+    "qwen2.5-7b": Prepared(
+        "qwen2",
+        Shape(
+            {
+                "hidden_size": 3584,
+                "intermediate_size": 18944,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 28,
+                "num_key_value_heads": 4,
+            },
+            early_layers=7,
+            history=HISTORY,
+            items=_LATENCY.items,
+            codebook=_LATENCY.codebook,
+        ),
+    ),
+}
+
+
+def prepare(row: Prepared, folder: Path, precisions: Sequence[str], catalog: Catalog | None = None) -> None:
+    """Writes folder/<split>/<precision> for both splits of a shape.
+
+    Args:
+        catalog: whose items are recommended; random ones if None.
+
+    Raises:
+        EarnError: the catalog has identifiers of other lengths than DEPTH.
+    """
+    catalog = catalog or make_catalog(row.shape)
+    if set(map(len, catalog.identifiers)) != {DEPTH}:
+        raise EarnError(f"The catalog has identifiers of other lengths than {DEPTH}. Take one where all have {DEPTH}.")
+    for split, config in splits(row, len(catalog.tokens)).items():
+        backbone = hollow_backbone(_sizes(row, len(catalog.tokens) + OTHER_TOKENS))
+        bundle = bundle_model(EarnModel(backbone, config, catalog), RULE, MAX_BATCH, MAX_BEAMS)
+        graphs = trace(bundle)
+        for precision in precisions:
+            _write(graphs, bundle.manifest, catalog, precision, folder / split / precision)
+        gc.collect()  # the exporter leaves copies of the weights in cycles
+
+
+def splits(row: Prepared, tokens: int) -> dict[str, EarnConfig]:
+    """EARN and its dense twin over so many identifier tokens."""
+    plain = make_splits(row.shape, tokens)
+    return {
+        split: replace(config, prompt=replace(config.prompt, tail=(*TAIL, *config.prompt.tail)))
+        for split, config in plain.items()
+    }
+
+
+def _sizes(row: Prepared, tokens: int) -> Sizes:
+    own = row.shape.backbone
+    return Sizes(
+        family=row.family,
+        layers=own["num_hidden_layers"],
+        early_layers=row.shape.early_layers,
+        hidden=own["hidden_size"],
+        intermediate=own["intermediate_size"],
+        heads=own["num_attention_heads"],
+        key_value_heads=own["num_key_value_heads"],
+        head_size=own["hidden_size"] // own["num_attention_heads"],
+        embedding_rows=tokens,
+        logits=tokens,
+    )
+
+
+@dataclass(frozen=True)
+class Hollow:
+    """A stage's graph with a node ConstantOfShape in place of every large weight."""
+
+    graph: ModelProto
+    columns: Mapping[str, tuple[int, ...]]  # by weight, of each of the products that it was joined from
+
+
+class Product(nn.Module):
+    """A linear layer whose weight [in, out] lies as graphs have it, so that the exporter copies nothing."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self.out_features = weight.shape[1]
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """rows [..., in] -> [..., out]"""
+        product = torch.matmul(rows, self.weight)
+        return product if self.bias is None else self.bias + product
+
+
+def hollow_backbone(sizes: Sizes) -> PreTrainedModel:
+    """A backbone with its own norms and biases, and zeros that all layers share in place of its products."""
+    config = backbone_config(sizes)
+    with torch.device("meta"):
+        backbone: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    for name, parameter in list(backbone.named_parameters()):
+        if parameter.dim() == 1:
+            value = torch.from_numpy(vector(drawn_name(name), len(parameter)).astype(np.float32))
+        elif "layers." not in name:
+            value = torch.zeros(parameter.shape)
+        else:
+            continue
+        _put(backbone, name, nn.Parameter(value, requires_grad=False))
+    # One parameter per kind of product. Kinds of one size must not share: the exporter would take the products of keys
+    # and values, which read the same rows, for one.
+    shared: dict[str, nn.Parameter] = {}
+    for name, module in list(backbone.named_modules()):
+        kind = name.rpartition(".")[2]
+        if isinstance(module, nn.Linear) and kind in LAYER_PRODUCTS:
+            if kind not in shared:
+                size = (module.in_features, module.out_features)
+                shared[kind] = nn.Parameter(torch.zeros(size), requires_grad=False)
+            _put(backbone, name, Product(shared[kind], module.bias))
+    backbone.model.rotary_emb = type(backbone.model.rotary_emb)(config)
+    backbone.eval()
+    return backbone
+
+
+def _put(backbone: nn.Module, name: str, value: nn.Module | nn.Parameter) -> None:
+    """Puts a module or parameter in its place."""
+    place, _, own = name.rpartition(".")
+    setattr(backbone.get_submodule(place), own, value)
+
+
+def trace(bundle: BundleModel) -> dict[str, Hollow]:
+    """Both stages' graphs as an export leaves them."""
+    with tempfile.TemporaryDirectory() as name:
+        trace_stages(bundle, backbone_config(bundle.manifest.sizes), Path(name))
+        return {stage: _finished(onnx.load(str(Path(name) / file))) for stage, file in GRAPH_FILES.items()}
+
+
+def _finished(traced: ModelProto) -> Hollow:
+    """What an export does with what Optimum wrote."""
+    for tensor in traced.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2:
+            _refer(tensor, TensorProto.FLOAT, "nowhere", 0)
+    graph = simplify(traced)
+    size: dict[str, tuple[int, int]] = {}
+    for tensor in filter(uses_external_data, graph.graph.initializer):
+        size[tensor.name] = (tensor.dims[0], tensor.dims[1])
+        tensor.CopyFrom(numpy_helper.from_array(np.zeros((1, tensor.dims[1]), np.float32), tensor.name))
+    fuse_projections(graph)
+    check_fused(graph)
+    columns: dict[str, tuple[int, ...]] = {}
+    for tensor in list(graph.graph.initializer):
+        parts = _joined(tensor.name)
+        if parts[0] in size:
+            columns[tensor.name] = tuple(size[part][1] for part in parts)
+            _hollow(graph.graph, tensor, size[parts[0]][0])
+    return Hollow(graph, columns)
+
+
+def _joined(weight: str) -> list[str]:
+    """layers.0.qkv_proj.weight -> layers.0.q_proj.weight, ...: what it was joined from, else itself."""
+    match = _FUSED.fullmatch(weight)
+    return [f"{match[1]}.{letter}_proj.weight" for letter in match[2]] if match else [weight]
+
+
+def _hollow(graph: GraphProto, tensor: TensorProto, rows: int) -> None:
+    """Puts a node in place of a weight."""
+    name = tensor.name
+    size = numpy_helper.from_array(np.array([rows, tensor.dims[1]]), f"{name}.size")
+    graph.initializer.remove(tensor)
+    graph.initializer.append(size)
+    zero = numpy_helper.from_array(np.zeros(1, np.float32))
+    graph.node.insert(0, helper.make_node("ConstantOfShape", [size.name], [name], name, value=zero))
+
+
+def _write(stages: Mapping[str, Hollow], manifest: Manifest, catalog: Catalog, precision: str, folder: Path) -> None:
+    """Writes what `benchmarks/random_bundle.py` makes a bundle of."""
+    folder.mkdir(parents=True)
+    weights: list[Weight] = []
+    for stage, hollow in stages.items():
+        graph = ModelProto()
+        graph.CopyFrom(hollow.graph)
+        row = PRECISIONS[precision]
+        if row.method != "none":
+            graph = quantize(graph, row, find_form(row, None), {})
+        first = 0 if stage == "early" else manifest.sizes.early_layers
+        weights += _lay_out(graph, hollow.columns, f"{GRAPH_FILES[stage]}.data", first)
+        (folder / GRAPH_FILES[stage]).write_bytes(graph.SerializeToString())
+    catalog.save(folder / CATALOG_FILE)
+    manifest = replace(manifest, precision=precision).with_files(folder)
+    ends = {weight.file: weight.offset + weight.bytes for weight in weights}  # the last of each file counts
+    missing = {file: FileEntry(end, NOT_THERE) for file, end in ends.items()}
+    replace(manifest, files={**manifest.files, **missing}).save(folder)
+    save_weights(folder, weights)
+
+
+def _lay_out(graph: ModelProto, columns: Mapping[str, tuple[int, ...]], file: str, first: int) -> list[Weight]:
+    """Refers to a file in place of the hollow weights; `first` is the stage's first layer."""
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    weights: list[Weight] = []
+    offset = 0
+    for node in [node for node in graph.graph.node if node.op_type == "ConstantOfShape"]:
+        name = node.output[0]
+        size = numpy_helper.to_array(constants[node.input[0]]).tolist()
+        tensor = graph.graph.initializer.add(name=name, dims=size)
+        _refer(tensor, helper.get_node_attr_value(node, "value").data_type, file, offset)
+        graph.graph.node.remove(node)
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type).name
+        weights.append(Weight(file, offset, dtype, size[0], tuple(_drawn(name, first)), columns[name]))
+        offset += -(-weights[-1].bytes // ALIGNMENT) * ALIGNMENT
+    drop_dead(graph.graph)
+    return weights
+
+
+def _drawn(weight: str, first: int) -> list[str]:
+    """The drawn weights that a graph's weight is made of; a stage counts its layers from 0."""
+    names = [part.removesuffix(".weight") for part in _joined(weight)]
+    return [re.sub(r"layers\.(\d+)", lambda match: f"layers.{int(match[1]) + first}", name) for name in names]
+
+
+def _refer(tensor: TensorProto, kind: int, file: str, offset: int) -> None:
+    """Makes a tensor a reference to its place in another file."""
+    length = math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(kind).itemsize
+    tensor.ClearField("raw_data")
+    tensor.data_type, tensor.data_location = kind, TensorProto.EXTERNAL
+    for key, value in {"location": file, "offset": offset, "length": length}.items():
+        tensor.external_data.add(key=key, value=str(value))
