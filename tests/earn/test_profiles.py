@@ -15,6 +15,7 @@ from earn.manifest import limits_of
 from earn.profiles import Profile, Range, profile_for, profile_hash, profiles
 from earn.runtime.recommender import Recommender
 from earn.specs import PAST, STAGES, Axis, Limits, Sizes, stage_specs
+from tests.earn.test_specs import LIMITS, SIZES
 from tests.support import (
     FAMILIES,
     RULES,
@@ -25,19 +26,6 @@ from tests.support import (
     watched_recommender,
 )
 
-SIZES = Sizes(
-    family="qwen3",
-    layers=3,
-    early_layers=1,
-    hidden=32,
-    intermediate=64,
-    heads=4,
-    key_value_heads=2,
-    head_size=16,
-    embedding_rows=20,
-    logits=18,
-)
-LIMITS = Limits(batch=8, beams=5, history=6, prompt=30, head=4, prefix=2, readout=1, depth=4)
 Shapes = Mapping[str, tuple[int, ...]]
 
 
