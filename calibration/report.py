@@ -15,7 +15,7 @@ from earn.calibration.report_pictures import draw_lengths, draw_precisions, draw
 from earn.calibration.report_rows import RangeRow, Report
 from earn.errors import EarnError
 from earn.files import write_json
-from earn.page import Banner, Page, Picture, Section, Table
+from earn.page import Banner, Page, Picture, Section, Table, check_place
 
 Parts = list[str | Table | Picture]
 FLOAT = "fp32"  # what the others are compared with
@@ -35,13 +35,9 @@ def check_page(path: Path, *bundles: Path) -> None:
     """Refuses a place for the page, or for the figures beside it, where something would be harmed.
 
     Raises:
-        EarnError: not an .html file, in one of the bundles, or over figures that are not a report's.
+        EarnError: no page can be written there (see `check_place`), or over figures that are not a report's.
     """
-    folders = [path.resolve(), *path.resolve().parents]
-    if path.suffix != ".html" or path.is_dir():
-        raise EarnError(f"{path}: is no place for a page. Give a file that ends in .html.")
-    if any(bundle.resolve() in folders for bundle in bundles):
-        raise EarnError(f"{path}: lies in a bundle, which is deployed as it is. Choose a place outside.")
+    check_place(path, *bundles)
     figures = path.with_suffix(".json")
     if figures.exists() and not path.exists():
         raise EarnError(f"{figures}: stands where the report's figures go. Choose another name for the page.")

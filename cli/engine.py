@@ -10,6 +10,7 @@ from earn.cli.arguments import bundle_folder, command, command_group, positive
 from earn.cli.console import note, pairs, progress, show, size, table
 
 NATIVE = "tensorrt"  # the engine that is built
+BUILD_DEFAULTS = {"hardware": "none", "version_compatible": False, "workspace": None, "level": 3}
 
 if TYPE_CHECKING:
     from earn.cli.arguments import Subparsers
@@ -62,7 +63,7 @@ def add_build_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("TensorRT engines")
     group.add_argument(
         "--hardware",
-        default="none",
+        default=BUILD_DEFAULTS["hardware"],
         metavar="GPUS",
         help="which GPUs they run on: none (other than this model), same (architecture), ampere+ (default: none)",
     )
@@ -71,7 +72,11 @@ def add_build_settings(parser: argparse.ArgumentParser) -> None:
         "--workspace", type=positive, metavar="MIB", help="most memory for one kernel's work (default: all there is)"
     )
     group.add_argument(
-        "--level", type=int, default=3, metavar="N", help="0 to 5: how long to look for fast kernels (default: 3)"
+        "--level",
+        type=int,
+        default=BUILD_DEFAULTS["level"],
+        metavar="N",
+        help="0 to 5: how long to look for fast kernels (default: 3)",
     )
 
 
@@ -111,12 +116,13 @@ def run_build(args: argparse.Namespace) -> int:
 
 def check_build(args: argparse.Namespace, manifest: Manifest | None = None) -> None:
     """Fails early: before a long export, or before TensorRT reads a graph that it cannot take."""
-    from earn.export.engines import check_bundle, check_settings
+    from earn.export.engines import check_settings
+    from earn.runtime.plans import check_form
     from earn.runtime.tensorrt_api import this_machine
 
     check_settings(_settings(args))
     if manifest is not None:
-        check_bundle(manifest, args.bundle)
+        check_form(manifest, args.bundle)
     target = this_machine()
     note(f"TensorRT {target.tensorrt} on {target.gpu.name}, architecture {target.gpu.architecture}")
 
@@ -156,6 +162,7 @@ def run_check(args: argparse.Namespace) -> int:
 
     manifest = Manifest.load(args.bundle, verify=False)
     found = {name: why_not(name, args.bundle, manifest) for name in (*ENGINES, NATIVE)}
-    show(table(("engine", "runs here", ""), [(name, "no" if why else "yes", why) for name, why in found.items()]))
+    rows = [(name, "no" if why else "yes", why or "nothing is known to be missing") for name, why in found.items()]
+    show(table(("engine", "runs here", ""), rows))
     note(f'"auto" takes {choose_engine(args.bundle, manifest)[0]}')
     return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from earn.cli.arguments import DATA_HELP, command, positive
 from earn.cli.console import Steps, note, results_kept_clean, show, size, table
-from earn.cli.engine import NATIVE, add_build_settings, build, check_build, record_text
+from earn.cli.engine import BUILD_DEFAULTS, NATIVE, add_build_settings, build, check_build, record_text
 from earn.config import SCORING_RULES, check_scoring
 from earn.errors import EarnError
 
@@ -56,8 +56,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exports and lists what was written."""
     check_scoring(args.scoring)
-    if args.engine:
-        _check_engine(args)
+    _check_engine(args)
     import optimum.exporters.onnx  # noqa: F401  (first: it stands for all that an export needs)
 
     from earn.manifest import refuse_foreign_folder
@@ -105,6 +104,11 @@ def file_rows(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _check_engine(args: argparse.Namespace) -> None:
+    if not args.engine:
+        if set_options := [name for name, value in BUILD_DEFAULTS.items() if getattr(args, name) != value]:
+            option = set_options[0].replace("_", "-")
+            raise EarnError(f"--{option} is for engines. Give --engine {NATIVE} too, or leave it out.")
+        return
     if args.engine != NATIVE:
         raise EarnError(f"There is nothing to build for the engine {args.engine!r}. Take {NATIVE!r}, or leave it out.")
     check_build(args)

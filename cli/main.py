@@ -39,8 +39,6 @@ EXTRAS = {
     "matplotlib": "report",
     "jinja2": "report",
     "onnxruntime": "cpu",
-    "tensorrt": "tensorrt",
-    "cuda": "tensorrt",
 }
 
 
@@ -76,7 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        return _fail(f'This needs {package}. Install it: pip install "earn-edge[{EXTRAS[package]}]"')
+        extra = EXTRAS[package]
+        return _fail(
+            f'This needs {package}. Install it: pip install "earn-edge[{extra}]" (in a clone: -e ".[{extra}]")'
+        )
     except ImportError as error:  # a package that is there but too old, or lacks a part of its own
         return _fail(str(error))
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import re
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -108,6 +109,25 @@ class Page:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as beside:
             beside.write_bytes(text)
+
+
+def check_place(path: Path, *bundles: Path) -> None:
+    """Refuses a place where no page can be written, before hours of work.
+
+    Raises:
+        EarnError: not an .html file, in one of the bundles, or a folder that cannot be written to.
+    """
+    folders = [path.resolve(), *path.resolve().parents]
+    if path.suffix != ".html" or path.is_dir():
+        raise EarnError(f"{path}: is no place for a page. Give a file that ends in .html.")
+    if any(bundle.resolve() in folders for bundle in bundles):
+        raise EarnError(f"{path}: lies in a bundle, which is deployed as it is. Choose a place outside.")
+    folder = next(folder for folder in folders[1:] if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise EarnError(f"{path}: cannot be written ({error.strerror}: {folder}). Choose another place.") from error
 
 
 def check_installed() -> None:

@@ -56,6 +56,18 @@ def profiles(stage: str, sizes: Sizes, limits: Limits) -> tuple[Profile, ...]:
     )
 
 
+def whole_profile(stage: str, sizes: Sizes, limits: Limits) -> Profile:
+    """One range for all calls, for engines that can have one alone; what is usual is a decoding pass."""
+    inputs = stage_specs(stage, sizes, limits).inputs
+    decode, prefill = _profile_axes(stage, limits).values()
+    axes = {
+        name: Axis(name, min(axis.least, prefill[name].least), axis.usual, max(axis.most, prefill[name].most))
+        for name, axis in decode.items()
+    }
+    axes["s+m"] = _sum("s+m", axes["s"], axes["m"])
+    return Profile("all", {spec.name: _range(spec, axes) for spec in inputs})
+
+
 def profile_for(stage: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int:
     """The number of the profile for inputs of these shapes: of those that hold them the one made for as many rows.
 
@@ -98,10 +110,13 @@ def _profile_axes(stage: str, limits: Limits) -> dict[str, dict[str, Axis]]:
     }
     found = {}
     for name, own in ranges.items():
-        both = tuple(map(sum, zip(own["s"], own["m"], strict=True)))
-        all_axes = {**own, "b": (1, 1, limits.batch), "s+m": both}
-        found[name] = {axis: Axis(axis, *sizes) for axis, sizes in all_axes.items()}
+        axes = {axis: Axis(axis, *sizes) for axis, sizes in {**own, "b": (1, 1, limits.batch)}.items()}
+        found[name] = {**axes, "s+m": _sum("s+m", axes["s"], axes["m"])}
     return found
+
+
+def _sum(name: str, one: Axis, other: Axis) -> Axis:
+    return Axis(name, one.least + other.least, one.usual + other.usual, one.most + other.most)
 
 
 def _range(spec: TensorSpec, axes: Mapping[str, Axis]) -> Range:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from earn.errors import EarnError
 from earn.runtime.recommender import Recommender
 
 
@@ -12,8 +13,11 @@ def main() -> None:
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     bundle, *history = sys.argv[1:]
-    recommender = Recommender.load(bundle)
-    for item in recommender.recommend(history, k=5, exclude_history=True):
+    try:
+        items = Recommender.load(bundle).recommend(history, k=5, exclude_history=True)
+    except EarnError as error:  # says what happened and what to do
+        sys.exit(str(error))
+    for item in items:
         print(f"{item.score:8.3f}  {item.item_id:>8}  {item.title}")
 
 

@@ -25,6 +25,7 @@ from earn.runtime.plans import (
     TENSORRT_FOLDER,
     EngineRecord,
     Target,
+    check_form,
     graph_hash,
     ranges_hash,
 )
@@ -49,17 +50,6 @@ class BuildSettings:
     level: int = 3  # one of LEVELS: higher ones take longer to build
 
 
-def check_bundle(manifest: Manifest, where: Path) -> None:
-    """Raises EarnError where a bundle's graphs are in a form that TensorRT does not take."""
-    how = manifest.calibration or {}
-    if manifest.precision == "int8-dynamic" or how.get("engine", "tensorrt") != "tensorrt":
-        precision = "int8" if manifest.precision == "int8-dynamic" else manifest.precision
-        raise EarnError(
-            f"{where}: its {manifest.precision} graphs are in the CPU's form. Calibrate the fp32 bundle for TensorRT: "
-            f"earn calibrate BUNDLE DATA --precision {precision} --engine tensorrt --out BUNDLE-TENSORRT"
-        )
-
-
 def build_engines(
     folder: str | Path, settings: BuildSettings | None = None, progress: Progress | None = None
 ) -> EngineRecord:
@@ -70,14 +60,14 @@ def build_engines(
         progress: called while TensorRT works.
 
     Raises:
-        EarnError: the bundle is damaged or in another engine's form, there is no GPU, or TensorRT refuses a graph.
-        ModuleNotFoundError: tensorrt or cuda-bindings is not installed.
+        EarnError: the bundle is damaged or in another engine's form, there is no GPU, a package
+            is missing, or TensorRT refuses a graph.
         KeyboardInterrupt: the user broke it off; nothing has changed.
     """
     folder, settings = Path(folder), settings or BuildSettings()
     check_settings(settings)
     manifest = Manifest.load(folder)
-    check_bundle(manifest, folder)
+    check_form(manifest, folder)
     target = this_machine()
     out = folder / TENSORRT_FOLDER
     known = out / TIMING_CACHE
@@ -142,8 +132,8 @@ def _build_stage(
     monitor = _make_monitor(f"{graph.stem} stage", progress)
     config.progress_monitor = monitor
     built = builder.build_serialized_network(network, config)
-    if monitor.is_interrupted:
-        raise KeyboardInterrupt
+    if monitor.stopped_by is not None:
+        raise monitor.stopped_by
     if built is None:
         raise EarnError(
             f"{graph}: TensorRT {package.__version__} cannot build it{said(log)}. If memory is short, export with "
@@ -202,21 +192,25 @@ def _make_monitor(what: str, progress: Progress | None) -> Any:
     class Monitor(package.IProgressMonitor):  # type: ignore[name-defined, misc]  # known at run time alone
         def __init__(self) -> None:
             package.IProgressMonitor.__init__(self)
-            self.is_interrupted = False
+            self.stopped_by: BaseException | None = None  # an exception must not cross TensorRT's own code
             self._steps: dict[str, int] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._steps[phase_name] = num_steps
+            self._guard(lambda: self._steps.__setitem__(phase_name, num_steps))
 
         def phase_finish(self, phase_name: str) -> None:
-            self._steps.pop(phase_name, None)
+            self._guard(lambda: self._steps.pop(phase_name, None))
 
         def step_complete(self, phase_name: str, step: int) -> bool:
+            if progress:
+                told = progress
+                self._guard(lambda: told(f"{what}: {phase_name}", step + 1, self._steps.get(phase_name, step + 1)))
+            return self.stopped_by is None
+
+        def _guard(self, work: Callable[[], object]) -> None:
             try:
-                if progress:
-                    progress(f"{what}: {phase_name}", step + 1, self._steps.get(phase_name, step + 1))
-            except KeyboardInterrupt:  # an exception must not cross TensorRT's own code
-                self.is_interrupted = True
-            return not self.is_interrupted
+                work()
+            except BaseException as error:  # also an interrupt
+                self.stopped_by = error
 
     return Monitor()

@@ -5,12 +5,10 @@ The page says only what the figures hold; what was not measured it calls so.
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
 from pathlib import Path
 
-from earn.errors import EarnError
-from earn.page import Banner, Page, Picture, Section, Table, check_installed
+from earn.page import Banner, Page, Picture, Section, Table, check_installed, check_place
 from earn.profiling.pictures import (
     MOST_SHADES,
     draw_callers,
@@ -34,17 +32,7 @@ def check_page(path: Path, *bundles: Path) -> None:
         EarnError: not an .html file, in one of the bundles, a folder that cannot be written to, or a missing library.
     """
     check_installed()
-    folders = [path.resolve(), *path.resolve().parents]
-    if path.suffix != ".html" or path.is_dir():
-        raise EarnError(f"{path}: is no place for a page. Give a file that ends in .html.")
-    if any(bundle.resolve() in folders for bundle in bundles):
-        raise EarnError(f"{path}: lies in a bundle, which is deployed as it is. Choose a place outside.")
-    folder = next(folder for folder in folders[1:] if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise EarnError(f"{path}: cannot be written ({error.strerror}: {folder}). Choose another place.") from error
+    check_place(path, *bundles)
 
 
 def profile_page(profile: Profile) -> Page:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import deque
 from dataclasses import dataclass
 from functools import cache
 from heapq import heappop, heappush
@@ -79,17 +80,18 @@ class Cuda:
         """Takes the device.
 
         Raises:
-            EarnError: there is no device, or no driver.
-            ModuleNotFoundError: the package cuda-bindings is not installed.
+            EarnError: there is no device, no driver, or no package cuda-bindings.
         """
         self.runtime = cuda_runtime()
         self._lock = Lock()
         self._free: dict[tuple[str, int], list[tuple[int, int]]] = {}  # heaps of number and address, by use and size
         self._taken = count()
+        self._returned: deque[tuple[tuple[str, int], tuple[int, int]]] = deque()  # what finalizers give back
+        self._discarded: deque[Any] = deque()  # graphs to destroy
+        self._sent: list[Array] = []  # host arrays that may still be read
         if not self.call("cudaGetDeviceCount"):
             raise EarnError(f"There is no CUDA device. {REMEDY}")
-        self.stream = int(self.call("cudaStreamCreate"))
-        self.capturing = int(self.call("cudaStreamCreate"))  # what other threads do is not captured with it
+        self.stream = self.new_stream()
 
     def call(self, name: str, *arguments: Any) -> Any:
         """The result of one function of the CUDA runtime.
@@ -102,6 +104,10 @@ class Cuda:
             what = getattr(status, "name", status)
             raise EarnError(f"{name} failed with {what}. {REMEDY}")
         return result[0] if len(result) == 1 else tuple(result)
+
+    def new_stream(self) -> int:
+        """A stream that waits for no other, nor any for it."""
+        return int(self.call("cudaStreamCreateWithFlags", self.runtime.cudaStreamNonBlocking))
 
     def gpu(self) -> Gpu:
         """Name, architecture and driver."""
@@ -121,11 +127,12 @@ class Cuda:
         step = max(GRAIN, 2 ** max(0, size.bit_length() - 4))
         size = max(1, -(-size // step)) * step
         with self._lock:
+            self._collect()
             free = self._free.setdefault((use, size), [])
             number, address = heappop(free) if free else (next(self._taken), 0)
         address = address or self._new(size)
         block = Block(address, size)
-        finalizer = weakref.finalize(block, self._give_back, (use, size), (number, address))
+        finalizer = weakref.finalize(block, self._returned.append, ((use, size), (number, address)))
         finalizer.atexit = False  # the process's end frees all
         return block
 
@@ -142,13 +149,24 @@ class Cuda:
             address = int(self.call("cudaMalloc", size))
         return address
 
-    def _give_back(self, kind: tuple[str, int], place: tuple[int, int]) -> None:
-        with self._lock:
+    def discard(self, graph: Any) -> None:
+        """Destroys a graph at a later call; for finalizers, which may run in the middle of anything, any lock held."""
+        self._discarded.append(graph)
+
+    def _collect(self) -> None:
+        """Takes back what finalizers have given up."""
+        while self._returned:
+            kind, place = self._returned.popleft()
             heappush(self._free.setdefault(kind, []), place)
+        if self._discarded:
+            self.finish()
+        while self._discarded:
+            self.call("cudaGraphExecDestroy", self._discarded.popleft())
 
     def release(self) -> None:
         """Gives the device the memory back that no array uses."""
         with self._lock:
+            self._collect()
             addresses = [address for free in self._free.values() for _, address in free]
             self._free.clear()
         self.finish()
@@ -162,7 +180,7 @@ class Cuda:
             self.finish()
 
     def send(self, source: Any, target: CudaArray) -> None:
-        """`copy` that may still be under way when it returns: `source` must stay."""
+        """`copy` that may still be under way when it returns."""
         if not isinstance(source, CudaArray):
             source = np.broadcast_to(np.asarray(source, np.float32), target.shape)
             self.upload(np.ascontiguousarray(source), target.address)
@@ -176,7 +194,8 @@ class Cuda:
                 )
 
     def upload(self, source: Array, address: int) -> None:
-        """Starts copying a host array of any type, in one piece, to an address."""
+        """Starts copying a host array of any type, in one piece, to an address; the array is kept until it is done."""
+        self._sent.append(source)
         kind = self.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self.call("cudaMemcpyAsync", address, source.ctypes.data, source.nbytes, kind, self.stream)
 
@@ -205,18 +224,34 @@ class Cuda:
 
     def finish(self) -> None:
         """Waits until all work is done."""
+        sent, self._sent = self._sent, []
         self.call("cudaStreamSynchronize", self.stream)
+        sent.clear()
 
 
-@cache
+_devices: list[Cuda] = []
+_devices_lock = Lock()
+
+
 def shared_device() -> Cuda:
     """The process's one device: engines share its memory, so that what one gives back serves the next."""
-    return Cuda()
+    with _devices_lock:
+        if not _devices:
+            _devices.append(Cuda())
+        return _devices[0]
 
 
 @cache
 def cuda_runtime() -> Any:
-    """The CUDA runtime as cuda-python has it."""
-    from cuda.bindings import runtime
+    """The CUDA runtime as cuda-python has it.
 
+    Raises:
+        EarnError: the package is not installed, or too old.
+    """
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise EarnError(
+            "This needs cuda-bindings, of the CUDA that the driver knows. Install it: pip install cuda-bindings"
+        ) from error
     return runtime

@@ -25,7 +25,7 @@ from earn.runtime.onnx_engine import (
     session_options,
     tensorrt_options,
 )
-from earn.runtime.plans import engine_paths, load_record
+from earn.runtime.plans import check_form, engine_paths
 from earn.runtime.tensorrt_api import this_machine
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Engine(Protocol):
 
 NATIVE = "tensorrt"
 AUTO = (NATIVE, "cuda", "cpu")  # the fastest first
-_GPU = "pip install onnxruntime-gpu cuda-bindings (not beside onnxruntime)"
+_GPU = "pip uninstall onnxruntime, then pip install onnxruntime-gpu cuda-bindings"
 
 # Those of ONNX Runtime. The one besides is NATIVE: TensorRT itself, with engines that stand in the bundle.
 ENGINES: Mapping[str, OnnxEngine] = {
@@ -58,7 +58,7 @@ ENGINES: Mapping[str, OnnxEngine] = {
     "tensorrt-ep": OnnxEngine("TensorrtExecutionProvider", f"{_GPU}, and TensorRT 10", tensorrt_options),
     "tensorrt-rtx": OnnxEngine(
         "NvTensorRTRTXExecutionProvider",
-        "pip install onnxruntime onnxruntime-ep-nv-tensorrt-rtx cuda-bindings",
+        "pip install 'onnxruntime>=1.31' onnxruntime-ep-nv-tensorrt-rtx cuda-bindings",
         rtx_options,
         is_plugin=True,
     ),
@@ -94,6 +94,7 @@ def load_engine(
     if name == "auto":
         name, why = choose_engine(folder, manifest)
         _log.info("engine %s%s", name, f" ({why})" if why else "")
+    check_precision(name, folder, manifest)
     if name == NATIVE:
         from earn.runtime.tensorrt_engine import TensorRTStages
 
@@ -101,6 +102,14 @@ def load_engine(
     engine = ENGINES[name]
     check_available(engine)
     return OnnxStages(engine, folder, manifest, lambda: session_options(threads, spinning, arena))
+
+
+def check_precision(name: str, folder: Path, manifest: Manifest) -> None:
+    """Raises EarnError where an engine has no kernels for a bundle's graphs."""
+    if name in (NATIVE, "tensorrt-ep", "tensorrt-rtx"):
+        check_form(manifest, folder)
+    if name == "cuda" and manifest.precision == "int8-dynamic":
+        raise EarnError(f"{folder}: CUDA finds no ranges of activations (int8-dynamic). Take engine='cpu', or fp16.")
 
 
 def choose_engine(folder: Path, manifest: Manifest) -> tuple[str, str]:
@@ -118,8 +127,8 @@ def choose_engine(folder: Path, manifest: Manifest) -> tuple[str, str]:
 def why_not(name: str, folder: Path, manifest: Manifest) -> str:
     """What an engine lacks here to run a bundle; "" if nothing is known to be missing."""
     try:
+        check_precision(name, folder, manifest)
         if name == NATIVE:
-            load_record(folder)  # before the packages: who has built no engines needs none
             engine_paths(folder, manifest, this_machine(), verify=False)
         else:
             check_available(ENGINES[name])

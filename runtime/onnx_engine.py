@@ -5,7 +5,9 @@ Nothing falls back in silence: the provider that was asked for takes every node 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 
 from earn.errors import EarnError
 from earn.manifest import GRAPH_FILES, Manifest
-from earn.profiles import Profile, Shape, profiles
+from earn.profiles import Range, Shape, whole_profile
 from earn.runtime.cuda import shared_device
 from earn.runtime.memory import HOST
 from earn.runtime.plans import cache_folder, graph_hash
@@ -45,7 +47,10 @@ def cuda_options(folder: Path, stage: str, manifest: Manifest) -> Mapping[str, s
 
 
 def tensorrt_options(folder: Path, stage: str, manifest: Manifest) -> Mapping[str, str]:
-    """Engines and timings are kept in the bundle; an engine is built when it is first needed on a GPU."""
+    """Engines and timings are kept in the bundle; an engine is built when it is first needed on a GPU.
+
+    Without a flag for a precision the network is strongly typed: precision is what the graph says.
+    """
     kept = str(cache_folder(folder, "tensorrt-ep"))
     return {
         "trt_engine_cache_enable": "1",
@@ -53,26 +58,22 @@ def tensorrt_options(folder: Path, stage: str, manifest: Manifest) -> Mapping[st
         "trt_engine_cache_prefix": f"{stage}-{graph_hash(manifest)[:12]}",  # another graph's engine is never taken
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": kept,
-        "trt_fp16_enable": "1" if manifest.precision == "fp16" else "0",
-        "trt_int8_enable": "1" if manifest.precision == "int8" else "0",
-        **_shapes("trt", profiles(stage, manifest.sizes, manifest.limits)),
+        **_shapes("trt", stage, manifest),
     }
 
 
 def rtx_options(folder: Path, stage: str, manifest: Manifest) -> Mapping[str, str]:
     """Kernels for this GPU are kept in the bundle."""
     kept = cache_folder(folder, "tensorrt-rtx") / "kernels"
-    ranges = profiles(stage, manifest.sizes, manifest.limits)
-    return {"nv_runtime_cache_path": str(kept), "nv_multi_profile_enable": "1", **_shapes("nv", ranges)}
+    return {"nv_runtime_cache_path": str(kept), **_shapes("nv", stage, manifest)}
 
 
-def _shapes(prefix: str, ranges: Sequence[Profile]) -> dict[str, str]:
-    """Profiles as both TensorRT providers take them: "name:1x2x3" for every input, profile after profile."""
+def _shapes(prefix: str, stage: str, manifest: Manifest) -> dict[str, str]:
+    """The range of every input as both TensorRT providers take it: "name:1x2x3". One, for they stay with the first."""
+    ranges = whole_profile(stage, manifest.sizes, manifest.limits).ranges
 
-    def written(size: Callable[[Any], Shape]) -> str:
-        return ",".join(
-            f"{name}:{'x'.join(map(str, size(own)))}" for profile in ranges for name, own in profile.ranges.items()
-        )
+    def written(size: Callable[[Range], Shape]) -> str:
+        return ",".join(f"{name}:{'x'.join(map(str, size(own)))}" for name, own in ranges.items())
 
     return {
         f"{prefix}_profile_min_shapes": written(lambda own: own.least),
@@ -106,7 +107,8 @@ def preload() -> None:
     import onnxruntime
 
     if hasattr(onnxruntime, "preload_dlls"):  # from 1.21 on
-        onnxruntime.preload_dlls()
+        with redirect_stdout(sys.stderr):  # it talks
+            onnxruntime.preload_dlls()
 
 
 def session_options(threads: int | None, spinning: bool, arena: bool) -> Any:
@@ -130,7 +132,8 @@ class OnnxStages:
         self.device: Any = HOST
         if engine.on_gpu:
             self.device = shared_device()
-            preload()
+            if not engine.is_plugin:
+                preload()
         self._sessions: dict[str, Any] = {}
         for stage, specs in all_specs(manifest.sizes, manifest.limits).items():
             path = folder / GRAPH_FILES[stage]
@@ -176,12 +179,15 @@ def _session(engine: OnnxEngine, folder: Path, stage: str, manifest: Manifest, m
     try:
         if engine.is_plugin:
             path = compiled_graph(cache_folder(folder, "tensorrt-rtx"), path, manifest, options())
-            return onnxruntime.InferenceSession(str(path), options())
-        return onnxruntime.InferenceSession(str(path), options(), providers=[(engine.provider, provider)])
+            return onnxruntime.InferenceSession(str(path), options(), enable_fallback=0)
+        providers = [(engine.provider, provider)]
+        return onnxruntime.InferenceSession(str(path), options(), providers=providers, enable_fallback=0)
     except EarnError:
         raise
     except Exception as error:  # onnxruntime raises classes of its own without a common base
-        remedy = "Check the driver and the engine's packages" if engine.on_gpu else "Export the checkpoint again"
+        remedy = (
+            "Check driver, CUDA, cuDNN and TensorRT (docs/gpu.md)" if engine.on_gpu else "Export the checkpoint again"
+        )
         raise EarnError(f"{path}: ONNX Runtime cannot load it for {engine.provider} ({error}). {remedy}.") from error
 
 

@@ -93,6 +93,17 @@ def cache_folder(folder: Path, engine: str) -> Path:
     return kept
 
 
+def check_form(manifest: Manifest, where: Path) -> None:
+    """Raises EarnError where a bundle's graphs are in a form that TensorRT does not take."""
+    how = manifest.calibration or {}
+    if manifest.precision == "int8-dynamic" or how.get("engine", "tensorrt") != "tensorrt":
+        precision = "int8" if manifest.precision == "int8-dynamic" else manifest.precision
+        raise EarnError(
+            f"{where}: its {manifest.precision} graphs are in the CPU's form. Calibrate the fp32 bundle for TensorRT: "
+            f"earn calibrate BUNDLE DATA --precision {precision} --engine tensorrt --out BUNDLE-TENSORRT"
+        )
+
+
 def build_command(folder: Path) -> str:
     """What to type for engines that fit this machine."""
     return f"earn engine build {folder}"

@@ -193,7 +193,7 @@ class Recommender:
         if unknown == "error" and -1 in indices:
             missing = next(item_id for item_id, place in zip(item_ids, indices, strict=True) if place < 0)
             raise EarnError(
-                f'The catalog has no item {str(missing)!r}. Check the id, or pass unknown="skip" to leave it out.'
+                f'The catalog has no item {str(missing)!r}. Check the id, or skip it: unknown="skip" (--unknown skip).'
             )
         return [place for place in indices if place >= 0]
 

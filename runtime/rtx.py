@@ -1,9 +1,9 @@
 """The engine "tensorrt-rtx": TensorRT for RTX, a provider that comes as a plugin of its own, for RTX 30 and later.
 
-Compiling is in two halves. The first, long one is done once and kept in the bundle as a model with EP context nodes:
+Compiling is in two halves. The first, long one is done once and kept in the bundle as models with EP context nodes:
 
-    engines/tensorrt-rtx/early.onnx, late.onnx    compiled; another RTX GPU may use them as they are
-    engines/tensorrt-rtx/compiled.json            what they were made from, and by which version of the plugin
+    engines/tensorrt-rtx/early/, late/    early.onnx with its weights beside, and compiled.json: what it was made from,
+                                          for which architecture and by which version of the plugin
 
 The second makes kernels for the GPU at hand, in seconds; the provider keeps them in the folder `kernels` beside.
 """
@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from earn.errors import EarnError
-from earn.files import read_json, write_json, written_whole
-from earn.manifest import GRAPH_FILES, Manifest
+from earn.files import folder_written_whole, read_json, write_json
+from earn.manifest import Manifest
+from earn.runtime.cuda import shared_device
 from earn.runtime.plans import graph_hash, ranges_hash
 
 PROVIDER = "NvTensorRTRTXExecutionProvider"
@@ -50,39 +50,40 @@ def register(remedy: str) -> list[Any]:
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {PLUGIN} ({error}). Check driver and versions."
             ) from error
     if not (found := devices()):
-        raise EarnError(f"{PROVIDER} finds no GPU on this machine. Check it with nvidia-smi.")
+        raise EarnError(
+            f"{PROVIDER} finds no GPU that it takes (architecture 8.6, 8.9, 12.0 or later). Check nvidia-smi."
+        )
     return found
 
 
 def compiled_graph(kept: Path, source: Path, manifest: Manifest, options: Any) -> Path:
-    """A stage's compiled model in the folder `kept`; compiled now where there is none of these graphs and this version.
+    """A stage's compiled model in the folder `kept`; compiled now where there is none of these graphs for this GPU.
 
     Raises:
         EarnError: the provider cannot compile the graph.
     """
     import onnxruntime
 
-    out, record = kept / source.name, _record(manifest)
-    if not _is_of(kept / RECORD_FILE, record):
-        for name in GRAPH_FILES.values():  # none may be taken for what the record will say
-            (kept / name).unlink(missing_ok=True)
-        write_json(kept / RECORD_FILE, record)
-    if not out.is_file():
-        with written_whole(out) as beside:
+    record, own = _record(manifest), kept / source.stem
+    if not _is_of(own / RECORD_FILE, record):
+        with folder_written_whole(own) as beside:
             try:
-                compiler = onnxruntime.ModelCompiler(options, str(source), embed_compiled_data_into_model=True)
-                compiler.compile_to_file(str(beside))
+                compiler = onnxruntime.ModelCompiler(options, str(source))
+                compiler.compile_to_file(str(beside / source.name))  # its weights stand in a file beside it
             except Exception as error:  # onnxruntime raises classes of its own without a common base
                 raise EarnError(f"{source}: {PROVIDER} cannot compile it ({error}).") from error
-    return out
+            write_json(beside / RECORD_FILE, record)
+    return own / source.name
 
 
 def _record(manifest: Manifest) -> dict[str, str]:
-    try:
-        plugin = version(PLUGIN.replace("_", "-"))
-    except PackageNotFoundError:  # installed as the package of one CUDA version
-        plugin = ""
-    return {"plugin": plugin, "graphs": graph_hash(manifest), "profiles": ranges_hash(manifest)}
+    """What a compiled model is for."""
+    return {
+        "plugin": str(import_module(PLUGIN).__version__),
+        "architecture": shared_device().gpu().architecture,
+        "graphs": graph_hash(manifest),
+        "profiles": ranges_hash(manifest),
+    }
 
 
 def _is_of(path: Path, record: Mapping[str, str]) -> bool:

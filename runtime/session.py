@@ -18,6 +18,7 @@ import json
 import threading
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,7 +74,12 @@ class Session:
         Raises:
             EarnError: the catalog has no such item.
         """
-        (item,) = self._recommender.indices([item_id])
+        if not isinstance(item_id, (str, Integral)):
+            raise EarnError(f"Got {item_id!r} where one item id belongs.")
+        found = self._recommender.indices([item_id], unknown="skip")
+        if not found:
+            raise EarnError(f"The catalog has no item {str(item_id)!r}. Check the id.")
+        (item,) = found
         with self._lock:
             items, start = [*self._items, item], self._start
             if len(items) - start > self._most:
@@ -199,13 +205,14 @@ def _history(arrays: Mapping[str, Any], bundle: str) -> tuple[list[str], int]:
     """Items, and where the window starts, of a session that was saved with this bundle."""
     try:
         header = json.loads(arrays["header"].tobytes())
-        if header["format"] != FORMAT:
-            raise EarnError(f"The session was saved in format {header['format']}, this is {FORMAT}. {_REMEDY}")
-        if header["bundle"] != bundle:
-            raise EarnError(f"The session was saved with another bundle. {_REMEDY}")
+        form, of = header["format"], header["bundle"]
         items, start = [str(item) for item in header["items"]], int(header["start"])
     except (ValueError, KeyError, TypeError) as error:
         raise EarnError(f"This is no saved session ({error!r}). {_REMEDY}") from error
+    if form != FORMAT:
+        raise EarnError(f"The session was saved in format {form}, this is {FORMAT}. {_REMEDY}")
+    if of != bundle:
+        raise EarnError(f"The session was saved with another bundle. {_REMEDY}")
     if start < 0:
         raise EarnError(f"The saved session's window starts at {start}. {_REMEDY}")
     return items, start

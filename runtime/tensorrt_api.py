@@ -9,7 +9,7 @@ from earn.errors import EarnError
 from earn.runtime.cuda import shared_device
 from earn.runtime.plans import Target
 
-OLDEST = (10, 0)  # whose networks can be strongly typed
+OLDEST = (10, 3)  # of JetPack 6; earlier ones lack ways to give a context its memory
 
 
 @cache
@@ -17,13 +17,12 @@ def tensorrt() -> Any:
     """The package.
 
     Raises:
-        ModuleNotFoundError: it is not installed.
-        EarnError: it is too old, or its libraries are missing.
+        EarnError: it is not installed, too old, or its libraries are missing.
     """
     try:
         import tensorrt as package
-    except ModuleNotFoundError:
-        raise
+    except ModuleNotFoundError as error:
+        raise EarnError('This needs tensorrt. Install it: pip install "tensorrt>=10.3,<12" cuda-bindings') from error
     except ImportError as error:  # a library that the package needs
         raise EarnError(f"tensorrt is installed but cannot be loaded ({error}).") from error
     version = str(package.__version__)
@@ -57,7 +56,6 @@ def this_machine() -> Target:
     """What engines are built for and run on here.
 
     Raises:
-        EarnError: there is no GPU, or TensorRT does not fit.
-        ModuleNotFoundError: tensorrt or cuda-bindings is not installed.
+        EarnError: there is no GPU, cuda-bindings or tensorrt is missing, or TensorRT is too old.
     """
     return Target(str(tensorrt().__version__), shared_device().gpu())

@@ -11,8 +11,10 @@ Prompts are read with the shapes that they have.
 from __future__ import annotations
 
 import math
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -28,7 +30,7 @@ from earn.runtime.cuda import Block, Cuda, CudaArray, shared_device
 from earn.runtime.memory import Array
 from earn.runtime.plans import Target, build_command, engine_paths
 from earn.runtime.tensorrt_api import make_log, said, tensorrt
-from earn.specs import NEW, PAST, StageSpecs, all_specs
+from earn.specs import NEW, PAST, StageSpecs, TensorSpec, all_specs
 
 DECODE = 0  # number of the profile of decoding passes (see earn.profiles)
 ROWS, CACHED = 8, 64  # the grid that passes are widened to: rows and cached rows
@@ -43,8 +45,7 @@ class TensorRTStages:
         """Loads a bundle's engines.
 
         Raises:
-            EarnError: there are none, they are not for this bundle and machine, or TensorRT refuses them.
-            ModuleNotFoundError: tensorrt or cuda-bindings is not installed.
+            EarnError: there are none, they are not for this bundle and machine, or TensorRT is missing or refuses them.
         """
         package = tensorrt()
         self.device = shared_device()
@@ -53,6 +54,7 @@ class TensorRTStages:
         self._log = make_log()
         self._runtime = package.Runtime(self._log)
         self._runtime.engine_host_code_allowed = record.version_compatible  # such engines bring a runtime along
+        capturing = self.device.new_stream()  # of this engine alone: what others do is not captured with it
         self._stages: dict[str, Stage] = {}
         for stage, specs in all_specs(manifest.sizes, manifest.limits).items():
             engine = self._runtime.deserialize_cuda_engine(paths[stage].read_bytes())
@@ -62,7 +64,7 @@ class TensorRTStages:
                 )
             ranges = profiles(stage, manifest.sizes, manifest.limits)
             check_engine(engine, specs, ranges, paths[stage])
-            self._stages[stage] = Stage(engine, specs, ranges, self.device, self._log)
+            self._stages[stage] = Stage(engine, specs, ranges, self.device, capturing, self._log)
 
     def run(self, stage: str, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Runs the stage; returns when outputs in host memory are there."""
@@ -92,8 +94,10 @@ def check_engine(engine: Any, specs: StageSpecs, ranges: Sequence[Profile], path
 class Stage:
     """One stage's engine with its memory."""
 
-    def __init__(self, engine: Any, specs: StageSpecs, ranges: Sequence[Profile], device: Cuda, log: Any) -> None:
-        self._engine, self._device, self._log = engine, device, log
+    def __init__(
+        self, engine: Any, specs: StageSpecs, ranges: Sequence[Profile], device: Cuda, capturing: int, log: Any
+    ) -> None:
+        self._engine, self._device, self._capturing, self._log = engine, device, capturing, log
         self._ranges = ranges
         self._types = {spec.name: np.dtype(spec.dtype) for spec in (*specs.inputs, *specs.outputs)}
         self._outputs = {spec.name: spec for spec in specs.outputs}
@@ -102,6 +106,7 @@ class Stage:
         self._scratch = device.take(self._scratch_size)
         self._contexts: dict[int, Any] = {}  # by profile, for calls with the shapes that they have
         self._passes: OrderedDict[tuple[int, ...], Pass] = OrderedDict()
+        self._blocks: dict[str, Block] = {}  # what all passes read and write, but for the cache
 
     def run(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Reads feeds, writes outputs."""
@@ -123,7 +128,7 @@ class Stage:
         context = self._contexts[number]
         held: list[Block] = []
         for name, array in feeds.items():
-            address = self._on_device(array, held)
+            address = self._on_device(name, array, held)
             self._bind(context, name, address, array.shape)
         staged: list[tuple[Any, Block]] = []
         for name, array in outputs.items():
@@ -147,12 +152,11 @@ class Stage:
         else:
             self._passes[key] = self._capture(shape, feeds)
             if len(self._passes) > MOST_GRAPHS:
-                _, old = self._passes.popitem(last=False)
-                old.destroy(self._device)
+                self._passes.popitem(last=False)
         found = self._passes[key]
         self._device.call("cudaGraphLaunch", found.graph, self._device.stream)
         for name, array in outputs.items():
-            self._give_rows(array, found.blocks[name].address, name, shape)
+            self._give_rows(array, self._blocks[name].address, name, shape)
 
     def _widened(self, rows: int, past: CudaArray) -> PassShape:
         """The shape on the grid, no larger than the profile and than the memory behind the cache."""
@@ -168,32 +172,48 @@ class Stage:
 
     def _capture(self, shape: PassShape, feeds: Mapping[str, Any]) -> Pass:
         """A graph of one pass of this shape over this cache."""
-        context = self._context(DECODE)
-        sizes = {name: shape.of(name, array) for name, array in feeds.items()}
-        blocks = {}
+        sizes = {name: shape.of(name, array.shape) for name, array in feeds.items()}
+        sizes |= {name: shape.of_output(spec) for name, spec in self._outputs.items()}
+        del sizes[PAST]
         for name, size in sizes.items():
-            if name != PAST:
-                taken = self._device.take(self._types[name].itemsize * math.prod(size))
-                blocks[name] = self._device.clear(taken)  # rows that are added are masked, so they must be finite
-            self._bind(context, name, feeds[PAST].address if name == PAST else blocks[name].address, size)
-        for name, spec in self._outputs.items():
-            free = {"b": shape.users, "r": shape.rows, "m": shape.rows}
-            size = tuple(free.get(axis.name, axis.most) for axis in spec.axes)
-            blocks[name] = self._device.take(self._types[name].itemsize * math.prod(size))
-            self._bind(context, name, blocks[name].address)
-        made = Pass(shape, context, blocks)
-        self._load(made, feeds)
+            self._make_room(name, self._types[name].itemsize * math.prod(size))
+        context = self._context(DECODE)
+        for name in feeds:
+            address = feeds[PAST].address if name == PAST else self._blocks[name].address
+            self._bind(context, name, address, shape.of(name, feeds[name].shape))
+        for name in self._outputs:
+            self._bind(context, name, self._blocks[name].address)
+        self._load(Pass(shape, context), feeds)
         self._enqueue(context, self._device.stream)  # what is set up at a first run must not be captured
         self._device.finish()
+        made = Pass(shape, context, self._captured(context))
+        weakref.finalize(made, self._device.discard, made.graph).atexit = False
+        return made
+
+    def _captured(self, context: Any) -> Any:
+        """The graph of one run."""
         mode = self._device.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._device.call("cudaStreamBeginCapture", self._device.capturing, mode)
+        self._device.call("cudaStreamBeginCapture", self._capturing, mode)
         try:
-            self._enqueue(context, self._device.capturing)
-        finally:
-            graph = self._device.call("cudaStreamEndCapture", self._device.capturing)
-        made.graph = self._device.call("cudaGraphInstantiate", graph, 0)
+            self._enqueue(context, self._capturing)
+        except EarnError:
+            with suppress(EarnError):  # what TensorRT said is the reason
+                self._device.call("cudaStreamEndCapture", self._capturing)
+            raise
+        graph = self._device.call("cudaStreamEndCapture", self._capturing)
+        made = self._device.call("cudaGraphInstantiate", graph, 0)
         self._device.call("cudaGraphDestroy", graph)
         return made
+
+    def _make_room(self, name: str, size: int) -> None:
+        """Gives a tensor of the passes so many bytes; graphs over a smaller block are forgotten.
+
+        Rows that are added are masked, so they must be finite, and memory may hold anything.
+        """
+        block = self._blocks.get(name)
+        if block is None or block.end - block.address < size:
+            self._passes.clear()
+            self._blocks[name] = self._device.clear(self._device.take(size))
 
     def _load(self, found: Pass, feeds: Mapping[str, Any]) -> None:
         """Puts inputs where a pass reads them, widened."""
@@ -201,12 +221,13 @@ class Stage:
         for name, array in feeds.items():
             if name == PAST:
                 continue
-            address = found.blocks[name].address
+            address = self._blocks[name].address
             if isinstance(array, CudaArray):  # hidden [b,m,d]
                 row = array.nbytes // (array.shape[0] * rows)
                 self._device.copy_rows(address, shape.rows * row, array.address, rows * row, rows * row, array.shape[0])
             else:
-                self._device.upload(_padded(name, array, shape, len(feeds[PAST])), address)
+                padded = _padded(name, array, shape, len(feeds[PAST]))
+                self._device.upload(np.ascontiguousarray(padded, self._types[name]), address)
 
     def _give_rows(self, target: Any, address: int, name: str, shape: PassShape) -> None:
         """Takes the rows that were asked for out of a widened output."""
@@ -232,13 +253,13 @@ class Stage:
             self._device.download(address, whole)
             target[...] = whole
 
-    def _on_device(self, array: Any, held: list[Block]) -> int:
+    def _on_device(self, name: str, array: Any, held: list[Block]) -> int:
         """The address of an input; a host array is sent to memory that `held` keeps."""
         if isinstance(array, CudaArray):
             return array.address
         held.append(self._device.take(array.nbytes))
         if array.nbytes:
-            self._device.upload(np.ascontiguousarray(array), held[-1].address)
+            self._device.upload(np.ascontiguousarray(array, self._types[name]), held[-1].address)
         return held[-1].address
 
     def _context(self, number: int) -> Any:
@@ -272,28 +293,27 @@ class PassShape:
     rows: int
     cached: int
 
-    def of(self, name: str, array: Any) -> tuple[int, ...]:
+    def of(self, name: str, size: Sequence[int]) -> tuple[int, ...]:
         """The widened shape of an input."""
         return {
             "attention_bias": (self.users, 1, self.rows, self.cached + self.rows),
-            PAST: (self.cached, *array.shape[1:]),
+            PAST: (self.cached, *size[1:]),
             "keep": (self.rows,),
-        }.get(name, (self.users, self.rows, *array.shape[2:]))
+        }.get(name, (self.users, self.rows, *size[2:]))
+
+    def of_output(self, spec: TensorSpec) -> tuple[int, ...]:
+        """The widened shape of an output."""
+        free = {"b": self.users, "r": self.rows, "m": self.rows}
+        return tuple(free.get(axis.name, axis.most) for axis in spec.axes)
 
 
 @dataclass
 class Pass:
-    """A captured pass: its memory, and the graph that runs it."""
+    """A captured pass."""
 
     shape: PassShape
-    context: Any
-    blocks: Mapping[str, Block]  # of every tensor but the cache
+    context: Any  # what the graph uses lives as long as it
     graph: Any = None
-
-    def destroy(self, device: Cuda) -> None:
-        """Gives the graph back."""
-        device.finish()
-        device.call("cudaGraphExecDestroy", self.graph)
 
 
 def _rows(feeds: Mapping[str, Any]) -> int:
@@ -310,7 +330,7 @@ def _padded(name: str, array: Array, shape: PassShape, cached: int) -> Array:
     rows = array.shape[-1] if name == "keep" else array.shape[-2] if name == "attention_bias" else array.shape[1]
     if name == "keep":
         return np.arange(shape.rows)  # all rows go on
-    wide = np.full(shape.of(name, array), MASKED if name == "attention_bias" else 0, array.dtype)
+    wide = np.full(shape.of(name, array.shape), MASKED if name == "attention_bias" else 0, array.dtype)
     if name == "attention_bias":  # columns: cached rows, then the pass's own
         wide[:, :, :rows, :cached] = array[..., :cached]
         wide[:, :, :rows, shape.cached : shape.cached + rows] = array[..., cached:]

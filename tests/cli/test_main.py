@@ -94,7 +94,10 @@ def test_a_missing_package_names_its_extra(
         raise ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.inside")
 
     monkeypatch.setattr(data_command, "run", run)
-    assert earn("data", "any").error == f'This needs {package}. Install it: pip install "earn-edge[{extra}]"'
+    assert (
+        earn("data", "any").error
+        == f'This needs {package}. Install it: pip install "earn-edge[{extra}]" (in a clone: -e ".[{extra}]")'
+    )
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

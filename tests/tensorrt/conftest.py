@@ -6,7 +6,8 @@ from types import ModuleType
 
 import pytest
 
-from earn.runtime.cuda import cuda_runtime, shared_device
+from earn.runtime import cuda as cuda_module
+from earn.runtime.cuda import cuda_runtime
 from earn.runtime.tensorrt_api import tensorrt
 from tests.tensorrt.fake_gpu import FakeCuda, FakeTensorRT
 from tests.tensorrt.inert_libraries import load_bindings
@@ -44,5 +45,6 @@ def nothing_stays() -> Iterator[None]:
 
 
 def clear_caches() -> None:
-    for cached in (cuda_runtime, shared_device, tensorrt):
-        cached.cache_clear()
+    cuda_module._devices.clear()
+    cuda_runtime.cache_clear()
+    tensorrt.cache_clear()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Callable
+from threading import get_ident
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 from unittest.mock import create_autospec
@@ -33,15 +34,14 @@ class FakeCuda:
         self.devices, self.memory = devices, memory
         self.blocks: dict[int, Array] = {}  # by address
         self.graphs: list[list[Callable[[], None]]] = []
-        self.captured: list[Callable[[], None]] | None = None
+        self.captured: dict[int, tuple[int, list[Callable[[], None]]]] = {}  # by stream: its thread, and its work
         self.streams = 0
-        self.capturing: int | None = None  # the stream that is captured
         self.launches = 0
         self.name, self.architecture = "NVIDIA Fake 1", (8, 9)
         names = [name for name in dir(self) if name.startswith("cuda")]
         played = {name: create_autospec(getattr(real, name), side_effect=getattr(self, name)) for name in names}
         kinds = ("cudaMemcpyKind", "cudaStreamCaptureMode", "cudaError_t")
-        enumerations = {name: getattr(real, name) for name in kinds}
+        enumerations = {name: getattr(real, name) for name in (*kinds, "cudaStreamNonBlocking")}
         self.module = SimpleNamespace(**played, **enumerations)
 
     @property
@@ -54,7 +54,8 @@ class FakeCuda:
             return real.cudaError_t.cudaErrorNoDevice, None
         return real.cudaError_t.cudaSuccess, self.devices
 
-    def cudaStreamCreate(self) -> tuple[Any, Any]:  # noqa: N802
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, Any]:  # noqa: N802
+        assert flags == real.cudaStreamNonBlocking  # others wait for whoever uses the default stream
         self.streams += 1
         return real.cudaError_t.cudaSuccess, STREAM + self.streams - 1
 
@@ -81,7 +82,7 @@ class FakeCuda:
         return (real.cudaError_t.cudaSuccess,)
 
     def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> tuple[Any]:  # noqa: N802
-        assert self.is_stream(stream)
+        self.forbid_captured(stream)
         self.forbid_capture()
         self.bytes_at(address, size)[:] = value
         return (real.cudaError_t.cudaSuccess,)
@@ -92,7 +93,7 @@ class FakeCuda:
     def cudaMemcpy2DAsync(  # noqa: N802
         self, target: int, to: int, source: int, step: int, size: int, count: int, kind: Any, stream: int
     ) -> tuple[Any]:
-        assert self.is_stream(stream)
+        self.forbid_captured(stream)
         assert size <= min(to, step)
         self.forbid_capture()
         for number in range(count):
@@ -109,21 +110,21 @@ class FakeCuda:
         return (real.cudaError_t.cudaSuccess,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any]:  # noqa: N802
-        assert self.is_stream(stream)
+        self.forbid_captured(stream)
         self.forbid_capture()
         return (real.cudaError_t.cudaSuccess,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any]:  # noqa: N802
         assert self.is_stream(stream)
-        assert isinstance(mode, real.cudaStreamCaptureMode)
+        assert mode == real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        assert stream not in self.captured
         self.forbid_capture()
-        self.captured, self.capturing = [], stream
+        self.captured[stream] = (get_ident(), [])
         return (real.cudaError_t.cudaSuccess,)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[Any, Any]:  # noqa: N802
-        assert self.captured is not None
-        assert stream == self.capturing
-        graph, self.captured, self.capturing = self.captured, None, None
+        thread, graph = self.captured.pop(stream)
+        assert thread == get_ident()
         return real.cudaError_t.cudaSuccess, graph
 
     def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any, Any]:  # noqa: N802
@@ -138,7 +139,7 @@ class FakeCuda:
         return (real.cudaError_t.cudaSuccess,)
 
     def cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[Any]:  # noqa: N802
-        assert self.is_stream(stream)
+        self.forbid_captured(stream)
         assert any(own is graph for own in self.graphs)
         self.launches += 1
         for work in graph:
@@ -150,8 +151,13 @@ class FakeCuda:
         return number in range(STREAM, STREAM + self.streams)
 
     def forbid_capture(self) -> None:
-        """What may not happen while a graph is captured: here, where there is one thread alone, nothing but kernels."""
-        assert self.captured is None
+        """What a thread may not do while it captures a graph: anything but starting kernels."""
+        assert all(thread != get_ident() for thread, _ in self.captured.values())
+
+    def forbid_captured(self, stream: int) -> None:
+        """Work on a stream that somebody captures would become part of that graph."""
+        assert self.is_stream(stream)
+        assert stream not in self.captured
 
     def is_device(self, address: int, size: int) -> bool:
         """Whether the bytes lie within one piece of memory that was taken."""
@@ -363,7 +369,6 @@ class Context:
 
     def run(self, stream: int) -> bool:
         assert self.cuda.is_stream(stream)
-        assert self.cuda.captured is None or stream == self.cuda.capturing
         assert self.memory
         names = [tensor.name for tensor in self.session.get_inputs()]
         outputs = [tensor.name for tensor in self.session.get_outputs()]
@@ -384,8 +389,9 @@ class Context:
                     target = self.cuda.bytes_at(addresses[name], value.nbytes)
                     target[:] = np.frombuffer(value.tobytes(), np.uint8)
 
-        if self.cuda.captured is None:
-            work()
+        if stream in self.cuda.captured:
+            self.cuda.captured[stream][1].append(work)
         else:
-            self.cuda.captured.append(work)
+            self.cuda.forbid_capture()
+            work()
         return True

@@ -98,6 +98,15 @@ def test_an_interrupt_changes_nothing(bundle: Path, trt: FakeTensorRT) -> None:
     assert sorted(path.name for path in (bundle / "engines").iterdir()) == ["tensorrt"]
 
 
+def test_what_stops_a_build_is_said(bundle: Path, trt: FakeTensorRT) -> None:
+    def gone(what: str, done: int, total: int) -> None:
+        raise BrokenPipeError("nobody reads this")
+
+    with pytest.raises(BrokenPipeError, match="nobody reads"):
+        build_engines(bundle, progress=gone)
+    assert not (bundle / TENSORRT_FOLDER).exists()
+
+
 def test_the_parsers_errors_name_node_and_remedy(bundle: Path, trt: FakeTensorRT) -> None:
     def error(**texts: str) -> Any:
         return fake(trt.real.ParserError, **{name: lambda text=text: text for name, text in texts.items()})

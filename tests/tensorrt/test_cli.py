@@ -31,7 +31,7 @@ def test_a_machine_without_tensorrt_says_so_before_any_work(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     outcome = earn("export", checkpoint, "--out", tmp_path / "bundle", "--engine", "tensorrt")
-    assert outcome.error == 'This needs tensorrt. Install it: pip install "earn-edge[tensorrt]"'
+    assert outcome.error == 'This needs tensorrt. Install it: pip install "tensorrt>=10.3,<12" cuda-bindings'
     assert not (tmp_path / "bundle").exists()
 
 
@@ -50,6 +50,11 @@ def test_a_machine_without_a_gpu_says_so_before_any_work(
 def test_there_is_nothing_to_build_for_other_engines(tmp_path: Path, earn: Earn) -> None:  # noqa: F811
     outcome = earn("export", "CKPT", "--out", tmp_path / "bundle", "--engine", "cuda")
     assert outcome.error.startswith("There is nothing to build for the engine 'cuda'")
+
+
+def test_settings_of_engines_need_engines(tmp_path: Path, earn: Earn) -> None:  # noqa: F811
+    outcome = earn("export", "CKPT", "--out", tmp_path / "bundle", "--hardware", "same")
+    assert outcome.error == "--hardware is for engines. Give --engine tensorrt too, or leave it out."
 
 
 def test_engines_are_built_shown_and_used(bundle: Path, earn: Earn, trt: FakeTensorRT) -> None:  # noqa: F811

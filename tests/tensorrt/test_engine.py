@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from earn.export.engines import build_engines
 from earn.files import sha256
 from earn.manifest import FileEntry, Manifest
 from earn.runtime import tensorrt_engine
+from earn.runtime.cuda import shared_device
 from earn.runtime.plans import TENSORRT_FOLDER
 from earn.runtime.recommender import Recommender
 from earn.runtime.tensorrt_engine import TensorRTStages
@@ -110,6 +112,54 @@ def test_a_request_like_an_earlier_one_finds_its_memory_and_its_graphs(bundle: P
     assert (gpu.taken, len(gpu.graphs)) == (taken, graphs)
 
 
+def test_an_engine_that_is_unloaded_gives_everything_back(bundle: Path, gpu: FakeCuda) -> None:
+    build_engines(bundle)
+    recommender = Recommender.load(bundle, "tensorrt")
+    recommender.recommend(["1", "2", "3"], 8)
+    device = shared_device()
+    assert recommender.decoder.device is device
+    del recommender
+    gc.collect()
+    device.release()
+    assert gpu.graphs == []
+    assert gpu.taken == 0
+
+
+def test_a_block_may_be_given_back_in_the_middle_of_taking_another(gpu: FakeCuda) -> None:
+    """As happens where the garbage collector runs just then."""
+    device = shared_device()
+    cycle: list[Any] = [device.take(100)]
+    cycle.append(cycle)
+    make = gpu.module.cudaMalloc.side_effect
+
+    def collect_first(size: int) -> Any:
+        gc.collect()
+        return make(size)
+
+    gpu.module.cudaMalloc.side_effect = collect_first
+    address = cycle[0].address
+    del cycle
+    other = device.take(10**6)
+    assert device.take(100).address == address
+    assert other.address != address
+
+
+@pytest.mark.parametrize("recommenders", [1, 2])
+def test_requests_of_several_threads_do_not_disturb_each_other(recommenders: int, bundle: Path, gpu: FakeCuda) -> None:
+    build_engines(bundle)
+    cpu = Recommender.load(bundle, threads=1)
+    histories = [["1"], ["1", "2", "3"], ["4", "5"], ["6", "7", "0", "2"]]
+    want = [[pair[0] for pair in pairs(cpu.recommend(history, 8))] for history in histories]
+    loaded = [Recommender.load(bundle, "tensorrt") for _ in range(recommenders)]
+
+    def ask(number: int) -> bool:
+        got = loaded[number % recommenders].recommend(histories[number % 4], 8)
+        return [pair[0] for pair in pairs(got)] == want[number % 4]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, range(40)))
+
+
 def test_graphs_are_bounded(bundle: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_engine, "MOST_GRAPHS", 2)
     monkeypatch.setattr(tensorrt_engine, "ROWS", 1)
@@ -117,6 +167,8 @@ def test_graphs_are_bounded(bundle: Path, gpu: FakeCuda, monkeypatch: pytest.Mon
     build_engines(bundle)
     compare(bundle, [["1"], ["1", "2", "3"], ["4", "5"]])
     assert gpu.launches > len(gpu.graphs)
+    gc.collect()
+    shared_device().release()
     assert len(gpu.graphs) <= 2 * 2  # two stages
 
 

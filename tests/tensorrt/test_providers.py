@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -18,9 +19,10 @@ from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.profiles import profiles
 from earn.runtime import rtx
-from earn.runtime.engine import ENGINES, load_engine
+from earn.runtime.engine import ENGINES, choose_engine, load_engine, why_not
 from earn.runtime.onnx_engine import tensorrt_options
 from earn.runtime.recommender import Recommender
+from earn.specs import PAST
 from tests.support import Agreement, pairs
 from tests.tensorrt.fake_gpu import FakeCuda
 
@@ -33,13 +35,10 @@ KNOWN = {
     "trt_engine_cache_prefix",
     "trt_timing_cache_enable",
     "trt_timing_cache_path",
-    "trt_fp16_enable",
-    "trt_int8_enable",
     "trt_profile_min_shapes",
     "trt_profile_opt_shapes",
     "trt_profile_max_shapes",
     "nv_runtime_cache_path",
-    "nv_multi_profile_enable",
     "nv_profile_min_shapes",
     "nv_profile_opt_shapes",
     "nv_profile_max_shapes",
@@ -58,8 +57,9 @@ class Providers:
         self.on_device = 0  # arrays that stayed there
         self.fails = ""
 
-    def session(self, path: str, options: Any, providers: Any = None) -> Any:
+    def session(self, path: str, options: Any, providers: Any = None, enable_fallback: int = 1) -> Any:
         """InferenceSession(path, options, providers=...)."""
+        assert not enable_fallback  # it would try the CPU in silence
         if self.fails:
             raise RuntimeError(self.fails)
         (chosen,) = providers or options.played
@@ -68,7 +68,13 @@ class Providers:
         self.loaded.append(Path(path))
         real = REAL_SESSION(path, providers=["CPUExecutionProvider"])
 
+        ranges = {side: sizes_of(settings, side) for side in ("min", "max")}
+
         def run(binding: Any) -> None:
+            for tensor, (_, _, shape, _) in binding.inputs.items():
+                for number, size in enumerate(shape):
+                    least, most = (ranges[side].get(tensor, shape)[number] for side in ("min", "max"))
+                    assert least <= size <= most, f"{tensor} {shape} lies outside the first profile"
             feeds = {tensor: self._read(*place) for tensor, place in binding.inputs.items()}
             names = list(binding.outputs)
             for tensor, value in zip(names, real.run(names, feeds), strict=True):
@@ -122,6 +128,17 @@ class Providers:
             self._bytes(device, kind, shape, address)[:] = np.frombuffer(value.tobytes(), np.uint8)
 
 
+def sizes_of(settings: Mapping[str, str], side: str) -> dict[str, Sequence[int]]:
+    """The first profile that a provider is told: it stays with that one."""
+    found: dict[str, Sequence[int]] = {}
+    for key, text in settings.items():
+        if key.endswith(f"_profile_{side}_shapes"):
+            for part in text.split(","):
+                name, _, sizes = part.partition(":")
+                found.setdefault(name, list(map(int, sizes.split("x"))))
+    return found
+
+
 class Options:
     """SessionOptions, as far as it is looked at."""
 
@@ -155,6 +172,7 @@ def plugin(gpu: Providers, monkeypatch: pytest.MonkeyPatch) -> Providers:
     """The plugin with TensorRT for RTX is installed too."""
     module = ModuleType(rtx.PLUGIN)
     module.get_library_path = lambda: "plugin.so"  # type: ignore[attr-defined]
+    module.__version__ = "0.5.0"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, rtx.PLUGIN, module)
     found: list[Any] = []
 
@@ -162,9 +180,8 @@ def plugin(gpu: Providers, monkeypatch: pytest.MonkeyPatch) -> Providers:
         assert path == "plugin.so"
         found.append(SimpleNamespace(ep_name=name))
 
-    def compiler(options: Any, source: str, embed_compiled_data_into_model: bool) -> Any:
+    def compiler(options: Any, source: str) -> Any:
         assert options.played
-        assert embed_compiled_data_into_model
 
         def compile_to_file(out: str) -> None:
             gpu.compiled.append(Path(source).name)
@@ -211,19 +228,42 @@ def test_fp32_is_fp32_on_cuda(bundle: Path, gpu: Providers) -> None:
     assert [settings["use_tf32"] for _, settings, _ in gpu.told] == ["0", "0"]
 
 
-def test_both_profiles_are_told_to_the_provider(bundle: Path) -> None:
+def test_the_provider_is_told_one_range_that_holds_both_profiles(bundle: Path) -> None:
     manifest = Manifest.load(bundle)
     told = tensorrt_options(bundle, "late", manifest)
-    decode, prefill = profiles("late", manifest.sizes, manifest.limits)
-    for setting, of in (("min", "least"), ("opt", "usual"), ("max", "most")):
-        parts = told[f"trt_profile_{setting}_shapes"].split(",")
-        want = [
-            f"{name}:{'x'.join(map(str, getattr(own, of)))}"
-            for profile in (decode, prefill)
-            for name, own in profile.ranges.items()
-        ]
-        assert parts == want
-    assert "keep:" in told["trt_profile_min_shapes"]
+    assert told["trt_profile_min_shapes"].count("keep:") == 1
+    least, most = sizes_of(told, "min"), sizes_of(told, "max")
+    for profile in profiles("late", manifest.sizes, manifest.limits):
+        for name, own in profile.ranges.items():
+            assert all(low <= size for low, size in zip(least[name], own.least, strict=True))
+            assert all(size <= high for high, size in zip(most[name], own.most, strict=True))
+    assert most["attention_bias"][3] == most[PAST][0] + most["keep"][0]  # builders try the most of all axes together
+
+
+def test_precision_is_what_the_graph_says(bundle: Path) -> None:
+    """With a flag for a precision the provider's network is not strongly typed."""
+    manifest = replace(Manifest.load(bundle), precision="fp16")
+    assert not [key for key in tensorrt_options(bundle, "late", manifest) if "fp16" in key or "int8" in key]
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "says"),
+    [
+        ("cuda", "int8-dynamic", "finds no ranges of activations"),
+        ("tensorrt-ep", "int8-dynamic", "earn calibrate BUNDLE DATA --precision int8 --engine tensorrt"),
+        ("tensorrt-rtx", "int8", "in the CPU's form"),
+    ],
+)
+def test_graphs_in_a_form_that_an_engine_does_not_take_are_refused(
+    engine: str, precision: str, says: str, bundle: Path, plugin: Providers
+) -> None:
+    how = {"engine": "cpu", "method": "", "samples": 1, "seed": 0, "fine_products": [], "float_layers": []}
+    manifest = replace(Manifest.load(bundle), precision=precision, calibration=how)
+    with pytest.raises(EarnError, match=says):
+        load_engine(engine, bundle, manifest)
+    assert says in why_not(engine, bundle, manifest)
+    assert choose_engine(bundle, manifest)[0] in ("cuda", "cpu")
+    assert choose_engine(bundle, replace(manifest, precision="int8-dynamic"))[0] == "cpu"
 
 
 def test_engines_of_the_provider_stand_in_the_bundle(bundle: Path, gpu: Providers) -> None:
@@ -238,7 +278,7 @@ def test_engines_of_the_provider_stand_in_the_bundle(bundle: Path, gpu: Provider
 
 def test_what_the_provider_says_is_passed_on(bundle: Path, gpu: Providers) -> None:
     gpu.fails = "libcublas.so.12: no such file"
-    with pytest.raises(EarnError, match=r"CUDAExecutionProvider \(libcublas.*Check the driver"):
+    with pytest.raises(EarnError, match=r"CUDAExecutionProvider \(libcublas.*Check driver"):
         load_engine("cuda", bundle, Manifest.load(bundle))
 
 
@@ -248,24 +288,24 @@ def test_rtx_compiles_once_and_keeps_it(bundle: Path, plugin: Providers) -> None
     assert plugin.compiled == ["early.onnx", "late.onnx"]
     kept = bundle / "engines" / "tensorrt-rtx"
     of_gpu = [(path, told) for path, told in zip(plugin.loaded, plugin.told, strict=True) if told[0] == rtx.PROVIDER]
-    assert [path for path, _ in of_gpu] == [kept / "early.onnx", kept / "late.onnx"] * 2
+    assert [path for path, _ in of_gpu] == [kept / "early" / "early.onnx", kept / "late" / "late.onnx"] * 2
     for _, (_, settings, may_cpu_help) in of_gpu:
         assert settings.keys() <= KNOWN
         assert not may_cpu_help
     onnxruntime.register_execution_provider_library.assert_called_once()
 
 
-@pytest.mark.parametrize("key", ["plugin", "graphs", "profiles"])
-def test_rtx_compiles_anew_for_another_version_or_bundle(key: str, bundle: Path, plugin: Providers) -> None:
+@pytest.mark.parametrize("key", ["plugin", "architecture", "graphs", "profiles"])
+def test_rtx_compiles_anew_for_another_version_gpu_or_bundle(key: str, bundle: Path, plugin: Providers) -> None:
     manifest = Manifest.load(bundle)
     load_engine("tensorrt-rtx", bundle, manifest)
-    path = bundle / "engines" / "tensorrt-rtx" / rtx.RECORD_FILE
+    path = bundle / "engines" / "tensorrt-rtx" / "late" / rtx.RECORD_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), key: "another"}))
     load_engine("tensorrt-rtx", bundle, manifest)
-    assert plugin.compiled == ["early.onnx", "late.onnx"] * 2
+    assert plugin.compiled == ["early.onnx", "late.onnx", "late.onnx"]
     path.write_text("damaged")
     load_engine("tensorrt-rtx", bundle, manifest)
-    assert len(plugin.compiled) == 6
+    assert plugin.compiled[3:] == ["late.onnx"]
 
 
 def test_without_the_plugin_the_error_says_what_to_install(bundle: Path, gpu: Providers) -> None:
@@ -277,7 +317,7 @@ def test_a_plugin_that_finds_no_gpu_is_an_error(
     bundle: Path, plugin: Providers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: [])
-    with pytest.raises(EarnError, match="finds no GPU on this machine"):
+    with pytest.raises(EarnError, match="finds no GPU that it takes"):
         load_engine("tensorrt-rtx", bundle, Manifest.load(bundle))
 
 
