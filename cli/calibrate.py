@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 128  # histories to calibrate with
 HELD_OUT = 1000  # users who judge
+FEW_USERS = 300  # below, chance hides a small loss of accuracy
 FAILED = 1  # exit status where the gate stays shut
 
 
@@ -113,6 +114,8 @@ def run(args: argparse.Namespace) -> int:
     dataset.check_items(Catalog.load(args.bundle / CATALOG_FILE), args.bundle)
     histories, held_out = draw(dataset, args.samples, args.users, args.seed, args.exclude_history)
     steps(f"Calibrate with {len(histories)} histories; {len(held_out.histories)} other users judge")
+    if len(held_out.histories) < FEW_USERS:
+        note(f"      So few can hardly show a small loss of accuracy; {HELD_OUT} can, where the data has them.")
     found, found_page = calibrated(
         args.bundle, args.out, args.data, histories, held_out, args.precision, settings, page
     )

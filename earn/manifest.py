@@ -78,9 +78,7 @@ class Manifest:
         """
         path = folder / MANIFEST_FILE
         if not path.is_file():
-            raise EarnError(
-                f"{folder}: there is no bundle (no {MANIFEST_FILE}). Write one: earn export CKPT --out {folder}"
-            )
+            raise EarnError(f"{folder}: there is no bundle (no {MANIFEST_FILE}). {_remedy(folder)}")
         value = read_json(path)
         if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA:
             raise EarnError(
@@ -161,6 +159,15 @@ def refuse_foreign_folder(out: Path) -> None:
     foreign = [path for path in files if path.relative_to(out).as_posix() not in own]
     if foreign:
         raise EarnError(f"{out}: holds {foreign[0].relative_to(out)}, which is no part of the bundle. {remedy}")
+
+
+def _remedy(folder: Path) -> str:
+    """What to do about a folder without a manifest."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return f"Write one: earn export CKPT --out {folder}"
+    if any((folder / name).exists() for name in GRAPH_FILES.values()):
+        return "The manifest was not copied: copy the bundle again."
+    return "Check the path."
 
 
 def _is_built(path: Path, folder: Path) -> bool:

@@ -212,3 +212,16 @@ def test_parts_that_contradict_each_other_are_refused(bundle: Path, change: Chan
     edit(bundle, change)
     with pytest.raises(EarnError, match=says):
         Recommender.load(bundle)
+
+
+def test_the_remedy_for_a_missing_manifest_fits_what_is_there(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "manifest.json").unlink()
+    with pytest.raises(EarnError, match=r"no manifest\.json.*copy the bundle again"):
+        Manifest.load(bundle)
+    other = tmp_path / "README.md"
+    other.write_text("no bundle")
+    with pytest.raises(EarnError, match=r"README\.md: there is no bundle.*Check the path\.$"):
+        Manifest.load(other)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EarnError, match="Write one: earn export CKPT --out"):
+        Manifest.load(tmp_path / "empty")
