@@ -20,11 +20,9 @@ from earn.errors import EarnError
 from earn.manifest import ENGINES_FOLDER, Manifest
 from earn.prompts import whole_prompt
 from earn.reference import build_trie, descend
-from earn.runtime.cuda import Cuda, shared_device
-from earn.runtime.engine import ENGINES, NATIVE, load_engine
-from earn.runtime.onnx_engine import check_available
+from earn.runtime.cuda import Cuda
+from earn.runtime.engine import NATIVE, check_machine, load_engine
 from earn.runtime.recommender import Recommender
-from earn.runtime.tensorrt_api import this_machine
 
 ITEMS, BEAMS = 10, 20
 PER_REPEAT = 4  # requests of this runtime beside each of generate
@@ -52,12 +50,7 @@ class Clock:
 def why_not(engine: str) -> str:
     """What this machine lacks for an engine; "" if nothing is known to be missing."""
     try:
-        if engine == NATIVE:
-            this_machine()
-            return ""
-        check_available(ENGINES[engine])
-        if ENGINES[engine].on_gpu:
-            shared_device()
+        check_machine(engine)
     except (EarnError, ImportError) as error:
         return one_line(error)
     return ""

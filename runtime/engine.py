@@ -26,6 +26,7 @@ from earn.runtime.onnx_engine import (
     tensorrt_options,
 )
 from earn.runtime.plans import check_form, engine_paths
+from earn.runtime.rtx import PROVIDER
 from earn.runtime.tensorrt_api import this_machine
 
 _log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ ENGINES: Mapping[str, OnnxEngine] = {
     "cuda": OnnxEngine("CUDAExecutionProvider", _GPU, cuda_options),
     "tensorrt-ep": OnnxEngine("TensorrtExecutionProvider", f"{_GPU}, and TensorRT 10", tensorrt_options),
     "tensorrt-rtx": OnnxEngine(
-        "NvTensorRTRTXExecutionProvider",
+        PROVIDER,
         "pip install 'onnxruntime>=1.31' onnxruntime-ep-nv-tensorrt-rtx cuda-bindings",
         rtx_options,
         is_plugin=True,
@@ -128,12 +129,19 @@ def why_not(name: str, folder: Path, manifest: Manifest) -> str:
     """What an engine lacks here to run a bundle; "" if nothing is known to be missing."""
     try:
         check_precision(name, folder, manifest)
+        check_machine(name)
         if name == NATIVE:
             engine_paths(folder, manifest, this_machine(), verify=False)
-        else:
-            check_available(ENGINES[name])
-            if ENGINES[name].on_gpu:
-                shared_device()
     except (EarnError, ImportError) as error:
         return str(error)
     return ""
+
+
+def check_machine(name: str) -> None:
+    """Raises EarnError where a package, a provider or a GPU is missing that an engine needs for any bundle."""
+    if name == NATIVE:
+        this_machine()
+        return
+    check_available(ENGINES[name])
+    if ENGINES[name].on_gpu:
+        shared_device()
