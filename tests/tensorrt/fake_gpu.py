@@ -47,7 +47,7 @@ class FakeCuda:
     @property
     def taken(self) -> int:
         """Bytes that are taken."""
-        return sum(block.nbytes - ALIGNED for block in self.blocks.values())
+        return sum(block.nbytes - ALIGNED for block in self.blocks.copy().values())
 
     def cudaGetDeviceCount(self) -> tuple[Any, Any]:  # noqa: N802
         if not self.devices:
@@ -152,7 +152,7 @@ class FakeCuda:
 
     def forbid_capture(self) -> None:
         """What a thread may not do while it captures a graph: anything but starting kernels."""
-        assert all(thread != get_ident() for thread, _ in self.captured.values())
+        assert all(thread != get_ident() for thread, _ in self.captured.copy().values())
 
     def forbid_captured(self, stream: int) -> None:
         """Work on a stream that somebody captures would become part of that graph."""
@@ -163,7 +163,7 @@ class FakeCuda:
         """Whether the bytes lie within one piece of memory that was taken."""
         return any(
             start <= address and address + size <= start + block.nbytes - ALIGNED
-            for start, block in self.blocks.items()
+            for start, block in self.blocks.copy().items()  # a copy: other threads take and free memory meanwhile
         )
 
     def bytes_at(self, address: int, size: int) -> Array:
