@@ -9,6 +9,7 @@ The dense baseline is the same class with k = N and no registers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -77,6 +78,7 @@ class EarnModel(PreTrainedModel):
         template: Template | None = None,
         seed: int = 0,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        positions: str = "original",
     ) -> EarnModel:
         """Adds identifier tokens and registers to a backbone.
 
@@ -92,22 +94,20 @@ class EarnModel(PreTrainedModel):
                 one. Without a tokenizer the prompt is identifiers alone.
             seed: of the new rows' noise (and of a tiny backbone's weights).
             tokenizer: of a loaded model; a folder's own is found there.
+            positions: one of earn.config.POSITIONS, of the rows that reach the late stage.
 
         New rows of the embedding table are the mean of the old ones with small noise (the paper leaves this open).
 
         Raises:
             EarnError: no such backbone, more early layers than there are, or a template without a tokenizer.
         """
-        if min(prefix_registers, suffix_registers) < 0:
-            raise EarnError(f"There cannot be {min(prefix_registers, suffix_registers)} registers. Take 0 or more.")
         trained = str(backbone) not in TINY_BACKBONES
         if not isinstance(backbone, PreTrainedModel):
             tokenizer = tokenizer or _load_tokenizer(Path(backbone))
             backbone = load_backbone(backbone, seed)
         backbone.float()
         layers = backbone.config.num_hidden_layers
-        registers = [f"<|prefix_{i}|>" for i in range(prefix_registers)]
-        registers += [f"<|suffix_{i}|>" for i in range(suffix_registers)]
+        registers = _register_tokens(prefix_registers, suffix_registers)
         if taken := set(registers) & set(catalog.tokens):
             raise EarnError(f"The catalog has an identifier token {min(taken)}, as a register has. Rename it.")
         numbers = _add_tokens(backbone, tokenizer, [*catalog.tokens, *registers], seed, around_mean=trained)
@@ -119,6 +119,7 @@ class EarnModel(PreTrainedModel):
             prompt=_tokenize_prompt(tokenizer, template, _bos(backbone, tokenizer) if not prefix_registers else ()),
             token_ids=tuple(numbers[: len(catalog.tokens)]),
             max_history=max_history,
+            positions=positions,
         )
         return cls(backbone, earn, catalog, tokenizer)
 
@@ -133,6 +134,40 @@ class EarnModel(PreTrainedModel):
     ) -> EarnModel:
         """The dense baseline: the same backbone with k = N and no registers."""
         return cls.from_backbone(backbone, catalog, None, 0, 0, max_history, template, seed)
+
+    @classmethod
+    def from_dense(
+        cls, dense: EarnModel, early_layers: int, prefix_registers: int = 1, suffix_registers: int = 1, seed: int = 0
+    ) -> EarnModel:
+        """A trained dense model's weights, which become part of the new one, split and with new registers.
+
+        This is where an EARN training may start, and before it what the paper's ablation calls "without register
+        training".
+
+        Raises:
+            EarnError: the model is not dense, or has fewer layers.
+        """
+        if not dense.is_dense or dense.earn.prefix_ids or dense.earn.suffix_ids:
+            raise EarnError("The model is not dense: it has late layers or registers. Train one with --dense.")
+        backbone, tokenizer = cast(PreTrainedModel, dense._backbone), dense.tokenizer
+        registers = _register_tokens(prefix_registers, suffix_registers)
+        numbers = _add_tokens(backbone, tokenizer, registers, seed, around_mean=True)
+        bos = _bos(backbone, tokenizer) if prefix_registers else ()
+        prompt = replace(dense.earn.prompt, head=dense.earn.prompt.head[len(bos) :])
+        earn = replace(
+            dense.earn,
+            early_layers=early_layers,
+            prefix_ids=tuple(numbers[:prefix_registers]),
+            suffix_ids=tuple(numbers[prefix_registers:]),
+            prompt=prompt,
+        )
+        return cls(backbone, earn, dense.catalog, tokenizer)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether there are no late layers."""
+        layers: int = self.config.num_hidden_layers
+        return self.earn.early_layers == layers
 
     @property
     def identifiers(self) -> list[tuple[int, ...]]:
@@ -152,13 +187,20 @@ class EarnModel(PreTrainedModel):
         return kind(layers, self.model.rotary_emb, self.model.norm, self.lm_head)
 
     def rows_logits(
-        self, input_ids: Tensor, position_ids: Tensor, attention_bias: Tensor, keep: Tensor, predict: Tensor
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        late_position_ids: Tensor,
+        attention_bias: Tensor,
+        keep: Tensor,
+        predict: Tensor,
     ) -> Tensor:
         """Uncached pass over whole sequences: the logits [b,p,v] of the rows that predict.
 
         Args:
             input_ids: [b,m].
             position_ids: [b,m].
+            late_position_ids: [b,r], of the kept rows in the late stage.
             attention_bias: [b,1,m,m], who may see whom; the late stage keeps the part among the kept rows.
             keep: [r], the rows that go on to the late stage (registers and generated tokens), ascending.
             predict: [p], the rows to predict from, as places in `keep`.
@@ -166,14 +208,14 @@ class EarnModel(PreTrainedModel):
         early, late = self.early_stage(), self.late_stage()
         hidden, _ = early.run(cast(Tensor, early.embedding(input_ids)), position_ids, attention_bias, None, keep)
         late_bias = attention_bias.index_select(2, keep).index_select(3, keep)
-        late_position = position_ids.index_select(1, keep)
-        hidden, _ = late.run(hidden, late_position, late_bias, None, predict)
+        hidden, _ = late.run(hidden, late_position_ids, late_bias, None, predict)
         return cast(Tensor, self.lm_head(self.model.norm(hidden)))
 
     def forward(
         self,
         input_ids: Tensor,
         position_ids: Tensor,
+        late_position_ids: Tensor,
         visible: Tensor,
         keep: Tensor,
         predict: Tensor,
@@ -184,13 +226,14 @@ class EarnModel(PreTrainedModel):
         Args:
             input_ids: [b,m], a packed batch (see packing).
             position_ids: [b,m].
+            late_position_ids: [b,r], as in `rows_logits`.
             visible: bool [b,m,m], who may see whom.
-            keep: [r], as in `rows_logits`.
+            keep: [r], likewise.
             predict: [p], likewise.
             labels: [b,p], token ids; IGNORED where nothing is predicted.
         """
         bias = torch.where(visible, 0.0, MASKED).unsqueeze(1)
-        logits = self.rows_logits(input_ids, position_ids, bias, keep, predict)
+        logits = self.rows_logits(input_ids, position_ids, late_position_ids, bias, keep, predict)
         loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
         return {"loss": loss}
 
@@ -241,6 +284,16 @@ def read_earn(settings: Mapping[str, Any], where: str) -> EarnConfig:
     return from_json(EarnConfig, {**settings, "prompt": prompt}, where)
 
 
+def _register_tokens(prefix_registers: int, suffix_registers: int) -> list[str]:
+    if min(prefix_registers, suffix_registers) < 0:
+        raise EarnError(f"There cannot be {min(prefix_registers, suffix_registers)} registers. Take 0 or more.")
+    return [
+        f"<|{place}_{number}|>"
+        for place, count in (("prefix", prefix_registers), ("suffix", suffix_registers))
+        for number in range(count)
+    ]
+
+
 def _default_split(layers: int, registers: bool) -> int:
     return max(1, layers // 4) if registers else layers
 
@@ -255,11 +308,6 @@ def _check_earn(earn: EarnConfig, catalog: Catalog, layers: int) -> None:
         raise EarnError(f"early_layers is {earn.early_layers}; the backbone has {layers} layers. Take 1 to {layers}.")
     if earn.max_history < 1:
         raise EarnError(f"max_history is {earn.max_history}. Take at least 1 item.")
-    if not (earn.suffix_ids or earn.prompt.tail):
-        if earn.early_layers < layers:
-            raise EarnError("Nothing ends the prompt that the late stage could read. Give a suffix register or a tail.")
-        if earn.prompt.separator:
-            raise EarnError("A prompt with separators needs a tail or a suffix register to predict the next item from.")
 
 
 def _bos(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:

@@ -9,8 +9,10 @@ Base rows see the base rows before them. Group t sees the prefix, the head, the 
 the positions that it would have in its own prompt. No base row sees a group, so each group computes what its prompt
 alone would compute. The first code is predicted at the group's last prompt row, the others at the codes before them.
 
-A dense model whose prompt ends with the history itself (no tail, no registers, no separator) needs no groups: its base
-rows already are the rows that predict.
+Where nothing follows the history (no tail, no suffix register), the last token of a prompt is that of x_t: the group
+then starts with a copy of it, which sees what the token itself sees.
+
+A dense model whose prompt ends so, without separators, needs no groups: its base rows are the rows that predict.
 
 Rows are laid out alike in a whole batch (base rows padded to the longest, groups to the most and the longest), so that
 the rows which the late stage keeps are the same for every user.
@@ -43,11 +45,15 @@ class _Window:
     items: list[Sequence[int]]  # the identifiers, in token ids
 
 
-def pack(windows: Sequence[Sequence[Sequence[int]]], config: EarnConfig) -> dict[str, Tensor]:
+def pack(windows: Sequence[Sequence[Sequence[int]]], config: EarnConfig, dense: bool = False) -> dict[str, Tensor]:
     """A batch for `EarnModel.forward` from windows of identifiers, each at least two items long.
 
+    Args:
+        dense: the model has no late layers.
+
     Returns:
-        input_ids [b,m], position_ids [b,m], visible bool [b,m,m], keep [r], predict [p], labels [b,p].
+        input_ids [b,m], position_ids [b,m], late_position_ids [b,r], visible bool [b,m,m], keep [r], predict [p],
+        labels [b,p].
 
     Raises:
         EarnError: a window has fewer than two items, so nothing could be predicted.
@@ -55,9 +61,8 @@ def pack(windows: Sequence[Sequence[Sequence[int]]], config: EarnConfig) -> dict
     if any(len(window) < 2 for window in windows):
         raise EarnError("A training window has fewer than two items. Drop such histories before packing.")
     laid = [_lay_base(window, config) for window in windows]
-    return (
-        _pack_plain(laid, config) if not (prompt_end(config) or config.prompt.separator) else _pack_groups(laid, config)
-    )
+    plain = dense and not (prompt_end(config) or config.prompt.separator)
+    return _pack_plain(laid) if plain else _pack_groups(laid, config)
 
 
 def _lay_base(window: Sequence[Sequence[int]], config: EarnConfig) -> _Window:
@@ -70,7 +75,7 @@ def _lay_base(window: Sequence[Sequence[int]], config: EarnConfig) -> _Window:
     return _Window(base, ends, list(window))
 
 
-def _pack_plain(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tensor]:
+def _pack_plain(laid: Sequence[_Window]) -> dict[str, Tensor]:
     """Without groups: base rows only, each code predicted at the row before it."""
     rows = max(len(window.base) for window in laid)
     tokens = np.zeros((len(laid), rows), np.int64)
@@ -82,15 +87,15 @@ def _pack_plain(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tensor
     visible = np.broadcast_to(np.tri(rows, dtype=bool), (len(laid), rows, rows))
     everything = np.arange(rows)
     positions = np.broadcast_to(everything, tokens.shape)
-    return _tensors(tokens, positions, visible, everything, everything, labels)
+    return _tensors(tokens, positions, positions, visible, everything, everything, labels)
 
 
 def _pack_groups(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tensor]:
-    end = prompt_end(config)
+    fixed = prompt_end(config)
     users, base_rows = len(laid), max(window.ends[-2] for window in laid)
     groups = max(len(window.items) for window in laid) - 1
     codes = max(len(identifier) for window in laid for identifier in window.items[1:])
-    size = len(end) + codes - 1  # rows of a group
+    size = max(1, len(fixed)) + codes - 1  # rows of a group
     rows = base_rows + groups * size
     tokens = np.zeros((users, rows), np.int64)
     positions = np.zeros((users, rows), np.int64)
@@ -103,8 +108,9 @@ def _pack_groups(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tenso
         positions[user, :n] = np.arange(n)
         limit[user, :n] = np.arange(n) + 1
         group[user, :n] = 0
-        for t, (seen, target) in enumerate(zip(window.ends, window.items[1:], strict=False)):
-            content = [*end, *target[:-1]]
+        for t, (history, target) in enumerate(zip(window.ends, window.items[1:], strict=False)):
+            seen = history if fixed else history - 1
+            content = [*(fixed or window.base[seen:history]), *target[:-1]]
             place = slice(base_rows + t * size, base_rows + t * size + len(content))
             tokens[user, place] = content
             positions[user, place] = seen + np.arange(len(content))
@@ -112,7 +118,13 @@ def _pack_groups(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tenso
             group[user, place] = t + 1
             labels[user, t, : len(target)] = target
     keep, predict = _kept_rows(config, base_rows, groups, size, codes)
-    return _tensors(tokens, positions, _visible(limit, group, base_rows), keep, predict, labels.reshape(users, -1))
+    late_positions = positions[:, keep]
+    if config.positions == "compact":
+        late_positions = np.broadcast_to(
+            _compact_positions(len(config.prefix_ids), groups, len(keep)), (users, len(keep))
+        )
+    visible = _visible(limit, group, base_rows)
+    return _tensors(tokens, positions, late_positions, visible, keep, predict, labels.reshape(users, -1))
 
 
 def _kept_rows(
@@ -120,12 +132,18 @@ def _kept_rows(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The rows that the late stage sees (prefix, then each group's readout rows and codes), and those that predict."""
     prefix = np.arange(len(config.prefix_ids))
-    tail = len(prompt_end(config)) - readout_rows(config)  # a group's rows that the late stage never sees
+    tail = max(1, len(prompt_end(config))) - readout_rows(config)  # a group's rows that the late stage never sees
     starts = base_rows + size * np.arange(groups)[:, None]
     keep = np.concatenate((prefix, (starts + np.arange(tail, size)).ravel()))
     kept = size - tail
     predict = len(prefix) + kept * np.arange(groups)[:, None] + np.arange(kept - codes, kept)
     return keep, predict.ravel()
+
+
+def _compact_positions(prefix: int, groups: int, kept: int) -> NDArray[np.int64]:
+    """Positions [r] of the kept rows when they are counted anew in each group: prefix, then the group's own rows."""
+    own = np.arange((kept - prefix) // groups)
+    return np.concatenate((np.arange(prefix), np.tile(prefix + own, groups)))
 
 
 def _visible(limit: NDArray[np.int64], group: NDArray[np.int64], base_rows: int) -> NDArray[np.bool_]:
@@ -141,6 +159,7 @@ def _visible(limit: NDArray[np.int64], group: NDArray[np.int64], base_rows: int)
 def _tensors(
     tokens: NDArray[np.int64],
     positions: NDArray[np.int64],
+    late_positions: NDArray[np.int64],
     visible: NDArray[np.bool_],
     keep: NDArray[np.int64],
     predict: NDArray[np.int64],
@@ -149,6 +168,7 @@ def _tensors(
     arrays = {
         "input_ids": tokens,
         "position_ids": positions,
+        "late_position_ids": late_positions,
         "visible": visible,
         "keep": keep,
         "predict": predict,

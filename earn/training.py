@@ -108,7 +108,7 @@ class EarnTrainer(Trainer):
             args=arguments,
             train_dataset=windows,
             eval_dataset=windows,  # Trainer wants one; it is never read, for `validate` brings its own users
-            data_collator=partial(pack, config=model.earn),
+            data_collator=partial(pack, config=model.earn, dense=model.is_dense),
             callbacks=[_Redraw(windows)],
         )
         self._earn = model

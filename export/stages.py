@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -115,14 +115,12 @@ def _renumbered(config: EarnConfig, number: Mapping[int, int]) -> EarnConfig:
     def of(tokens: Sequence[int]) -> tuple[int, ...]:
         return tuple(number[token] for token in tokens)
 
-    prompt = Prompt(of(config.prompt.head), of(config.prompt.separator), of(config.prompt.tail))
-    return EarnConfig(
-        config.early_layers,
-        of(config.prefix_ids),
-        of(config.suffix_ids),
-        prompt,
-        of(config.token_ids),
-        config.max_history,
+    return replace(
+        config,
+        prefix_ids=of(config.prefix_ids),
+        suffix_ids=of(config.suffix_ids),
+        prompt=Prompt(of(config.prompt.head), of(config.prompt.separator), of(config.prompt.tail)),
+        token_ids=of(config.token_ids),
     )
 
 

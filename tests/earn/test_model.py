@@ -87,7 +87,8 @@ def test_dense_without_registers_equals_hugging_face(variant: str) -> None:
     with torch.no_grad():
         want = backbone(input_ids=tokens).logits
         bias = torch.full((rows, rows), MASKED).triu(1)[None, None]
-        got = model.rows_logits(tokens, everything.expand(2, rows), bias, everything, everything)
+        positions = everything.expand(2, rows)
+        got = model.rows_logits(tokens, positions, positions, bias, everything, everything)
     assert want.std() > 0.5  # a constant would agree with anything
     assert_close(want, got, 1e-4, variant)
 
@@ -121,18 +122,13 @@ def test_backbones_that_would_be_computed_wrongly_are_refused(backbone: Any, say
         ({"early_layers": 5}, "the backbone has 4 layers"),
         ({"max_history": 0}, "max_history is 0"),
         ({"max_history": 1000}, "Lower max_history"),
-        ({"early_layers": 2, "suffix_registers": 0}, "Nothing ends the prompt"),
+        ({"positions": "relative"}, "no 'relative' positions"),
         ({"template": Template()}, "needs a tokenizer"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(EarnError, match=says):
         EarnModel.from_backbone(small_backbone("tiny-llama"), toy_catalog(), **settings)
-
-
-def test_separators_without_an_end_of_the_prompt_are_refused() -> None:
-    with pytest.raises(EarnError, match="A prompt with separators"):
-        small_model(prompt=Prompt(head=(0,), separator=(1,)), prefix_registers=0, suffix_registers=0)
 
 
 def test_an_unknown_backbone_is_refused_by_name(tmp_path: Path) -> None:
@@ -292,6 +288,20 @@ def test_a_bundle_with_a_text_prompt_equals_the_reference_search(pretrained: Pat
     for history in histories_of(model.catalog, 5, 8):
         agreement.add(str(history), reference_search(model, history), pairs(recommender.recommend(history)))
     agreement.check()
+
+
+def test_a_dense_model_is_split_with_its_own_weights() -> None:
+    dense = small_model(prefix_registers=0, suffix_registers=0)
+    identifiers, weights = dense.identifiers, {name: value.clone() for name, value in dense.state_dict().items()}
+    rows = len(dense.lm_head.weight)
+    model = EarnModel.from_dense(dense, 2, 1, 2)
+    assert (model.earn.early_layers, model.identifiers) == (2, identifiers)
+    assert model.earn.prefix_ids + model.earn.suffix_ids == (rows, rows + 1, rows + 2)
+    assert model.earn.prompt.head == ()  # the prefix register stands where BOS stood
+    for name, value in model.state_dict().items():
+        assert value[: len(weights[name])].equal(weights[name])
+    with pytest.raises(EarnError, match="The model is not dense"):
+        EarnModel.from_dense(model, 2)
 
 
 def test_a_loaded_backbone_is_taken_as_it_is() -> None:

@@ -38,6 +38,20 @@ SHAPES: dict[str, dict[str, Any]] = {
     "one early layer of four": {"early_layers": 1},
     "three early layers of four": {"early_layers": 3, "prompt": TEXT},
     "registers, but no late layer": {"early_layers": 4},
+    "prefix register alone, nothing after the history": {"suffix_registers": 0, "early_layers": 2},
+    "no registers, separators": {
+        "prefix_registers": 0,
+        "suffix_registers": 0,
+        "early_layers": 2,
+        "prompt": Prompt((1,), (3, 6)),
+    },
+    "two registers per side, text, compact positions": {
+        "prefix_registers": 2,
+        "suffix_registers": 2,
+        "prompt": TEXT,
+        "positions": "compact",
+    },
+    "dense, separators": {"prefix_registers": 0, "suffix_registers": 0, "prompt": Prompt((1,), (3, 6))},
     "dense, plain": {"prefix_registers": 0, "suffix_registers": 0},
     "dense, text": {"prefix_registers": 0, "suffix_registers": 0, "prompt": TEXT},
     "dense, prefix registers, plain": {"prefix_registers": 2, "suffix_registers": 0, "early_layers": 4},
@@ -76,7 +90,7 @@ def test_packed_loss_and_gradients_equal_one_example_at_a_time(shape: str, name:
     model = build(shape, name)
     identifiers = token_identifiers(model)
     want = one_by_one(model, WINDOWS)
-    batch = pack([[identifiers[item] for item in window] for window in WINDOWS], model.earn)
+    batch = pack([[identifiers[item] for item in window] for window in WINDOWS], model.earn, model.is_dense)
     got = model(**batch)["loss"]
     assert want > 1
     assert_close(want, got, 1e-5, "loss")
@@ -126,7 +140,7 @@ def test_a_batch_is_laid_out_as_documented() -> None:
 
 def test_the_plain_form_predicts_every_token_after_the_first_item() -> None:
     plain = EarnConfig(4, (), (), Prompt(head=(80,)), (1, 2, 3, 4, 5))
-    batch = pack([[(1, 2), (3,), (4, 5)], [(3,), (1, 2)]], plain)
+    batch = pack([[(1, 2), (3,), (4, 5)], [(3,), (1, 2)]], plain, dense=True)
     assert batch["input_ids"].tolist() == [[80, 1, 2, 3, 4, 5], [80, 3, 1, 2, 0, 0]]
     assert batch["labels"].tolist() == [
         [IGNORED, IGNORED, 3, 4, 5, IGNORED],
