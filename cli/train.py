@@ -93,6 +93,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         "warmup": (share, "share of the steps in which the learning rate rises"),
         "weight_decay": (from_zero, "of AdamW"),
         "dropout": (share, "of attention probabilities"),
+        "titles": (None, "learn items by their titles too; needs a backbone with a tokenizer"),
         "bf16": (None, "mixed precision"),
         "seed": (natural, "of new weights, identifiers and order"),
     }

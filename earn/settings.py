@@ -27,6 +27,7 @@ class TrainSettings:
     warmup: float = 0.02  # share of the steps
     weight_decay: float = 0.1
     dropout: float = 0.1  # of attention probabilities
+    titles: bool = False  # learn items by their titles too; needs a tokenizer
     bf16: bool = False  # mixed precision
     seed: int = 0
 

@@ -18,69 +18,25 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from earn.backbones import sizes_of
 from earn.config import to_json
 from earn.errors import EarnError
 from earn.files import read_json, write_json
-from earn.model import EarnModel
+from earn.model import IGNORED, EarnModel
 from earn.packing import pack
 from earn.settings import TrainSettings
+from earn.windows import LikeShapes, Window, Windows
 
 RUN_FOLDER = "run"
 PLAN_FILE = "plan.json"  # in the run folder: marks it as ours, and says what is being trained
 TRAINING_FILE = "training.json"
 BEST_BY = "ndcg@10"
 
-Window = list[tuple[int, ...]]  # identifiers in token ids
-
-
-class Windows(Dataset[Window]):
-    """Windows of at most `size` consecutive items that between them hold every item with its predecessor.
-
-    The first window of a user ends with the newest item. How far the others overlap is drawn anew for every epoch, so
-    that items are seen after histories of many lengths.
-    """
-
-    def __init__(
-        self,
-        sequences: Sequence[NDArray[np.int64]],
-        identifiers: Sequence[tuple[int, ...]],
-        size: int,
-        seed: int,
-    ):
-        self._sequences = [sequence for sequence in sequences if len(sequence) > 1]
-        if not self._sequences:
-            raise EarnError("No user has two training items, so there is nothing to train on. Give more interactions.")
-        self._identifiers = identifiers
-        self._size = size
-        self._seed = seed
-        lengths = np.array([len(sequence) for sequence in self._sequences])
-        step = size - 1  # neighbours share an item: what the newer window starts with, the older one predicts last
-        counts = -(-(lengths - 1) // step)
-        self._user = np.repeat(np.arange(len(lengths)), counts)
-        self._number = np.arange(len(self._user)) - np.repeat(np.cumsum(counts) - counts, counts)
-        self._latest = lengths[self._user] - self._number * step  # ends without any overlap
-        self._slack = (counts * step - (lengths - 1))[self._user]  # how much all windows of a user may overlap
-        self.redraw(0)
-
-    def redraw(self, epoch: int) -> None:
-        """Draws the overlaps of an epoch."""
-        generator = np.random.default_rng((self._seed, epoch))
-        shift = generator.integers(0, self._slack + 1)
-        shift[self._number == 0] = 0
-        shift = shift[np.lexsort((shift, self._user))]  # growing from window to window, so that no gap opens
-        self._end = self._latest + shift
-
-    def __len__(self) -> int:
-        return len(self._user)
-
-    def __getitem__(self, place: int) -> Window:
-        end = int(self._end[place])
-        items = self._sequences[self._user[place]][max(0, end - self._size) : end]
-        return [self._identifiers[item] for item in items]
+TITLE = "only the one called {title}, which is chosen again"  # fits the default template, and is no identifier
+TITLE_TOKENS = 48  # longer ones are cut
 
 
 class _Redraw(TrainerCallback):
@@ -94,7 +50,7 @@ class _Redraw(TrainerCallback):
 
 
 class EarnTrainer(Trainer):
-    """Trainer whose evaluation is the constrained search's NDCG@10."""
+    """Trainer whose batches hold windows of like shape, and whose evaluation is the constrained search's NDCG@10."""
 
     def __init__(
         self,
@@ -113,6 +69,19 @@ class EarnTrainer(Trainer):
         )
         self._earn = model
         self._validate = validate
+        self._windows = windows
+        self._usual_targets = _usual_targets(windows, model, arguments.train_batch_size)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LikeShapes:
+        return LikeShapes(self._windows, self.args.train_batch_size, self.args.seed)
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """The mean loss over the batch's target tokens, times their number by that of a usual batch.
+
+        Batches are of very different sizes; every target token of an epoch thus counts the same.
+        """
+        loss: Tensor = model(**inputs)["loss"]
+        return loss * ((inputs["labels"] != IGNORED).sum() / self._usual_targets)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validates the model as it stands; every process does the same, so that all agree on the best."""
@@ -122,6 +91,13 @@ class EarnTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _usual_targets(windows: Windows, model: EarnModel, batch: int) -> float:
+    """Target tokens of a batch, on average; the last one may be smaller."""
+    parts, _ = windows.shapes
+    codes = sum(map(len, model.identifiers)) / len(model.identifiers)
+    return float((parts - 1).sum() * codes / -(-len(parts) // batch))
 
 
 def train(
@@ -151,7 +127,8 @@ def train(
     settings = settings or TrainSettings()
     out = Path(out)
     arguments = _arguments(out, settings)
-    windows = Windows(sequences, model.identifiers, model.earn.max_history + 1, settings.seed)
+    titles = title_windows(model) if settings.titles else []
+    windows = Windows(sequences, model.identifiers, model.earn.max_history + 1, settings.seed, titles)
     if arguments.process_index == 0:
         _claim(out, _plan(model, sequences, settings), resume)
     for layer in model.model.layers:
@@ -173,6 +150,28 @@ def train(
         write_json(out / TRAINING_FILE, record)
         shutil.rmtree(out / RUN_FOLDER)
     return record
+
+
+def title_windows(model: EarnModel) -> list[Window]:
+    """For each item with a title: the title in words where a history stands, the item's identifier to be named.
+
+    It ties identifiers to what the backbone knows of the words (LC-Rec, arXiv 2311.09049, section 3.2.2, explicit
+    alignment of language and index).
+
+    Raises:
+        EarnError: the model has no tokenizer, or the catalog no titles.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise EarnError("The backbone has no tokenizer, so it cannot read titles. Leave away --titles.")
+    texts = [TITLE.format(title=title) if title else "" for title in model.catalog.titles]
+    if not any(texts):
+        raise EarnError("The data has no titles to be learned. Leave away --titles, or give items.tsv.")
+    return [
+        [tuple(tokenizer.encode(text, add_special_tokens=False)[:TITLE_TOKENS]), identifier]
+        for text, identifier in zip(texts, model.identifiers, strict=True)
+        if text
+    ]
 
 
 def trained_on(checkpoint: Path) -> str:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from earn.files import read_json
 from earn.model import EarnModel
 from earn.packing import pack
 from earn.settings import TrainSettings
-from earn.training import Windows, train, trained_on
+from earn.training import train, trained_on
+from earn.windows import LikeShapes, Windows
 from tests.support import assert_close, small_backbone, token_identifiers, toy_catalog
 
 CATALOG = toy_catalog([f"a{item % 4} b{item // 4}" for item in range(12)])
@@ -183,74 +186,47 @@ def test_without_two_items_of_one_user_there_is_nothing_to_train_on(tmp_path: Pa
         train(untrained(), [np.array([1]), np.array([], np.int64)], tmp_path, Validation(), SETTINGS)
 
 
-def test_every_epoch_draws_its_windows_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("drawer", "draw"), [(Windows, "redraw"), (LikeShapes, "set_epoch")])
+def test_every_epoch_draws_windows_and_batches_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawer: type[Any], draw: str
+) -> None:
     epochs: list[int] = []
-    right: Callable[[Windows, int], None] = Windows.redraw
+    right: Callable[[Any, int], None] = getattr(drawer, draw)
 
-    def redraw(self: Windows, epoch: int) -> None:
+    def noted(self: Any, epoch: int) -> None:
         epochs.append(epoch)
         right(self, epoch)
 
-    monkeypatch.setattr(Windows, "redraw", redraw)
+    monkeypatch.setattr(drawer, draw, noted)
     train(untrained(), sequences(), tmp_path, Validation(0.1, 0.2), SETTINGS)
     assert epochs[-1] == 1
     assert 0 in epochs
 
 
-def windows_of(lengths: list[int], size: int, seed: int = 0) -> Windows:
-    """Windows over sequences in which every item stands once; an item's identifier is its number."""
-    starts = np.cumsum([0, *lengths])
-    items = [np.arange(start, start + length) for start, length in zip(starts, lengths)]  # noqa: B905
-    return Windows(items, [(item,) for item in range(int(starts[-1]))], size, seed)
+def test_every_target_of_an_epoch_counts_the_same(tmp_path: Path) -> None:
+    """Without learning, the loss that Trainer reports is the mean over all targets, whatever the batches' shapes."""
+    model = untrained()
+    ragged = [sequence[:length] for sequence, length in zip(sequences(), cycle((2, 3, 5)), strict=False)]
+    identifiers = token_identifiers(model)
+    losses, tokens = [], []
+    for sequence in ragged:
+        with torch.no_grad():
+            losses.append(float(model.eval()(**pack([[identifiers[item] for item in sequence]], model.earn))["loss"]))
+        tokens.append(2 * (len(sequence) - 1))
+    still = replace(SETTINGS, epochs=1, learning_rate=1e-12, weight_decay=0.0, dropout=0.0)
+    reported: list[float] = []
 
+    def validate(model: EarnModel) -> float:
+        return 0.1
 
-@pytest.mark.parametrize("size", [2, 3, 5])
-def test_windows_are_runs_of_two_to_size_items_of_one_user(size: int) -> None:
-    lengths = [1, 2, 3, 4, 5, 6, 9, 14]
-    windows = windows_of(lengths, size)
-    users = np.repeat(np.arange(len(lengths)), lengths)
-    assert len(windows) == sum(-(-(length - 1) // (size - 1)) for length in lengths)
-    for epoch in range(5):
-        windows.redraw(epoch)
-        for place in range(len(windows)):
-            items = [item for (item,) in windows[place]]
-            assert 2 <= len(items) <= size
-            assert items == list(range(items[0], items[-1] + 1))
-            assert len(set(users[items].tolist())) == 1
+    def note(self: Any, logs: dict[str, float], *_: Any) -> None:
+        reported.extend(value for name, value in logs.items() if name == "loss")
 
-
-def test_a_user_who_fits_into_one_window_is_read_whole() -> None:
-    windows = windows_of([5, 2], 5)
-    assert [len(windows[place]) for place in range(len(windows))] == [5, 2]
-
-
-@pytest.mark.parametrize("length", [2, 5, 6, 9, 10, 14, 31])
-def test_every_epoch_has_every_item_but_the_first_as_a_target_and_a_full_window_at_the_end(length: int) -> None:
-    windows = windows_of([length], 5)
-    for epoch in range(40):
-        windows.redraw(epoch)
-        drawn = [[item for (item,) in windows[place]] for place in range(len(windows))]
-        assert {item for items in drawn for item in items[1:]} == set(range(1, length))
-        assert drawn[0] == list(range(max(0, length - 5), length))
-
-
-def test_over_the_epochs_contexts_vary() -> None:
-    windows, starts = windows_of([14], 5), set()
-    for epoch in range(60):
-        windows.redraw(epoch)
-        starts |= {windows[place][0][0] for place in range(len(windows))}
-    assert starts == set(range(10))  # every full window
-
-
-def test_the_same_seed_and_epoch_give_the_same_windows() -> None:
-    def drawn(seed: int, epoch: int) -> list[list[tuple[int, ...]]]:
-        windows = windows_of([30, 30], 5, seed)
-        windows.redraw(epoch)
-        return [windows[place] for place in range(len(windows))]
-
-    assert drawn(1, 2) == drawn(1, 2)
-    assert drawn(1, 2) != drawn(1, 3)
-    assert drawn(1, 2) != drawn(2, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.Trainer.log", note)
+        train(model, ragged, tmp_path, validate, still)
+    assert np.ptp(losses) > 0.1  # else any weights would do
+    assert reported == [pytest.approx(np.average(losses, weights=tokens), abs=2e-4)]  # Trainer rounds to 4 places
 
 
 def test_where_nothing_was_recorded_the_data_is_unknown(tmp_path: Path) -> None:

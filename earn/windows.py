@@ -1,0 +1,101 @@
+"""What a training reads: windows of a user's items, and which of them stand in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, Sampler
+
+from earn.errors import EarnError
+
+Window = list[tuple[int, ...]]  # what is read, and predicted, one after the other, in token ids
+
+
+class Windows(Dataset[Window]):
+    """Windows of at most `size` consecutive items that between them hold every item with its predecessor.
+
+    The first window of a user ends with the newest item. How far the others overlap is drawn anew for every epoch, so
+    that items are seen after histories of many lengths. Further windows, such as `title_windows`, stay as they are.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[NDArray[np.int64]],
+        identifiers: Sequence[tuple[int, ...]],
+        size: int,
+        seed: int,
+        further: Sequence[Window] = (),
+    ):
+        self._sequences = [sequence for sequence in sequences if len(sequence) > 1]
+        if not self._sequences:
+            raise EarnError("No user has two training items, so there is nothing to train on. Give more interactions.")
+        self._identifiers = identifiers
+        self._size = size
+        self._seed = seed
+        self._further = further
+        lengths = np.array([len(sequence) for sequence in self._sequences])
+        step = size - 1  # neighbours share an item: what the newer window starts with, the older one predicts last
+        counts = -(-(lengths - 1) // step)
+        self._user = np.repeat(np.arange(len(lengths)), counts)
+        self._number = np.arange(len(self._user)) - np.repeat(np.cumsum(counts) - counts, counts)
+        self._latest = lengths[self._user] - self._number * step  # ends without any overlap
+        self._slack = (counts * step - (lengths - 1))[self._user]  # how much all windows of a user may overlap
+        self.redraw(0)
+
+    def redraw(self, epoch: int) -> None:
+        """Draws the overlaps of an epoch."""
+        generator = np.random.default_rng((self._seed, epoch))
+        shift = generator.integers(0, self._slack + 1)
+        shift[self._number == 0] = 0
+        shift = shift[np.lexsort((shift, self._user))]  # growing from window to window, so that no gap opens
+        self._end = self._latest + shift
+
+    @property
+    def shapes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """How many parts each window has, and how many tokens stand before its last one; as they are drawn now."""
+        parts = np.minimum(self._end, self._size)
+        deepest = max(map(len, self._identifiers))
+        further = np.array([(len(window), sum(map(len, window[:-1]))) for window in self._further], np.int64)
+        further = further.reshape(-1, 2)
+        return np.append(parts, further[:, 0]), np.append((parts - 1) * deepest, further[:, 1])
+
+    def __len__(self) -> int:
+        return len(self._user) + len(self._further)
+
+    def __getitem__(self, place: int) -> Window:
+        if place >= len(self._user):
+            return self._further[place - len(self._user)]
+        end = int(self._end[place])
+        items = self._sequences[self._user[place]][max(0, end - self._size) : end]
+        return [self._identifiers[item] for item in items]
+
+
+class LikeShapes(Sampler[int]):
+    """Places of windows such that each `batch` of them in turn are of like shape, so that few rows are padding.
+
+    Which stand together, and in which order the batches come, is drawn anew for every epoch. A batch of few long
+    windows predicts more than one of many short ones, so the loss must weigh batches by what they predict.
+    """
+
+    def __init__(self, windows: Windows, batch: int, seed: int) -> None:
+        self._windows, self._batch, self._seed = windows, batch, seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses what is drawn next."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng((self._seed, self._epoch))
+        parts, tokens = self._windows.shapes
+        order = np.lexsort((generator.random(len(parts)), tokens, parts)).tolist()
+        batches = [order[start : start + self._batch] for start in range(0, len(order), self._batch)]
+        whole = len(order) // self._batch
+        drawn = [*generator.permutation(whole), *range(whole, len(batches))]  # an incomplete one comes last
+        return chain.from_iterable(batches[number] for number in drawn)
