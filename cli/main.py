@@ -32,6 +32,7 @@ EXTRAS = {
     "sklearn": "train",
     "scipy": "train",
     "threadpoolctl": "train",
+    "gguf": "gguf",
     "optimum": "export",
     "onnx": "calibrate",
     "onnx_ir": "calibrate",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,14 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         "--backbone",
         default="tiny-llama",
         metavar="NAME|PATH",
-        help="tiny-llama, tiny-qwen2, tiny-qwen3 (from scratch) or a Hugging Face folder (default: %(default)s)",
+        help="tiny-llama, tiny-qwen2, tiny-qwen3 (from scratch), a Hugging Face folder or a GGUF file "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--method",
+        choices=("tiger", "lcrec"),
+        help="identifiers alone, or an instruction in words with titles learned beside it (default: lcrec where the "
+        "backbone has a tokenizer)",
     )
     group.add_argument(
         "--early-layers",
@@ -93,11 +100,12 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         "warmup": (share, "share of the steps in which the learning rate rises"),
         "weight_decay": (from_zero, "of AdamW"),
         "dropout": (share, "of attention probabilities"),
-        "titles": (None, "learn items by their titles too; needs a backbone with a tokenizer"),
         "bf16": (None, "mixed precision"),
         "seed": (natural, "of new weights, identifiers and order"),
     }
     for field in fields(TrainSettings):
+        if field.name not in rows:  # the method says whether titles are learned
+            continue
         option = f"--{field.name.replace('_', '-')}"
         kind, text = rows[field.name]
         if kind is None:
@@ -115,16 +123,19 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains and writes the checkpoint."""
     from earn.cli.dataset import load_dataset
+    from earn.methods import default_method
 
-    settings = TrainSettings(**{field.name: getattr(args, field.name) for field in fields(TrainSettings)})
+    given = {field.name: getattr(args, field.name) for field in fields(TrainSettings) if hasattr(args, field.name)}
+    settings, method = TrainSettings(**given), args.method or default_method(args.backbone)
     _check(args)
     steps = Steps(4)
     steps(f"Read {args.data}")
     dataset = load_dataset(args.data)
     steps(f"Item identifiers of {len(dataset.interactions.item_ids):,} items")
-    catalog = dataset.catalog(settings.seed)
+    catalog = dataset.catalog(args.seed)
     steps(f"{'Dense' if args.dense else 'EARN'} model over {args.backbone}")
-    model = _model(args, catalog, settings.seed)
+    model = _model(args, method, catalog)
+    settings = replace(settings, titles=method == "lcrec" and any(catalog.titles))
     note(f"      {describe(model)}")
     steps(f"Train (epochs: {settings.epochs})")
     try:
@@ -186,22 +197,19 @@ def _check(args: argparse.Namespace) -> None:
         raise EarnError(f"{out}: exists and is not empty. Choose another folder, or remove it first.")
 
 
-def _model(args: argparse.Namespace, catalog: Catalog, seed: int) -> EarnModel:
-    from earn.model import EarnModel
+def _model(args: argparse.Namespace, method: str, catalog: Catalog) -> EarnModel:
+    from earn.methods import build_model
 
-    template = None
-    if args.template is not None or args.separator is not None:
-        given = {"text": args.template, "separator": args.separator}
-        template = Template(**{name: text for name, text in given.items() if text is not None})
-    if args.dense:
-        return EarnModel.dense(args.backbone, catalog, args.max_history, template, seed)
-    return EarnModel.from_backbone(
+    given = {"text": args.template, "separator": args.separator}
+    changed = {name: text for name, text in given.items() if text is not None}
+    registers = [REGISTERS if count is None else count for count in (args.prefix_registers, args.suffix_registers)]
+    return build_model(
+        method,
         args.backbone,
         catalog,
         args.early_layers,
-        REGISTERS if args.prefix_registers is None else args.prefix_registers,
-        REGISTERS if args.suffix_registers is None else args.suffix_registers,
+        (0, 0) if args.dense else (registers[0], registers[1]),
         args.max_history,
-        template,
-        seed,
+        Template(**changed) if changed else None,
+        seed=args.seed,
     )

@@ -11,9 +11,11 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen3Config,
 )
@@ -22,6 +24,7 @@ from earn.errors import EarnError
 from earn.specs import Sizes
 
 FAMILIES = ("llama", "qwen2", "qwen3")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 # RoPE types whose frequencies do not depend on the sequence that is being read.
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
@@ -56,10 +59,11 @@ TINY_BACKBONES: Mapping[str, TinyBackbone] = {
 
 
 def load_backbone(source: str | Path, seed: int = 0, sizes: Mapping[str, Any] | None = None) -> PreTrainedModel:
-    """The backbone that `source` names: a tiny one by name (new weights from `seed`), or a Hugging Face folder.
+    """The backbone that `source` names: a tiny one (new weights from `seed`), a Hugging Face folder or a GGUF file.
 
     Args:
-        source: a name of TINY_BACKBONES or a folder with config.json and weights.
+        source: a name of TINY_BACKBONES, a folder with config.json and weights, or an *.gguf file, whose weights are
+            taken as what they stand for: float32 of a few bits' precision.
         seed: of the new weights.
         sizes: settings of the family's configuration that replace a tiny backbone's.
 
@@ -72,26 +76,54 @@ def load_backbone(source: str | Path, seed: int = 0, sizes: Mapping[str, Any] | 
         check_backbone(config)
         torch.manual_seed(seed)
         backbone: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    elif (Path(source) / "config.json").is_file():
-        backbone = _load_folder(Path(source))
+    elif is_gguf(source) or (Path(source) / "config.json").is_file():
+        backbone = _load_trained(Path(source))
     else:
         raise EarnError(
             f"There is no backbone {str(source)!r}. Give one of {', '.join(TINY_BACKBONES)}, "
-            "or a folder in Hugging Face format that holds config.json and the weights."
+            "a folder in Hugging Face format that holds config.json and the weights, or a GGUF file."
         )
     return backbone
 
 
-def _load_folder(folder: Path) -> PreTrainedModel:
+def is_gguf(source: str | Path) -> bool:
+    """Whether the source is a file in llama.cpp's format."""
+    return Path(source).suffix == ".gguf" and Path(source).is_file()
+
+
+def has_tokenizer(source: str | Path) -> bool:
+    """Whether a backbone brings a tokenizer."""
+    return is_gguf(source) or any((Path(source) / name).is_file() for name in TOKENIZER_FILES)
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
+    """A folder's or a GGUF file's tokenizer, if there is one."""
+    if not has_tokenizer(source):
+        return None
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**_place(Path(source)))
+    return tokenizer
+
+
+def _place(path: Path) -> dict[str, Any]:
+    """Where transformers finds a folder, or a GGUF file in its folder."""
+    where = {"pretrained_model_name_or_path": path, "local_files_only": True}
+    if is_gguf(path):
+        where |= {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    return where
+
+
+def _load_trained(folder: Path) -> PreTrainedModel:
+    if is_gguf(folder):
+        import gguf  # noqa: F401  (transformers would blame the file)
+    place = _place(folder)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(**place)
         check_backbone(config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
+            **place,
             config=config,
             attn_implementation="eager",
             torch_dtype=torch.float32,
-            local_files_only=True,
             output_loading_info=True,
         )
         backbone: PreTrainedModel

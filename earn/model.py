@@ -16,9 +16,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from earn.backbones import TINY_BACKBONES, check_backbone, load_backbone
+from earn.backbones import TINY_BACKBONES, check_backbone, load_backbone, load_tokenizer
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import MASKED, EarnConfig, Prompt, from_json, to_json
 from earn.errors import EarnError
@@ -79,6 +79,7 @@ class EarnModel(PreTrainedModel):
         seed: int = 0,
         tokenizer: PreTrainedTokenizerBase | None = None,
         positions: str = "original",
+        around_mean: bool | None = None,
     ) -> EarnModel:
         """Adds identifier tokens and registers to a backbone.
 
@@ -95,22 +96,24 @@ class EarnModel(PreTrainedModel):
             seed: of the new rows' noise (and of a tiny backbone's weights).
             tokenizer: of a loaded model; a folder's own is found there.
             positions: one of earn.config.POSITIONS, of the rows that reach the late stage.
-
-        New rows of the embedding table are the mean of the old ones with small noise (the paper leaves this open).
+            around_mean: whether new rows of the embedding table start at the mean of the old ones (the paper leaves
+                this open) or, with the same small noise, at zero; if None, at the mean unless `backbone` is the name of
+                a tiny one.
 
         Raises:
             EarnError: no such backbone, more early layers than there are, or a template without a tokenizer.
         """
-        trained = str(backbone) not in TINY_BACKBONES
+        if around_mean is None:
+            around_mean = str(backbone) not in TINY_BACKBONES
         if not isinstance(backbone, PreTrainedModel):
-            tokenizer = tokenizer or _load_tokenizer(Path(backbone))
+            tokenizer = tokenizer or load_tokenizer(backbone)
             backbone = load_backbone(backbone, seed)
         backbone.float()
         layers = backbone.config.num_hidden_layers
         registers = _register_tokens(prefix_registers, suffix_registers)
         if taken := set(registers) & set(catalog.tokens):
             raise EarnError(f"The catalog has an identifier token {min(taken)}, as a register has. Rename it.")
-        numbers = _add_tokens(backbone, tokenizer, [*catalog.tokens, *registers], seed, around_mean=trained)
+        numbers = _add_tokens(backbone, tokenizer, [*catalog.tokens, *registers], seed, around_mean)
         register_ids = numbers[len(catalog.tokens) :]
         earn = EarnConfig(
             early_layers=_default_split(layers, bool(registers)) if early_layers is None else early_layers,
@@ -270,7 +273,7 @@ class EarnModel(PreTrainedModel):
             backbone,
             read_earn(settings, str(folder / "config.json")),
             Catalog.load(folder / CATALOG_FILE),
-            _load_tokenizer(folder),
+            load_tokenizer(folder),
         )
 
 
@@ -328,13 +331,6 @@ def _tokenize_prompt(
         for text in (template or Template()).parts()
     )
     return Prompt((*bos, *head), separator, tail)
-
-
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return None
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return tokenizer
 
 
 def _add_tokens(

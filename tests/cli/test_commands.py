@@ -56,7 +56,7 @@ def test_a_dense_model_has_no_registers(data: Path, backbone: Path, earn: Earn, 
 @pytest.mark.parametrize(("options", "registers"), [((), (1, 1)), (("--prefix-registers", "0"), (0, 1))])
 def test_registers_are_counted(options: tuple[str, ...], registers: tuple[int, int], backbone: Path) -> None:
     args = build_parser().parse_args(["train", "any", "--out", "any", "--backbone", str(backbone), *options])
-    settings = train._model(args, toy_catalog(), 0).earn
+    settings = train._model(args, "tiger", toy_catalog()).earn
     assert (len(settings.prefix_ids), len(settings.suffix_ids)) == registers
 
 
