@@ -1,0 +1,70 @@
+"""What every reader gives: who did what in which order, and what is known about the items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earn.catalog import Catalog
+from earn.errors import EarnError
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Who did what in which order.
+
+    Raises:
+        EarnError: fields disagree in length, an item index is out of range, or the catalog has other items.
+    """
+
+    name: str  # of the data set, for tables and messages
+    item_ids: tuple[str, ...]
+    titles: tuple[str, ...]  # one line per item, "" where unknown
+    metadata: tuple[str, ...]  # words per item that help to build identifiers, "" where unknown
+    user_ids: tuple[str, ...]
+    sequences: tuple[NDArray[np.int64], ...]  # one per user: item indices, oldest first
+    catalog: Catalog | None  # when the source brings identifiers; its items are item_ids, in that order
+
+    def __post_init__(self) -> None:
+        if not len(self.item_ids) == len(self.titles) == len(self.metadata):
+            raise EarnError(
+                f"{self.name}: {len(self.item_ids)} items, {len(self.titles)} titles and "
+                f"{len(self.metadata)} metadata. Give one of each per item."
+            )
+        if len(self.user_ids) != len(self.sequences):
+            raise EarnError(
+                f"{self.name}: {len(self.user_ids)} users, {len(self.sequences)} sequences. Give one per user."
+            )
+        if self.catalog is not None and self.catalog.item_ids != self.item_ids:
+            raise EarnError(f"{self.name}: the catalog's items are not the data's, in that order. Rebuild the catalog.")
+        for user, sequence in zip(self.user_ids, self.sequences, strict=True):
+            if not sequence.size or sequence.min() < 0 or sequence.max() >= len(self.item_ids):
+                raise EarnError(
+                    f"{self.name}: user {user!r} has no item or one outside 0..{len(self.item_ids) - 1}. "
+                    "Remove the user or mend the indices."
+                )
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a file says about one item."""
+
+    title: str = ""
+    metadata: str = ""
+
+
+def with_words(
+    name: str,
+    item_ids: tuple[str, ...],
+    words: Mapping[str, Words],
+    user_ids: tuple[str, ...],
+    sequences: tuple[NDArray[np.int64], ...],
+    catalog: Catalog | None,
+) -> Interactions:
+    """Interactions whose titles and metadata are the items' words, by item id; words of other items are left out."""
+    known = [words.get(item_id, Words()) for item_id in item_ids]
+    titles, metadata = tuple(word.title for word in known), tuple(word.metadata for word in known)
+    return Interactions(name, item_ids, titles, metadata, user_ids, sequences, catalog)
