@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from earn.catalog import Catalog
-from earn.data import NAMED, Example, Interactions, Split, leave_one_out, load_interactions
+from earn.data import NAMED, Example, Interactions, Split, find_source, leave_one_out, load_interactions
 from earn.errors import EarnError
 
 T = TypeVar("T")
@@ -87,12 +87,9 @@ class Dataset:
 
 def load_dataset(source: str) -> Dataset:
     """Reads and splits a source (see earn.data)."""
-    interactions = load_interactions(source)
-    return Dataset(
-        source if source in NAMED else str(Path(source).expanduser().resolve()),
-        interactions,
-        leave_one_out(interactions),
-    )
+    path = find_source(source)
+    interactions = load_interactions(path)
+    return Dataset(source if source in NAMED else str(path.resolve()), interactions, leave_one_out(interactions))
 
 
 def sample(values: Sequence[T], most: int, seed: int = 0) -> Sequence[T]:

@@ -1,8 +1,8 @@
 """Interaction data: where it comes from, how it is split, and what is popular.
 
-A source is the name of a data set that is fetched (`ml-100k`), a folder in the LC-Rec or LETTER format, or
-RecBole atomic files (`earn.formats` describes both). A string that is a known name means that data set; write
-./ml-100k for a folder of that name.
+A source is the name of a data set that is fetched (`ml-100k`), or a path to files in one of the formats that
+`earn.formats` describes. A string that is a known name means that data set; write ./ml-100k for a folder of that name.
+A path that does not exist is looked for in the folder that $EARN_DATA names.
 
 The split is leave-one-out. A user with the items i1 .. in, n >= 3, gives
     train   i1 .. i(n-2)
@@ -13,6 +13,7 @@ and a user with fewer items only trains.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from earn.download import fetch_ml100k
 from earn.errors import EarnError
 from earn.formats import Interactions, is_lcrec, is_recbole, read_lcrec, read_recbole
 
-__all__ = ["Example", "Interactions", "Split", "leave_one_out", "load_interactions", "popularity"]
+__all__ = ["Example", "Interactions", "Split", "find_source", "leave_one_out", "load_interactions", "popularity"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ FORMATS = (
 )
 NAMED: dict[str, Callable[[], Path]] = {"ml-100k": fetch_ml100k}  # name -> puts the files on this machine
 
+DATA_VARIABLE = "EARN_DATA"  # of the environment: names a folder of data sets
+
 
 @dataclass(frozen=True)
 class Example:
@@ -67,22 +70,38 @@ class Split:
     test: tuple[Example, ...]  # the history includes the valid item
 
 
+def find_source(source: str | Path) -> Path:
+    """Where a source's files are (module docstring); those of a known name are fetched first if need be.
+
+    Raises:
+        EarnError: no such source, or it cannot be fetched.
+    """
+    if isinstance(source, str) and source in NAMED:
+        return NAMED[source]()
+    path, folder = Path(source).expanduser(), os.environ.get(DATA_VARIABLE)
+    places = [path] if not folder else [path, Path(folder).expanduser() / path]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        elsewhere = f"nor is it in ${DATA_VARIABLE} ({folder})" if folder else f"and ${DATA_VARIABLE} is not set"
+        raise EarnError(
+            f"{source}: there is no such file or folder here, {elsewhere}. Give a path that exists, set "
+            f"{DATA_VARIABLE} to the folder that holds it, or give a known name: {', '.join(NAMED)}."
+        )
+    return found
+
+
 def load_interactions(source: str | Path) -> Interactions:
     """Reads a source (module docstring).
 
     Raises:
         EarnError: no such source, no or several formats fit it, or its files are not right.
     """
-    path = NAMED[source]() if isinstance(source, str) and source in NAMED else Path(source).expanduser()
-    if not path.exists():
-        raise EarnError(
-            f"{source}: there is no such file or folder. Give a path that exists or a known name: {', '.join(NAMED)}."
-        )
+    path = find_source(source)
     fitting = [row for row in FORMATS if row.fits(path)]
     if len(fitting) != 1:
         wanted = "; ".join(f"{row.looks_for} ({row.name})" for row in fitting or FORMATS)
         found = "more than one format fits it" if fitting else "no known format fits it"
-        raise EarnError(f"{source}: {found}. Give exactly one of: {wanted}.")
+        raise EarnError(f"{path}: {found}. Give exactly one of: {wanted}.")
     return fitting[0].read(path)
 
 

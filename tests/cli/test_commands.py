@@ -29,6 +29,17 @@ def test_data_counts_what_is_there(data: Path, earn: Earn) -> None:
     assert f"{USERS} training users" in earn("data", data).out
 
 
+def test_a_data_set_of_the_variables_folder_is_remembered_by_its_path(
+    data: Path, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EARN_DATA", raising=False)
+    assert "$EARN_DATA is not set" in earn("data", data.name).error
+    monkeypatch.setenv("EARN_DATA", str(data.parent))
+    assert earn("data", data.name, "--json").json["name"] == "walks"
+    assert load_dataset(data.name).source == str(data.resolve())
+
+
 def test_training_says_where_the_data_came_from(checkpoint: Path, data: Path) -> None:
     record = json.loads((checkpoint / "training.json").read_text())
     assert record["data"] == str(data.resolve())

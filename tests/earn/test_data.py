@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from earn.catalog import Catalog
-from earn.data import NAMED, Interactions, leave_one_out, load_interactions, popularity
+from earn.data import NAMED, Interactions, find_source, leave_one_out, load_interactions, popularity
 from earn.download import FILES, cache_folder
 from earn.errors import EarnError
 
@@ -60,9 +61,34 @@ def test_fields_that_disagree_are_refused() -> None:
         Interactions("toy", ("a",), ("",), ("",), ("u",), one, Catalog(("b",), (("<a_0>",),), ("",)))
 
 
-def test_a_path_that_does_not_exist_gets_the_known_names(tmp_path: Path) -> None:
-    with pytest.raises(EarnError, match=r"no such file or folder\..*a known name: ml-100k"):
+def test_a_source_that_is_nowhere_gets_the_variable_and_the_known_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EARN_DATA", raising=False)
+    unset = r"no such file or folder here, and \$EARN_DATA is not set\..*set EARN_DATA to .*a known name: ml-100k"
+    with pytest.raises(EarnError, match=unset):
         load_interactions(tmp_path / "absent")
+    monkeypatch.setenv("EARN_DATA", str(tmp_path))
+    with pytest.raises(EarnError, match=rf"absent: there is .*nor is it in \$EARN_DATA \({re.escape(str(tmp_path))}\)"):
+        load_interactions("absent")
+
+
+def test_what_is_no_path_here_is_looked_for_in_the_variables_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, item in ((here / "both", "h"), (there / "both", "t"), (there / "toy", "x"), (there / "ml-100k", "y")):
+        folder.mkdir(parents=True)
+        header = "user_id:token\titem_id:token\ttimestamp:float\n"
+        (folder / "toy.inter").write_text(f"{header}u\t{item}\t1\n", encoding="utf-8")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("EARN_DATA", str(there))
+    monkeypatch.setitem(NAMED, "ml-100k", lambda: here / "both")
+    assert find_source("toy") == there / "toy"
+    assert load_interactions("toy/toy.inter").item_ids == ("x",)
+    assert load_interactions("both").item_ids == ("h",)  # a path here comes first
+    assert load_interactions("ml-100k").item_ids == ("h",)  # and so does a known name
+    assert load_interactions(Path("ml-100k")).item_ids == ("y",)
 
 
 def test_a_folder_that_no_format_fits_gets_what_was_looked_for(tmp_path: Path) -> None:
@@ -80,6 +106,7 @@ def test_a_folder_that_two_formats_fit_is_refused(tmp_path: Path) -> None:
 
 def test_a_name_is_fetched_and_a_path_of_that_name_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "toy.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu\tx\t1\n", encoding="utf-8")
+    monkeypatch.delenv("EARN_DATA", raising=False)
     monkeypatch.setitem(NAMED, "toy-set", lambda: tmp_path)
     assert load_interactions("toy-set").item_ids == ("x",)
     monkeypatch.chdir(tmp_path)
