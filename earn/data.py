@@ -4,17 +4,23 @@ A source is the name of a data set that is fetched (`ml-100k`), or a path to fil
 `earn.formats` describes. A string that is a known name means that data set; write ./ml-100k for a folder of that name.
 A path that does not exist is looked for in the folder that $EARN_DATA names.
 
-The split is leave-one-out. A user with the items i1 .. in, n >= 3, gives
-    train   i1 .. i(n-2)
-    valid   i1 .. i(n-2) -> i(n-1)
-    test    i1 .. i(n-1) -> in
-and a user with fewer items only trains.
+A split asks every user for the item that comes next. Where the source says which items are held out, a user with the
+training items t1 .. ta, the validation items v1 .. vb and the test items w1 .. wc gives
+    train   t1 .. ta
+    valid   t1 .. ta -> v1
+    test    t1 .. ta v1 .. vb -> w1
+Only the first held-out item of a part is asked for, because it is the next one: what comes after it has a longer
+history, and one question per user lets all users count alike. A part that is empty gives nothing, and there is no
+question without a history.
+
+Other sources are split by leave-one-out: a user's last item is for test and the one before for validation; a user with
+fewer than three items only trains.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +31,16 @@ from earn.download import fetch_ml100k
 from earn.errors import EarnError
 from earn.formats import Interactions, is_lcrec, is_recbole, read_lcrec, read_recbole
 
-__all__ = ["Example", "Interactions", "Split", "find_source", "leave_one_out", "load_interactions", "popularity"]
+__all__ = [
+    "Example",
+    "Interactions",
+    "Split",
+    "find_source",
+    "leave_one_out",
+    "load_interactions",
+    "popularity",
+    "split_of",
+]
 
 
 @dataclass(frozen=True)
@@ -63,11 +78,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Split:
-    """Leave-one-out (module docstring)."""
+    """What to train on, and what to ask (module docstring)."""
 
-    train: tuple[NDArray[np.int64], ...]  # one sequence per user
+    train: tuple[NDArray[np.int64], ...]  # one sequence per user who has training items
     valid: tuple[Example, ...]
-    test: tuple[Example, ...]  # the history includes the valid item
+    test: tuple[Example, ...]  # the history includes the validation items
 
 
 def find_source(source: str | Path) -> Path:
@@ -105,18 +120,32 @@ def load_interactions(source: str | Path) -> Interactions:
     return fitting[0].read(path)
 
 
+def split_of(interactions: Interactions) -> Split:
+    """Splits as the source says, or else by leave-one-out (module docstring)."""
+    if interactions.held_out is None:
+        return leave_one_out(interactions)
+    return _split(interactions, interactions.held_out)
+
+
 def leave_one_out(interactions: Interactions) -> Split:
-    """Splits every user's items (module docstring)."""
+    """Splits by leave-one-out, whatever the source says (module docstring)."""
+    return _split(interactions, [(1, 1) if len(items) > 2 else (0, 0) for items in interactions.sequences])
+
+
+def _split(interactions: Interactions, held_out: Sequence[tuple[int, int]]) -> Split:
     train: list[NDArray[np.int64]] = []
     valid: list[Example] = []
     test: list[Example] = []
-    for user, items in zip(interactions.user_ids, interactions.sequences, strict=True):
-        if len(items) < 3:
-            train.append(items)
-            continue
-        train.append(items[:-2])
-        valid.append(Example(user, items[:-2], int(items[-2])))
-        test.append(Example(user, items[:-1], int(items[-1])))
+    users = zip(interactions.user_ids, interactions.sequences, held_out, strict=True)
+    for user, items, (valid_items, test_items) in users:
+        first_test = len(items) - test_items
+        first_valid = first_test - valid_items
+        if first_valid:
+            train.append(items[:first_valid])
+        if first_valid and valid_items:
+            valid.append(Example(user, items[:first_valid], int(items[first_valid])))
+        if first_test and test_items:
+            test.append(Example(user, items[:first_test], int(items[first_test])))
     return Split(tuple(train), tuple(valid), tuple(test))
 
 

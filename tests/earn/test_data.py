@@ -3,18 +3,33 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from earn.catalog import Catalog
-from earn.data import NAMED, Interactions, find_source, leave_one_out, load_interactions, popularity
+from earn.data import (
+    NAMED,
+    Example,
+    Interactions,
+    find_source,
+    leave_one_out,
+    load_interactions,
+    popularity,
+    split_of,
+)
 from earn.download import FILES, cache_folder
 from earn.errors import EarnError
 
 
-def interactions(*sequences: list[int], items: int = 6) -> Interactions:
+def interactions(
+    *sequences: list[int], items: int = 6, held_out: tuple[tuple[int, int], ...] | None = None
+) -> Interactions:
     return Interactions(
         name="toy",
         item_ids=tuple(f"i{item}" for item in range(items)),
@@ -23,16 +38,66 @@ def interactions(*sequences: list[int], items: int = 6) -> Interactions:
         user_ids=tuple(f"u{user}" for user in range(len(sequences))),
         sequences=tuple(np.array(sequence, np.int64) for sequence in sequences),
         catalog=None,
+        held_out=held_out,
     )
+
+
+def asked(examples: Sequence[Example]) -> list[tuple[str, list[int], int]]:
+    return [(example.user, example.history.tolist(), example.target) for example in examples]
 
 
 def test_the_last_item_is_test_and_the_one_before_is_valid() -> None:
     split = leave_one_out(interactions([3, 1, 4, 1], [5, 2], [0, 1, 2], [4]))
     assert [sequence.tolist() for sequence in split.train] == [[3, 1], [5, 2], [0], [4]]
-    valid = [(example.user, example.history.tolist(), example.target) for example in split.valid]
-    test = [(example.user, example.history.tolist(), example.target) for example in split.test]
-    assert valid == [("u0", [3, 1], 4), ("u2", [0], 1)]
-    assert test == [("u0", [3, 1, 4], 1), ("u2", [0, 1], 2)]
+    assert asked(split.valid) == [("u0", [3, 1], 4), ("u2", [0], 1)]
+    assert asked(split.test) == [("u0", [3, 1, 4], 1), ("u2", [0, 1], 2)]
+
+
+def test_without_a_split_of_its_own_a_source_is_split_by_leave_one_out() -> None:
+    data = interactions([3, 1, 4, 1], [5, 2])
+    assert asked(split_of(data).test) == asked(leave_one_out(data).test) == [("u0", [3, 1, 4], 1)]
+
+
+def test_the_first_held_out_item_of_each_part_is_asked_for() -> None:
+    held_out = (2, 2), (0, 1), (1, 0), (0, 0), (1, 1), (0, 2), (2, 0)
+    sequences = [0, 1, 2, 3, 4, 5], [1, 2, 3], [2, 3], [4, 4], [5, 0], [1, 2], [3, 4]
+    data = interactions(*sequences, held_out=held_out)
+    split = split_of(data)
+    assert [sequence.tolist() for sequence in split.train] == [[0, 1], [1, 2], [2], [4, 4]]
+    assert asked(split.valid) == [("u0", [0, 1], 2), ("u2", [2], 3)]
+    # u4 has no training item, so nothing is asked on validation, but the validation item is history for the test
+    assert asked(split.test) == [("u0", [0, 1, 2, 3], 4), ("u1", [1, 2], 3), ("u4", [5], 0)]
+    assert asked(leave_one_out(data).test) == [("u0", [0, 1, 2, 3, 4], 5), ("u1", [1, 2], 3)]
+
+
+ITEMS = st.lists(st.integers(0, 5), max_size=4)
+Parts = tuple[list[int], list[int], list[int]]
+
+
+@given(st.lists(st.tuples(ITEMS, ITEMS, ITEMS).filter(any), max_size=6))
+def test_no_held_out_item_is_trained_on_or_known_when_it_is_asked_for(users: list[Parts]) -> None:
+    held_out = tuple((len(valid), len(test)) for _, valid, test in users)
+    split = split_of(interactions(*[train + valid + test for train, valid, test in users], held_out=held_out))
+    numbered = [(f"u{number}", *parts) for number, parts in enumerate(users)]
+    assert [sequence.tolist() for sequence in split.train] == [train for train, _, _ in users if train]
+    assert asked(split.valid) == [(user, train, valid[0]) for user, train, valid, _ in numbered if train and valid]
+    assert asked(split.test) == [
+        (user, train + valid, test[0]) for user, train, valid, test in numbered if train + valid and test
+    ]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        (((1, 1),), "2 users, 1 held_out. Give one per user, or None"),
+        (((1, 1), (-1, 1)), r"of the 2 items of user 'u1', \(-1, 1\) are held out"),
+        (((1, 1), (1, -1)), r"of the 2 items of user 'u1', \(1, -1\) are held out"),
+        (((1, 1), (1, 2)), r"of the 2 items of user 'u1', \(1, 2\) are held out.*at most the number of items"),
+    ],
+)
+def test_a_split_that_does_not_fit_the_sequences_is_refused(held_out: Any, message: str) -> None:
+    with pytest.raises(EarnError, match=message):
+        interactions([1, 2, 3], [4, 5], held_out=held_out)
 
 
 def test_popularity_counts_the_training_part_only() -> None:
@@ -136,5 +201,5 @@ def test_movielens_has_its_known_size() -> None:
     assert (data.name, len(data.user_ids), len(data.item_ids)) == ("ml-100k", 943, 1682)
     assert sum(map(len, data.sequences)) == 100_000
     assert (data.titles[0], data.metadata[0]) == ("Toy Story", "1995 Animation Children's Comedy")
-    split = leave_one_out(data)
+    split = split_of(data)
     assert sum(map(len, split.train)) == 100_000 - 2 * 943
