@@ -29,7 +29,15 @@ from numpy.typing import NDArray
 
 from earn.download import fetch_ml100k
 from earn.errors import EarnError
-from earn.formats import Interactions, is_lcrec, is_recbole, read_lcrec, read_recbole
+from earn.formats import (
+    Interactions,
+    is_lcrec,
+    is_recbole,
+    is_timesplit,
+    read_lcrec,
+    read_recbole,
+    read_timesplit,
+)
 
 __all__ = [
     "Example",
@@ -61,6 +69,13 @@ FORMATS = (
         read_lcrec,
     ),
     Format("RecBole", "an *.inter file, or a folder with one", is_recbole, read_recbole),
+    Format(
+        "AtSpeed",
+        "a folder with sequential_train.txt, sequential_valid.txt, sequential_test.txt and one *.json in it or in its "
+        "raw/",
+        is_timesplit,
+        read_timesplit,
+    ),
 )
 NAMED: dict[str, Callable[[], Path]] = {"ml-100k": fetch_ml100k}  # name -> puts the files on this machine
 

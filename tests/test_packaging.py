@@ -228,6 +228,7 @@ TORCH_FREE = (
     "formats.lcrec",
     "formats.recbole",
     "formats.tables",
+    "formats.timesplit",
     "identifiers",
     "manifest",
     "metrics",
