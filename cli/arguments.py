@@ -15,7 +15,10 @@ from earn.manifest import MANIFEST_FILE
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["Parser"]
 
-DATA_HELP = "ml-100k (fetched when first used), an LC-Rec or LETTER folder, or RecBole files"
+DATA_HELP = (
+    "ml-100k (fetched when first used), an LC-Rec, LETTER or AtSpeed folder, or RecBole files; "
+    "what is no path here is looked for in $EARN_DATA"
+)
 
 
 class Parser(argparse.ArgumentParser):

@@ -63,13 +63,19 @@ def describe(dataset: Dataset) -> dict[str, Any]:
             "distinct": len(names),
             "shared": sum(count > 1 for count in names.values()),
         },
-        "split": {"train": len(split.train), "valid": len(split.valid), "test": len(split.test)},
+        "split": {
+            "from": "leave-one-out" if interactions.held_out is None else "data",
+            "train": len(split.train),
+            "valid": len(split.valid),
+            "test": len(split.test),
+        },
     }
 
 
 def _text(facts: dict[str, Any]) -> str:
     history, identifiers, split = facts["history"], facts["identifiers"], facts["split"]
     origin = "brought by the data" if identifiers["from"] == "data" else "built by residual k-means"
+    rule = "brought by the data" if split["from"] == "data" else "leave-one-out"
     return pairs(
         [
             ("data", facts["name"]),
@@ -79,6 +85,7 @@ def _text(facts: dict[str, Any]) -> str:
             ("items per user", f"{history['min']} to {history['max']}, median {history['median']:g}"),
             ("identifiers", f"{origin}, up to {identifiers['depth']} tokens"),
             ("", f"{identifiers['distinct']:,} distinct, {identifiers['shared']:,} name several items"),
-            ("split", f"{split['train']:,} training users, {split['valid']:,} valid, {split['test']:,} test"),
+            ("split", rule),
+            ("", f"{split['train']:,} training users, {split['valid']:,} valid, {split['test']:,} test"),
         ]
     )

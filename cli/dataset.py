@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from earn.catalog import Catalog
-from earn.data import NAMED, Example, Interactions, Split, leave_one_out, load_interactions
+from earn.data import NAMED, Example, Interactions, Split, find_source, load_interactions, split_of
 from earn.errors import EarnError
 
 T = TypeVar("T")
@@ -45,9 +45,12 @@ class Dataset:
         """
         chosen = self.split.valid if part == "valid" else self.split.test
         if not chosen:
-            raise EarnError(
-                f"{self.source}: no user has three items or more, so nobody can be evaluated. Give longer histories."
+            reason, remedy = (
+                ("no user has three items or more", "Give longer histories")
+                if self.interactions.held_out is None
+                else (f"its split gives no user a {part} item that comes after others", "Hold out such items")
             )
+            raise EarnError(f"{self.source}: {reason}, so nobody can be evaluated. {remedy}.")
         return chosen if users is None else sample(chosen, users)
 
     def check_items(self, catalog: Catalog, model: str | Path) -> None:
@@ -87,12 +90,9 @@ class Dataset:
 
 def load_dataset(source: str) -> Dataset:
     """Reads and splits a source (see earn.data)."""
-    interactions = load_interactions(source)
-    return Dataset(
-        source if source in NAMED else str(Path(source).expanduser().resolve()),
-        interactions,
-        leave_one_out(interactions),
-    )
+    path = find_source(source)
+    interactions = load_interactions(path)
+    return Dataset(source if source in NAMED else str(path.resolve()), interactions, split_of(interactions))
 
 
 def sample(values: Sequence[T], most: int, seed: int = 0) -> Sequence[T]:

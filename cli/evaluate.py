@@ -26,7 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "evaluate",
         run,
         "measure Recall and NDCG of a checkpoint or bundle",
-        "Asks for every test user's last item, with 20 beams over the whole catalog (no sampled negatives). "
+        "Asks every test user for the next item, with 20 beams over the whole catalog (no sampled negatives). "
         "Items of the history may come back unless --exclude-history is given.",
         """
         earn evaluate BUNDLE ml-100k

@@ -9,7 +9,7 @@ In OUT:
                                    B = Q and "p50_ms", "cache_bytes", "bundle_bytes"
                                    M = {"torch": Q, "bundle": B}; that of "earn" has "int8": B and "gate" too
 
-Quality is that of constrained search over the whole catalog for every test user's last item. Items of the history are
+Quality is that of constrained search over the whole catalog for every test user's next item. Items of the history are
 left out of every list, popularity's too: nobody rates a film twice, so they would be wasted places. (A data set whose
 users choose an item again would count these choices as missed.) Latency is that of the same request, one at a time,
 all bundles asked in turn, so that what else the machine does falls on all of them.
@@ -185,7 +185,7 @@ def _report(
 
     show(f"\n{_comparison(summary)}")
     show(
-        f"Recall and NDCG: the last items of {len(users):,} users, full ranking; no list holds items of the history.\n"
+        f"Recall and NDCG: the next items of {len(users):,} users, full ranking; no list holds items of the history.\n"
         f"p50: the same request, history left out, one at a time, all bundles in turn. "
         f"Cache: a full prompt and {BEAMS} beams."
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from earn.catalog import Catalog
-from earn.data import leave_one_out, load_interactions
+from earn.data import load_interactions, split_of
 from earn.export.bundle import export_bundle
 from earn.identifiers import build_catalog
 from earn.model import EarnModel
@@ -51,7 +51,7 @@ class Real:
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     interactions = load_interactions("ml-100k")
-    split = leave_one_out(interactions)
+    split = split_of(interactions)
     catalog = build_catalog(interactions, split.train)
     users = split.test[:: len(split.test) // HISTORIES][:HISTORIES]
     lengths = [1 + 7 * number % LONGEST for number in range(HISTORIES)]

@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from earn.cli import train
-from earn.cli.dataset import load_dataset, sample
+from earn.cli import dataset, train
+from earn.cli.dataset import Dataset, load_dataset, sample
 from earn.cli.main import build_parser
 from earn.cli.recommend import items_table
+from earn.data import Interactions, load_interactions, split_of
 from earn.errors import EarnError
 from earn.runtime.recommender import Recommendation
 from tests.cli.conftest import ITEMS, USERS, Earn
@@ -25,8 +27,42 @@ def test_data_counts_what_is_there(data: Path, earn: Earn) -> None:
     assert (facts["name"], facts["users"], facts["items"]) == ("walks", USERS, ITEMS)
     assert 8 <= facts["history"]["min"] <= facts["history"]["median"] <= facts["history"]["max"] <= 12
     assert facts["identifiers"] == {"from": "built", "depth": 4, "distinct": ITEMS, "shared": 0}
-    assert facts["split"] == {"train": USERS, "valid": USERS, "test": USERS}
+    assert facts["split"] == {"from": "leave-one-out", "train": USERS, "valid": USERS, "test": USERS}
     assert f"{USERS} training users" in earn("data", data).out
+
+
+def test_the_split_of_the_data_is_kept_and_shown(data: Path, earn: Earn, monkeypatch: pytest.MonkeyPatch) -> None:
+    interactions = load_interactions(data)
+    held_out = tuple((2, 1) if user % 3 else (0, 0) for user in range(USERS))
+    monkeypatch.setattr(dataset, "load_interactions", lambda _: replace(interactions, held_out=held_out))
+    asked = USERS * 2 // 3
+    facts = earn("data", data, "--json").json
+    assert facts["split"] == {"from": "data", "train": USERS, "valid": asked, "test": asked}
+    assert "brought by the data" in earn("data", data).out
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        (None, "no user has three items or more, so nobody can be evaluated. Give longer histories."),
+        (((0, 1),), "its split gives no user a valid item that comes after others, so nobody can be evaluated."),
+    ],
+)
+def test_data_without_users_to_ask_says_why(held_out: tuple[tuple[int, int], ...] | None, message: str) -> None:
+    short = Interactions("toy", ("a",), ("",), ("",), ("u",), (np.zeros(2, np.int64),), None, held_out)
+    with pytest.raises(EarnError, match=message):
+        Dataset("toy", short, split_of(short)).examples("valid")
+
+
+def test_a_data_set_of_the_variables_folder_is_remembered_by_its_path(
+    data: Path, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EARN_DATA", raising=False)
+    assert "$EARN_DATA is not set" in earn("data", data.name).error
+    monkeypatch.setenv("EARN_DATA", str(data.parent))
+    assert earn("data", data.name, "--json").json["name"] == "walks"
+    assert load_dataset(data.name).source == str(data.resolve())
 
 
 def test_training_says_where_the_data_came_from(checkpoint: Path, data: Path) -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from earn.data import load_interactions
+from earn.data import load_interactions, split_of
 from earn.errors import EarnError
-from earn.formats import Interactions, read_lcrec, read_recbole
+from earn.formats import Interactions, read_lcrec, read_recbole, read_timesplit
 
 INDEX = {"2": ["<a_0>", "<b_0>"], "0": ["<a_0>", "<b_1>"], "1": ["<a_1>", "<b_0>"]}
 INTER = {"u": [0, 1, 0], "v": [2]}
@@ -205,3 +208,117 @@ def test_a_file_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "toy.inter").write_bytes(ROW.encode() + "v\té\t5\t1\n".encode("latin-1"))
     with pytest.raises(EarnError, match=r"toy\.inter, line 3: byte 0xe9 is not UTF-8.*iconv"):
         load_interactions(tmp_path)
+
+
+# --- AtSpeed, split by time ---------------------------------------------------------------------------------
+
+TRAIN, VALID, TEST = (f"sequential_{part}.txt" for part in ("train", "valid", "test"))
+# Users: "1" has all parts, "2" no validation item, "3" only trains and lacks a line, "4" and "5" have no training item.
+TIMES = {TRAIN: "1 1 2 1\n2 3\n3 2 2\n4\n", VALID: "1 3 2\n2\n\n4 1\n", TEST: "1 1\n2 2 3\n4 2\n5 3\n"}
+INDEX3 = {"0": ["<a_0>", "<b_0>"], "1": ["<a_0>", "<b_1>"], "2": ["<a_0>", "<b_0>"]}  # "0" and "2" share theirs
+
+
+def timesplit(folder: Path, files: dict[str, object] | None = None) -> Path:
+    return write(folder, {"toy.LCRec-1e-3lr.json": INDEX3} | TIMES | (files or {}))
+
+
+def test_items_of_a_time_split_are_numbered_from_1_in_the_text_and_from_0_elsewhere(tmp_path: Path) -> None:
+    titles = "item_id\tasin\ttitle\tcategories\n2\tB2\tRed ball\tToys > Balls\n0\tB0\tKite\t\n7\tB7\tGone\t\n"
+    timesplit(tmp_path / "toy/raw")
+    data = load_interactions(write(tmp_path / "toy", {"items.tsv": titles}))
+    assert (data.name, data.item_ids, data.user_ids) == ("toy", ("0", "1", "2"), ("1", "2", "3", "4", "5"))
+    assert (data.titles, data.metadata) == (("Kite", "", "Red ball"), ("", "", "Toys > Balls"))
+    assert data.catalog is not None
+    assert data.catalog.titles == data.titles
+    assert data.catalog.identifiers == (("<a_0>", "<b_0>"), ("<a_0>", "<b_1>"), ("<a_0>", "<b_0>"))
+    assert sequences(data) == {
+        "1": ["0", "1", "0", "2", "1", "0"],
+        "2": ["2", "1", "2"],
+        "3": ["1", "1"],
+        "4": ["0", "1"],
+        "5": ["2"],
+    }
+    assert data.held_out == ((2, 1), (0, 2), (0, 0), (1, 1), (0, 1))
+
+
+def test_a_time_split_trains_on_its_training_items_alone(tmp_path: Path) -> None:
+    split = split_of(load_interactions(timesplit(tmp_path)))
+    assert [sequence.tolist() for sequence in split.train] == [[0, 1, 0], [2], [1, 1]]
+    valid = [(example.user, example.history.tolist(), example.target) for example in split.valid]
+    test = [(example.user, example.history.tolist(), example.target) for example in split.test]
+    assert valid == [("1", [0, 1, 0], 2)]
+    assert test == [("1", [0, 1, 0, 2, 1], 0), ("2", [2], 1), ("4", [0], 1)]  # "5" has nothing to start from
+
+
+def test_the_catalog_of_a_time_split_keeps_the_order_of_its_index(tmp_path: Path) -> None:
+    (timesplit(tmp_path) / "toy.LCRec-1e-3lr.json").unlink()
+    index = {item: INDEX3[item] for item in ("2", "0", "1")}
+    data = read_timesplit(write(tmp_path, {"toy.index.json": index, TRAIN: "u\t1  2 3\r\n"}))
+    assert data.item_ids == ("2", "0", "1")
+    assert sequences(data)["u"] == ["0", "1", "2"]
+    assert data.user_ids == ("u", "1", "2", "4", "5")
+
+
+ONE_BASED = {str(int(item) + 1): identifier for item, identifier in INDEX3.items()}
+NUMBERED = "items are numbered from 1 to 3 here: toy.* has 3, numbered from 0"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({TRAIN: "1 2\n2 1 0\n"}, rf"sequential_train\.txt, line 2: user '2' holds item '0', but {NUMBERED}"),
+        ({VALID: "1 1\n\n2 4\n"}, rf"sequential_valid\.txt, line 3: user '2' holds item '4', but {NUMBERED}"),
+        ({TEST: "1 x\n"}, rf"sequential_test\.txt, line 1: user '1' holds item 'x', but {NUMBERED}"),
+        ({TEST: "1 -1\n"}, "user '1' holds item '-1'"),
+        ({TRAIN: "1 1\n2 2\n1 3\n"}, r"sequential_train\.txt, line 3: user '1' stands twice"),
+        ({TRAIN: "1\n2\n"}, r"sequential_train\.txt: no user has an item, so there is nothing to train on"),
+        ({TRAIN: ""}, r"sequential_train\.txt: no user has an item"),
+        (
+            {TRAIN: "1 1\n9\n"},
+            "user '9' has no item in sequential_train.txt, .*_test.txt",
+        ),
+        ({"toy.LCRec-1e-3lr.json": ONE_BASED}, r"toy.*\.json: holds 3 items, but no item '0'\. Number them from 0"),
+        ({"toy.LCRec-1e-3lr.json": "[1]"}, "holds a list"),
+        ({"b.json": INDEX3}, r"holds 2 files where one is expected: b\.json, toy\.LCRec-1e-3lr\.json"),
+        ({"items.tsv": "item\ttitle\n0\tA\n"}, r"items\.tsv, line 1: there is no column 'item_id'"),
+        ({"toy.inter.json": INTER}, r"more than one format fits it.*\(LC-Rec or LETTER\); .*\(AtSpeed\)"),
+    ],
+)
+def test_what_is_wrong_in_a_time_split_is_named(tmp_path: Path, files: dict[str, object], message: str) -> None:
+    with pytest.raises(EarnError, match=message):
+        load_interactions(timesplit(tmp_path, files))
+
+
+@pytest.mark.parametrize(("missing", "name"), [(VALID, VALID), (TEST, TEST), ("toy.LCRec-1e-3lr.json", "*.json")])
+def test_a_time_split_needs_all_its_files(tmp_path: Path, missing: str, name: str) -> None:
+    (timesplit(tmp_path) / missing).unlink()
+    with pytest.raises(EarnError, match=rf"holds no {re.escape(name)}, nor does its raw/"):
+        load_interactions(tmp_path)
+
+
+# --- Data sets as they are shared ---------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not os.environ.get("EARN_DATA"), reason="EARN_DATA does not name a folder with these data sets")
+@pytest.mark.parametrize(
+    ("name", "users", "parts", "items", "distinct", "sharing"),
+    [
+        ("amazon-games-atspeed", 49_156, (299_987, 22_609, 19_733), 17_332, 17_289, 84),
+        ("amazon-beauty-atspeed", 19_383, (122_241, 9_316, 7_313), 12_035, 12_023, 21),
+        ("amazon-beauty-letter", 22_363, (198_502 - 2 * 22_363, 22_363, 22_363), 12_101, 12_088, 24),
+    ],
+)
+def test_real_data_has_its_known_size(
+    name: str, users: int, parts: tuple[int, int, int], items: int, distinct: int, sharing: int
+) -> None:
+    """Interactions in training, validation and test; distinct identifiers, and items that share theirs."""
+    data = load_interactions(name)
+    assert (data.name, len(data.user_ids), len(data.item_ids)) == (name, users, items)
+    held_out = data.held_out or ((1, 1),) * users
+    valid, test = (sum(part) for part in zip(*held_out, strict=True))
+    assert (sum(map(len, data.sequences)) - valid - test, valid, test) == parts
+    assert sum(map(len, split_of(data).train)) == parts[0]
+    assert data.catalog is not None
+    named = Counter(data.catalog.identifiers)
+    assert (len(named), sum(count for count in named.values() if count > 1)) == (distinct, sharing)
+    assert all(data.titles[:100])

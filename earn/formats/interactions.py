@@ -1,0 +1,96 @@
+"""What every reader gives: who did what in which order, and what is known about the items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earn.catalog import Catalog
+from earn.errors import EarnError
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Who did what in which order.
+
+    Raises:
+        EarnError: fields disagree in length, an item index is out of range, the catalog has other items, or more of a
+            user's items are held out than there are.
+    """
+
+    name: str  # of the data set, for tables and messages
+    item_ids: tuple[str, ...]
+    titles: tuple[str, ...]  # one line per item, "" where unknown
+    metadata: tuple[str, ...]  # words per item that help to build identifiers, "" where unknown
+    user_ids: tuple[str, ...]
+    sequences: tuple[NDArray[np.int64], ...]  # one per user: item indices, oldest first
+    catalog: Catalog | None  # when the source brings identifiers; its items are item_ids, in that order
+    # When the source brings its split, one (validation, test) per user: so many of the newest items are for test, and
+    # so many before these for validation; the rest is for training. None: the split is leave-one-out.
+    held_out: tuple[tuple[int, int], ...] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_items()
+        self._check_users()
+        self._check_held_out()
+
+    def _check_items(self) -> None:
+        if not len(self.item_ids) == len(self.titles) == len(self.metadata):
+            raise EarnError(
+                f"{self.name}: {len(self.item_ids)} items, {len(self.titles)} titles and "
+                f"{len(self.metadata)} metadata. Give one of each per item."
+            )
+        if self.catalog is not None and self.catalog.item_ids != self.item_ids:
+            raise EarnError(f"{self.name}: the catalog's items are not the data's, in that order. Rebuild the catalog.")
+
+    def _check_users(self) -> None:
+        if len(self.user_ids) != len(self.sequences):
+            raise EarnError(
+                f"{self.name}: {len(self.user_ids)} users, {len(self.sequences)} sequences. Give one per user."
+            )
+        for user, sequence in zip(self.user_ids, self.sequences, strict=True):
+            if not sequence.size or sequence.min() < 0 or sequence.max() >= len(self.item_ids):
+                raise EarnError(
+                    f"{self.name}: user {user!r} has no item or one outside 0..{len(self.item_ids) - 1}. "
+                    "Remove the user or mend the indices."
+                )
+
+    def _check_held_out(self) -> None:
+        if self.held_out is None:
+            return
+        if len(self.held_out) != len(self.user_ids):
+            raise EarnError(
+                f"{self.name}: {len(self.user_ids)} users, {len(self.held_out)} held_out. Give one per user, or None."
+            )
+        for user, sequence, held_out in zip(self.user_ids, self.sequences, self.held_out, strict=True):
+            if min(held_out) < 0 or sum(held_out) > len(sequence):
+                raise EarnError(
+                    f"{self.name}: of the {len(sequence)} items of user {user!r}, {held_out} are held out for "
+                    "validation and test. Give two numbers from 0 whose sum is at most the number of items."
+                )
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a file says about one item."""
+
+    title: str = ""
+    metadata: str = ""
+
+
+def with_words(
+    name: str,
+    item_ids: tuple[str, ...],
+    words: Mapping[str, Words],
+    user_ids: tuple[str, ...],
+    sequences: tuple[NDArray[np.int64], ...],
+    catalog: Catalog | None,
+    held_out: tuple[tuple[int, int], ...] | None = None,
+) -> Interactions:
+    """Interactions whose titles and metadata are the items' words, by item id; words of other items are left out."""
+    known = [words.get(item_id, Words()) for item_id in item_ids]
+    titles, metadata = tuple(word.title for word in known), tuple(word.metadata for word in known)
+    return Interactions(name, item_ids, titles, metadata, user_ids, sequences, catalog, held_out)
