@@ -25,8 +25,8 @@ def test_tiger_has_identifiers_alone_and_lcrec_words_around_them() -> None:
     tokenizer, prompt, text = lcrec.tokenizer, lcrec.earn.prompt, Template()
     assert tokenizer is not None
     head, separator, tail = text.parts()
-    assert tokenizer.decode(prompt.head) == head  # the prefix register stands where BOS would
-    assert (tokenizer.decode(prompt.separator), tokenizer.decode(prompt.tail)) == (separator, tail)
+    assert tokenizer.decode(list(prompt.head)) == head  # the prefix register stands where BOS would
+    assert (tokenizer.decode(list(prompt.separator)), tokenizer.decode(list(prompt.tail))) == (separator, tail)
     assert tokenizer.convert_ids_to_tokens(list(lcrec.earn.token_ids)) == list(CATALOG.tokens)
 
 
@@ -43,7 +43,7 @@ def test_titles_stand_where_a_history_would_and_name_their_item() -> None:
     assert [window[1] for window in windows] == model.identifiers
     assert model.tokenizer is not None
     for title, (words, _) in zip(TITLES, windows, strict=True):
-        assert title in model.tokenizer.decode(words)
+        assert title in model.tokenizer.decode(list(words))
 
 
 def test_titles_need_words_and_titles() -> None:

