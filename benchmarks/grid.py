@@ -92,7 +92,7 @@ DATA: Mapping[str, Data] = MappingProxyType(
         ),
         "beauty": Data(
             "amazon-beauty-letter",
-            {"epochs": 16, "batch_size": 64},
+            {"epochs": 12, "batch_size": 64},
             about="Amazon Beauty 2014, 5-core, leave-one-out, LETTER's identifiers",
         ),
         "games": Data(
@@ -102,7 +102,7 @@ DATA: Mapping[str, Data] = MappingProxyType(
         ),
         "beauty-by-time": Data(
             "amazon-beauty-atspeed",
-            {"epochs": 16, "batch_size": 64},
+            {"epochs": 12, "batch_size": 64},
             about="Amazon Beauty, split by time, LC-Rec's identifiers, each user's next item",
         ),
     }
@@ -193,9 +193,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             _unique(
                 twins(("ml-100k",), TINY, 2, SEEDS),
                 twins(("beauty",), TINY, 2, (0,)),
-                sweep("ml-100k", "tiny-llama", (1, 3, 4, 6, 8), (0,)),
-                ablations("ml-100k", "tiny-llama", 2, (0,)),
                 twins(("games",), ("tiny-llama",), 2, (0,)),
+                ablations("ml-100k", "tiny-llama", 2, (0,)),
+                sweep("ml-100k", "tiny-llama", (1, 3, 4, 6, 8), (0,)),
                 twins(("ml-100k",), TINY, 2, (0,), "lcrec"),
                 sweep("beauty", "tiny-llama", (1, 4), (0,)),
                 (Run("beauty", "tiny-llama", "tiger", name, 2) for name in ("no-prefix", "no-suffix", "untrained")),
