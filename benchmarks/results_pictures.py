@@ -1,0 +1,143 @@
+"""The pictures of docs/results.md."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import paper
+from earn.files import written_whole
+from earn.page import COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+
+def draw_all(rows: Sequence[Row], folder: Path) -> None:
+    """Writes every picture; the same rows give the same bytes."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    style: Any = {"svg.hashsalt": "earn", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    for name, draw in PICTURES.items():
+        with mpl.rc_context(style):
+            figure = Figure(layout="constrained", facecolor=COLOURS["paper"])
+            draw(rows, figure)
+            with written_whole(folder / name) as path:
+                figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _split(rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
+    """Rows of each data set, method and backbone."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["data"], row["method"], row["backbone"]), []).append(row)
+    return found
+
+
+def _mean(rows: Iterable[Row]) -> float:
+    return statistics.fmean(row["recall@10"] for row in rows)
+
+
+def draw_twins(rows: Sequence[Row], figure: Figure) -> None:
+    """Recall@10 with its interval, dense above EARN, for each data set, method, backbone and seed."""
+    pairs = [
+        (f"{data}, {method}, {backbone}, seed {earn['seed']}", dense, earn)
+        for (data, method, backbone), group in _split(rows).items()
+        for dense in group
+        if dense["variant"] == "dense"
+        for earn in group
+        if (earn["variant"], earn["seed"]) == ("earn", dense["seed"]) and 4 * earn["early_layers"] == earn["layers"]
+    ]
+    figure.set_size_inches(7.5, 0.6 + 0.36 * max(1, len(pairs)))
+    axes = figure.subplots()
+    for place, (_, dense, earn) in enumerate(pairs):
+        for shift, row, colour, mark in ((-0.13, dense, "muted", "s"), (0.13, earn, "main", "o")):
+            lowest, highest = row["interval"]["recall@10"]
+            axes.plot([lowest, highest], [place + shift] * 2, color=COLOURS[colour], linewidth=1.6)
+            label = ("dense" if row is dense else "EARN, k = N/4") if place == 0 else None
+            axes.plot(row["recall@10"], place + shift, mark, color=COLOURS[colour], markersize=5, label=label)
+    axes.set_yticks(range(len(pairs)), [name for name, *_ in pairs])
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("Recall@10, 95 % interval over users")
+    axes.grid(axis="x", color=COLOURS["rule"], linewidth=0.6)
+    if pairs:
+        figure.legend(loc="outside upper right", ncols=2, frameon=False)
+
+
+def draw_sweep(rows: Sequence[Row], figure: Figure) -> None:
+    """Recall@10 by k, as a share of the dense model's; a dot for each seed, a line through their means."""
+    figure.set_size_inches(7.5, 3.4)
+    axes = figure.subplots()
+    lines = (("main", "-", "o"), ("mark", "--", "s"), ("good", "-.", "^"), ("bad", ":", "D"))
+    for (data, _, backbone), group in _split(rows).items():
+        dense = [row for row in group if row["variant"] == "dense"]
+        earn = [row for row in group if row["variant"] == "earn"]
+        splits = sorted({row["early_layers"] for row in earn})
+        if len(splits) < 3 or not dense:
+            continue
+        whole = _mean(dense)
+        colour, line, mark = lines[len(axes.lines) // 2 % len(lines)]
+        layers = earn[0]["layers"]
+        means = [_mean(row for row in earn if row["early_layers"] == k) / whole for k in splits]
+        axes.plot([k / layers for k in splits], means, line, color=COLOURS[colour], label=f"{data}, {backbone}")
+        places = [row["early_layers"] / layers for row in earn]
+        axes.plot(places, [row["recall@10"] / whole for row in earn], mark, color=COLOURS[colour], markersize=4)
+    axes.axhline(1, color=COLOURS["muted"], linewidth=1)
+    axes.annotate("dense", (0.005, 1), xycoords=("axes fraction", "data"), va="bottom", color=COLOURS["muted"])
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("early layers, k / N")
+    axes.set_ylabel("Recall@10, dense = 1")
+    axes.grid(color=COLOURS["rule"], linewidth=0.6)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", frameon=False)
+
+
+def draw_ablations(rows: Sequence[Row], figure: Figure) -> None:
+    """Recall@10 of each variant as a share of whole EARN's, ours beside the paper's."""
+    shares: dict[str, dict[str, float]] = {}
+    for (data, _, backbone), group in _split(rows).items():
+        ablated = [row for row in group if row["variant"] not in ("dense", "earn")]
+        splits = {row["early_layers"] for row in ablated}
+        earn = [row for row in group if row["variant"] == "earn" and row["early_layers"] in splits]
+        if ablated and earn:
+            for variant in dict.fromkeys(row["variant"] for row in ablated):
+                share = _mean(row for row in ablated if row["variant"] == variant) / _mean(earn)
+                shares.setdefault(variant, {})[f"{data}, {backbone}"] = share
+    for variant, found in paper.ABLATIONS.items():
+        if variant in shares:
+            shares[variant]["the paper: LC-Rec, Beauty, Llama-7B"] = found / paper.ABLATIONS["earn"]
+    series = list(dict.fromkeys(name for found in shares.values() for name in found))
+    figure.set_size_inches(7.5, 0.8 + 0.22 * max(1, len(shares) * (len(series) + 1)))
+    axes = figure.subplots()
+    colours = ("main", "good", "mark", "bad")
+    for number, name in enumerate(series):
+        colour = COLOURS["muted" if name.startswith("the paper") else colours[number % len(colours)]]
+        height = 0.8 / len(series)
+        places = [place for place, found in enumerate(shares.values()) if name in found]
+        values = [found[name] for found in shares.values() if name in found]
+        axes.barh([place + (number - (len(series) - 1) / 2) * height for place in places], values, height * 0.9,
+                  color=colour, label=name)  # fmt: skip
+        for place, value in zip(places, values, strict=True):
+            axes.text(value + 0.01, place + (number - (len(series) - 1) / 2) * height, f"{value:.0%}", va="center")
+    axes.axvline(1, color=COLOURS["muted"], linewidth=1)
+    axes.set_yticks(range(len(shares)), list(shares))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.2)
+    axes.set_xlabel("Recall@10, whole EARN = 1")
+    if series:
+        figure.legend(loc="outside upper right", ncols=2, frameon=False)
+
+
+PICTURES: Mapping[str, Callable[[Sequence[Row], Figure], None]] = {
+    "twins.svg": draw_twins,
+    "sweep.svg": draw_sweep,
+    "ablations.svg": draw_ablations,
+}

