@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from earn.cli.dataset import Dataset
     from earn.model import EarnModel
 
-USERS = 500
+USERS = 2000
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -32,7 +32,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "own.",
         """
         earn analyze DENSE-CKPT ml-100k --report analysis.html
-        earn analyze CKPT LC-Rec/Beauty --users 2000 --json
+        earn analyze CKPT LC-Rec/Beauty --users 10000 --json
         """,
     )
     parser.add_argument("checkpoint", metavar="CKPT", type=checkpoint_folder, help="folder of earn train")
@@ -88,7 +88,7 @@ def _settings(folder: Path, dataset: Dataset, model: EarnModel) -> list[tuple[st
     registers = f"{len(earn.prefix_ids)} before and {len(earn.suffix_ids)} behind the prompt"
     return [
         ("checkpoint", str(folder)),
-        ("data", f"{dataset.source}, a sample of the test users"),
+        ("data", f"{dataset.source}, {len(dataset.split.test):,} test users"),
         ("backbone", f"{config.model_type}, {config.num_hidden_layers} layers, {config.num_attention_heads} heads"),
         ("registers", registers if earn.prefix_ids or earn.suffix_ids else "none"),
         ("items of a prompt", f"the newest {earn.max_history} at the most"),

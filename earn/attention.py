@@ -7,9 +7,12 @@ would: layers above k see the prompt's first rows, its last ones and the generat
 
     loss(k) = mean of -log p(code) over the codes of all targets, p over the whole vocabulary, as in training
 
-With nothing above k cut off (a dense model's k = N, an EARN model's own k) that is the model's own loss.
+With nothing above k cut off (a dense model's k = N, an EARN model's own k) that is the model's own loss. How much it
+rises is known better than the losses are, for it is the same users' that are compared:
 
-Shapes: b users, m rows of a layer, h heads, r reading rows, d hidden, p places.
+    error(k) = sqrt(sum over users of (rise of the user's codes together - mean rise of a code * codes)^2) / all codes
+
+Shapes: b users of a batch, m rows of a layer, h heads, r reading rows, d hidden, p places.
 """
 
 from __future__ import annotations
@@ -72,21 +75,22 @@ class LayerSums:
         )
 
 
-class _Watch:
+class Watch:
     """A model, and what was found so far."""
 
     def __init__(self, model: EarnModel) -> None:
         self.model = model
         places = HEAD + BINS + TAIL + model.catalog.depth - 1
         self.layers = [LayerSums(places) for _ in range(model.config.num_hidden_layers)]
-        self.losses = torch.zeros(model.earn.early_layers, dtype=torch.float64)  # summed over all codes
+        self.losses: list[Tensor] = []  # of each batch, float64 [early layers,b], summed over a user's codes
+        self.codes: list[Tensor] = []  # of each batch, float64 [b], how many they are
 
     def add(self, batch: _Batch) -> None:
         """One pass over the layers, and from each early one a second on cut rows."""
         rows = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
         kept = torch.tensor(kept_rows(self.model, batch.prompt, len(rows)), device=rows.device)
         places = place_weights(batch.prompt, len(rows) - batch.prompt, self.model.catalog.depth - 1)
-        hidden = cast(Tensor, self.model.model.embed_tokens(batch.tokens))
+        hidden, losses = cast(Tensor, self.model.model.embed_tokens(batch.tokens)), []
         for number, sums in enumerate(self.layers):
             if number == self.model.earn.early_layers:
                 hidden, rows, places = hidden[:, kept], kept, places[kept.cpu()]
@@ -95,14 +99,24 @@ class _Watch:
             sums.add(stage.first_shares(hidden, *_causal(rows), last).cpu(), places)
             hidden, _ = stage.run(hidden, *_causal(rows), None, torch.arange(len(rows), device=rows.device))
             if number < self.model.earn.early_layers:
-                self.losses[number] += self._loss(number + 1, hidden[:, kept], kept, batch.targets)
+                losses.append(self._losses(number + 1, hidden[:, kept], kept, batch.targets))
+        self.losses.append(torch.stack(losses).cpu().double())
+        self.codes.append(torch.full((len(batch.tokens),), batch.targets.shape[1], dtype=torch.float64))
 
-    def _loss(self, k: int, hidden: Tensor, kept: Tensor, targets: Tensor) -> float:
-        """The sum of the codes' losses when the layers above k go on with these rows [b,m,d] alone."""
+    def cut(self) -> tuple[Tensor, Tensor]:
+        """Mean loss of a code with each cut, and the standard error of its rise over the uncut loss: [early layers]."""
+        losses, codes = torch.cat(self.losses, 1), torch.cat(self.codes)
+        rises = losses - losses[-1]
+        mean_rises = rises.sum(1, keepdim=True) / codes.sum()
+        return losses.sum(1) / codes.sum(), (rises - mean_rises * codes).square().sum(1).sqrt() / codes.sum()
+
+    def _losses(self, k: int, hidden: Tensor, kept: Tensor, targets: Tensor) -> Tensor:
+        """The sum of each user's losses [b] when the layers above k go on with these rows [b,m,d] alone."""
         last = torch.arange(len(kept) - targets.shape[1], len(kept), device=kept.device)
         hidden, _ = self._stage(k, None).run(hidden, *_causal(kept), None, last)
         logits = self.model.lm_head(self.model.model.norm(hidden))
-        return float(functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum"))
+        losses = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        return losses.view(targets.shape).sum(1)
 
     def _stage(self, start: int, end: int | None) -> Stage:
         layers = cast(Sequence[nn.Module], self.model.model.layers)
@@ -122,21 +136,22 @@ def analyze(
         progress: called with the number of users done and the number of all.
     """
     model.eval()
-    watch, done = _Watch(model), 0
+    watch, done = Watch(model), 0
     for batch in _batches(model, examples):
         watch.add(batch)
         done += len(batch.tokens)
         if progress:
             progress(done, len(examples))
-    early, rows = model.earn.early_layers, watch.layers[0].rows
+    early, (losses, errors) = model.earn.early_layers, watch.cut()
     return Analysis(
         users=len(examples),
-        rows=rows,
+        rows=watch.layers[0].rows,
         early_layers=early,
         prefix=_kept_prefix(model),
         suffix=readout_rows(model.earn),
         layers=tuple(sums.figures(number, number > early) for number, sums in enumerate(watch.layers, 1)),
-        cut=tuple((watch.losses / rows).tolist()),
+        cut=tuple(losses.tolist()),
+        errors=tuple(errors.tolist()),
     )
 
 

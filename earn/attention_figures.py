@@ -73,6 +73,7 @@ class Analysis:
     suffix: int  # prompt rows at the end that do
     layers: tuple[LayerFigures, ...]
     cut: tuple[float, ...]  # loss with layers above k cut off the history, k = 1 .. early_layers; the last is uncut
+    errors: tuple[float, ...]  # standard error of each loss's rise over the last one
 
     @property
     def is_dense(self) -> bool:

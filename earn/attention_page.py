@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from statistics import mean
 
-from earn.attention_figures import ABOVE, BINS, HEAD, TAIL, Analysis, LayerFigures, suggestions_text
+from earn.attention_figures import ABOVE, BINS, HEAD, TAIL, Analysis, suggestions_text
 from earn.attention_pictures import draw_cut, draw_map, draw_shares, draw_sparsity
 from earn.page import Page, Picture, Section, Table
 
@@ -39,7 +39,10 @@ def analysis_page(found: Analysis, name: str, settings: Sequence[tuple[str, str]
             Section("Where each layer looks", _map(found)),
             Section("Sinks and sparsity", _curves(found)),
             Section("What a cut costs", _cut(found)),
-            Section("All figures", [figures_table(found)]),
+            Section(
+                "All figures",
+                [figures_table(found), "The standard error is that of the loss's rise over the uncut model's."],
+            ),
             Section("Beside the paper", _paper(found)),
             Section("How this was measured", _method(found, settings)),
         ),
@@ -48,16 +51,29 @@ def analysis_page(found: Analysis, name: str, settings: Sequence[tuple[str, str]
 
 def figures_table(found: Analysis) -> Table:
     """Every figure of every layer."""
-    header = ("Layer", "Sees", "Columns", "Sparsity", "Head", "Middle", "Tail", "Generated", "Loss if cut above")
+    header = (
+        "Layer",
+        "Sees",
+        "Columns",
+        "Sparsity",
+        "Head",
+        "Middle",
+        "Tail",
+        "Generated",
+        "Loss if cut above",
+        "Std. error",
+    )
+    cuts = [(f"{loss:.4f}", f"{error:.4f}") for loss, error in zip(found.cut, found.errors, strict=True)]
+    cuts += [("-", "-")] * (len(found.layers) - len(cuts))
     rows = [
         (
             f"{row.layer}",
             "registers, generated" if row.is_late else "everything",
             f"{row.columns:.1f}",
             *(f"{value:.3f}" for value in (row.sparsity, row.head, row.middle, row.tail, row.generated)),
-            f"{found.cut[row.layer - 1]:.4f}" if row.layer <= len(found.cut) else "-",
+            *cut,
         )
-        for row in found.layers
+        for row, cut in zip(found.layers, cuts, strict=True)
     ]
     suggested = set(found.suggestions.values())
     return Table(header, rows, text_columns=2, marked=[place for place, _ in enumerate(rows) if place + 1 in suggested])
@@ -69,6 +85,9 @@ def _summary(found: Analysis) -> str:
     text = (
         f"Where the next item is predicted, the layers that see the history give {least.middle:.0%} (layer "
         f"{least.layer}) to {most.middle:.0%} (layer {most.layer}) of their attention to the middle of the prompt. "
+        if len(early) > 1
+        else f"Where the next item is predicted, the only layer that sees the history gives {most.middle:.0%} of its "
+        "attention to the middle of the prompt. "
     )
     if not found.is_dense:
         text += f"Layers {found.early_layers + 1} to {len(found.layers)} see registers and generated tokens alone. "
@@ -128,7 +147,8 @@ def _cut(found: Analysis) -> list[str | Table | Picture]:
         parts.append(
             Picture(
                 "Mean cross-entropy of the target's codes over the whole vocabulary, in nats, by the number of layers "
-                f"that see the history. At k = {found.early_layers} nothing is cut: the model's own loss.",
+                f"that see the history. At k = {found.early_layers} nothing is cut: the model's own loss. "
+                "The lines are two standard errors of the rise over it to either side.",
                 partial(draw_cut, found),
             )
         )
@@ -144,13 +164,14 @@ def _paper(found: Analysis) -> list[str | Table | Picture]:
         mean(row.head for row in early),
         mean(row.tail for row in early),
     )
+    which = "layer 1, which sees" if len(early) == 1 else f"layers 1 to {len(early)}, which see"
     rows = [(name, f"{value:.3f}", llama, qwen) for (name, llama, qwen), value in zip(PAPER, own, strict=True)]
     columns = early[0].columns
     return [
         "The paper's are of Llama-7B and Qwen2.5-7B, fine-tuned for recommendation. In its language tasks the order is "
         "the other one: a sparsity of 0.064 in Llama's early layers, 0.026 in the late ones.",
         Table(("Figure", "This model", "Llama (paper)", "Qwen (paper)"), rows),
-        f"This model's are means over the {_layers(early)} that see the history; early and late are their two halves. "
+        f"This model's are means over {which} the history; early and late are their two halves. "
         f"A row that spread its attention evenly over {columns:.0f} columns would give {HEAD / columns:.3f} to the "
         f"head and {TAIL / columns:.3f} to the tail.",
     ]
@@ -171,7 +192,3 @@ def _method(found: Analysis, settings: Sequence[tuple[str, str]]) -> list[str | 
 
 def _rows(count: int) -> str:
     return "row" if count == 1 else f"{count} rows"
-
-
-def _layers(layers: Sequence[LayerFigures]) -> str:
-    return "layer" if len(layers) == 1 else f"{len(layers)} layers"

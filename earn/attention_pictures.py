@@ -85,6 +85,8 @@ def draw_cut(found: Analysis, figure: Figure) -> None:
     allowed = own + MOST_RISE * max(0.0, found.cut[0] - own)
     axes.axhline(allowed, color=COLOURS["mark"], linestyle="--", linewidth=1.2, label="most the cut rule allows")
     axes.axhline(own, color=COLOURS["muted"], linestyle=":", linewidth=1.2, label="uncut")
+    twice = [2 * error for error in found.errors]
+    axes.errorbar(places, found.cut, twice, fmt="none", ecolor=COLOURS["muted"], elinewidth=1, capsize=3)
     axes.plot(places, found.cut, color=COLOURS["main"], linewidth=1.8, marker="o", markersize=4, label="cut above k")
     for name, k in found.suggestions.items():
         if k is not None:

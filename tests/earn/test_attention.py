@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from earn import attention
-from earn.attention import LayerSums, analyze, kept_rows, place_weights
+from earn.attention import LayerSums, Watch, analyze, kept_rows, place_weights
 from earn.attention_figures import ABOVE, BINS, HEAD, TAIL, Analysis, k_by_attention, k_by_cut, place_names
 from earn.config import MASKED, Prompt
 from earn.model import EarnModel
@@ -175,6 +175,17 @@ def test_a_cut_is_the_model_with_a_smaller_k() -> None:
     for k, loss in enumerate(analyze(model, asked).cut, 1):
         smaller = EarnModel(model._backbone, replace(model.earn, early_layers=k), model.catalog)  # type: ignore[arg-type]
         assert loss == pytest.approx(naive_loss(smaller, asked), rel=1e-5)
+
+
+def test_the_error_of_a_rise_computed_by_hand() -> None:
+    watch = Watch(model_of(early_layers=2))
+    watch.losses = [torch.tensor([[5.0, 9.0], [4.0, 6.0]]), torch.tensor([[3.0], [4.0]])]  # users rise by 1, 3 and -1
+    watch.codes = [torch.tensor([2.0, 2.0]), torch.tensor([4.0])]
+    losses, errors = watch.cut()
+    rise = (1 + 3 - 1) / 8
+    assert losses.tolist() == [17 / 8, 14 / 8]
+    assert errors[0] == pytest.approx(((1 - 2 * rise) ** 2 + (3 - 2 * rise) ** 2 + (-1 - 4 * rise) ** 2) ** 0.5 / 8)
+    assert errors[1] == 0
 
 
 def test_a_dense_model_keeps_its_head_sink_where_it_is_cut() -> None:

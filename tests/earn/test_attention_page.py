@@ -26,6 +26,7 @@ DENSE = Analysis(
     suffix=1,
     layers=tuple(layer(number, middle) for number, middle in enumerate((0.9, 0.4, 0.05, 0.02), 1)),
     cut=(3.0, 2.5, 2.04, 2.0),
+    errors=(0.1, 0.05, 0.01, 0.0),
 )
 EARN = replace(
     DENSE,
@@ -33,6 +34,7 @@ EARN = replace(
     prefix=1,
     layers=(layer(1, 0.9), *(layer(number, 0.0, True) for number in (2, 3, 4))),
     cut=(2.0,),
+    errors=(0.0,),
 )
 
 
@@ -51,6 +53,7 @@ def test_a_dense_models_page_suggests_a_k() -> None:
 
 def test_an_earn_models_page_says_that_no_larger_k_can_be_suggested() -> None:
     html = analysis_page(EARN, "earn", []).html()
+    assert "the only layer that sees the history gives 90% of its attention" in html
     assert "Layers 2 to 4 see registers and generated tokens alone" in html
     assert html.count("<svg") == 3  # one loss is no curve
     for words in ("none below 1", "no k below the model&#39;s own, 1", "Of a k above 1 this model says nothing"):
@@ -69,5 +72,6 @@ def test_the_table_has_every_figure_and_marks_what_is_suggested() -> None:
     assert table.marked == [1, 2]
     name, sees, *figures = table.rows[1]
     assert (name, sees) == ("2", "everything")
-    assert [float(figure) for figure in figures] == pytest.approx([40, 0.2, 0.45, 0.4, 0.15, 0, 2.5])
-    assert figures_table(EARN).rows[3][-1] == "-"
+    assert [float(figure) for figure in figures] == pytest.approx([40, 0.2, 0.45, 0.4, 0.15, 0, 2.5, 0.05])
+    assert figures_table(EARN).rows[0][-2:] == ("2.0000", "0.0000")
+    assert figures_table(EARN).rows[3][-2:] == ("-", "-")
