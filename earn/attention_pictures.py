@@ -20,6 +20,7 @@ SHARES = (  # of the prompt's parts: figure, colour, line
     ("tail", "good", "-."),
     ("generated", "muted", ":"),
 )
+MOST_LABELS = 24  # bars with figures on them: those of more would run into each other
 FORMS = {"attention": "s", "cut": "o"}  # of the rules' marks
 
 
@@ -71,7 +72,8 @@ def draw_sparsity(found: Analysis, figure: Figure) -> None:
     for is_late, colour in ((False, "main"), (True, "muted")):
         rows = [row for row in found.layers if row.is_late == is_late]
         bars = axes.bar([row.layer for row in rows], [row.sparsity for row in rows], 0.6, color=COLOURS[colour])
-        axes.bar_label(bars, [f"{row.sparsity:.3f}" for row in rows], padding=2, size=7)
+        if len(found.layers) <= MOST_LABELS:
+            axes.bar_label(bars, [f"{row.sparsity:.3f}" for row in rows], padding=2, size=7)
     axes.margins(y=0.15)
     axes.set_ylabel("sparsity")
     _layers_below(axes, found)
