@@ -107,6 +107,16 @@ def bundle_folder(text: str) -> Path:
     return folder
 
 
+def checkpoint_folder(text: str) -> Path:
+    """A folder that may be a checkpoint; a bundle, whose graphs show no layer's inside, is refused."""
+    folder = Path(text)
+    if (folder / MANIFEST_FILE).is_file():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is a bundle, not a checkpoint; give the folder of earn train that it was exported from"
+        )
+    return folder
+
+
 def item_ids(text: str) -> list[str]:
     """Item ids with commas between them."""
     return [part.strip() for part in text.split(",") if part.strip()]

@@ -15,13 +15,25 @@ from io import TextIOWrapper
 from typing import NoReturn
 
 import earn
-from earn.cli import calibrate, data, engine, evaluate, export, inspection, profile, quickstart, recommend, train
+from earn.cli import (
+    analyze,
+    calibrate,
+    data,
+    engine,
+    evaluate,
+    export,
+    inspection,
+    profile,
+    quickstart,
+    recommend,
+    train,
+)
 from earn.cli.arguments import Parser
 from earn.cli.console import complain, quiet
 from earn.errors import EarnError
 
 # In the order of --help.
-COMMANDS = (quickstart, data, train, evaluate, export, calibrate, engine, profile, recommend, inspection)
+COMMANDS = (quickstart, data, train, evaluate, analyze, export, calibrate, engine, profile, recommend, inspection)
 
 # Optional packages and the extra that installs each.
 EXTRAS = {

@@ -65,6 +65,16 @@ class Stage(nn.Module):
             new_key_values.append(key_value)
         return hidden, new_key_values
 
+    def first_shares(self, hidden: Tensor, position_ids: Tensor, attention_bias: Tensor, rows: Tensor) -> Tensor:
+        """How the attention of these rows is shared out in the stage's first layer, nothing being cached: [b,h,r,m]."""
+        attention = cast(nn.Module, self.layers[0].self_attn)
+        rotation = rotary_rotation(self.rotary, position_ids)
+        _, query, key, _ = layer_heads(self.layers[0], hidden, rotation, rows)
+        bias = self._shared_bias(attention_bias.index_select(2, rows))
+        sharing, scaling = _sharing(attention), cast(float, attention.scaling)
+        shares = attention_shares(query, key.transpose(0, 1), bias, sharing, scaling)  # [b,g,n*r,m]
+        return shares.reshape(len(hidden), -1, len(rows), hidden.shape[1])
+
     def _shared_bias(self, attention_bias: Tensor) -> Tensor:
         """The bias [b,1,r,S] once for each of the n heads that share keys and values: [b,1,n*r,S]."""
         return torch.cat((attention_bias,) * _sharing(cast(nn.Module, self.layers[0].self_attn)), dim=2)
@@ -134,14 +144,7 @@ def run_layer(
     The bias [b,1,n*r,S] is that of the rows that go on.
     """
     attention = cast(nn.Module, layer.self_attn)
-    normed = layer.input_layernorm(hidden)  # type: ignore[operator]
-    if keep is None:
-        query, key, value = projected(attention, normed, "qkv", rotation)
-    else:
-        key, value = projected(attention, normed, "kv", rotation)
-        hidden, normed = hidden.index_select(1, keep), normed.index_select(1, keep)
-        kept_rotation = (rotation[0].index_select(1, keep), rotation[1].index_select(1, keep))
-        (query,) = projected(attention, normed, "q", kept_rotation)
+    hidden, query, key, value = layer_heads(layer, hidden, rotation, keep)
     key, value = key.transpose(0, 1), value.transpose(0, 1)  # [m,b,g,e]
     keys, values = (key, value) if past is None else (torch.cat((past[0], key)), torch.cat((past[1], value)))
     dropout = attention.attention_dropout if layer.training else 0.0
@@ -150,6 +153,22 @@ def run_layer(
     hidden = hidden + attention.o_proj(mixed)  # type: ignore[operator]
     hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))  # type: ignore[operator]
     return hidden, (key, value)
+
+
+def layer_heads(
+    layer: nn.Module, hidden: Tensor, rotation: tuple[Tensor, Tensor], keep: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a layer works on: input [b,r,d] and query [b,r,h,e] of the kept rows, key and value of all [b,m,g,e]."""
+    attention = cast(nn.Module, layer.self_attn)
+    normed = layer.input_layernorm(hidden)  # type: ignore[operator]
+    if keep is None:
+        query, key, value = projected(attention, normed, "qkv", rotation)
+        return hidden, query, key, value
+    key, value = projected(attention, normed, "kv", rotation)
+    hidden, normed = hidden.index_select(1, keep), normed.index_select(1, keep)
+    kept_rotation = (rotation[0].index_select(1, keep), rotation[1].index_select(1, keep))
+    (query,) = projected(attention, normed, "q", kept_rotation)
+    return hidden, query, key, value
 
 
 def projected(attention: nn.Module, normed: Tensor, which: str, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -182,18 +201,27 @@ def attend(
 ) -> Tensor:
     """Softmax attention: query [b,r,h,e], keys and values [S,b,g,e], bias [b,1,n*r,S] -> [b,r,h*e].
 
-    The n heads that share keys and values are laid into the rows of one product, so keys are never repeated; the bias
-    comes with its rows already repeated. Keys and values are read where they lie: engines fold their permutations into
-    the products.
+    Keys and values are read where they lie: engines fold their permutations into the products.
     """
     b, r, _, e = query.shape
     g = keys.shape[2]
-    rows = query.view(b, r, g, n, e).permute(0, 2, 3, 1, 4).reshape(b, g, -1, e)  # [b,g,n*r,e]
-    shares = torch.softmax((rows * scaling) @ keys.permute(1, 2, 3, 0) + attention_bias, dim=-1)  # [b,g,n*r,S]
+    shares = attention_shares(query, keys, attention_bias, n, scaling)
     if dropout:
         shares = functional.dropout(shares, dropout)
     mixed = (shares @ values.permute(1, 2, 0, 3)).view(b, g, n, r, e)
     return mixed.permute(0, 3, 1, 2, 4).reshape(b, r, -1)
+
+
+def attention_shares(query: Tensor, keys: Tensor, attention_bias: Tensor, n: int, scaling: float) -> Tensor:
+    """How each row's attention is shared out: query [b,r,h,e], keys [S,b,g,e], bias [b,1,n*r,S] -> [b,g,n*r,S].
+
+    The n heads that share keys and values are laid into the rows of one product, so keys are never repeated; the bias
+    comes with its rows already repeated.
+    """
+    b, r, _, e = query.shape
+    g = keys.shape[2]
+    rows = query.view(b, r, g, n, e).permute(0, 2, 3, 1, 4).reshape(b, g, -1, e)  # [b,g,n*r,e]
+    return torch.softmax((rows * scaling) @ keys.permute(1, 2, 3, 0) + attention_bias, dim=-1)
 
 
 def rotary_rotation(rotary: nn.Module, position_ids: Tensor) -> tuple[Tensor, Tensor]:

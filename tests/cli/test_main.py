@@ -12,7 +12,19 @@ from earn.cli import data as data_command
 from earn.cli.main import COMMANDS, main
 from tests.cli.conftest import Earn
 
-NAMES = ("quickstart", "data", "train", "evaluate", "export", "calibrate", "engine", "profile", "recommend", "inspect")
+NAMES = (
+    "quickstart",
+    "data",
+    "train",
+    "evaluate",
+    "analyze",
+    "export",
+    "calibrate",
+    "engine",
+    "profile",
+    "recommend",
+    "inspect",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

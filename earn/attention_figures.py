@@ -1,0 +1,167 @@
+"""What the attention analysis finds, and the rules that suggest a k from it. No torch.
+
+Places. Prompts differ in length, so their columns are laid onto places that all users share: the first HEAD tokens, the
+middle (the history, but for its ends) in BINS equal parts, the last TAIL tokens, then the generated tokens one by one.
+A row's attention on the places sums to 1.
+
+Reading rows. All figures are of the rows that predict: the prompt's last row and the generated tokens. What they do not
+read, a recommendation cannot depend on through that layer; and rows near the prompt's start, which have few columns to
+share their attention out to, would pass for concentrated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+HEAD = 3  # first tokens of the prompt; attention on them is the head sink (paper)
+TAIL = 4  # last tokens of the prompt; attention on them is the tail sink (paper)
+BINS = 16  # parts of the middle
+ABOVE = 0.05  # a probability above this counts for the sparsity (paper)
+
+# The most that a layer above k may still attend to the middle. A head that spreads its attention evenly has nearly all
+# of it there, one that rests on its sinks nearly nothing; a tenth asks that the sinks are what is read.
+MOST_MIDDLE = 0.1
+
+# The most that a cut may raise the loss, as a share of what the cut above the first layer does. That one sets the
+# scale because losses of different data and vocabularies have none in common; where it costs anything, the rule
+# suggests 2 layers at the least.
+MOST_RISE = 0.1
+
+
+@dataclass(frozen=True)
+class LayerFigures:
+    """One layer's attention, averaged over the heads and over the reading rows of all users."""
+
+    layer: int  # from 1
+    is_late: bool  # sees registers and generated tokens alone
+    columns: float  # rows that a reading row may see
+    sparsity: float  # share of a row's attention probabilities, over the columns it may see, that are above ABOVE
+    received: tuple[float, ...]  # [places], the share of attention on each place; they sum to 1
+    seen: tuple[bool, ...]  # [places], whether some row may see the place at all
+
+    @property
+    def head(self) -> float:
+        """The head sink: attention on the first HEAD tokens of the prompt."""
+        return sum(self.received[:HEAD])
+
+    @property
+    def middle(self) -> float:
+        """Attention on the prompt's tokens between head and tail, which are history but for an instruction's text."""
+        return sum(self.received[HEAD : HEAD + BINS])
+
+    @property
+    def tail(self) -> float:
+        """The tail sink: attention on the last TAIL tokens of the prompt."""
+        return sum(self.received[HEAD + BINS : HEAD + BINS + TAIL])
+
+    @property
+    def generated(self) -> float:
+        """Attention on generated tokens."""
+        return sum(self.received[HEAD + BINS + TAIL :])
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The attention of a model on the prompts of many users, each followed by its target's codes but the last."""
+
+    users: int
+    rows: int  # reading rows of all users
+    early_layers: int  # layers that see every token; all of them in a dense model
+    prefix: int  # prompt rows at the start that stay visible above a cut
+    suffix: int  # prompt rows at the end that do
+    layers: tuple[LayerFigures, ...]
+    cut: tuple[float, ...]  # loss with layers above k cut off the history, k = 1 .. early_layers; the last is uncut
+    errors: tuple[float, ...]  # standard error of each loss's rise over the last one
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every layer sees every token, so that any k may be read off."""
+        return self.early_layers == len(self.layers)
+
+    @property
+    def suggestions(self) -> dict[str, int | None]:
+        """The k that each rule suggests; None where it suggests no cut below the model's own."""
+        return {rule.name: rule.find(self) for rule in RULES}
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures as plain JSON values."""
+        layers = [
+            {**asdict(row), "head": row.head, "middle": row.middle, "tail": row.tail, "generated": row.generated}
+            for row in self.layers
+        ]
+        return {**asdict(self), "layers": layers, "places": place_names(self), "suggestions": self.suggestions}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way to suggest a k."""
+
+    name: str
+    statement: str  # the smallest k such that ...
+    find: Callable[[Analysis], int | None]
+
+
+def k_by_attention(middle: Sequence[float]) -> int | None:
+    """The smallest k such that in all layers above k attention on the middle stays below MOST_MIDDLE; None: none does.
+
+    Args:
+        middle: that attention in each layer that sees the history, the first layer's first.
+    """
+    return next((k for k in range(1, len(middle)) if max(middle[k:]) < MOST_MIDDLE), None)
+
+
+def k_by_cut(losses: Sequence[float]) -> int | None:
+    """The smallest k whose cut raises the loss by at most MOST_RISE of what the cut at k = 1 does; None: none does.
+
+    Args:
+        losses: with layers above k cut off the history, k = 1, 2, ...; the last one is the uncut model's.
+    """
+    most = losses[-1] + MOST_RISE * max(0.0, losses[0] - losses[-1])
+    return next((k for k, loss in enumerate(losses[:-1], 1) if loss <= most), None)
+
+
+RULES = (
+    Rule(
+        "attention",
+        f"in all layers above k rows that predict give less than {MOST_MIDDLE:.0%} of their attention to the middle",
+        lambda found: k_by_attention([row.middle for row in found.layers[: found.early_layers]]),
+    ),
+    Rule(
+        "cut",
+        f"cutting the layers above k off raises the loss by at most {MOST_RISE:.0%} of what it does at k = 1",
+        lambda found: k_by_cut(found.cut),
+    ),
+)
+
+
+def place_names(found: Analysis) -> list[str]:
+    """A name for each place: 1 .. and .. -1 for the prompt's ends, m1 .. for the middle, g1 .. for what follows."""
+    generated = len(found.layers[0].received) - HEAD - BINS - TAIL
+    return [
+        *(f"{place}" for place in range(1, HEAD + 1)),
+        *(f"m{place}" for place in range(1, BINS + 1)),
+        *(f"{place}" for place in range(-TAIL, 0)),
+        *(f"g{place}" for place in range(1, generated + 1)),
+    ]
+
+
+def suggestions_text(found: Analysis) -> list[str]:
+    """What each rule suggests, in a sentence, and what cannot be suggested."""
+    own = f"{found.early_layers}" if found.is_dense else f"the model's own, {found.early_layers}"
+    sentences = []
+    for rule in RULES:
+        k = rule.find(found)
+        sentences.append(
+            f"By the {rule.name} rule no k below {own}: there is none such that {rule.statement}."
+            if k is None
+            else f"By the {rule.name} rule k = {k} of {len(found.layers)} layers: the smallest k such that "
+            f"{rule.statement}."
+        )
+    if not found.is_dense:
+        sentences.append(
+            f"Of a k above {found.early_layers} this model says nothing: its later layers never saw a history. Analyze "
+            "a dense model of the same backbone to choose freely."
+        )
+    return sentences
