@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.grid import BACKBONES, DATA, PRESETS, VARIANTS, Preset, Run
+from benchmarks.grid import BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, Preset, Run
 from earn.cli.console import note, progress, quiet
 from earn.cli.dataset import Dataset, load_dataset, sample
 from earn.errors import EarnError
@@ -168,6 +168,7 @@ def measure(run: Run, preset: str, out: Path) -> None:
         "registers": [len(model.earn.prefix_ids), len(model.earn.suffix_ids)],
         "variant": run.variant,
         "seed": run.seed,
+        "recipe": run.recipe,
         "users": len(ranks),
         **summarise(ranks),
         "interval": {name: bootstrap_interval(values) for name, values in each.items()},
@@ -206,11 +207,12 @@ def load_model(run: Run, dataset: Dataset, preset: str, out: Path) -> EarnModel:
 
 
 def settings_of(run: Run, preset: Preset) -> Mapping[str, Any]:
-    """Fields of TrainSettings: the preset's go before the backbone's, and these before the data's."""
+    """Fields of TrainSettings: the recipe's go before the preset's, the backbone's, and the data's."""
     return {
         **DATA[run.data].settings,
         **BACKBONES[run.backbone].settings,
         **preset.settings,
+        **(RECIPES[run.recipe] if run.recipe else {}),
         "seed": run.seed,
     }
 
@@ -246,8 +248,8 @@ def _packaged(package: str, name: str) -> Path:
 def time_all(runs: Sequence[Run], out: Path) -> None:
     """Latency and cache of every trained run's bundle beside its dense twin's, one pair after the other."""
     for run in runs:
-        ready = all((out / twin.trained.name / CHECKPOINT / "training.json").is_file() for twin in (run, run.dense))
-        if run.variant == "dense" or not ready or (out / run.name / SPEED).is_file():
+        done = all((out / twin.name / RESULT).is_file() for twin in (run, run.dense))
+        if run.variant == "dense" or not done or (out / run.name / SPEED).is_file():
             continue
         write_json(out / run.name / SPEED, speed(run, out))
         figures = read_json(out / run.name / SPEED)

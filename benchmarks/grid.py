@@ -19,12 +19,14 @@ class Run:
     variant: str = "earn"  # key of VARIANTS
     early_layers: int = 0  # k; 0: all layers, which is the dense model
     seed: int = 0
+    recipe: str = ""  # key of RECIPES: trained otherwise than DATA says
 
     @property
     def name(self) -> str:
         """The run's name on the command line, and its folder below OUT."""
         split = "" if self.variant == "dense" else f"-k{self.early_layers}"
-        return f"{self.data}/{self.method}-{self.backbone}/{self.variant}{split}-seed{self.seed}"
+        recipe = f"-{self.recipe}" if self.recipe else ""
+        return f"{self.data}/{self.method}-{self.backbone}/{self.variant}{split}{recipe}-seed{self.seed}"
 
     @property
     def trained(self) -> Run:
@@ -37,7 +39,7 @@ class Run:
     @property
     def dense(self) -> Run:
         """The dense model that this one is compared with."""
-        return replace(self, variant="dense", early_layers=0)
+        return replace(self, variant="dense", early_layers=0, recipe="")
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,22 @@ DATA: Mapping[str, Data] = MappingProxyType(
 )
 
 
+# Fields of TrainSettings that differ from the data's own: what was tried to rank better.
+RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "batch-32": {"batch_size": 32},
+        "batch-128": {"batch_size": 128},
+        "epochs-24": {"epochs": 24},
+        "rate-0.001": {"learning_rate": 1e-3},
+        "rate-0.004": {"learning_rate": 4e-3},
+        "no-dropout": {"dropout": 0.0},
+        "hidden-dropout": {"hidden_dropout": 0.1},
+        "smoothing": {"label_smoothing": 0.1},
+        "average-4": {"average": 4},
+    }
+)
+
+
 @dataclass(frozen=True)
 class Backbone:
     """What a model is made of."""
@@ -121,6 +139,7 @@ class Backbone:
 
 
 _TOY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
+_WIDE = {"hidden_size": 160, "intermediate_size": 432}
 _SMALL = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 6}
 BACKBONES: Mapping[str, Backbone] = MappingProxyType(
     {
@@ -129,6 +148,7 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
         "tiny-llama": Backbone("tiny-llama", about="8 layers of width 96, from scratch"),
         "tiny-qwen2": Backbone("tiny-qwen2", about="8 layers of width 96, from scratch"),
         "tiny-qwen3": Backbone("tiny-qwen3", about="8 layers of width 96, from scratch"),
+        "wide-llama": Backbone("tiny-llama", _WIDE, about="8 layers of width 160, from scratch"),
         "small-llama": Backbone("tiny-llama", _SMALL, about="12 layers of width 384, from scratch"),
         "small-qwen2": Backbone("tiny-qwen2", _SMALL, about="12 layers of width 384, from scratch"),
         "smollm2": Backbone(
@@ -201,6 +221,13 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 (Run("beauty", "tiny-llama", "tiger", name, 2) for name in ("no-prefix", "no-suffix", "untrained")),
                 sweep("ml-100k", "tiny-llama", (1, 3, 4, 6, 8), (1, 2)),
                 ablations("ml-100k", "tiny-llama", 2, (1, 2)),
+            ),
+        ),
+        "tuning": Preset(
+            "what was tried to rank better on Beauty: a night on two cores",
+            _unique(
+                (Run("beauty", "tiny-llama", early_layers=2, recipe=name) for name in RECIPES),
+                twins(("beauty",), ("wide-llama",), 2, (0,)),
             ),
         ),
         "pretrained": Preset(

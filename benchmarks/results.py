@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks import paper
 from benchmarks.experiments import RANKS, RESULT, SPEED
-from benchmarks.grid import BACKBONES, DATA, PRESETS, VARIANTS, Run
+from benchmarks.grid import BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, Run
 from benchmarks.results_pictures import draw_all
 from earn.cli.console import note
 from earn.errors import EarnError
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = known_rows(args.docs / "results.json")
         with written_whole(args.docs / "results.md") as path:
             path.write_text(page(rows), encoding="utf-8")
-        draw_all(rows, args.docs / "pictures")
+        draw_all([row for row in rows if not row["recipe"]], args.docs / "pictures")
     except EarnError as error:
         sys.exit(f"{parser.prog}: {error}")
     note(f"{args.docs / 'results.md'}: {len(rows)} runs")
@@ -60,7 +60,8 @@ def collect(out: Path) -> dict[str, Row]:
     rows = {}
     for name, run in runs.items():
         if (out / name / RESULT).is_file():
-            rows[name] = {**read_json(out / name / RESULT), **_speed(out, run), **_difference(out, run)}
+            result = {"recipe": run.recipe, **read_json(out / name / RESULT)}
+            rows[name] = {**result, **_speed(out, run), **_difference(out, run)}
     if not rows:
         raise EarnError(f"{out}: holds no finished run. Run experiments.py with --out {out} first.")
     return rows
@@ -115,13 +116,15 @@ def _rounded(value: Any) -> Any:
 
 def page(rows: Sequence[Row]) -> str:
     """The page, of these rows alone."""
+    usual = [row for row in rows if not row["recipe"]]
     parts = [
         _HEAD,
         _about_data(rows),
-        "## Dense and EARN\n\n" + _TWINS + _twins(rows),
-        "## How many early layers\n\n" + _SWEEP + _sweep(rows),
-        "## Ablations\n\n" + _ABLATIONS + _ablations(rows),
-        "## Speed and cache\n\n" + _SPEED + _speeds(rows),
+        "## Dense and EARN\n\n" + _TWINS + _twins(usual),
+        "## How many early layers\n\n" + _SWEEP + _sweep(usual),
+        "## Ablations\n\n" + _ABLATIONS + _ablations(usual),
+        "## How it was trained\n\n" + _tuning(rows),
+        "## Speed and cache\n\n" + _SPEED + _speeds(usual),
         "## Commands\n\n" + _commands(rows),
         "## What was not run\n\n" + _missing(rows),
     ]
@@ -229,7 +232,7 @@ def _sweep(rows: Sequence[Row]) -> str:
 
 def _ablations(rows: Sequence[Row]) -> str:
     lines = []
-    for (data, method, backbone), group in groups(rows, "data", "method", "backbone").items():
+    for (data, _, backbone), group in groups(rows, "data", "method", "backbone").items():
         if not any(row["variant"] not in ("dense", "earn") for row in group):
             continue
         k = _usual_split(group)
@@ -249,6 +252,24 @@ def _ablations(rows: Sequence[Row]) -> str:
     header = ("", "Recall@10", "NDCG@10", "seeds, Recall@10", "of EARN's Recall@10", "the paper's share")
     names = "\n".join(f"- {name}: {variant.about}" for name, variant in VARIANTS.items() if name != "dense")
     return f"{names}\n\n{table(header, lines)}" if lines else "None was run yet."
+
+
+def _tuning(rows: Sequence[Row]) -> str:
+    """What each change of the training gave."""
+    tried = {(row["data"], row["early_layers"]) for row in rows if row["recipe"]}
+    lines = []
+    for row in rows:
+        if row["variant"] != "earn" or row["seed"] or (row["data"], row["early_layers"]) not in tried:
+            continue
+        changes = RECIPES[row["recipe"]] if row["recipe"] else {}
+        name = ", ".join(f"{field} {value}" for field, value in changes.items()) or "as above"
+        minutes = f"{row['training_seconds'] / 60:.0f}"
+        figures = [_figure([row], measure) for measure in MEASURES]
+        lines.append([f"`{row['data']}`, {row['backbone']}: {name}", *figures, f"{row['epochs']}", minutes])
+    header = ("EARN", "Recall@10", "NDCG@10", "epochs", "minutes")
+    published = ", ".join(f"{name} {_short(figure)}" for name, figure in paper.BEAUTY_LEAVE_ONE_OUT.items())
+    bar = f"Published on Beauty, leave-one-out (arXiv 2305.05065, table 1), Recall@10: {published}."
+    return f"{bar}\n\n{table(header, lines)}" if lines else bar
 
 
 def _speeds(rows: Sequence[Row]) -> str:

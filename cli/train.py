@@ -100,6 +100,9 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         "warmup": (share, "share of the steps in which the learning rate rises"),
         "weight_decay": (from_zero, "of AdamW"),
         "dropout": (share, "of attention probabilities"),
+        "hidden_dropout": (share, "of what attention and MLP add to the hidden states"),
+        "label_smoothing": (share, "of a target's probability, spread over all tokens"),
+        "average": (natural, "last epochs whose averaged weights are tried, and kept if they are better"),
         "bf16": (None, "mixed precision"),
         "seed": (natural, "of new weights, identifiers and order"),
     }

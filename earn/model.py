@@ -63,6 +63,7 @@ class EarnModel(PreTrainedModel):
         self.earn = earn
         self.catalog = catalog
         self.tokenizer = tokenizer
+        self.label_smoothing = 0.0  # of the loss, in training mode
         # Not a submodule: it only lends its class to writing the checkpoint.
         object.__setattr__(self, "_backbone", backbone)
 
@@ -237,7 +238,10 @@ class EarnModel(PreTrainedModel):
         """
         bias = torch.where(visible, 0.0, MASKED).unsqueeze(1)
         logits = self.rows_logits(input_ids, position_ids, late_position_ids, bias, keep, predict)
-        loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        smoothing = self.label_smoothing if self.training else 0.0
+        loss = functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, label_smoothing=smoothing
+        )
         return {"loss": loss}
 
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:  # type: ignore[override]

@@ -14,6 +14,9 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "warmup": (0.0, 1.0),
     "weight_decay": (0.0, 10.0),
     "dropout": (0.0, 0.99),
+    "hidden_dropout": (0.0, 0.99),
+    "label_smoothing": (0.0, 0.99),
+    "average": (0, 1_000_000),
 }
 
 
@@ -27,6 +30,9 @@ class TrainSettings:
     warmup: float = 0.02  # share of the steps
     weight_decay: float = 0.1
     dropout: float = 0.1  # of attention probabilities
+    hidden_dropout: float = 0.0  # of what attention and MLP add to the hidden states
+    label_smoothing: float = 0.0  # share of a target's probability that is spread over all tokens
+    average: int = 0  # the last epochs' weights are averaged, and kept if they are better than each epoch's own
     titles: bool = False  # learn items by their titles too; needs a tokenizer
     bf16: bool = False  # mixed precision
     seed: int = 0

@@ -150,9 +150,15 @@ def run_layer(
     dropout = attention.attention_dropout if layer.training else 0.0
     scaling, sharing = cast(float, attention.scaling), _sharing(attention)
     mixed = attend(query, keys, values, attention_bias, sharing, scaling, cast(float, dropout))
-    hidden = hidden + attention.o_proj(mixed)  # type: ignore[operator]
-    hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))  # type: ignore[operator]
+    hidden = hidden + _dropped(attention.o_proj(mixed), layer)  # type: ignore[operator]
+    hidden = hidden + _dropped(layer.mlp(layer.post_attention_layernorm(hidden)), layer)  # type: ignore[operator]
     return hidden, (key, value)
+
+
+def _dropped(added: Tensor, layer: nn.Module) -> Tensor:
+    """What is added to the hidden states, with the dropout that a training may have set on the layer."""
+    share = cast(float, getattr(layer, "hidden_dropout", 0.0))
+    return functional.dropout(added, share) if share and layer.training else added
 
 
 def layer_heads(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -131,15 +132,20 @@ def train(
     windows = Windows(sequences, model.identifiers, model.earn.max_history + 1, settings.seed, titles)
     if arguments.process_index == 0:
         _claim(out, _plan(model, sequences, settings), resume)
+    model.label_smoothing = settings.label_smoothing
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = settings.dropout
+        layer.hidden_dropout = settings.hidden_dropout
     trainer = EarnTrainer(model, windows, validate, arguments)
     started = time.monotonic()
     result = trainer.train(resume_from_checkpoint=_last_checkpoint(out) if resume else None)
+    best = trainer.state.best_metric or 0.0
+    if settings.average:
+        best = _average(model, _checkpoints(out)[-settings.average :], validate, best)
     record = {
         "data": data,
         "settings": to_json(settings),
-        BEST_BY: trainer.state.best_metric,
+        BEST_BY: best,
         "steps": result.global_step,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -223,11 +229,33 @@ def _claim(out: Path, plan: dict[str, Any], resume: bool) -> None:
     write_json(path, plan)
 
 
-def _last_checkpoint(out: Path) -> str | None:
-    """The newest checkpoint that was written to its end; None if the training was stopped before the first."""
+def _checkpoints(out: Path) -> list[Path]:
+    """The checkpoints in OUT/run that were written to their end, the newest last."""
     states = (out / RUN_FOLDER).glob("checkpoint-*/trainer_state.json")  # written last
-    newest = max(states, key=lambda path: int(path.parent.name.partition("-")[2]), default=None)
-    return str(newest.parent) if newest else None
+    return sorted((path.parent for path in states), key=lambda folder: int(folder.name.partition("-")[2]))
+
+
+def _last_checkpoint(out: Path) -> str | None:
+    """The newest checkpoint; None if the training was stopped before the first."""
+    found = _checkpoints(out)
+    return str(found[-1]) if found else None
+
+
+def _average(
+    model: EarnModel, checkpoints: Sequence[Path], validate: Callable[[EarnModel], float], best: float
+) -> float:
+    """Gives the model the checkpoints' mean weights if they validate better than `best`; returns the better figure."""
+    own = {name: value.detach().clone() for name, value in model.named_parameters()}
+    states = [load_file(folder / "model.safetensors") for folder in checkpoints]
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.copy_(torch.stack([state[name] for state in states]).mean(0))
+        model.eval()
+        found = validate(model)
+        if found <= best:
+            for name, value in model.named_parameters():
+                value.copy_(own[name])
+    return max(found, best)
 
 
 def _arguments(out: Path, settings: TrainSettings) -> TrainingArguments:
@@ -244,7 +272,7 @@ def _arguments(out: Path, settings: TrainSettings) -> TrainingArguments:
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
-        save_total_limit=1,
+        save_total_limit=settings.average + 1,  # the best one stays too
         load_best_model_at_end=True,
         metric_for_best_model=BEST_BY,
         greater_is_better=True,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import experiments, results
-from benchmarks.grid import ABLATIONS, BACKBONES, DATA, PRESETS, VARIANTS, Run
+from benchmarks.grid import ABLATIONS, BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, Run
 from earn.cli.dataset import load_dataset
 from earn.errors import EarnError
 from earn.files import read_json, write_json
@@ -29,7 +29,8 @@ def test_every_run_is_made_of_what_there_is() -> None:
             assert run.backbone in BACKBONES
             assert run.variant in VARIANTS
             assert (run.early_layers == 0) == (run.variant == "dense")
-            assert {run.trained, run.dense} <= set(preset.runs), run.name  # what it asks, and what it is compared with
+            assert {run.trained, run.dense} <= set(RUNS), run.name  # what it asks, and what it is compared with
+            assert run.recipe in ("", *RECIPES)
             TrainSettings(**experiments.settings_of(run, preset))
 
 
@@ -83,8 +84,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_its_result_and_is_not_run_again(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = measured / "walks/tiger-toy-llama/earn-k1-seed0/result.json"
     figures = read_json(path)
-    keys = "data method backbone early_layers layers registers variant seed users interval command".split()
-    assert {*keys, *(f"{name}@{cutoff}" for name in ("recall", "ndcg") for cutoff in (5, 10, 20))} <= figures.keys()
+    keys = {"data", "method", "backbone", "early_layers", "layers", "registers", "variant", "seed", "users", "command"}
+    assert {
+        *keys,
+        "interval",
+        *(f"{name}@{cutoff}" for name in ("recall", "ndcg") for cutoff in (5, 10, 20)),
+    } <= figures.keys()
     assert (figures["early_layers"], figures["layers"], figures["registers"]) == (1, 4, [1, 1])
     assert figures["recall@10"] > 0.5  # users walk on as they walked
     lowest, highest = figures["interval"]["recall@10"]
@@ -115,7 +120,7 @@ def row(variant: str, recall: float, k: int = 2, seed: int = 0, **others: Any) -
     run = Run("beauty", "tiny-llama", variant=variant, early_layers=0 if variant == "dense" else k, seed=seed)
     return {
         "data": "beauty", "method": "tiger", "backbone": "tiny-llama", "early_layers": k, "layers": 8,
-        "registers": [1, 1], "variant": variant, "seed": seed, "users": 1000,
+        "registers": [1, 1], "variant": variant, "seed": seed, "recipe": "", "users": 1000,
         "recall@10": recall, "ndcg@10": recall / 2,
         "interval": {"recall@10": [recall - 0.01, recall + 0.01], "ndcg@10": [0.0, recall]},
         "difference": {"recall@10": [0.003, -0.001, 0.007], "ndcg@10": [0.001, -0.001, 0.002]},
@@ -126,11 +131,13 @@ def row(variant: str, recall: float, k: int = 2, seed: int = 0, **others: Any) -
 
 def test_the_page_says_what_the_rows_say() -> None:
     rows = [row("dense", 0.06, 8), row("earn", 0.063), row("earn", 0.067, seed=1), row("no-suffix", 0.013)]
+    rows.append(row("earn", 0.069, recipe="batch-32"))
     text = results.page(rows)
     assert "| `beauty`, tiger, tiny-llama: EARN, k = 2 of 8 | .0650 (.0530 to .0730) |" in text
     assert "2: .0630 to .0670" in text
     assert "+0.0030 (-0.0010 to +0.0070)" in text
     assert "no-suffix | .0130 (.0030 to .0230) | .0065 (.0000 to .0130) | 0 | 20% | 24% |" in text
+    assert "| `beauty`, tiny-llama: batch_size 32 | .0690 (.0590 to .0790)" in text
     assert rows[0]["command"] in text
     left = sum(run.name not in {row["command"].split()[-1] for row in rows} for run in PRESETS["cpu"].runs)
     assert f"{left} of {len(PRESETS['cpu'].runs)} runs" in text

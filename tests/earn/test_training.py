@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from earn.catalog import Catalog
-from earn.config import to_json
+from earn.config import MASKED, to_json
 from earn.errors import EarnError
 from earn.export.stages import torch_recommender
 from earn.files import read_json
@@ -100,6 +101,57 @@ def test_the_best_epoch_stays(tmp_path: Path) -> None:
     assert len(set(validate.losses)) == 3
     assert loss_of(model) == pytest.approx(validate.losses[0], abs=1e-5)
     assert loss_of(EarnModel.from_pretrained(tmp_path)) == pytest.approx(validate.losses[0], abs=1e-5)
+
+
+def test_the_last_epochs_are_averaged_where_that_is_better(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, epochs=3, average=2)
+    states: list[dict[str, torch.Tensor]] = []
+
+    def validate(model: EarnModel) -> float:
+        states.append({name: value.detach().clone() for name, value in model.named_parameters()})
+        return [0.1, 0.3, 0.2, 0.4][len(states) - 1]
+
+    model = untrained()
+    assert train(model, sequences(), tmp_path / "better", validate, settings)["ndcg@10"] == 0.4
+    assert len(states) == 4  # three epochs, and the mean of two of them
+    for name, value in model.named_parameters():
+        assert_close((states[1][name] + states[2][name]) / 2, value, 1e-6, name)
+    worse, validation = untrained(), Validation(0.1, 0.3, 0.2, 0.25)
+    assert train(worse, sequences(), tmp_path / "worse", validation, settings)["ndcg@10"] == 0.3
+    assert loss_of(worse) == pytest.approx(validation.losses[1], abs=1e-5)
+    assert loss_of(EarnModel.from_pretrained(tmp_path / "worse")) == pytest.approx(validation.losses[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"hidden_dropout": 0.5}, {"label_smoothing": 0.3}])
+def test_what_regularises_is_no_part_of_the_trained_model(change: dict[str, float], tmp_path: Path) -> None:
+    """It changes what is learned, not what the model computes afterwards."""
+    models = [untrained(), untrained()]
+    for number, (model, changed) in enumerate(zip(models, ({}, change), strict=True)):
+        settings = replace(SETTINGS, epochs=1, dropout=0.0, **changed)  # type: ignore[arg-type]
+        train(model, sequences(), tmp_path / str(number), Validation(0.1), settings)
+    assert abs(loss_of(models[0]) - loss_of(models[1])) > 0.01
+    assert loss_of(EarnModel.from_pretrained(tmp_path / "1")) == loss_of(models[1])  # in evaluation nothing is drawn
+
+
+def test_label_smoothing_spreads_a_share_over_all_tokens() -> None:
+    model = untrained().eval()
+    windows = [token_identifiers(model)[:4]]
+    batch = pack(windows, model.earn)
+    logs = functional.log_softmax(_logits(model, windows), -1)
+    plain, spread = functional.nll_loss(logs, batch["labels"].flatten()), -logs.mean()
+    model.label_smoothing = 0.2
+    for training, want in ((True, 0.8 * plain + 0.2 * spread), (False, plain)):
+        loss = model.train(training)(**batch)["loss"].detach()
+        assert float(loss) == pytest.approx(float(want), abs=1e-5)
+
+
+@torch.no_grad()
+def _logits(model: EarnModel, windows: list[list[tuple[int, ...]]]) -> torch.Tensor:
+    """Those of the rows that predict, of all windows one after the other."""
+    batch = pack(windows, model.earn)
+    bias = torch.where(batch["visible"], 0.0, MASKED).unsqueeze(1)
+    positions = (batch["position_ids"], batch["late_position_ids"])
+    return model.rows_logits(batch["input_ids"], *positions, bias, batch["keep"], batch["predict"]).flatten(0, 1)
 
 
 def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
