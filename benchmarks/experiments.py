@@ -31,6 +31,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if not __package__:  # run as a script, for which Python looks in this folder alone
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from benchmarks.grid import BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, Preset, Run
 from earn.cli.console import note, progress, quiet
 from earn.cli.dataset import Dataset, load_dataset, sample

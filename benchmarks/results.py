@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+if not __package__:  # run as a script, for which Python looks in this folder alone
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from benchmarks import paper
 from benchmarks.experiments import RANKS, RESULT, SPEED
 from benchmarks.grid import BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, Run
