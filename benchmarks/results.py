@@ -154,8 +154,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _figure(rows: Sequence[Row], name: str) -> str:
-    """A figure over seeds, with the first one's interval."""
-    lowest, highest = rows[0]["interval"][name]
+    """A figure over seeds, with the ends of its interval likewise."""
+    lowest, highest = np.mean([row["interval"][name] for row in rows], axis=0)
     return f"{_short(mean(rows, name))} ({_short(lowest)} to {_short(highest)})"
 
 
@@ -202,8 +202,7 @@ def _usual_split(rows: Sequence[Row]) -> int:
 
 def _pair(name: str, dense: Sequence[Row], earn: Sequence[Row]) -> list[list[str]]:
     differences = [
-        f"{statistics.fmean(row['difference'][measure][0] for row in earn):+.4f} "
-        f"({earn[0]['difference'][measure][1]:+.4f} to {earn[0]['difference'][measure][2]:+.4f})"
+        "{:+.4f} ({:+.4f} to {:+.4f})".format(*np.mean([row["difference"][measure] for row in earn], axis=0))
         for measure in MEASURES
     ]
     split = f"EARN, k = {earn[0]['early_layers']} of {earn[0]['layers']}"
@@ -329,8 +328,8 @@ _HEAD = """# Results
 EARN's claims, checked on real data with models trained here. This page and its pictures are made of
 [results.json](results.json) by `python benchmarks/results.py`; [experiments.py](../benchmarks/experiments.py) trains
 and measures, [grid.py](../benchmarks/grid.py) says what. Every figure is by search over the whole catalog with 20
-beams for every test user; weights are chosen by NDCG@10 on 2,000 validation users. In parentheses: the 95 % bootstrap
-interval over users, of the first seed."""
+beams for every test user; weights are chosen by NDCG@10 on 2,000 validation users. Figures are means over seeds; in
+parentheses stand the ends of a seed's 95 % bootstrap interval over users, averaged likewise."""
 
 _TWINS = """"To dense" is the difference, user by user, to the dense model of the same seed, with its paired interval:
 one that holds 0, or lies above it, is what the paper claims.

@@ -23,7 +23,13 @@ def draw_all(rows: Sequence[Row], folder: Path) -> None:
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    style: Any = {"svg.hashsalt": "earn", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    style: Any = {
+        "svg.hashsalt": "earn",
+        "svg.fonttype": "none",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     for name, draw in PICTURES.items():
         with mpl.rc_context(style):
             figure = Figure(layout="constrained", facecolor=COLOURS["paper"])

@@ -161,8 +161,8 @@ def train(
 def title_windows(model: EarnModel) -> list[Window]:
     """For each item with a title: the title in words where a history stands, the item's identifier to be named.
 
-    It ties identifiers to what the backbone knows of the words (LC-Rec, arXiv 2311.09049, section 3.2.2, explicit
-    alignment of language and index).
+    It ties identifiers to what the backbone knows of the words (what LC-Rec, arXiv 2311.09049, calls the explicit
+    alignment of index and language; one of its tasks).
 
     Raises:
         EarnError: the model has no tokenizer, or the catalog no titles.

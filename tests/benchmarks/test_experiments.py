@@ -133,7 +133,7 @@ def test_the_page_says_what_the_rows_say() -> None:
     rows = [row("dense", 0.06, 8), row("earn", 0.063), row("earn", 0.067, seed=1), row("no-suffix", 0.013)]
     rows.append(row("earn", 0.069, recipe="batch-32"))
     text = results.page(rows)
-    assert "| `beauty`, tiger, tiny-llama: EARN, k = 2 of 8 | .0650 (.0530 to .0730) |" in text
+    assert "| `beauty`, tiger, tiny-llama: EARN, k = 2 of 8 | .0650 (.0550 to .0750) |" in text
     assert "2: .0630 to .0670" in text
     assert "+0.0030 (-0.0010 to +0.0070)" in text
     assert "no-suffix | .0130 (.0030 to .0230) | .0065 (.0000 to .0130) | 0 | 20% | 24% |" in text
