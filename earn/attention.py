@@ -80,6 +80,7 @@ class Watch:
 
     def __init__(self, model: EarnModel) -> None:
         self.model = model
+        self._compact = model.earn.positions == "compact"
         places = HEAD + BINS + TAIL + model.catalog.depth - 1
         self.layers = [LayerSums(places) for _ in range(model.config.num_hidden_layers)]
         self.losses: list[Tensor] = []  # of each batch, float64 [early layers,b], summed over a user's codes
@@ -90,16 +91,17 @@ class Watch:
         rows = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
         kept = torch.tensor(kept_rows(self.model, batch.prompt, len(rows)), device=rows.device)
         places = place_weights(batch.prompt, len(rows) - batch.prompt, self.model.catalog.depth - 1)
+        positions, late = rows, torch.arange(len(kept), device=rows.device) if self._compact else kept
         hidden, losses = cast(Tensor, self.model.model.embed_tokens(batch.tokens)), []
         for number, sums in enumerate(self.layers):
             if number == self.model.earn.early_layers:
-                hidden, rows, places = hidden[:, kept], kept, places[kept.cpu()]
-            stage = self._stage(number, number + 1)
-            last = torch.arange(len(rows) - batch.targets.shape[1], len(rows), device=rows.device)
-            sums.add(stage.first_shares(hidden, *_causal(rows), last).cpu(), places)
-            hidden, _ = stage.run(hidden, *_causal(rows), None, torch.arange(len(rows), device=rows.device))
+                hidden, positions, places = hidden[:, kept], late, places[kept.cpu()]
+            stage, everything = self._stage(number, number + 1), rows[: len(positions)]
+            last = everything[-batch.targets.shape[1] :]
+            sums.add(stage.first_shares(hidden, *_causal(positions), last).cpu(), places)
+            hidden, _ = stage.run(hidden, *_causal(positions), None, everything)
             if number < self.model.earn.early_layers:
-                losses.append(self._losses(number + 1, hidden[:, kept], kept, batch.targets))
+                losses.append(self._losses(number + 1, hidden[:, kept], late, batch.targets))
         self.losses.append(torch.stack(losses).cpu().double())
         self.codes.append(torch.full((len(batch.tokens),), batch.targets.shape[1], dtype=torch.float64))
 
@@ -110,10 +112,10 @@ class Watch:
         mean_rises = rises.sum(1, keepdim=True) / codes.sum()
         return losses.sum(1) / codes.sum(), (rises - mean_rises * codes).square().sum(1).sqrt() / codes.sum()
 
-    def _losses(self, k: int, hidden: Tensor, kept: Tensor, targets: Tensor) -> Tensor:
+    def _losses(self, k: int, hidden: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
         """The sum of each user's losses [b] when the layers above k go on with these rows [b,m,d] alone."""
-        last = torch.arange(len(kept) - targets.shape[1], len(kept), device=kept.device)
-        hidden, _ = self._stage(k, None).run(hidden, *_causal(kept), None, last)
+        last = torch.arange(len(positions) - targets.shape[1], len(positions), device=positions.device)
+        hidden, _ = self._stage(k, None).run(hidden, *_causal(positions), None, last)
         logits = self.model.lm_head(self.model.model.norm(hidden))
         losses = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
         return losses.view(targets.shape).sum(1)
@@ -198,12 +200,10 @@ def _bin_weights(tokens: int) -> Tensor:
     return inside.clamp(min=0) * tokens / BINS
 
 
-def _causal(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Position ids [1,m] of rows, given as places in the whole sequence [m], and the bias under which each sees those
-    before it [1,1,m,m].
-    """
-    bias = torch.full((len(rows), len(rows)), MASKED, device=rows.device).triu(1)
-    return rows[None], bias[None, None]
+def _causal(positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Position ids [1,m] of rows at positions [m], and the bias [1,1,m,m] under which each sees those before it."""
+    bias = torch.full((len(positions), len(positions)), MASKED, device=positions.device).triu(1)
+    return positions[None], bias[None, None]
 
 
 def _batches(model: EarnModel, examples: Sequence[tuple[Sequence[int], int]]) -> Iterator[_Batch]:

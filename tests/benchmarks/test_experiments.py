@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import experiments, results
+from benchmarks import experiments, results, results_page
 from benchmarks.grid import ABLATIONS, BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, Run
 from earn.cli.dataset import load_dataset
 from earn.errors import EarnError
@@ -103,6 +103,13 @@ def test_a_run_leaves_its_result_and_is_not_run_again(measured: Path, capsys: py
     assert capsys.readouterr().out.count("done") == 3
 
 
+def test_dense_models_are_analyzed(measured: Path) -> None:
+    experiments.main(["smoke", "--out", str(measured), "--analyze"])
+    found = read_json(measured / "walks/tiger-toy-llama/dense-seed0/attention.json")
+    assert len(found["layers"]) == len(found["cut"]) == 4
+    assert not (measured / "walks/tiger-toy-llama/earn-k1-seed0/attention.json").exists()
+
+
 def test_speed_is_that_of_bundles(measured: Path) -> None:
     experiments.main(["smoke", "--out", str(measured), "--speed"])
     figures = read_json(measured / "walks/tiger-toy-llama/earn-k1-seed0/speed.json")
@@ -116,7 +123,7 @@ def test_an_unknown_run_is_refused(tmp_path: Path) -> None:
         experiments.main(["smoke", "--out", str(tmp_path), "--only", "walks/none"])
 
 
-def row(variant: str, recall: float, k: int = 2, seed: int = 0, **others: Any) -> results.Row:
+def row(variant: str, recall: float, k: int = 2, seed: int = 0, **others: Any) -> results_page.Row:
     run = Run("beauty", "tiny-llama", variant=variant, early_layers=0 if variant == "dense" else k, seed=seed)
     return {
         "data": "beauty", "method": "tiger", "backbone": "tiny-llama", "early_layers": k, "layers": 8,
@@ -132,11 +139,13 @@ def row(variant: str, recall: float, k: int = 2, seed: int = 0, **others: Any) -
 def test_the_page_says_what_the_rows_say() -> None:
     rows = [row("dense", 0.06, 8), row("earn", 0.063), row("earn", 0.067, seed=1), row("no-suffix", 0.013)]
     rows.append(row("earn", 0.069, recipe="batch-32"))
-    text = results.page(rows)
+    text = results_page.page(rows)
     assert "| `beauty`, tiger, tiny-llama: EARN, k = 2 of 8 | .0650 (.0550 to .0750) |" in text
     assert "2: .0630 to .0670" in text
     assert "+0.0030 (-0.0010 to +0.0070)" in text
     assert "no-suffix | .0130 (.0030 to .0230) | .0065 (.0000 to .0130) | 0 | 20% | 24% |" in text
+    rows[0]["attention"] = {"suggestions": {"attention": None, "cut": 5}}
+    assert "| `beauty`, tiger, tiny-llama | none | 5 | 2 | 2 |" in results_page.page(rows)
     assert "| `beauty`, tiny-llama: batch_size 32 | .0690 (.0590 to .0790)" in text
     assert rows[0]["command"] in text
     left = sum(run.name not in {row["command"].split()[-1] for row in rows} for run in PRESETS["cpu"].runs)
@@ -164,7 +173,7 @@ def test_what_was_measured_is_collected(measured: Path, tmp_path: Path, monkeypa
 
 def test_the_results_in_the_docs_are_those_of_their_file() -> None:
     rows = results.known_rows(results.DOCS / "results.json")
-    assert (results.DOCS / "results.md").read_text(encoding="utf-8") == results.page(rows)
+    assert (results.DOCS / "results.md").read_text(encoding="utf-8") == results_page.page(rows)
 
 
 def test_only_files_of_results_are_read(tmp_path: Path) -> None:

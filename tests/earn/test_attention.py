@@ -156,6 +156,8 @@ def test_late_layers_see_registers_and_generated_tokens_alone(name: str) -> None
         {"early_layers": 1},
         {"early_layers": 3, "prefix_registers": 2, "suffix_registers": 2},
         {"early_layers": 3, "prefix_registers": 0},
+        {"early_layers": 2, "prefix_registers": 2, "positions": "compact"},
+        {"early_layers": 2, "suffix_registers": 0},
         {"early_layers": 4},
         DENSE,
         {**DENSE, "early_layers": 2, "prompt": Prompt(head=(0,), separator=(1,), tail=(2, 3))},
