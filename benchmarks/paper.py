@@ -1,4 +1,4 @@
-"""The paper's own figures (arXiv 2507.00715, tables 1 to 3), which docs/results.md sets beside ours."""
+"""The paper's own figures (arXiv 2507.00715), which docs/results.md sets beside ours."""
 
 from __future__ import annotations
 

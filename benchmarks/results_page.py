@@ -24,7 +24,7 @@ def page(rows: Sequence[Row]) -> str:
     parts = [
         _HEAD,
         _about_data(rows),
-        "## Dense and EARN\n\n" + _TWINS + _twins(usual),
+        "## Dense and EARN\n\n" + _TWINS + _twins(usual) + _BESIDE + _beside(usual),
         "## How many early layers\n\n" + _SWEEP + _sweep(usual),
         "## Which k the attention suggests\n\n" + _SUGGESTED + _suggested(usual),
         "## Ablations\n\n" + _ABLATIONS + _ablations(usual),
@@ -86,13 +86,37 @@ def _users(rows: Sequence[Row], data: str) -> int:
 
 
 def _twins(rows: Sequence[Row]) -> str:
-    lines = []
+    lines = [line for name, dense, earn in _pairs(rows) for line in _pair(name, dense, earn)]
+    return table(("", "Recall@10", "NDCG@10", "seeds, Recall@10", "Recall@10 to dense", "NDCG@10 to dense"), lines)
+
+
+def _pairs(rows: Sequence[Row]) -> list[tuple[str, list[Row], list[Row]]]:
+    """Name, dense runs and EARN runs of each data set, method and backbone, at its usual k."""
+    found = []
     for (data, method, backbone), group in groups(rows, "data", "method", "backbone").items():
         dense = [row for row in group if row["variant"] == "dense"]
-        for (k,), earn in groups((row for row in group if row["variant"] == "earn"), "early_layers").items():
-            if dense and k == _usual_split(group):
-                lines += _pair(f"`{data}`, {method}, {backbone}", dense, earn)
-    return table(("", "Recall@10", "NDCG@10", "seeds, Recall@10", "Recall@10 to dense", "NDCG@10 to dense"), lines)
+        earn = [row for row in group if row["variant"] == "earn"]
+        if dense and earn:
+            usual = [row for row in earn if row["early_layers"] == _usual_split(group)]
+            found.append((f"`{data}`, {method}, {backbone}", dense, usual))
+    return found
+
+
+def _beside(rows: Sequence[Row]) -> str:
+    """EARN by dense, ours and the paper's."""
+    lines = []
+    for name, dense, earn in _pairs(rows):
+        ratios = [f"{mean(earn, measure) / mean(dense, measure):.2f}" for measure in MEASURES]
+        speed: Row = next((row["speed"] for row in earn if row["speed"]), {})
+        faster = f"{speed['paper_speedup']:.2f}x" if speed else ""
+        smaller = f"{speed['paper_cache_reduction']:.0%}" if speed else ""
+        lines.append([f"{name}, k = {earn[0]['early_layers']} of {earn[0]['layers']}", *ratios, faster, smaller])
+    for (method, data, family), found in paper.TWINS.items():
+        ratios = [f"{earn_value / value:.2f}" for earn_value, value in zip(found.earn, found.dense, strict=True)]
+        lines.append(
+            [f"paper: {data}, {method}, {family}", *ratios, f"{found.speedup:.2f}x", f"{found.cache_reduction:.0%}"]
+        )
+    return table(("EARN by dense", "Recall@10", "NDCG@10", "faster, in batches", "cache smaller"), lines)
 
 
 def _usual_split(rows: Sequence[Row]) -> int:
@@ -262,6 +286,13 @@ _TWINS = """"To dense" is the difference, user by user, to the dense model of th
 one that holds 0, or lies above it, is what the paper claims.
 
 ![Recall@10 of dense and EARN](pictures/twins.svg)
+
+"""
+
+_BESIDE = """
+
+The same as shares of the dense model's, beside the paper's with backbones of 7 billion parameters (its data sets are
+split by time):
 
 """
 

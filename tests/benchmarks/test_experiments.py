@@ -143,6 +143,8 @@ def test_the_page_says_what_the_rows_say() -> None:
     assert "| `beauty`, tiger, tiny-llama: EARN, k = 2 of 8 | .0650 (.0550 to .0750) |" in text
     assert "2: .0630 to .0670" in text
     assert "+0.0030 (-0.0010 to +0.0070)" in text
+    assert "| `beauty`, tiger, tiny-llama, k = 2 of 8 | 1.08 | 1.08 |  |  |" in text
+    assert "| paper: Beauty, lcrec, llama | 1.15 | 1.13 | 3.79x | 80% |" in text
     assert "no-suffix | .0130 (.0030 to .0230) | .0065 (.0000 to .0130) | 0 | 20% | 24% |" in text
     rows[0]["attention"] = {"suggestions": {"attention": None, "cut": 5}}
     assert "| `beauty`, tiger, tiny-llama | none | 5 | 2 | 2 |" in results_page.page(rows)
