@@ -95,17 +95,17 @@ DATA: Mapping[str, Data] = MappingProxyType(
         "beauty": Data(
             "amazon-beauty-letter",
             {"epochs": 12, "batch_size": 64},
-            about="Amazon Beauty 2014, 5-core, leave-one-out, LETTER's identifiers",
+            about="Amazon Beauty 2014, 5-core, leave-one-out (github.com/HonghuiBao2000/LETTER, data/Beauty)",
         ),
         "games": Data(
             "amazon-games-atspeed",
             {"epochs": 6, "batch_size": 64},
-            about="Amazon Games, split by time, LC-Rec's identifiers, each user's next item",
+            about="Amazon Games, split by time, each user's next item (github.com/Linxyhaha/AtSpeed, data/games)",
         ),
         "beauty-by-time": Data(
             "amazon-beauty-atspeed",
             {"epochs": 12, "batch_size": 64},
-            about="Amazon Beauty, split by time, LC-Rec's identifiers, each user's next item",
+            about="Amazon Beauty, split by time, each user's next item (github.com/Linxyhaha/AtSpeed, data/beauty)",
         ),
     }
 )
