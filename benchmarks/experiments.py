@@ -20,14 +20,16 @@ NDCG@10 on validation users, the test users are asked once.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib.util
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
+from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,17 +40,18 @@ if not __package__:  # run as a script, for which Python looks in this folder al
 from benchmarks.grid import BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, Preset, Run
 from earn.cli.console import note, progress, quiet
 from earn.cli.dataset import Dataset, load_dataset, sample
+from earn.config import to_json
 from earn.errors import EarnError
-from earn.files import read_json, write_json
+from earn.files import folder_written_whole, read_json, write_json
 from earn.settings import TrainSettings
 
 if TYPE_CHECKING:
     from earn.model import EarnModel
 
-RESULT, RANKS, LOG, CHECKPOINT = "result.json", "ranks.npy", "log.txt", "checkpoint"
+RESULT, RANKS, LOG, CHECKPOINT, LOCK = "result.json", "ranks.npy", "log.txt", "checkpoint", ".lock"
 ATTENTION, SPEED = "attention.json", "speed.json"
 OUT = Path("runs/experiments")
-BEAMS, BATCH = 20, 64  # of the timed requests
+TIMED_USERS = 256
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,11 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(args)
     except EarnError as error:
         sys.exit(f"{parser.prog}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{parser.prog}: interrupted; the same command goes on")
 
 
 def _run(args: argparse.Namespace) -> int:
     preset = PRESETS[args.preset]
     runs = _chosen(preset, args.only)
+    for run in runs:
+        check_settings(run, preset, args.out)
     if args.list:
         for run in runs:
             print("done" if (args.out / run.name / RESULT).is_file() else "    ", run.name)
@@ -108,26 +115,37 @@ def _run_all(runs: Sequence[Run], args: argparse.Namespace) -> int:
     note(f"{len(runs)} runs, {len(runs) - missing} of them done; {len(tasks)} processes to go, {args.jobs} at once")
     threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
     started, failed, done = time.monotonic(), 0, 0
+    if any(run.data == "walks" for run in runs):
+        write_walks(args.out / "walks-data")  # before several processes would
+    running: list[Popen[bytes]] = []
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures = {pool.submit(_in_process, task, args, threads): task for task in tasks.values()}
-        for future in as_completed(futures):
-            task, status = futures[future], future.result()
-            done += len(task)
-            minutes = (time.monotonic() - started) / 60
-            for run in task:
-                note(f"{done:3d} of {missing}  {minutes:5.1f} min  {run.name}  {_outcome(run, args.out)}")
-            failed += status != 0
+        try:
+            futures = {pool.submit(_in_process, task, args, threads, running): task for task in tasks.values()}
+            for future in as_completed(futures):
+                task, status = futures[future], future.result()
+                done += len(task)
+                minutes = (time.monotonic() - started) / 60
+                for run in task:
+                    note(f"{done:3d} of {missing}  {minutes:5.1f} min  {run.name}  {_outcome(run, args.out)}")
+                failed += status != 0
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running:
+                process.terminate()
+            raise
     if failed:
         note(f"{failed} processes failed; their {LOG} says why. The same command tries again.")
     return min(failed, 1)
 
 
-def _in_process(task: Sequence[Run], args: argparse.Namespace, threads: int) -> int:
+def _in_process(task: Sequence[Run], args: argparse.Namespace, threads: int, running: list[Popen[bytes]]) -> int:
     folder = args.out / task[0].trained.name
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, args.preset, "--out", str(args.out), "--threads", str(threads)]
     with (folder / LOG).open("a", encoding="utf-8") as log:
-        return subprocess.run([*command, "--only", *(run.name for run in task)], stdout=log, stderr=log).returncode
+        process = Popen([*command, "--only", *(run.name for run in task)], stdout=log, stderr=log)
+        running.append(process)
+        return process.wait()
 
 
 def _outcome(run: Run, out: Path) -> str:
@@ -157,7 +175,8 @@ def measure(run: Run, preset: str, out: Path) -> None:
     if (folder / RESULT).is_file():
         return
     dataset = load_data(run, out)
-    model = load_model(run, dataset, preset, out)
+    train(run.trained, dataset, PRESETS[preset], out)
+    model = load_model(run, out)
     torch.nn.Module.to(model.eval(), "cuda" if torch.cuda.is_available() else "cpu")
     users = dataset.examples(users=PRESETS[preset].users)
     note(f"{run.name}: ask {len(users)} users")
@@ -182,7 +201,7 @@ def measure(run: Run, preset: str, out: Path) -> None:
         "interval": {name: bootstrap_interval(values) for name, values in each.items()},
         "parameters": model.num_parameters(),
         "epochs": trained["settings"]["epochs"],
-        "training_seconds": trained["seconds"],
+        "training_seconds": trained["seconds"] if run.trained == run else None,
         "command": f"python benchmarks/experiments.py {preset} --only {run.name}",
     }
     write_json(folder / RESULT, result)
@@ -194,24 +213,65 @@ def load_data(run: Run, out: Path) -> Dataset:
     return load_dataset(str(write_walks(out / "walks-data")) if source == "walks" else source)
 
 
-def load_model(run: Run, dataset: Dataset, preset: str, out: Path) -> EarnModel:
-    """A run's model, trained now if its checkpoint is not there."""
+def train(run: Run, dataset: Dataset, preset: Preset, out: Path) -> None:
+    """Trains a run's checkpoint if it is not there, or goes on with it."""
     from earn.cli.train import fit
-    from earn.model import EarnModel
     from earn.training import RUN_FOLDER, TRAINING_FILE
 
-    trained, checkpoint = run.trained, out / run.trained.name / CHECKPOINT
-    if not (checkpoint / TRAINING_FILE).is_file():
-        model = new_model(trained, dataset)
-        titles = trained.method == "lcrec" and any(model.catalog.titles)
-        settings = TrainSettings(**settings_of(trained, PRESETS[preset]), titles=titles)
-        note(f"{trained.name}: train {model.num_parameters() / 1e6:.2f} million parameters, {settings.epochs} epochs")
+    checkpoint = out / run.name / CHECKPOINT
+    with _alone(out / run.name):
+        if (checkpoint / TRAINING_FILE).is_file():
+            return
+        model = new_model(run, dataset)
+        titles = run.method == "lcrec" and any(model.catalog.titles)
+        settings = TrainSettings(**settings_of(run, preset), titles=titles)
+        note(f"{run.name}: train {model.num_parameters() / 1e6:.2f} million parameters, {settings.epochs} epochs")
         resume = (checkpoint / RUN_FOLDER).is_dir()
         fit(model, dataset, checkpoint, settings, resume, DATA[run.data].exclude_history)
-    model = EarnModel.from_pretrained(checkpoint)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in the same folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EarnError(f"{folder}: another process is training here. Wait for it, or end it.") from None
+        yield
+
+
+def load_model(run: Run, out: Path) -> EarnModel:
+    """A run's model, as it was trained.
+
+    Raises:
+        EarnError: it was not, or its checkpoint is gone.
+    """
+    from earn.model import EarnModel
+
+    model = EarnModel.from_pretrained(out / run.trained.name / CHECKPOINT)
     if run.variant == "untrained":
         model = EarnModel.from_dense(model, run.early_layers, *VARIANTS[run.variant].registers, seed=run.seed)
     return model
+
+
+def check_settings(run: Run, preset: Preset, out: Path) -> None:
+    """Refuses a checkpoint that was trained otherwise than the grid says now: its figures would stand beside others.
+
+    Raises:
+        EarnError: names the run and the setting.
+    """
+    path = out / run.trained.name / CHECKPOINT / "training.json"
+    if not path.is_file():
+        return
+    recorded, wanted = read_json(path)["settings"], to_json(TrainSettings(**settings_of(run.trained, preset)))
+    for name, value in wanted.items():
+        if name != "titles" and recorded.get(name, value) != value:
+            raise EarnError(
+                f"{path}: trained with {name} {recorded[name]}, the grid says {value}. Remove {out / run.trained.name} "
+                "and the folders of the runs that asked it, to have it trained again."
+            )
 
 
 def settings_of(run: Run, preset: Preset) -> Mapping[str, Any]:
@@ -270,88 +330,32 @@ def analyze_all(runs: Sequence[Run], out: Path) -> None:
 
 def time_all(runs: Sequence[Run], out: Path) -> None:
     """Latency and cache of every trained run's bundle beside its dense twin's, one pair after the other."""
+    from benchmarks.twin_speed import speed
+
     for run in runs:
         done = all((out / twin.name / RESULT).is_file() for twin in (run, run.dense))
         if run.variant == "dense" or not done or (out / run.name / SPEED).is_file():
             continue
-        write_json(out / run.name / SPEED, speed(run, out))
-        figures = read_json(out / run.name / SPEED)
+        dataset = load_data(run, out)
+        histories = dataset.histories(sample(dataset.examples(), TIMED_USERS))
+        models = {"earn": load_model(run, out), "dense": load_model(run.dense, out)}
+        figures = speed(models, histories, VARIANTS[run.variant].scoring, DATA[run.data].exclude_history)
+        write_json(out / run.name / SPEED, figures)
         note(f"{run.name}: {figures['speedup']:.2f}x, cache {figures['cache_reduction']:.1%} smaller")
-
-
-def speed(run: Run, out: Path) -> dict[str, Any]:
-    """How much faster and smaller than its dense twin a run's bundle is, both in fp32 in ONNX Runtime on the CPU.
-
-    speedup                 of the median request, one at a time, 20 beams, both asked in turn
-    cache_reduction         of the bytes that one request's caches take, prompt and 20 beams' generated rows together:
-                            all beams share the prompt's rows
-    paper_speedup           of the throughput in batches of 64 users (the paper takes the largest batch that fits)
-    paper_cache_reduction   of the rows of one sequence: N*L become k*L + (N-k)*r (paper, section 3.4)
-    tokens_per_second       codes of one identifier per user, of users answered in batches of 64 [EARN, dense]
-    """
-    from tempfile import TemporaryDirectory
-
-    from earn.export.bundle import export_bundle
-    from earn.runtime.cache import cache_bytes
-    from earn.runtime.evaluation import median_ms
-    from earn.runtime.recommender import Recommender
-
-    dataset = load_data(run, out)
-    users = sample(dataset.examples(), 256)
-    histories, exclude = dataset.histories(users), DATA[run.data].exclude_history
-    with TemporaryDirectory() as folder:
-        bundles: dict[str, Recommender] = {}
-        for name, twin in (("earn", run), ("dense", run.dense)):
-            model = load_model(twin, dataset, "", out)
-            export_bundle(model, Path(folder) / name, histories[:8], VARIANTS[twin.variant].scoring)
-            bundles[name] = Recommender.load(Path(folder) / name)
-        typical = median_ms(bundles, histories, 10, BEAMS, exclude, 200)
-        seconds = _batch_seconds(bundles, histories, exclude)
-    manifests = {name: bundle.manifest for name, bundle in bundles.items()}
-    caches = {name: cache_bytes(row.sizes, row.limits, row.limits.prompt, BEAMS) for name, row in manifests.items()}
-    rows = {name: _sequence_rows(bundle) for name, bundle in bundles.items()}
-    depth = bundles["earn"].catalog.depth
-    return {
-        "speedup": round(typical["dense"] / typical["earn"], 3),
-        "p50_ms": [round(typical[name], 3) for name in ("earn", "dense")],
-        "cache_bytes": [caches["earn"], caches["dense"]],
-        "cache_reduction": round(1 - caches["earn"] / caches["dense"], 4),
-        "paper_speedup": round(seconds["dense"] / seconds["earn"], 3),
-        "paper_cache_reduction": round(1 - rows["earn"] / rows["dense"], 4),
-        "tokens_per_second": [round(depth / seconds[name]) for name in ("earn", "dense")],
-    }
-
-
-def _batch_seconds(bundles: Mapping[str, Any], histories: Sequence[Sequence[str]], exclude: bool) -> dict[str, float]:
-    """Median seconds per user in batches, both sides in turn."""
-    taken: dict[str, list[float]] = {name: [] for name in bundles}
-    for _ in range(3):
-        for start in range(0, len(histories) - BATCH + 1, BATCH):
-            for name, bundle in bundles.items():
-                begun = time.perf_counter()
-                bundle.recommend_batch(histories[start : start + BATCH], 10, BEAMS, exclude_history=exclude)
-                taken[name].append((time.perf_counter() - begun) / BATCH)
-    return {name: float(np.median(times)) for name, times in taken.items()}
-
-
-def _sequence_rows(recommender: Any) -> int:
-    """Rows of keys and values of one sequence with a full prompt, over all layers."""
-    sizes, limits = recommender.manifest.sizes, recommender.manifest.limits
-    late = sizes.layers - sizes.early_layers
-    return int(sizes.early_layers * limits.prompt + late * (limits.prefix + limits.readout))
 
 
 def write_walks(folder: Path, users: int = 200, items: int = 40) -> Path:
     """A made-up data set in the LC-Rec format: users walk through the items in steps of one or two of their own."""
-    if not (folder / "walks.inter.json").is_file():
-        generator = np.random.default_rng(0)
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir():
+        return folder
+    generator = np.random.default_rng(0)
+    with folder_written_whole(folder) as beside:
         starts, steps = generator.integers(0, items, users), generator.integers(1, 3, users)
         walks = [((start + step * np.arange(12)) % items).tolist() for start, step in zip(starts, steps, strict=True)]
         lines = ["item_id\ttitle", *(f"{item}\tstone {item // 8} by {item % 8}" for item in range(items))]
-        (folder / "items.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        write_json(folder / "walks.index.json", {str(i): [f"<a_{i // 8}>", f"<b_{i % 8}>"] for i in range(items)})
-        write_json(folder / "walks.inter.json", {str(user): walk for user, walk in enumerate(walks)})
+        (beside / "items.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_json(beside / "walks.index.json", {str(i): [f"<a_{i // 8}>", f"<b_{i % 8}>"] for i in range(items)})
+        write_json(beside / "walks.inter.json", {str(user): walk for user, walk in enumerate(walks)})
     return folder
 
 

@@ -103,6 +103,8 @@ def write_rows(path: Path, found: Mapping[str, Row], known: Iterable[Row]) -> No
     """Writes results.json, what is found in the place of what was known of the same run; in the presets' order."""
     rows = {row["command"].partition("--only ")[2]: row for row in known} | dict(found)
     order = [run.name for preset in PRESETS.values() for run in preset.runs]
+    for name in rows.keys() - set(order):
+        note(f"{name}: left out, for it is no longer in the grid")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, [_rounded(rows[name]) for name in dict.fromkeys(order) if name in rows])
 

@@ -68,7 +68,7 @@ def _short(value: float) -> str:
 
 def _seeds(rows: Sequence[Row]) -> str:
     if len(rows) == 1:
-        return str(rows[0]["seed"])
+        return "1"
     values = [row["recall@10"] for row in rows]
     return f"{len(rows)}: {_short(min(values))} to {_short(max(values))}"
 
@@ -95,10 +95,12 @@ def _pairs(rows: Sequence[Row]) -> list[tuple[str, list[Row], list[Row]]]:
     found = []
     for (data, method, backbone), group in groups(rows, "data", "method", "backbone").items():
         dense = [row for row in group if row["variant"] == "dense"]
-        earn = [row for row in group if row["variant"] == "earn"]
+        usual = usual_split(group)
+        earn = [
+            row for row in group if (row["variant"], row["early_layers"]) == ("earn", usual) and "difference" in row
+        ]
         if dense and earn:
-            usual = [row for row in earn if row["early_layers"] == _usual_split(group)]
-            found.append((f"`{data}`, {method}, {backbone}", dense, usual))
+            found.append((f"`{data}`, {method}, {backbone}", dense, earn))
     return found
 
 
@@ -119,11 +121,10 @@ def _beside(rows: Sequence[Row]) -> str:
     return table(("EARN by dense", "Recall@10", "NDCG@10", "faster, in batches", "cache smaller"), lines)
 
 
-def _usual_split(rows: Sequence[Row]) -> int:
-    """The k that most seeds were trained with."""
-    splits = groups((row for row in rows if row["variant"] == "earn"), "early_layers")
-    ablated = {row["early_layers"] for row in rows if row["variant"] not in ("dense", "earn")}
-    return int(max(splits, key=lambda split: (len(splits[split]), split[0] in ablated))[0])
+def usual_split(rows: Sequence[Row]) -> int | None:
+    """The k of EARN rows that is nearest to a quarter of the layers, the paper's default; None: there are none."""
+    splits = sorted({row["early_layers"] for row in rows if row["variant"] == "earn"})
+    return min(splits, key=lambda k: abs(k - rows[0]["layers"] / 4), default=None)
 
 
 def _pair(name: str, dense: Sequence[Row], earn: Sequence[Row]) -> list[list[str]]:
@@ -145,6 +146,7 @@ def _sweep(rows: Sequence[Row]) -> str:
         splits = sorted(groups(group, "early_layers").items())
         if len(splits) < 3:
             continue
+        name = f"`{data}`, {method}, {backbone}"
         dense = [
             row
             for row in rows
@@ -152,9 +154,9 @@ def _sweep(rows: Sequence[Row]) -> str:
         ]
         for (k,), earn in splits:
             figures = [_figure(earn, measure) for measure in MEASURES]
-            lines.append([f"`{data}`, {backbone}: k = {k} of {earn[0]['layers']}", *figures, _seeds(earn)])
+            lines.append([f"{name}: k = {k} of {earn[0]['layers']}", *figures, _seeds(earn)])
         if dense:
-            lines.append([f"`{data}`, {backbone}: dense", *(_figure(dense, name) for name in MEASURES), _seeds(dense)])
+            lines.append([f"{name}: dense", *(_figure(dense, measure) for measure in MEASURES), _seeds(dense)])
     return table(("", "Recall@10", "NDCG@10", "seeds, Recall@10"), lines) if lines else "None was run yet."
 
 
@@ -185,17 +187,19 @@ def _suggested(rows: Sequence[Row]) -> str:
 
 def _ablations(rows: Sequence[Row]) -> str:
     lines = []
-    for (data, _, backbone), group in groups(rows, "data", "method", "backbone").items():
-        if not any(row["variant"] not in ("dense", "earn") for row in group):
+    earn_and_others = [row for row in rows if row["variant"] != "dense"]
+    for (data, method, backbone, k), group in groups(
+        earn_and_others, "data", "method", "backbone", "early_layers"
+    ).items():
+        variants = groups(group, "variant")
+        if len(variants) < 2 or ("earn",) not in variants:
             continue
-        k = _usual_split(group)
-        variants = groups((row for row in group if row["early_layers"] == k), "variant")
         whole = mean(variants[("earn",)], "recall@10")
         for (variant,), found in variants.items():
             share = paper.ABLATIONS[variant] / paper.ABLATIONS["earn"] if variant in paper.ABLATIONS else None
             lines.append(
                 [
-                    f"`{data}`, {backbone}, k = {k}: {variant}",
+                    f"`{data}`, {method}, {backbone}, k = {k}: {variant}",
                     *(_figure(found, measure) for measure in MEASURES),
                     _seeds(found),
                     f"{mean(found, 'recall@10') / whole:.0%}",
@@ -216,9 +220,9 @@ def _tuning(rows: Sequence[Row]) -> str:
             continue
         changes = RECIPES[row["recipe"]] if row["recipe"] else {}
         name = ", ".join(f"{field} {value}" for field, value in changes.items()) or "as above"
-        minutes = f"{row['training_seconds'] / 60:.0f}"
         figures = [_figure([row], measure) for measure in MEASURES]
-        lines.append([f"`{row['data']}`, {row['backbone']}: {name}", *figures, f"{row['epochs']}", minutes])
+        label = f"`{row['data']}`, {row['method']}, {row['backbone']}: {name}"
+        lines.append([label, *figures, f"{row['epochs']}", _minutes(row)])
     header = ("EARN", "Recall@10", "NDCG@10", "epochs", "minutes")
     published = ", ".join(f"{name} {_short(figure)}" for name, figure in paper.BEAUTY_LEAVE_ONE_OUT.items())
     bar = f"Published on Beauty, leave-one-out (arXiv 2305.05065, table 1), Recall@10: {published}."
@@ -258,9 +262,14 @@ def _speeds(rows: Sequence[Row]) -> str:
 def _commands(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
-        minutes = row["training_seconds"] / 60
-        lines.append([f"`{row['command']}`", f"{row['epochs']}", f"{minutes:.0f}", f"{row['parameters'] / 1e6:.2f}"])
+        epochs = f"{row['epochs']}" if row["training_seconds"] else ""
+        lines.append([f"`{row['command']}`", epochs, _minutes(row), f"{row['parameters'] / 1e6:.2f}"])
     return table(("command", "epochs", "minutes of training", "million parameters"), lines)
+
+
+def _minutes(row: Row) -> str:
+    """How long it was trained; nothing where it asks another run's checkpoint."""
+    return f"{row['training_seconds'] / 60:.0f}" if row["training_seconds"] else ""
 
 
 def _missing(rows: Sequence[Row]) -> str:
@@ -279,11 +288,11 @@ _HEAD = """# Results
 EARN's claims, checked on real data with models trained here. This page and its pictures are made of
 [results.json](results.json) by `python benchmarks/results.py`; [experiments.py](../benchmarks/experiments.py) trains
 and measures, [grid.py](../benchmarks/grid.py) says what. Every figure is by search over the whole catalog with 20
-beams for every test user; weights are chosen by NDCG@10 on 2,000 validation users. Figures are means over seeds; in
-parentheses stand the ends of a seed's 95 % bootstrap interval over users, averaged likewise."""
+beams for every test user; weights are chosen by NDCG@10 on 2,000 validation users at the most. Figures are means over
+seeds; in parentheses stand the ends of a seed's 95 % bootstrap interval over users, averaged likewise."""
 
 _TWINS = """"To dense" is the difference, user by user, to the dense model of the same seed, with its paired interval:
-one that holds 0, or lies above it, is what the paper claims.
+one below 0 would say that EARN is worse. What few users cannot tell apart may still differ.
 
 ![Recall@10 of dense and EARN](pictures/twins.svg)
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import paper
+from benchmarks.results_page import Row, usual_split
 from earn.files import written_whole
 from earn.page import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Row = Mapping[str, Any]
 
 
 def draw_all(rows: Sequence[Row], folder: Path) -> None:
@@ -58,7 +57,7 @@ def draw_twins(rows: Sequence[Row], figure: Figure) -> None:
         for dense in group
         if dense["variant"] == "dense"
         for earn in group
-        if (earn["variant"], earn["seed"]) == ("earn", dense["seed"]) and 4 * earn["early_layers"] == earn["layers"]
+        if (earn["variant"], earn["seed"], earn["early_layers"]) == ("earn", dense["seed"], usual_split(group))
     ]
     figure.set_size_inches(7.5, 0.6 + 0.36 * max(1, len(pairs)))
     axes = figure.subplots()
@@ -66,7 +65,7 @@ def draw_twins(rows: Sequence[Row], figure: Figure) -> None:
         for shift, row, colour, mark in ((-0.13, dense, "muted", "s"), (0.13, earn, "main", "o")):
             lowest, highest = row["interval"]["recall@10"]
             axes.plot([lowest, highest], [place + shift] * 2, color=COLOURS[colour], linewidth=1.6)
-            label = ("dense" if row is dense else "EARN, k = N/4") if place == 0 else None
+            label = ("dense" if row is dense else "EARN") if place == 0 else None
             axes.plot(row["recall@10"], place + shift, mark, color=COLOURS[colour], markersize=5, label=label)
     axes.set_yticks(range(len(pairs)), [name for name, *_ in pairs])
     axes.invert_yaxis()
@@ -82,7 +81,7 @@ def draw_sweep(rows: Sequence[Row], figure: Figure) -> None:
     figure.set_size_inches(7.5, 3.4)
     axes = figure.subplots()
     lines = (("main", "-", "o"), ("mark", "--", "s"), ("good", "-.", "^"), ("bad", ":", "D"))
-    for (data, _, backbone), group in _split(rows).items():
+    for (data, method, backbone), group in _split(rows).items():
         dense = [row for row in group if row["variant"] == "dense"]
         earn = [row for row in group if row["variant"] == "earn"]
         splits = sorted({row["early_layers"] for row in earn})
@@ -92,7 +91,9 @@ def draw_sweep(rows: Sequence[Row], figure: Figure) -> None:
         colour, line, mark = lines[len(axes.lines) // 2 % len(lines)]
         layers = earn[0]["layers"]
         means = [_mean(row for row in earn if row["early_layers"] == k) / whole for k in splits]
-        axes.plot([k / layers for k in splits], means, line, color=COLOURS[colour], label=f"{data}, {backbone}")
+        axes.plot(
+            [k / layers for k in splits], means, line, color=COLOURS[colour], label=f"{data}, {method}, {backbone}"
+        )
         places = [row["early_layers"] / layers for row in earn]
         axes.plot(places, [row["recall@10"] / whole for row in earn], mark, color=COLOURS[colour], markersize=4)
     axes.axhline(1, color=COLOURS["muted"], linewidth=1)
@@ -109,14 +110,14 @@ def draw_sweep(rows: Sequence[Row], figure: Figure) -> None:
 def draw_ablations(rows: Sequence[Row], figure: Figure) -> None:
     """Recall@10 of each variant as a share of whole EARN's, ours beside the paper's."""
     shares: dict[str, dict[str, float]] = {}
-    for (data, _, backbone), group in _split(rows).items():
+    for (data, method, backbone), group in _split(rows).items():
         ablated = [row for row in group if row["variant"] not in ("dense", "earn")]
         splits = {row["early_layers"] for row in ablated}
         earn = [row for row in group if row["variant"] == "earn" and row["early_layers"] in splits]
         if ablated and earn:
             for variant in dict.fromkeys(row["variant"] for row in ablated):
                 share = _mean(row for row in ablated if row["variant"] == variant) / _mean(earn)
-                shares.setdefault(variant, {})[f"{data}, {backbone}"] = share
+                shares.setdefault(variant, {})[f"{data}, {method}, {backbone}"] = share
     for variant, found in paper.ABLATIONS.items():
         if variant in shares:
             shares[variant]["the paper: LC-Rec, Beauty, Llama-7B"] = found / paper.ABLATIONS["earn"]

@@ -97,10 +97,19 @@ def has_tokenizer(source: str | Path) -> bool:
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
-    """A folder's or a GGUF file's tokenizer, if there is one."""
+    """A folder's or a GGUF file's tokenizer, if there is one.
+
+    Raises:
+        EarnError: it cannot be read, or a GGUF file holds none.
+    """
     if not has_tokenizer(source):
         return None
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**_place(Path(source)))
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**_place(Path(source)))
+    except Exception as error:  # transformers, tokenizers and json raise classes of their own
+        raise EarnError(
+            f"{source}: its tokenizer cannot be loaded ({error}). Mend it, or take the method tiger, which needs none."
+        ) from error
     return tokenizer
 
 
@@ -113,10 +122,12 @@ def _place(path: Path) -> dict[str, Any]:
 
 
 def _load_trained(folder: Path) -> PreTrainedModel:
-    if is_gguf(folder):
-        import gguf  # noqa: F401  (transformers would blame the file)
     place = _place(folder)
+    if is_gguf(folder):
+        import gguf  # transformers would blame the file
     try:
+        if is_gguf(folder):
+            _check_gguf(gguf.GGUFReader(folder))
         config = AutoConfig.from_pretrained(**place)
         check_backbone(config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -139,6 +150,13 @@ def _load_trained(folder: Path) -> PreTrainedModel:
             "Copy or write the folder again."
         )
     return backbone
+
+
+def _check_gguf(reader: Any) -> None:
+    """Refuses RoPE frequencies that are scaled: transformers does not read the scaling, and would compute without."""
+    names = {tensor.name for tensor in reader.tensors} | set(reader.fields)
+    if found := sorted(name for name in names if name == "rope_freqs.weight" or ".rope.scaling." in name):
+        raise EarnError(f"The GGUF file scales its RoPE ({found[0]}), which is not read. Take the Hugging Face folder.")
 
 
 def check_backbone(config: PretrainedConfig) -> None:

@@ -33,6 +33,7 @@ from earn.windows import LikeShapes, Window, Windows
 
 RUN_FOLDER = "run"
 PLAN_FILE = "plan.json"  # in the run folder: marks it as ours, and says what is being trained
+CLOCK_FILE = "clock.json"  # in the run folder: the seconds it took so far
 TRAINING_FILE = "training.json"
 BEST_BY = "ndcg@10"
 
@@ -48,6 +49,24 @@ class _Redraw(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._windows.redraw(round(state.epoch or 0))
+
+
+class _Clock(TrainerCallback):
+    """Counts a training's seconds over all its interruptions, in the run folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._before = float(read_json(path)["seconds"]) if path.is_file() else 0.0
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self._before + time.monotonic() - self._started
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            write_json(self._path, {"seconds": self.seconds})
 
 
 class EarnTrainer(Trainer):
@@ -79,7 +98,8 @@ class EarnTrainer(Trainer):
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """The mean loss over the batch's target tokens, times their number by that of a usual batch.
 
-        Batches are of very different sizes; every target token of an epoch thus counts the same.
+        Batches are of very different sizes; every target token of an epoch thus counts the same in the loss. (Trainer
+        clips gradients after that, which the largest batches feel most.)
         """
         loss: Tensor = model(**inputs)["loss"]
         return loss * ((inputs["labels"] != IGNORED).sum() / self._usual_targets)
@@ -137,7 +157,8 @@ def train(
         layer.self_attn.attention_dropout = settings.dropout
         layer.hidden_dropout = settings.hidden_dropout
     trainer = EarnTrainer(model, windows, validate, arguments)
-    started = time.monotonic()
+    clock = _Clock(out / RUN_FOLDER / CLOCK_FILE)
+    trainer.add_callback(clock)
     result = trainer.train(resume_from_checkpoint=_last_checkpoint(out) if resume else None)
     best = trainer.state.best_metric or 0.0
     if settings.average:
@@ -147,7 +168,7 @@ def train(
         "settings": to_json(settings),
         BEST_BY: best,
         "steps": result.global_step,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(clock.seconds, 1),
     }
     model.eval()
     trainer.accelerator.wait_for_everyone()  # others may still be reading the best checkpoint
@@ -245,15 +266,19 @@ def _average(
     model: EarnModel, checkpoints: Sequence[Path], validate: Callable[[EarnModel], float], best: float
 ) -> float:
     """Gives the model the checkpoints' mean weights if they validate better than `best`; returns the better figure."""
-    own = {name: value.detach().clone() for name, value in model.named_parameters()}
-    states = [load_file(folder / "model.safetensors") for folder in checkpoints]
+    parameters = dict(model.named_parameters())
+    own = {name: value.detach().clone() for name, value in parameters.items()}
     with torch.no_grad():
-        for name, value in model.named_parameters():
-            value.copy_(torch.stack([state[name] for state in states]).mean(0))
+        for value in parameters.values():
+            value.zero_()
+        for folder in checkpoints:
+            for file in folder.glob("model*.safetensors"):  # one, or the parts of a large model
+                for name, part in load_file(file).items():
+                    parameters[name].add_(part.to(parameters[name].device), alpha=1 / len(checkpoints))
         model.eval()
         found = validate(model)
         if found <= best:
-            for name, value in model.named_parameters():
+            for name, value in parameters.items():
                 value.copy_(own[name])
     return max(found, best)
 

@@ -47,6 +47,7 @@ class Windows(Dataset[Window]):
 
     def redraw(self, epoch: int) -> None:
         """Draws the overlaps of an epoch."""
+        self.epoch = epoch
         generator = np.random.default_rng((self._seed, epoch))
         shift = generator.integers(0, self._slack + 1)
         shift[self._number == 0] = 0
@@ -76,23 +77,18 @@ class Windows(Dataset[Window]):
 class LikeShapes(Sampler[int]):
     """Places of windows such that each `batch` of them in turn are of like shape, so that few rows are padding.
 
-    Which stand together, and in which order the batches come, is drawn anew for every epoch. A batch of few long
-    windows predicts more than one of many short ones, so the loss must weigh batches by what they predict.
+    Which stand together, and in which order the batches come, is drawn anew for every epoch of the windows. A batch of
+    few long windows predicts more than one of many short ones, so the loss must weigh batches by what they predict.
     """
 
     def __init__(self, windows: Windows, batch: int, seed: int) -> None:
         self._windows, self._batch, self._seed = windows, batch, seed
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses what is drawn next."""
-        self._epoch = epoch
 
     def __len__(self) -> int:
         return len(self._windows)
 
     def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng((self._seed, self._epoch))
+        generator = np.random.default_rng((self._seed, self._windows.epoch))
         parts, tokens = self._windows.shapes
         order = np.lexsort((generator.random(len(parts)), tokens, parts)).tolist()
         batches = [order[start : start + self._batch] for start in range(0, len(order), self._batch)]

@@ -216,6 +216,7 @@ def test_the_runtime_imports_numpy_and_onnx_runtime_alone(path: Path) -> None:
 
 
 TORCH_FREE = (
+    "attention_figures",
     "catalog",
     "config",
     "data",

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +146,67 @@ def test_the_page_says_what_the_rows_say() -> None:
     assert "+0.0030 (-0.0010 to +0.0070)" in text
     assert "| `beauty`, tiger, tiny-llama, k = 2 of 8 | 1.08 | 1.08 |  |  |" in text
     assert "| paper: Beauty, lcrec, llama | 1.15 | 1.13 | 3.79x | 80% |" in text
-    assert "no-suffix | .0130 (.0030 to .0230) | .0065 (.0000 to .0130) | 0 | 20% | 24% |" in text
+    assert "no-suffix | .0130 (.0030 to .0230) | .0065 (.0000 to .0130) | 1 | 20% | 24% |" in text
     rows[0]["attention"] = {"suggestions": {"attention": None, "cut": 5}}
     assert "| `beauty`, tiger, tiny-llama | none | 5 | 2 | 2 |" in results_page.page(rows)
-    assert "| `beauty`, tiny-llama: batch_size 32 | .0690 (.0590 to .0790)" in text
+    assert "| `beauty`, tiger, tiny-llama: batch_size 32 | .0690 (.0590 to .0790)" in text
     assert rows[0]["command"] in text
     left = sum(run.name not in {row["command"].split()[-1] for row in rows} for run in PRESETS["cpu"].runs)
     assert f"{left} of {len(PRESETS['cpu'].runs)} runs" in text
+
+
+def test_a_page_of_half_a_grid_is_a_page() -> None:
+    alone = row("earn", 0.07)
+    del alone["difference"]  # its dense model is not there yet
+    for rows in ([], [row("dense", 0.06, 8)], [row("dense", 0.06, 8), row("untrained", 0.01)], [alone]):
+        assert "## What was not run" in results_page.page(rows)
+    wide = [
+        row("dense", 0.06, 8),
+        row("earn", 0.05, 4),
+        row("earn", 0.05, 4, 1),
+        row("earn", 0.07),
+        row("no-suffix", 0.01),
+    ]
+    text = results_page.page(wide)
+    assert "k = 2: no-suffix" in text  # though another k has more seeds
+    assert "EARN, k = 2 of 8" in text
+
+
+def test_a_failed_training_is_said_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first of two trainings at once fails: its folder has a file where the checkpoint belongs."""
+    runs = [Run("walks", "toy-llama"), Run("walks", "toy-llama", variant="earn", early_layers=1)]
+    runs[0] = runs[1].dense
+    preset = replace(PRESETS["smoke"], runs=tuple(runs), settings={"epochs": 1})
+    monkeypatch.setattr(experiments, "PRESETS", {"smoke": preset})
+    (tmp_path / runs[0].name).mkdir(parents=True)
+    (tmp_path / runs[0].name / "checkpoint").write_text("in the way")
+    assert experiments.main(["smoke", "--out", str(tmp_path), "--jobs", "2", "--threads", "1"]) == 1
+    said = capsys.readouterr().err
+    assert f"{runs[0].name}  failed" in said
+    assert f"{runs[1].name}  Recall@10" in said
+    assert "1 processes failed" in said
+
+
+def test_a_checkpoint_of_other_settings_is_refused(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = replace(PRESETS["smoke"], settings={"epochs": 7})
+    monkeypatch.setattr(experiments, "PRESETS", {"smoke": preset})
+    with pytest.raises(SystemExit, match="trained with epochs 6, the grid says 7"):
+        experiments.main(["smoke", "--out", str(measured)])
+
+
+def test_one_training_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    with experiments._alone(tmp_path), pytest.raises(EarnError, match="another process"), experiments._alone(tmp_path):
+        pass
+
+
+def test_equal_names_mean_equal_trainings() -> None:
+    settings: dict[str, Any] = {}
+    for preset in PRESETS.values():
+        for run in preset.runs:
+            found = experiments.settings_of(run.trained, preset)
+            assert settings.setdefault(run.trained.name, found) == found
 
 
 def test_new_rows_take_the_place_of_old_ones_of_the_same_run(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ NAMES = {
 }
 
 
-def write_gguf(model: PreTrainedModel, path: Path) -> None:
+def write_gguf(model: PreTrainedModel, path: Path, scaled: bool = False) -> None:
     """A Llama as llama.cpp stores it: pairs of rotary rows stand next to each other."""
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -52,6 +52,8 @@ def write_gguf(model: PreTrainedModel, path: Path) -> None:
             writer.add_tensor(
                 f"blk.{layer}.{theirs}.weight", _paired(value, heads[theirs]) if theirs in heads else value
             )
+    if scaled:
+        writer.add_tensor("rope_freqs.weight", np.ones(4, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -76,6 +78,18 @@ def test_a_gguf_file_is_the_model_that_it_was_written_from(tmp_path: Path) -> No
     table = model.model.embed_tokens.weight.detach()
     mean, new = table[: backbone.config.vocab_size].mean(0), table[list(model.earn.token_ids)]
     assert (new - mean).std() < 2 * model.config.initializer_range
+
+
+def test_without_a_tokenizer_there_are_no_words(tmp_path: Path) -> None:
+    write_gguf(small_backbone("tiny-llama", tie_word_embeddings=False), tmp_path / "small.gguf")
+    with pytest.raises(EarnError, match="take the method tiger"):
+        build_model("lcrec", tmp_path / "small.gguf", toy_catalog(), 2)
+
+
+def test_a_rope_that_would_be_computed_wrongly_is_refused(tmp_path: Path) -> None:
+    write_gguf(small_backbone("tiny-llama", tie_word_embeddings=False), tmp_path / "small.gguf", scaled=True)
+    with pytest.raises(EarnError, match=r"scales its RoPE \(rope_freqs\.weight\)"):
+        load_backbone(tmp_path / "small.gguf")
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -21,7 +21,7 @@ from earn.model import EarnModel
 from earn.packing import pack
 from earn.settings import TrainSettings
 from earn.training import train, trained_on
-from earn.windows import LikeShapes, Windows
+from earn.windows import LikeShapes
 from tests.support import assert_close, small_backbone, token_identifiers, toy_catalog
 
 CATALOG = toy_catalog([f"a{item % 4} b{item // 4}" for item in range(12)])
@@ -238,21 +238,20 @@ def test_without_two_items_of_one_user_there_is_nothing_to_train_on(tmp_path: Pa
         train(untrained(), [np.array([1]), np.array([], np.int64)], tmp_path, Validation(), SETTINGS)
 
 
-@pytest.mark.parametrize(("drawer", "draw"), [(Windows, "redraw"), (LikeShapes, "set_epoch")])
-def test_every_epoch_draws_windows_and_batches_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawer: type[Any], draw: str
-) -> None:
-    epochs: list[int] = []
-    right: Callable[[Any, int], None] = getattr(drawer, draw)
+def test_every_epoch_draws_windows_and_batches_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, list[int]]] = []
+    right = LikeShapes.__iter__
 
-    def noted(self: Any, epoch: int) -> None:
-        epochs.append(epoch)
-        right(self, epoch)
+    def noted(self: LikeShapes) -> Iterator[int]:
+        order = list(right(self))
+        drawn.append((self._windows.epoch, order))
+        return iter(order)
 
-    monkeypatch.setattr(drawer, draw, noted)
+    monkeypatch.setattr(LikeShapes, "__iter__", noted)
     train(untrained(), sequences(), tmp_path, Validation(0.1, 0.2), SETTINGS)
-    assert epochs[-1] == 1
-    assert 0 in epochs
+    (first, one), (second, other) = drawn[-2:]
+    assert (first, second) == (0, 1)
+    assert one != other
 
 
 def test_every_target_of_an_epoch_counts_the_same(tmp_path: Path) -> None:
