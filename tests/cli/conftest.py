@@ -12,7 +12,7 @@ import pytest
 from earn.backbones import load_backbone
 from earn.cli.main import main
 
-USERS, ITEMS = 90, 30
+USERS, ITEMS = 90, 60
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 64,

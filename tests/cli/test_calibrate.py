@@ -47,7 +47,7 @@ def test_an_int8_bundle_and_its_report(exported: Path, data: Path, earn: Earn, t
 
     shown = earn("inspect", out).out
     assert "int8 for cpu" in shown
-    assert "of the best 15 items stay" in shown
+    assert "of the best 20 items stay" in shown
     assert earn("recommend", out, "--history", "i1,i2").status == 0
 
 
@@ -60,7 +60,7 @@ def test_a_bundle_that_fails_is_not_written_unless_forced(
     outcome = earn(*argv, *options)
     assert outcome.status == 1
     assert "fails" in outcome.out
-    assert "The gate stays shut: the best 15 items overlap by" in outcome.err
+    assert "The gate stays shut: the best 20 items overlap by" in outcome.err
     assert not (tmp_path / "bad").exists()
     assert (tmp_path / "bad-report-failed.html").is_file()
     forced = earn(*argv, *options, "--force")

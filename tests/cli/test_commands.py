@@ -119,7 +119,7 @@ def test_evaluation_refuses_other_items(exported: Path, data: Path, earn: Earn, 
     other = Path(shutil.copytree(data, tmp_path / "other"))
     with (other / "walks.item").open("a") as file:
         file.write("new\tNew\n")
-    assert "1 of its 31 items, such as 'new'" in earn("evaluate", exported, other).error
+    assert f"1 of its {ITEMS + 1} items, such as 'new'" in earn("evaluate", exported, other).error
 
 
 def test_evaluation_refuses_other_items_under_the_same_ids(

@@ -10,7 +10,7 @@ import pytest
 from earn.cli import calibrate, measures
 from earn.cli.dataset import load_dataset
 from earn.runtime.recommender import Recommender
-from tests.cli.conftest import USERS, Earn
+from tests.cli.conftest import ITEMS, USERS, Earn
 
 QUALITY = {"recall@10", "ndcg@10"}
 
@@ -84,10 +84,10 @@ def test_the_timed_request_is_the_one_that_is_evaluated(monkeypatch: pytest.Monk
 
 def test_popularity_ranks_count_from_the_most_trained_item(data: Path) -> None:
     dataset = load_dataset(str(data))
-    counts = np.bincount(np.concatenate(dataset.split.train), minlength=30)
+    counts = np.bincount(np.concatenate(dataset.split.train), minlength=ITEMS)
     ranks = measures.popularity_ranks(dataset, dataset.split.test)
     assert len(ranks) == USERS
     for example, rank in zip(dataset.split.test, ranks, strict=True):
         seen = set(example.history.tolist())
-        shown = sorted(set(range(30)) - seen, key=lambda item: (-counts[item], item))[:20]
+        shown = sorted(set(range(ITEMS)) - seen, key=lambda item: (-counts[item], item))[:20]
         assert rank == (shown.index(example.target) if example.target in shown else -1)
