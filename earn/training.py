@@ -19,17 +19,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from earn.backbones import sizes_of
 from earn.config import to_json
 from earn.errors import EarnError
 from earn.files import read_json, write_json
-from earn.model import IGNORED, EarnModel
+from earn.model import EarnModel
 from earn.packing import pack
 from earn.settings import TrainSettings
-from earn.windows import LikeShapes, Window, Windows
+from earn.windows import Window, Windows
 
 RUN_FOLDER = "run"
 PLAN_FILE = "plan.json"  # in the run folder: marks it as ours, and says what is being trained
@@ -70,7 +69,7 @@ class _Clock(TrainerCallback):
 
 
 class EarnTrainer(Trainer):
-    """Trainer whose batches hold windows of like shape, and whose evaluation is the constrained search's NDCG@10."""
+    """Trainer whose evaluation is the constrained search's NDCG@10."""
 
     def __init__(
         self,
@@ -89,20 +88,6 @@ class EarnTrainer(Trainer):
         )
         self._earn = model
         self._validate = validate
-        self._windows = windows
-        self._usual_targets = _usual_targets(windows, model, arguments.train_batch_size)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> LikeShapes:
-        return LikeShapes(self._windows, self.args.train_batch_size, self.args.seed)
-
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """The mean loss over the batch's target tokens, times their number by that of a usual batch.
-
-        Batches are of very different sizes; every target token of an epoch thus counts the same in the loss. (Trainer
-        clips gradients after that, which the largest batches feel most.)
-        """
-        loss: Tensor = model(**inputs)["loss"]
-        return loss * ((inputs["labels"] != IGNORED).sum() / self._usual_targets)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validates the model as it stands; every process does the same, so that all agree on the best."""
@@ -112,13 +97,6 @@ class EarnTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-def _usual_targets(windows: Windows, model: EarnModel, batch: int) -> float:
-    """Target tokens of a batch, on average; the last one may be smaller."""
-    parts, _ = windows.shapes
-    codes = sum(map(len, model.identifiers)) / len(model.identifiers)
-    return float((parts - 1).sum() * codes / -(-len(parts) // batch))
 
 
 def train(

@@ -1,13 +1,12 @@
-"""What a training reads: windows of a user's items, and which of them stand in one batch."""
+"""What a training reads: windows of a user's items."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from earn.errors import EarnError
 
@@ -47,21 +46,11 @@ class Windows(Dataset[Window]):
 
     def redraw(self, epoch: int) -> None:
         """Draws the overlaps of an epoch."""
-        self.epoch = epoch
         generator = np.random.default_rng((self._seed, epoch))
         shift = generator.integers(0, self._slack + 1)
         shift[self._number == 0] = 0
         shift = shift[np.lexsort((shift, self._user))]  # growing from window to window, so that no gap opens
         self._end = self._latest + shift
-
-    @property
-    def shapes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """How many parts each window has, and how many tokens stand before its last one; as they are drawn now."""
-        parts = np.minimum(self._end, self._size)
-        deepest = max(map(len, self._identifiers))
-        further = np.array([(len(window), sum(map(len, window[:-1]))) for window in self._further], np.int64)
-        further = further.reshape(-1, 2)
-        return np.append(parts, further[:, 0]), np.append((parts - 1) * deepest, further[:, 1])
 
     def __len__(self) -> int:
         return len(self._user) + len(self._further)
@@ -72,26 +61,3 @@ class Windows(Dataset[Window]):
         end = int(self._end[place])
         items = self._sequences[self._user[place]][max(0, end - self._size) : end]
         return [self._identifiers[item] for item in items]
-
-
-class LikeShapes(Sampler[int]):
-    """Places of windows such that each `batch` of them in turn are of like shape, so that few rows are padding.
-
-    Which stand together, and in which order the batches come, is drawn anew for every epoch of the windows. A batch of
-    few long windows predicts more than one of many short ones, so the loss must weigh batches by what they predict.
-    """
-
-    def __init__(self, windows: Windows, batch: int, seed: int) -> None:
-        self._windows, self._batch, self._seed = windows, batch, seed
-
-    def __len__(self) -> int:
-        return len(self._windows)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng((self._seed, self._windows.epoch))
-        parts, tokens = self._windows.shapes
-        order = np.lexsort((generator.random(len(parts)), tokens, parts)).tolist()
-        batches = [order[start : start + self._batch] for start in range(0, len(order), self._batch)]
-        whole = len(order) // self._batch
-        drawn = [*generator.permutation(whole), *range(whole, len(batches))]  # an incomplete one comes last
-        return chain.from_iterable(batches[number] for number in drawn)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.nn import functional
 from earn.config import EarnConfig, Prompt
 from earn.errors import EarnError
 from earn.model import IGNORED, EarnModel
-from earn.packing import pack
+from earn.packing import pack, share_rows
 from earn.prompts import history_tokens, prompt_end
 from tests.support import (
     FAMILIES,
@@ -100,14 +101,29 @@ def test_packed_loss_and_gradients_equal_one_example_at_a_time(shape: str, name:
         assert_close(gradient, found[parameter], 1e-5, f"gradient of {parameter}")
 
 
-def test_a_window_alone_and_in_a_batch_has_the_same_logits() -> None:
+def test_windows_that_share_a_row_are_as_if_alone() -> None:
     model = build("one register per side, text")
-    windows = [[token_identifiers(model)[item] for item in window] for window in WINDOWS]
-    for window in windows:
-        total = model(**pack([window], model.earn))["loss"] * sum(map(len, window[1:]))
-        beside = pack([*windows, window], model.earn)
-        beside["labels"][:-1] = IGNORED
-        assert_close(total, model(**beside)["loss"] * sum(map(len, window[1:])), 1e-9)
+    windows = [[token_identifiers(model)[item] for item in window] for window in (*WINDOWS, *WINDOWS[1:])]
+    batch = pack(windows, model.earn)
+    assert len(batch["input_ids"]) < len(windows)
+    tokens = [sum(map(len, window[1:])) for window in windows]
+    alone = [model(**pack([window], model.earn))["loss"] * count for window, count in zip(windows, tokens, strict=True)]
+    assert int((batch["labels"] != IGNORED).sum()) == sum(tokens)
+    assert_close(torch.stack(alone).sum() / sum(tokens), model(**batch)["loss"], 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_are_shared_by_what_fits(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    sizes = [(int(tokens), int(targets)) for tokens, targets in generator.integers(1, 20, (40, 2))]
+    rows = share_rows(sizes)
+    assert sorted(number for row in rows for number in row) == list(range(40))
+    most = np.max(sizes, axis=0)
+    for row in rows:
+        assert (np.sum([sizes[number] for number in row], axis=0) <= most).all()
+    assert len(rows) < len(sizes)
+    assert share_rows([(3, 1), (8, 4), (5, 3)]) == [[1], [2, 0]]
+    assert share_rows([(8, 4), (3, 1), (5, 4)]) == [[0], [2], [1]]  # tokens would fit, targets do not
 
 
 CONFIG = EarnConfig(
@@ -138,6 +154,19 @@ def test_a_batch_is_laid_out_as_documented() -> None:
     assert {row: batch["visible"][0, row].nonzero().flatten().tolist() for row in rows} == rows
 
 
+def test_short_windows_share_a_row_as_documented() -> None:
+    batch = pack([[(3,), (4, 5)], [(1, 2), (3,), (4, 5)], [(4,), (1,)]], CONFIG)
+    head, first, second = [90, 80], [1, 2, 81, 3], [82, 91, 92]
+    assert batch["input_ids"].tolist() == [
+        [*head, *first, *second, 0, *second, 4],
+        [*head, 3, 4, 0, 0, *second, 4, *second, 0],  # two windows of one item each, then their groups
+    ]
+    assert batch["position_ids"][1].tolist() == [0, 1, 2, 2, 0, 0, 3, 4, 5, 6, 3, 4, 5, 0]
+    assert batch["labels"].tolist() == [[3, IGNORED, 4, 5], [4, 5, 1, IGNORED]]
+    rows = {2: [0, 1, 2], 3: [0, 1, 3], 4: [], 7: [0, 1, 2, 6, 7], 10: [0, 1, 3, 10], 12: [0, 1, 3, 10, 11, 12]}
+    assert {row: batch["visible"][1, row].nonzero().flatten().tolist() for row in rows} == rows
+
+
 def test_the_plain_form_predicts_every_token_after_the_first_item() -> None:
     plain = EarnConfig(4, (), (), Prompt(head=(80,)), (1, 2, 3, 4, 5))
     batch = pack([[(1, 2), (3,), (4, 5)], [(3,), (1, 2)]], plain, dense=True)
@@ -155,7 +184,7 @@ def test_no_row_sees_the_future_padding_or_another_group() -> None:
     batch = pack(windows, model.earn)
     visible, positions = batch["visible"], batch["position_ids"]
     # Among the rows that one row sees, every position stands exactly once, up to its own: a prompt's prefix.
-    for user in range(len(windows)):
+    for user in range(len(visible)):
         for row in range(visible.shape[1]):
             seen = visible[user, row].nonzero().flatten()
             if len(seen):

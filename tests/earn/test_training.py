@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ from earn.model import EarnModel
 from earn.packing import pack
 from earn.settings import TrainSettings
 from earn.training import train, trained_on
-from earn.windows import LikeShapes
+from earn.windows import Windows
 from tests.support import assert_close, small_backbone, token_identifiers, toy_catalog
 
 CATALOG = toy_catalog([f"a{item % 4} b{item // 4}" for item in range(12)])
@@ -238,46 +236,18 @@ def test_without_two_items_of_one_user_there_is_nothing_to_train_on(tmp_path: Pa
         train(untrained(), [np.array([1]), np.array([], np.int64)], tmp_path, Validation(), SETTINGS)
 
 
-def test_every_epoch_draws_windows_and_batches_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[tuple[int, list[int]]] = []
-    right = LikeShapes.__iter__
+def test_every_epoch_draws_its_windows_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs: list[int] = []
+    right: Callable[[Windows, int], None] = Windows.redraw
 
-    def noted(self: LikeShapes) -> Iterator[int]:
-        order = list(right(self))
-        drawn.append((self._windows.epoch, order))
-        return iter(order)
+    def redraw(self: Windows, epoch: int) -> None:
+        epochs.append(epoch)
+        right(self, epoch)
 
-    monkeypatch.setattr(LikeShapes, "__iter__", noted)
+    monkeypatch.setattr(Windows, "redraw", redraw)
     train(untrained(), sequences(), tmp_path, Validation(0.1, 0.2), SETTINGS)
-    (first, one), (second, other) = drawn[-2:]
-    assert (first, second) == (0, 1)
-    assert one != other
-
-
-def test_every_target_of_an_epoch_counts_the_same(tmp_path: Path) -> None:
-    """Without learning, the loss that Trainer reports is the mean over all targets, whatever the batches' shapes."""
-    model = untrained()
-    ragged = [sequence[:length] for sequence, length in zip(sequences(), cycle((2, 3, 5)), strict=False)]
-    identifiers = token_identifiers(model)
-    losses, tokens = [], []
-    for sequence in ragged:
-        with torch.no_grad():
-            losses.append(float(model.eval()(**pack([[identifiers[item] for item in sequence]], model.earn))["loss"]))
-        tokens.append(2 * (len(sequence) - 1))
-    still = replace(SETTINGS, epochs=1, learning_rate=1e-12, weight_decay=0.0, dropout=0.0)
-    reported: list[float] = []
-
-    def validate(model: EarnModel) -> float:
-        return 0.1
-
-    def note(self: Any, logs: dict[str, float], *_: Any) -> None:
-        reported.extend(value for name, value in logs.items() if name == "loss")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.Trainer.log", note)
-        train(model, ragged, tmp_path, validate, still)
-    assert np.ptp(losses) > 0.1  # else any weights would do
-    assert reported == [pytest.approx(np.average(losses, weights=tokens), abs=2e-4)]  # Trainer rounds to 4 places
+    assert epochs[-1] == 1
+    assert 0 in epochs
 
 
 def test_where_nothing_was_recorded_the_data_is_unknown(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from earn.windows import LikeShapes, Window, Windows
+from earn.windows import Window, Windows
 
 
 def windows_of(lengths: list[int], size: int, seed: int = 0) -> Windows:
@@ -69,39 +69,3 @@ def test_further_windows_stay_as_they_are() -> None:
     windows = Windows([np.arange(3)], [(0, 1), (2, 3), (4, 5)], 5, 0, FURTHER)
     assert len(windows) == 3
     assert [windows[place] for place in range(3)] == [[(0, 1), (2, 3), (4, 5)], *FURTHER]
-    parts, tokens = windows.shapes
-    assert parts.tolist() == [3, 2, 2]
-    assert tokens.tolist() == [4, 9, 3]
-
-
-def test_shapes_are_those_of_the_windows_as_drawn() -> None:
-    windows = windows_of([31, 14, 5, 2], 5)
-    for epoch in range(5):
-        windows.redraw(epoch)
-        parts, tokens = windows.shapes
-        drawn = [windows[place] for place in range(len(windows))]
-        assert parts.tolist() == [len(window) for window in drawn]
-        assert tokens.tolist() == [len(window) - 1 for window in drawn]
-
-
-@pytest.mark.parametrize("batch", [1, 3, 4, 100])
-def test_batches_of_like_shape_hold_every_window_once(batch: int) -> None:
-    windows = windows_of([2, 3, 4, 5] * 7 + [14], 5)
-    parts, _ = windows.shapes
-    order = list(LikeShapes(windows, batch, 0))
-    assert sorted(order) == list(range(len(windows)))
-    batches = [order[start : start + batch] for start in range(0, len(order), batch)]
-    spread = [np.ptp(parts[places]) for places in batches]
-    assert sum(spread) <= 3  # sorted by length, neighbours differ by no more than the longest from the shortest
-
-
-def test_every_epoch_draws_its_batches_anew() -> None:
-    windows = windows_of([2, 3, 4, 5] * 7, 5)
-
-    def drawn(seed: int, epoch: int) -> list[int]:
-        windows.redraw(epoch)
-        return list(LikeShapes(windows, 4, seed))
-
-    assert drawn(1, 2) == drawn(1, 2)
-    assert drawn(1, 2) != drawn(1, 3)
-    assert drawn(1, 2) != drawn(2, 2)
