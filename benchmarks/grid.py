@@ -139,6 +139,7 @@ class Backbone:
 
 
 _TOY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
+_SIX = {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 6}
 _WIDE = {"hidden_size": 160, "intermediate_size": 432}
 _SMALL = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 6}
 BACKBONES: Mapping[str, Backbone] = MappingProxyType(
@@ -149,6 +150,7 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
         "tiny-qwen2": Backbone("tiny-qwen2", about="8 layers of width 96, from scratch"),
         "tiny-qwen3": Backbone("tiny-qwen3", about="8 layers of width 96, from scratch"),
         "wide-llama": Backbone("tiny-llama", _WIDE, about="8 layers of width 160, from scratch"),
+        "six-llama": Backbone("tiny-llama", _SIX, about="6 layers of width 128, from scratch"),
         "small-llama": Backbone("tiny-llama", _SMALL, about="12 layers of width 384, from scratch"),
         "small-qwen2": Backbone("tiny-qwen2", _SMALL, about="12 layers of width 384, from scratch"),
         "smollm2": Backbone(
@@ -227,7 +229,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "what was tried to rank better on Beauty: a night on two cores",
             _unique(
                 (Run("beauty", "tiny-llama", early_layers=2, recipe=name) for name in RECIPES),
-                twins(("beauty",), ("wide-llama",), 2, (0,)),
+                (Run("beauty", "tiny-llama", "tiger", name, 2) for name in ("registers-2", "registers-3")),
+                twins(("beauty",), ("wide-llama", "six-llama"), 2, (0,)),
             ),
         ),
         "pretrained": Preset(
