@@ -181,7 +181,8 @@ def measure(run: Run, preset: str, out: Path) -> None:
     users = dataset.examples(users=PRESETS[preset].users)
     note(f"{run.name}: ask {len(users)} users")
     recommender, item_ids = torch_recommender(model, variant.scoring), dataset.interactions.item_ids
-    ranks = target_ranks(recommender, users, item_ids, DATA[run.data].exclude_history, progress("users"))
+    exclude = DATA[run.data].exclude_history and not variant.history_may_return
+    ranks = target_ranks(recommender, users, item_ids, exclude, progress("users"))
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / RANKS, ranks)
     each = {"recall@10": recall(ranks, 10), "ndcg@10": ndcg(ranks, 10)}

@@ -50,6 +50,7 @@ class Variant:
     registers: tuple[int, int] = (1, 1)
     positions: str = "original"
     scoring: str = "trie"
+    history_may_return: bool = False  # its items may be recommended even where nobody chooses an item twice
     of: str = ""  # the variant whose checkpoint it is, where it trains none of its own
 
 
@@ -66,6 +67,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "compact": Variant("positions of the late stage are counted anew", positions="compact"),
         "scoring-level": Variant("probabilities over the tokens of a level", scoring="level", of="earn"),
         "scoring-vocab": Variant("probabilities over the whole vocabulary", scoring="vocab", of="earn"),
+        "history-returns": Variant("items of the history may be recommended", history_may_return=True, of="earn"),
     }
 )
 ABLATIONS = tuple(name for name in VARIANTS if name not in ("dense", "earn"))
@@ -77,20 +79,22 @@ class Data:
 
     source: str  # for earn.data, found by $EARN_DATA
     settings: Mapping[str, Any] = field(default_factory=dict)  # fields of TrainSettings that differ
-    exclude_history: bool = False  # where nobody chooses an item twice
+    exclude_history: bool = True  # nobody chooses an item twice
     about: str = ""
 
 
 DATA: Mapping[str, Data] = MappingProxyType(
     {
         "walks": Data(
-            "walks", {"epochs": 6, "learning_rate": 1e-2, "dropout": 0.0}, about="made up, for the smoke test"
+            "walks",
+            {"epochs": 6, "learning_rate": 1e-2, "dropout": 0.0},
+            exclude_history=False,
+            about="made up, for the smoke test",
         ),
         "ml-100k": Data(
             "ml-100k",
             {"epochs": 4, "dropout": 0.0},
-            exclude_history=True,
-            about="MovieLens 100k, leave-one-out, films of the history left out of the lists",
+            about="MovieLens 100k, leave-one-out",
         ),
         "beauty": Data(
             "amazon-beauty-letter",
@@ -220,7 +224,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 sweep("ml-100k", "tiny-llama", (1, 3, 4, 6, 8), (0,)),
                 twins(("ml-100k",), TINY, 2, (0,), "lcrec"),
                 sweep("beauty", "tiny-llama", (1, 4), (0,)),
-                (Run("beauty", "tiny-llama", "tiger", name, 2) for name in ("no-prefix", "no-suffix", "untrained")),
+                (
+                    Run("beauty", "tiny-llama", "tiger", name, 2)
+                    for name in ("history-returns", "no-prefix", "no-suffix", "untrained")
+                ),
                 sweep("ml-100k", "tiny-llama", (1, 3, 4, 6, 8), (1, 2)),
                 ablations("ml-100k", "tiny-llama", 2, (1, 2)),
             ),

@@ -288,8 +288,10 @@ _HEAD = """# Results
 EARN's claims, checked on real data with models trained here. This page and its pictures are made of
 [results.json](results.json) by `python benchmarks/results.py`; [experiments.py](../benchmarks/experiments.py) trains
 and measures, [grid.py](../benchmarks/grid.py) says what. Every figure is by search over the whole catalog with 20
-beams for every test user; weights are chosen by NDCG@10 on 2,000 validation users at the most. Figures are means over
-seeds; in parentheses stand the ends of a seed's 95 % bootstrap interval over users, averaged likewise."""
+beams for every test user; weights are chosen by NDCG@10 on 2,000 validation users at the most. In none of these data
+sets does anybody choose an item twice, so items of the history are left out of the lists (the ablation
+`history-returns` says what that changes). Figures are means over seeds; in parentheses stand the ends of a seed's 95 %
+bootstrap interval over users, averaged likewise."""
 
 _TWINS = """"To dense" is the difference, user by user, to the dense model of the same seed, with its paired interval:
 one below 0 would say that EARN is worse. What few users cannot tell apart may still differ.
