@@ -294,7 +294,7 @@ def new_model(run: Run, dataset: Dataset) -> EarnModel:
     return build_model(
         run.method,
         _packaged(backbone.package, backbone.source) if backbone.package else backbone.source,
-        dataset.catalog(run.seed),
+        dataset.catalog(run.seed, DATA[run.data].build_identifiers),
         run.early_layers or None,
         variant.registers,
         positions=variant.positions,

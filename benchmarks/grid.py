@@ -79,6 +79,7 @@ class Data:
 
     source: str  # for earn.data, found by $EARN_DATA
     settings: Mapping[str, Any] = field(default_factory=dict)  # fields of TrainSettings that differ
+    build_identifiers: bool = False  # in spite of those that the data brings
     exclude_history: bool = True  # nobody chooses an item twice
     about: str = ""
 
@@ -100,6 +101,12 @@ DATA: Mapping[str, Data] = MappingProxyType(
             "amazon-beauty-letter",
             {"epochs": 12, "batch_size": 64},
             about="Amazon Beauty 2014, 5-core, leave-one-out (github.com/HonghuiBao2000/LETTER, data/Beauty)",
+        ),
+        "beauty-built": Data(
+            "amazon-beauty-letter",
+            {"epochs": 12, "batch_size": 64},
+            build_identifiers=True,
+            about="the same with identifiers built here, of training histories and titles",
         ),
         "games": Data(
             "amazon-games-atspeed",
@@ -192,9 +199,11 @@ def sweep(data: str, backbone: str, early_layers: Iterable[int], seeds: Iterable
     return [Run(data, backbone, early_layers=k, seed=seed) for k, seed in product(early_layers, seeds)]
 
 
-def ablations(data: str, backbone: str, early_layers: int, seeds: Iterable[int]) -> list[Run]:
-    """Every variant of EARN."""
-    return [Run(data, backbone, "tiger", name, early_layers, seed) for name, seed in product(ABLATIONS, seeds)]
+def ablations(
+    data: str, backbone: str, early_layers: int, seeds: Iterable[int], variants: Iterable[str] = ABLATIONS
+) -> list[Run]:
+    """Every variant of EARN, or some."""
+    return [Run(data, backbone, "tiger", name, early_layers, seed) for name, seed in product(variants, seeds)]
 
 
 def _unique(*groups: Iterable[Run]) -> tuple[Run, ...]:
@@ -222,12 +231,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 twins(("games",), ("tiny-llama",), 2, (0,)),
                 ablations("ml-100k", "tiny-llama", 2, (0,)),
                 sweep("ml-100k", "tiny-llama", (1, 3, 4, 6, 8), (0,)),
+                twins(("beauty-built",), ("tiny-llama",), 2, (0,)),
+                ablations("beauty", "tiny-llama", 2, (0,), ("history-returns", "untrained", "no-prefix", "no-suffix")),
                 twins(("ml-100k",), TINY, 2, (0,), "lcrec"),
                 sweep("beauty", "tiny-llama", (1, 4), (0,)),
-                (
-                    Run("beauty", "tiny-llama", "tiger", name, 2)
-                    for name in ("history-returns", "no-prefix", "no-suffix", "untrained")
-                ),
                 sweep("ml-100k", "tiny-llama", (1, 3, 4, 6, 8), (1, 2)),
                 ablations("ml-100k", "tiny-llama", 2, (1, 2)),
             ),
@@ -236,7 +243,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "what was tried to rank better on Beauty: a night on two cores",
             _unique(
                 (Run("beauty", "tiny-llama", early_layers=2, recipe=name) for name in RECIPES),
-                (Run("beauty", "tiny-llama", "tiger", name, 2) for name in ("registers-2", "registers-3")),
+                ablations("beauty", "tiny-llama", 2, (0,), ("registers-2", "registers-3")),
                 twins(("beauty",), ("wide-llama", "six-llama"), 2, (0,)),
             ),
         ),

@@ -24,10 +24,20 @@ class Dataset:
     interactions: Interactions
     split: Split
 
-    def catalog(self, seed: int = 0) -> Catalog:
-        """The identifiers that the data brings, or else new ones."""
-        if self.interactions.catalog is not None:
-            return self.interactions.catalog
+    def catalog(self, seed: int = 0, build: bool = False) -> Catalog:
+        """The identifiers that the data brings; new ones if it brings none, or if they are to be built.
+
+        Raises:
+            EarnError: new ones are wanted, and without titles nothing would tell later that the items are the same.
+        """
+        own = self.interactions.catalog
+        if own is not None and not build:
+            return own
+        if own is not None and not any(self.interactions.titles):
+            raise EarnError(
+                f"{self.source}: its items have identifiers but no titles, so a model with other identifiers could "
+                "not be told from one of other items. Add titles (items.tsv), or leave away --build-identifiers."
+            )
         from earn.identifiers import build_catalog
 
         return build_catalog(self.interactions, self.split.train, seed=seed)
@@ -66,26 +76,28 @@ class Dataset:
                 f"{self.source}: {len(missing)} of its {items} items, such as {missing[0]!r}, are not in the "
                 f"catalog of {model}. Give the data that the model was trained on."
             )
-        for item_id, here, there in self._names(catalog):
-            if here != there:
+        for item_id, names in zip(self.interactions.item_ids, self._names(catalog), strict=True):
+            if names and all(here != there for here, there in names):
+                here, there = names[0]
                 raise EarnError(
                     f"{self.source}: item {item_id!r} is {here!r}, but {there!r} in the catalog of {model}: these are "
                     "other items under the same ids. Give the data that the model was trained on."
                 )
 
-    def _names(self, catalog: Catalog) -> Iterator[tuple[str, str, str]]:
-        """Each item's id, and what tells the item apart, here and in a catalog.
+    def _names(self, catalog: Catalog) -> Iterator[list[tuple[str, str]]]:
+        """What may show that each item is the same here and in a catalog: one of the pairs is enough.
 
-        That is its identifier where the data brings them. Those that are built depend on a seed, so for other data it
-        is the title, where both have one.
+        The identifier, where the data brings them, and the title. Either may differ: identifiers may have been built
+        for a model, and titles be spelled anew. An item that lacks a title, though others have one, shows nothing.
         """
-        own = self.interactions.catalog
+        own, titles = self.interactions.catalog, self.interactions.titles
+        titled = any(titles) and any(catalog.titles)
         for item, item_id in enumerate(self.interactions.item_ids):
             place = catalog.index[item_id]
-            if own is not None:
-                yield item_id, "".join(own.identifiers[item]), "".join(catalog.identifiers[place])
-            elif self.interactions.titles[item] and catalog.titles[place]:
-                yield item_id, self.interactions.titles[item], catalog.titles[place]
+            names = [] if own is None else [("".join(own.identifiers[item]), "".join(catalog.identifiers[place]))]
+            if titled:
+                names.append((titles[item], catalog.titles[place]))
+            yield names if all(map(all, names)) else []
 
 
 def load_dataset(source: str) -> Dataset:

@@ -67,6 +67,11 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         metavar="K",
         help="layers that see every token (default: a quarter of them)",
     )
+    group.add_argument(
+        "--build-identifiers",
+        action="store_true",
+        help="new identifiers even where the data brings some; such data needs titles",
+    )
     group.add_argument("--dense", action="store_true", help="the dense baseline: all layers, no registers")
     for place, where in (("prefix", "start"), ("suffix", "end")):
         group.add_argument(
@@ -135,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
     steps(f"Read {args.data}")
     dataset = load_dataset(args.data)
     steps(f"Item identifiers of {len(dataset.interactions.item_ids):,} items")
-    catalog = dataset.catalog(args.seed)
+    catalog = dataset.catalog(args.seed, args.build_identifiers)
     steps(f"{'Dense' if args.dense else 'EARN'} model over {args.backbone}")
     model = _model(args, method, catalog)
     settings = replace(settings, titles=method == "lcrec" and any(catalog.titles))

@@ -143,9 +143,26 @@ def test_items_are_told_apart_by_title_or_by_the_identifiers_of_the_data(data: P
         dataset.check_items(renamed, "model")
 
     brought = replace(dataset, interactions=replace(dataset.interactions, catalog=catalog))
-    brought.check_items(renamed, "model")
+    for fitting in (catalog, swapped, renamed):  # titles that are spelled anew, identifiers that were built
+        brought.check_items(fitting, "model")
     with pytest.raises(EarnError, match=f"item 'i0' is '{''.join(first)}', but '{''.join(second)}' in the catalog"):
-        brought.check_items(swapped, "model")
+        brought.check_items(replace(renamed, identifiers=swapped.identifiers), "model")
+
+
+def test_identifiers_are_built_in_spite_of_given_ones_where_titles_tell_items_apart(data: Path) -> None:
+    dataset = load_dataset(str(data))
+    given = replace(dataset.catalog(), identifiers=tuple((f"<a_{item}>",) for item in range(ITEMS)))
+    brought = replace(dataset, interactions=replace(dataset.interactions, catalog=given))
+    assert brought.catalog() is given
+    assert brought.catalog(build=True) == dataset.catalog()
+    brought.check_items(brought.catalog(build=True), "model")
+    one_less = replace(
+        brought, interactions=replace(brought.interactions, titles=("", *brought.interactions.titles[1:]))
+    )
+    one_less.check_items(one_less.catalog(build=True), "model")
+    untitled = replace(brought, interactions=replace(brought.interactions, titles=("",) * ITEMS))
+    with pytest.raises(EarnError, match=r"identifiers but no titles.* leave away --build-identifiers"):
+        untitled.catalog(build=True)
 
 
 def test_a_bundle_has_its_scoring_rule(exported: Path, checkpoint: Path, data: Path, earn: Earn) -> None:
