@@ -6,12 +6,14 @@
     python benchmarks/experiments.py cpu --list                 # what there is, and what is done
     python benchmarks/experiments.py cpu --analyze              # then: attention of the dense models, and their k
     python benchmarks/experiments.py cpu --speed                # then: latency of what was trained, one after the other
+    python benchmarks/experiments.py cpu --quantize --only beauty/tiger-tiny-llama/earn-k2-seed0    # then: int8 bundles
 
 Data sets are folders of their names in $EARN_DATA (MovieLens is fetched). A GPU is used where there is one.
 
 Each run has a folder below OUT: checkpoint/ (a training that was interrupted goes on from its last epoch), result.json,
-ranks.npy with the place of each user's item, attention.json, speed.json, log.txt. What is done is not done again, so
-the same command goes on with what is missing. benchmarks/results.py makes docs/results.md from these folders.
+ranks.npy with the place of each user's item, attention.json, speed.json, int8.json with the gate's verdict beside
+bundle/ and int8-bundle/, log.txt. What is done is not done again, so the same command goes on with what is missing.
+benchmarks/results.py makes docs/results.md from these folders.
 
 Every figure is by constrained search over the whole catalog with 20 beams, for all test users. Weights are chosen by
 NDCG@10 on validation users, the test users are asked once.
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from earn.model import EarnModel
 
 RESULT, RANKS, LOG, CHECKPOINT, LOCK = "result.json", "ranks.npy", "log.txt", "checkpoint", ".lock"
-ATTENTION, SPEED = "attention.json", "speed.json"
+ATTENTION, SPEED, INT8 = "attention.json", "speed.json", "int8.json"
 OUT = Path("runs/experiments")
 TIMED_USERS = 256
 
@@ -65,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="show the runs and end")
     parser.add_argument("--analyze", action="store_true", help="analyze the attention of the dense models")
     parser.add_argument("--speed", action="store_true", help="time what was trained")
+    parser.add_argument("--quantize", action="store_true", help="write int8 bundles of what was trained as EARN")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at once (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="of each training (default: cores by jobs)")
     args = parser.parse_args(argv)
@@ -89,6 +92,8 @@ def _run(args: argparse.Namespace) -> int:
         analyze_all(runs, args.out)
     elif args.speed:
         time_all(runs, args.out)
+    elif args.quantize:
+        quantize_all(runs, args.out)
     elif args.only:
         _use_threads(args.threads)
         for run in runs:
@@ -343,6 +348,30 @@ def time_all(runs: Sequence[Run], out: Path) -> None:
         figures = speed(models, histories, VARIANTS[run.variant].scoring, DATA[run.data].exclude_history)
         write_json(out / run.name / SPEED, figures)
         note(f"{run.name}: {figures['speedup']:.2f}x, cache {figures['cache_reduction']:.1%} smaller")
+
+
+def quantize_all(runs: Sequence[Run], out: Path) -> None:
+    """A float and an int8 bundle of every trained EARN run, and what the gate says of the latter."""
+    from earn.calibration.calibrate import Settings
+    from earn.cli.calibrate import HELD_OUT, SAMPLES, calibrated, draw, summary
+    from earn.export.bundle import export_bundle
+
+    for run in runs:
+        folder = out / run.name
+        if run.variant == "dense" or run.trained != run or not (folder / RESULT).is_file() or (folder / INT8).is_file():
+            continue
+        note(f"{run.name}: export and quantize")
+        dataset = load_data(run, out)
+        histories, held_out = draw(dataset, SAMPLES, HELD_OUT, run.seed, DATA[run.data].exclude_history)
+        source, settings = folder / "bundle", Settings(compare=False, seed=run.seed)
+        export_bundle(load_model(run, out), source, histories[:8])
+        found, page = calibrated(
+            source, folder / "int8-bundle", dataset.source, histories, held_out, "int8", settings, folder / "int8.html"
+        )
+        verdict = summary(found)
+        write_json(folder / INT8, {**verdict, "refined": list(found.chosen.mix.fine_kinds)})
+        outcome = "passes" if verdict["passed"] else "fails"
+        note(f"{run.name}: {outcome}, {verdict['beam_set_overlap']:.1%} of the best items stay; see {page}")
 
 
 def write_walks(folder: Path, users: int = 200, items: int = 40) -> Path:

@@ -18,7 +18,7 @@ import numpy as np
 if not __package__:  # run as a script, for which Python looks in this folder alone
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.experiments import ATTENTION, RANKS, RESULT, SPEED
+from benchmarks.experiments import ATTENTION, INT8, RANKS, RESULT, SPEED
 from benchmarks.grid import PRESETS, Run
 from benchmarks.results_page import HIDDEN, MEASURES, Row, page
 from benchmarks.results_pictures import draw_all
@@ -57,6 +57,8 @@ def collect(out: Path) -> dict[str, Row]:
         if (out / name / RESULT).is_file():
             result = {"recipe": run.recipe, **read_json(out / name / RESULT)}
             rows[name] = {**result, **_speed(out, run), **_difference(out, run), **_attention(out, run)}
+            if (out / name / INT8).is_file():
+                rows[name]["int8"] = read_json(out / name / INT8)
     if not rows:
         raise EarnError(f"{out}: holds no finished run. Run experiments.py with --out {out} first.")
     return rows

@@ -119,6 +119,15 @@ def test_speed_is_that_of_bundles(measured: Path) -> None:
     assert figures["paper_cache_reduction"] == pytest.approx(1 - 48 / 164, abs=1e-4)
 
 
+def test_bundles_of_earn_are_quantized_and_judged(measured: Path) -> None:
+    experiments.main(["smoke", "--out", str(measured), "--quantize"])
+    folder = measured / "walks/tiger-toy-llama/earn-k1-seed0"
+    found = read_json(folder / "int8.json")
+    assert 0 <= found["beam_set_overlap"] <= 1
+    assert found["passed"] == (folder / "int8-bundle").is_dir()
+    assert not (measured / "walks/tiger-toy-llama/dense-seed0/bundle").exists()
+
+
 def test_an_unknown_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no run 'walks/none'"):
         experiments.main(["smoke", "--out", str(tmp_path), "--only", "walks/none"])
@@ -149,6 +158,11 @@ def test_the_page_says_what_the_rows_say() -> None:
     assert "no-suffix | .0130 (.0030 to .0230) | .0065 (.0000 to .0130) | 1 | 20% | 24% |" in text
     rows[0]["attention"] = {"suggestions": {"attention": None, "cut": 5}}
     assert "| `beauty`, tiger, tiny-llama | none | 5 | 2 | 2 |" in results_page.page(rows)
+    rows[1]["int8"] = {
+        "passed": True, "beam_set_overlap": 0.9585, "ndcg@10": {"before": 0.0343, "after": 0.0347}, "size_ratio": 0.28,
+        "refined": ["head"], "float_layers": [],
+    }  # fmt: skip
+    assert "| 95.9% | .0343 to .0347 | 28% | head refined | passes |" in results_page.page(rows)
     assert "| `beauty`, tiger, tiny-llama: batch_size 32 | .0690 (.0590 to .0790)" in text
     assert rows[0]["command"] in text
     left = sum(run.name not in {row["command"].split()[-1] for row in rows} for run in PRESETS["cpu"].runs)
