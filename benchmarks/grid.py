@@ -134,6 +134,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "hidden-dropout": {"hidden_dropout": 0.1},
         "smoothing": {"label_smoothing": 0.1},
         "average-4": {"average": 4},
+        "longer-hidden-dropout": {"epochs": 16, "hidden_dropout": 0.1},
     }
 )
 
@@ -244,6 +245,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             _unique(
                 (Run("beauty", "tiny-llama", early_layers=2, recipe=name) for name in RECIPES),
                 ablations("beauty", "tiny-llama", 2, (0,), ("registers-2", "registers-3")),
+                (Run("beauty", "wide-llama", early_layers=2, recipe="longer-hidden-dropout"),),
                 twins(("beauty",), ("wide-llama", "six-llama"), 2, (0,)),
             ),
         ),
