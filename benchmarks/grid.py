@@ -50,7 +50,7 @@ class Variant:
     registers: tuple[int, int] = (1, 1)
     positions: str = "original"
     scoring: str = "trie"
-    history_may_return: bool = False  # its items may be recommended even where nobody chooses an item twice
+    history_may_return: bool = False  # its items may be recommended, though nobody here chooses an item twice
     of: str = ""  # the variant whose checkpoint it is, where it trains none of its own
 
 
@@ -60,9 +60,9 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "earn": Variant("one register at each end"),
         "registers-2": Variant("two registers at each end", (2, 2)),
         "registers-3": Variant("three registers at each end", (3, 3)),
-        "no-prefix": Variant("BOS instead of the prefix register", (0, 1)),
+        "no-prefix": Variant("no prefix register: BOS in the early layers, nothing in its place above", (0, 1)),
         "no-suffix": Variant("the prompt's last token instead of the suffix register", (1, 0)),
-        "no-registers": Variant("BOS and the prompt's last token instead of both", (0, 0)),
+        "no-registers": Variant("neither: the prompt's last token alone is seen above", (0, 0)),
         "untrained": Variant("the dense model's weights and new registers, nothing trained", of="dense"),
         "compact": Variant("positions of the late stage are counted anew", positions="compact"),
         "scoring-level": Variant("probabilities over the tokens of a level", scoring="level", of="earn"),
@@ -80,17 +80,13 @@ class Data:
     source: str  # for earn.data, found by $EARN_DATA
     settings: Mapping[str, Any] = field(default_factory=dict)  # fields of TrainSettings that differ
     build_identifiers: bool = False  # in spite of those that the data brings
-    exclude_history: bool = True  # nobody chooses an item twice
     about: str = ""
 
 
 DATA: Mapping[str, Data] = MappingProxyType(
     {
         "walks": Data(
-            "walks",
-            {"epochs": 6, "learning_rate": 1e-2, "dropout": 0.0},
-            exclude_history=False,
-            about="made up, for the smoke test",
+            "walks", {"epochs": 6, "learning_rate": 1e-2, "dropout": 0.0}, about="made up, for the smoke test"
         ),
         "ml-100k": Data(
             "ml-100k",
@@ -154,6 +150,7 @@ _TOY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
 _SIX = {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 6}
 _WIDE = {"hidden_size": 160, "intermediate_size": 432}
 _SMALL = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 6}
+_SLOW = {"learning_rate": 1e-3}
 BACKBONES: Mapping[str, Backbone] = MappingProxyType(
     {
         "toy-llama": Backbone("tiny-llama", _TOY),
@@ -163,8 +160,8 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
         "tiny-qwen3": Backbone("tiny-qwen3", about="8 layers of width 96, from scratch"),
         "wide-llama": Backbone("tiny-llama", _WIDE, about="8 layers of width 160, from scratch"),
         "six-llama": Backbone("tiny-llama", _SIX, about="6 layers of width 128, from scratch"),
-        "small-llama": Backbone("tiny-llama", _SMALL, about="12 layers of width 384, from scratch"),
-        "small-qwen2": Backbone("tiny-qwen2", _SMALL, about="12 layers of width 384, from scratch"),
+        "small-llama": Backbone("tiny-llama", _SMALL, _SLOW, about="12 layers of width 384, from scratch"),
+        "small-qwen2": Backbone("tiny-qwen2", _SMALL, _SLOW, about="12 layers of width 384, from scratch"),
         "smollm2": Backbone(
             "SmolLM2-135M-Instruct.Q4_1.gguf",
             settings={"learning_rate": 5e-4},
@@ -262,7 +259,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 sweep("beauty-by-time", "small-llama", (1, 2, 4, 6, 12), (0,)),
                 ablations("beauty-by-time", "small-llama", 3, (0,)),
             ),
-            {"bf16": True, "batch_size": 128, "learning_rate": 1e-3},
+            {"bf16": True, "batch_size": 128},
         ),
     }
 )

@@ -18,15 +18,18 @@ import numpy as np
 if not __package__:  # run as a script, for which Python looks in this folder alone
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.experiments import ATTENTION, INT8, RANKS, RESULT, SPEED
-from benchmarks.grid import PRESETS, Run
-from benchmarks.results_page import HIDDEN, MEASURES, Row, page
+from benchmarks.afterwards import ATTENTION, INT8, SPEED
+from benchmarks.grid import PRESETS, VARIANTS, Run
+from benchmarks.results_page import HIDDEN, MEASURES, Row, page, run_name
 from benchmarks.results_pictures import draw_all
+from benchmarks.runs import RANKS, RESULT
 from earn.cli.console import note
 from earn.errors import EarnError
 from earn.files import read_json, write_json, written_whole
 from earn.metrics import bootstrap_interval
 
+PLACES = 6
+AFTERWARDS = ("speedup", "cache_reduction", "speed", "difference", "attention", "int8")  # parts of a row
 DOCS = Path(__file__).parent.parent / "docs"
 
 
@@ -39,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.collect:
             write_rows(args.docs / "results.json", collect(args.collect), known_rows(args.docs / "results.json"))
-        rows = known_rows(args.docs / "results.json")
+        rows = [row for row in known_rows(args.docs / "results.json") if run_name(row) in _grid()]
         with written_whole(args.docs / "results.md") as path:
             path.write_text(page(rows), encoding="utf-8")
         draw_all([row for row in rows if not row["recipe"]], args.docs / "pictures")
@@ -51,10 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def collect(out: Path) -> dict[str, Row]:
     """The rows of every finished run below OUT, by name."""
-    runs = {run.name: run for preset in PRESETS.values() for run in preset.runs if run.data not in HIDDEN}
     rows = {}
-    for name, run in runs.items():
-        if (out / name / RESULT).is_file():
+    for name, run in _grid().items():
+        if run.data not in HIDDEN and (out / name / RESULT).is_file():
             result = {"recipe": run.recipe, **read_json(out / name / RESULT)}
             rows[name] = {**result, **_speed(out, run), **_difference(out, run), **_attention(out, run)}
             if (out / name / INT8).is_file():
@@ -74,7 +76,12 @@ def _speed(out: Path, run: Run) -> Row:
 
 
 def _difference(out: Path, run: Run) -> Row:
-    """EARN minus its dense twin, user by user: [mean, lowest, highest] of the paired bootstrap's 95 %."""
+    """EARN minus its dense twin, user by user: [mean, lowest, highest] of the paired bootstrap's 95 %.
+
+    Nothing where no dense model was trained and asked the same way.
+    """
+    if run.recipe or VARIANTS[run.variant].history_may_return:
+        return {}
     paths = [out / twin.name / RANKS for twin in (run, run.dense)]
     if run.variant == "dense" or not all(path.is_file() for path in paths):
         return {}
@@ -102,22 +109,34 @@ def known_rows(path: Path) -> list[Row]:
 
 
 def write_rows(path: Path, found: Mapping[str, Row], known: Iterable[Row]) -> None:
-    """Writes results.json, what is found in the place of what was known of the same run; in the presets' order."""
-    rows = {row["command"].partition("--only ")[2]: row for row in known} | dict(found)
-    order = [run.name for preset in PRESETS.values() for run in preset.runs]
-    for name in rows.keys() - set(order):
+    """Writes results.json, what is found in the place of what was known of the same run; in the presets' order.
+
+    What was looked at afterwards is kept where it was not found anew and the run's figures are still the same.
+    """
+    rows = {run_name(row): row for row in known}
+    for name, row in found.items():
+        before = rows.get(name, {})
+        if all(before.get(measure) == round(row[measure], PLACES) for measure in MEASURES):
+            row = {**row, **{part: before[part] for part in AFTERWARDS if before.get(part) and not row.get(part)}}
+        rows[name] = row
+    for name in rows.keys() - _grid().keys():
         note(f"{name}: left out, for it is no longer in the grid")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, [_rounded(rows[name]) for name in dict.fromkeys(order) if name in rows])
+    write_json(path, [_rounded(rows[name]) for name in _grid() if name in rows])
+
+
+def _grid() -> dict[str, Run]:
+    """All runs by name, in the presets' order."""
+    return {run.name: run for preset in PRESETS.values() for run in preset.runs}
 
 
 def _rounded(value: Any) -> Any:
-    """Six places are enough for any share of users."""
+    """PLACES are enough for any share of users."""
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(item) for item in value]
-    return round(value, 6) if isinstance(value, float) else value
+    return round(value, PLACES) if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks import paper
+from benchmarks import results_text as text
 from benchmarks.grid import BACKBONES, DATA, PRESETS, RECIPES, VARIANTS
 from earn.metrics import ndcg, recall
+from earn.settings import TrainSettings
 
 MEASURES: Mapping[str, Callable[..., Any]] = {"recall@10": recall, "ndcg@10": ndcg}
 HIDDEN = ("walks",)  # made-up data
+TUNED = ("earn", "registers-2", "registers-3")  # variants that are also a matter of tuning
 
 Row = dict[str, Any]
 
@@ -22,15 +25,15 @@ def page(rows: Sequence[Row]) -> str:
     """The page, of these rows alone."""
     usual = [row for row in rows if not row["recipe"]]
     parts = [
-        _HEAD,
+        text.HEAD,
         _about_data(rows),
-        "## Dense and EARN\n\n" + _TWINS + _twins(usual) + _BESIDE + _beside(usual),
-        "## How many early layers\n\n" + _SWEEP + _sweep(usual),
-        "## Which k the attention suggests\n\n" + _SUGGESTED + _suggested(usual),
-        "## Ablations\n\n" + _ABLATIONS + _ablations(usual),
+        "## Dense and EARN\n\n" + text.TWINS + _twins(usual) + text.BESIDE + _beside(usual),
+        "## How many early layers\n\n" + text.SWEEP + _sweep(usual),
+        "## Which k the attention suggests\n\n" + text.SUGGESTED + _suggested(usual),
+        "## Ablations\n\n" + text.ABLATIONS + _ablations(usual),
         "## How it was trained\n\n" + _tuning(rows),
-        "## Speed and cache\n\n" + _SPEED + _speeds(usual),
-        "## In int8\n\n" + _INT8 + _quantized(rows),
+        "## Speed and cache\n\n" + text.SPEED + _speeds(usual),
+        "## In int8\n\n" + text.INT8 + _quantized(rows),
         "## Commands\n\n" + _commands(rows),
         "## What was not run\n\n" + _missing(rows),
     ]
@@ -45,9 +48,31 @@ def groups(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]
     return found
 
 
+def run_name(row: Row) -> str:
+    """The name in the grid of the run that a row came from."""
+    return str(row["command"].partition("--only ")[2])
+
+
 def mean(rows: Sequence[Row], name: str) -> float:
     """A figure's mean over seeds."""
     return statistics.fmean(row[name] for row in rows)
+
+
+def of_same_seeds(rows: Iterable[Row], others: Sequence[Row]) -> list[Row]:
+    """The rows whose seed is among the others': a share of figures over other seeds would be one of chance."""
+    seeds = {row["seed"] for row in others}
+    return [row for row in rows if row["seed"] in seeds]
+
+
+def share_of(rows: Sequence[Row], whole: Iterable[Row], name: str = "recall@10") -> float | None:
+    """A figure's mean as a share of other rows' of the same seeds; None where there are none, or theirs is 0."""
+    same = of_same_seeds(whole, rows)
+    rows = of_same_seeds(rows, same)
+    return mean(rows, name) / mean(same, name) if same and mean(same, name) else None
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -76,10 +101,20 @@ def _seeds(rows: Sequence[Row]) -> str:
 
 def _about_data(rows: Sequence[Row]) -> str:
     used = dict.fromkeys(row["data"] for row in rows)
-    lines = [f"- `{name}`: {DATA[name].about}; {_users(rows, name):,} test users" for name in used]
+    lines = [
+        f"- `{name}`: {DATA[name].about}; {_users(rows, name):,} test users; trained with {_settings(name)}"
+        for name in used
+    ]
     backbones = dict.fromkeys(row["backbone"] for row in rows)
     lines += [f"- `{name}`: {BACKBONES[name].about}" for name in backbones]
     return "\n".join(lines)
+
+
+def _settings(data: str) -> str:
+    """What a data set's models are trained with."""
+    settings = TrainSettings(**DATA[data].settings)
+    windows, rate, dropout = settings.batch_size, settings.learning_rate, settings.dropout
+    return f"{settings.epochs} epochs, batches of {windows} windows, learning rate {rate:g}, dropout {dropout:g}"
 
 
 def _users(rows: Sequence[Row], data: str) -> int:
@@ -101,7 +136,7 @@ def _pairs(rows: Sequence[Row]) -> list[tuple[str, list[Row], list[Row]]]:
             row for row in group if (row["variant"], row["early_layers"]) == ("earn", usual) and "difference" in row
         ]
         if dense and earn:
-            found.append((f"`{data}`, {method}, {backbone}", dense, earn))
+            found.append((f"`{data}`, {method}, {backbone}", of_same_seeds(dense, earn), earn))
     return found
 
 
@@ -109,10 +144,11 @@ def _beside(rows: Sequence[Row]) -> str:
     """EARN by dense, ours and the paper's."""
     lines = []
     for name, dense, earn in _pairs(rows):
-        ratios = [f"{mean(earn, measure) / mean(dense, measure):.2f}" for measure in MEASURES]
+        shares = [share_of(earn, dense, measure) for measure in MEASURES]
+        ratios = ["" if share is None else f"{share:.2f}" for share in shares]
         speed: Row = next((row["speed"] for row in earn if row["speed"]), {})
-        faster = f"{speed['paper_speedup']:.2f}x" if speed else ""
-        smaller = f"{speed['paper_cache_reduction']:.0%}" if speed else ""
+        faster = f"{speed['batch_speedup']:.2f}x" if speed else ""
+        smaller = f"{speed['sequence_cache_reduction']:.0%}" if speed else ""
         lines.append([f"{name}, k = {earn[0]['early_layers']} of {earn[0]['layers']}", *ratios, faster, smaller])
     for (method, data, family), found in paper.TWINS.items():
         ratios = [f"{earn_value / value:.2f}" for earn_value, value in zip(found.earn, found.dense, strict=True)]
@@ -155,10 +191,13 @@ def _sweep(rows: Sequence[Row]) -> str:
         ]
         for (k,), earn in splits:
             figures = [_figure(earn, measure) for measure in MEASURES]
-            lines.append([f"{name}: k = {k} of {earn[0]['layers']}", *figures, _seeds(earn)])
+            label = f"{name}: k = {k} of {earn[0]['layers']}"
+            lines.append([label, *figures, _seeds(earn), _percent(share_of(earn, dense))])
         if dense:
-            lines.append([f"{name}: dense", *(_figure(dense, measure) for measure in MEASURES), _seeds(dense)])
-    return table(("", "Recall@10", "NDCG@10", "seeds, Recall@10"), lines) if lines else "None was run yet."
+            figures = [_figure(dense, measure) for measure in MEASURES]
+            lines.append([f"{name}: dense", *figures, _seeds(dense), "100%"])
+    header = ("", "Recall@10", "NDCG@10", "seeds, Recall@10", "of the dense Recall@10, same seeds")
+    return table(header, lines) if lines else "None was run yet."
 
 
 def _suggested(rows: Sequence[Row]) -> str:
@@ -170,8 +209,7 @@ def _suggested(rows: Sequence[Row]) -> str:
         splits = groups((row for row in group if row["variant"] == "earn"), "early_layers")
         if not analyzed:
             continue
-        least = np.mean([row["interval"]["recall@10"][0] for row in dense])
-        good = sorted(k for (k,), earn in splits.items() if mean(earn, "recall@10") >= least)
+        good = sorted(k for (k,), earn in splits.items() if _good_enough(earn, dense))
         found = [[row["attention"]["suggestions"][rule] for row in analyzed] for rule in ("attention", "cut")]
         texts = [", ".join("none" if k is None else str(k) for k in ks) for ks in found]
         trained = ", ".join(str(k) for (k,) in sorted(splits))
@@ -186,6 +224,13 @@ def _suggested(rows: Sequence[Row]) -> str:
     return table(header, lines) if lines else "None was analyzed yet."
 
 
+def _good_enough(earn: Sequence[Row], dense: Sequence[Row]) -> bool:
+    """Whether EARN's Recall@10 is not below the lower end of the dense model's interval, over the same seeds."""
+    same = of_same_seeds(dense, earn)
+    ends = [row["interval"]["recall@10"][0] for row in same]
+    return bool(same) and mean(of_same_seeds(earn, same), "recall@10") >= np.mean(ends)
+
+
 def _ablations(rows: Sequence[Row]) -> str:
     lines = []
     earn_and_others = [row for row in rows if row["variant"] != "dense"]
@@ -195,7 +240,6 @@ def _ablations(rows: Sequence[Row]) -> str:
         variants = groups(group, "variant")
         if len(variants) < 2 or ("earn",) not in variants:
             continue
-        whole = mean(variants[("earn",)], "recall@10")
         for (variant,), found in variants.items():
             share = paper.ABLATIONS[variant] / paper.ABLATIONS["earn"] if variant in paper.ABLATIONS else None
             lines.append(
@@ -203,8 +247,8 @@ def _ablations(rows: Sequence[Row]) -> str:
                     f"`{data}`, {method}, {backbone}, k = {k}: {variant}",
                     *(_figure(found, measure) for measure in MEASURES),
                     _seeds(found),
-                    f"{mean(found, 'recall@10') / whole:.0%}",
-                    f"{share:.0%}" if share is not None else "",
+                    _percent(share_of(found, variants[("earn",)])),
+                    _percent(share),
                 ]
             )
     header = ("", "Recall@10", "NDCG@10", "seeds, Recall@10", "of EARN's Recall@10", "the paper's share")
@@ -213,21 +257,25 @@ def _ablations(rows: Sequence[Row]) -> str:
 
 
 def _tuning(rows: Sequence[Row]) -> str:
-    """What each change of the training gave."""
+    """What each change of the training gave, one seed each."""
     tried = {(row["data"], row["early_layers"]) for row in rows if row["recipe"]}
     lines = []
     for row in rows:
-        if row["variant"] != "earn" or row["seed"] or (row["data"], row["early_layers"]) not in tried:
+        if row["variant"] not in TUNED or row["seed"] or (row["data"], row["early_layers"]) not in tried:
             continue
-        changes = RECIPES[row["recipe"]] if row["recipe"] else {}
-        name = ", ".join(f"{field} {value}" for field, value in changes.items()) or "as above"
-        figures = [_figure([row], measure) for measure in MEASURES]
+        changes = dict(RECIPES[row["recipe"]]) if row["recipe"] else {}
+        if row["variant"] != "earn":
+            changes = {"registers": row["registers"][0]} | changes
+        name = ", ".join(f"{field} {value}" for field, value in changes.items()) or "the usual settings"
+        figures = [_short(row["valid_ndcg@10"]), *(_figure([row], measure) for measure in MEASURES)]
         label = f"`{row['data']}`, {row['method']}, {row['backbone']}: {name}"
         lines.append([label, *figures, f"{row['epochs']}", _minutes(row)])
-    header = ("EARN", "Recall@10", "NDCG@10", "epochs", "minutes")
+    header = ("EARN", "NDCG@10, validation", "Recall@10", "NDCG@10", "epochs", "minutes")
     published = ", ".join(f"{name} {_short(figure)}" for name, figure in paper.BEAUTY_LEAVE_ONE_OUT.items())
-    bar = f"Published on Beauty, leave-one-out (arXiv 2305.05065, table 1), Recall@10: {published}."
-    return f"{bar}\n\n{table(header, lines)}" if lines else bar
+    returns = [row for row in rows if (row["data"], row["variant"]) == ("beauty", "history-returns")]
+    own = f" With items of the history in the lists ours is {_figure(returns, 'recall@10')}." if returns else ""
+    bar = f"{text.PUBLISHED}{published}.{own}"
+    return f"{bar}\n\n{text.TUNING}{table(header, lines)}" if lines else bar
 
 
 def _speeds(rows: Sequence[Row]) -> str:
@@ -243,9 +291,9 @@ def _speeds(rows: Sequence[Row]) -> str:
                 f"{speed['p50_ms'][1]:.1f} to {speed['p50_ms'][0]:.1f} ms",
                 f"{speed['speedup']:.2f}x",
                 f"{speed['cache_reduction']:.0%}",
-                f"{speed['paper_speedup']:.2f}x",
+                f"{speed['batch_speedup']:.2f}x",
                 f"{speed['tokens_per_second'][0]:,} ({speed['tokens_per_second'][1]:,})",
-                f"{speed['paper_cache_reduction']:.0%}",
+                f"{speed['sequence_cache_reduction']:.0%}",
             ]
         )
     header = (
@@ -272,7 +320,8 @@ def _quantized(rows: Sequence[Row]) -> str:
             ]
             lines.append(
                 [
-                    f"`{row['command'].partition('--only ')[2]}`",
+                    f"`{run_name(row)}`",
+                    f"{found['users']:,}",
                     f"{found['beam_set_overlap']:.1%}",
                     f"{_short(ndcg['before'])} to {_short(ndcg['after'])}",
                     f"{found['size_ratio']:.0%}",
@@ -280,7 +329,7 @@ def _quantized(rows: Sequence[Row]) -> str:
                     "passes" if found["passed"] else "fails",
                 ]
             )
-    header = ("", "of the best 20 stay", "NDCG@10", "size", "kept finer", "gate")
+    header = ("", "judges", "of the best 20 stay", "NDCG@10", "size", "kept finer", "gate")
     return table(header, lines) if lines else "None was judged yet."
 
 
@@ -289,7 +338,7 @@ def _commands(rows: Sequence[Row]) -> str:
     for row in rows:
         epochs = f"{row['epochs']}" if row["training_seconds"] else ""
         lines.append([f"`{row['command']}`", epochs, _minutes(row), f"{row['parameters'] / 1e6:.2f}"])
-    return table(("command", "epochs", "minutes of training", "million parameters"), lines)
+    return table(("command", "epochs", "minutes, validation included", "million parameters"), lines)
 
 
 def _minutes(row: Row) -> str:
@@ -298,75 +347,11 @@ def _minutes(row: Row) -> str:
 
 
 def _missing(rows: Sequence[Row]) -> str:
-    known = {row["command"].partition("--only ")[2] for row in rows}
+    known = {run_name(row) for row in rows}
     lines = []
     for name, preset in PRESETS.items():
         left = [run for run in preset.runs if run.name not in known and run.data not in HIDDEN]
         if left:
             lines.append(f"- `experiments.py {name}` ({preset.about}): {len(left)} of {len(preset.runs)} runs, such as")
             lines += [f"  `{run.name}`" for run in left[:3]]
-    return _NOT_RUN + "\n".join(lines)
-
-
-_HEAD = """# Results
-
-EARN's claims, checked on real data with models trained here. This page and its pictures are made of
-[results.json](results.json) by `python benchmarks/results.py`; [experiments.py](../benchmarks/experiments.py) trains
-and measures, [grid.py](../benchmarks/grid.py) says what. Every figure is by search over the whole catalog with 20
-beams for every test user; weights are chosen by NDCG@10 on 2,000 validation users at the most. In none of these data
-sets does anybody choose an item twice, so items of the history are left out of the lists (the ablation
-`history-returns` says what that changes). Figures are means over seeds; in parentheses stand the ends of a seed's 95 %
-bootstrap interval over users, averaged likewise."""
-
-_TWINS = """"To dense" is the difference, user by user, to the dense model of the same seed, with its paired interval:
-one below 0 would say that EARN is worse. What few users cannot tell apart may still differ.
-
-![Recall@10 of dense and EARN](pictures/twins.svg)
-
-"""
-
-_BESIDE = """
-
-The same as shares of the dense model's, beside the paper's with backbones of 7 billion parameters (its data sets are
-split by time):
-
-"""
-
-_SWEEP = """The paper's rule of thumb is k = N/4. Its recall collapses below k = 4 of 32 (Llama) and 7 of 28 (Qwen2.5),
-and little is gained beyond 13.
-
-![Recall@10 by the number of early layers](pictures/sweep.svg)
-
-"""
-
-_SUGGESTED = """`earn analyze` looks at a dense model, before anything is trained as EARN. Its attention rule asks that
-later layers look at little but the prompt's ends; its cut rule, that cutting later layers off the history costs the
-weights, as they are, little. "Good enough": Recall@10 at or above the lower end of the dense model's interval.
-
-"""
-
-_ABLATIONS = """The paper's are of LC-Rec on Beauty with Llama-7B; the last column is its Recall@10 as a share of its
-whole EARN's.
-
-![Recall@10 of each variant beside whole EARN's](pictures/ablations.svg)
-
-"""
-
-_SPEED = """Both sides as fp32 bundles in ONNX Runtime on a CPU, taking turns. These models are so small that the search
-around them is a good part of a request; [benchmarks.md](benchmarks.md) has larger shapes. "One request": median
-milliseconds, dense to EARN, 20 beams; its cache holds the prompt once for all beams. "In batches" of 64 and "one
-sequence's cache" are the paper's terms: its speed-ups are 2.6 to 3.8x, its caches 45 to 81 % smaller, with prompts of
-100 to 170 tokens on a GPU.
-
-"""
-
-_INT8 = """`experiments.py PRESET --quantize --only RUN` exports a trained checkpoint and quantizes the bundle; 1,000
-test users judge it: 95 % of their best 20 items must stay, and NDCG@10 may not fall significantly
-([calibration.md](calibration.md)).
-
-"""
-
-_NOT_RUN = """The paper's own settings need GPUs that were not at hand: Llama-7B and Qwen2.5-7B at the largest batch
-that fits into 80 GB, MovieLens-1M, HSTU. Of the presets:
-
-"""
+    return text.NOT_RUN + "\n".join(lines)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import paper
-from benchmarks.results_page import Row, usual_split
+from benchmarks.results_page import Row, groups, share_of, usual_split
 from earn.files import written_whole
 from earn.page import COLOURS
 
@@ -37,23 +36,11 @@ def draw_all(rows: Sequence[Row], folder: Path) -> None:
                 figure.savefig(path, format="svg", metadata={"Date": None})
 
 
-def _split(rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
-    """Rows of each data set, method and backbone."""
-    found: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        found.setdefault((row["data"], row["method"], row["backbone"]), []).append(row)
-    return found
-
-
-def _mean(rows: Iterable[Row]) -> float:
-    return statistics.fmean(row["recall@10"] for row in rows)
-
-
 def draw_twins(rows: Sequence[Row], figure: Figure) -> None:
     """Recall@10 with its interval, dense above EARN, for each data set, method, backbone and seed."""
     pairs = [
         (f"{data}, {method}, {backbone}, seed {earn['seed']}", dense, earn)
-        for (data, method, backbone), group in _split(rows).items()
+        for (data, method, backbone), group in groups(rows, "data", "method", "backbone").items()
         for dense in group
         if dense["variant"] == "dense"
         for earn in group
@@ -81,21 +68,20 @@ def draw_sweep(rows: Sequence[Row], figure: Figure) -> None:
     figure.set_size_inches(7.5, 3.4)
     axes = figure.subplots()
     lines = (("main", "-", "o"), ("mark", "--", "s"), ("good", "-.", "^"), ("bad", ":", "D"))
-    for (data, method, backbone), group in _split(rows).items():
+    for (data, method, backbone), group in groups(rows, "data", "method", "backbone").items():
         dense = [row for row in group if row["variant"] == "dense"]
         earn = [row for row in group if row["variant"] == "earn"]
         splits = sorted({row["early_layers"] for row in earn})
         if len(splits) < 3 or not dense:
             continue
-        whole = _mean(dense)
         colour, line, mark = lines[len(axes.lines) // 2 % len(lines)]
-        layers = earn[0]["layers"]
-        means = [_mean(row for row in earn if row["early_layers"] == k) / whole for k in splits]
-        axes.plot(
-            [k / layers for k in splits], means, line, color=COLOURS[colour], label=f"{data}, {method}, {backbone}"
-        )
-        places = [row["early_layers"] / layers for row in earn]
-        axes.plot(places, [row["recall@10"] / whole for row in earn], mark, color=COLOURS[colour], markersize=4)
+        by_split = list(groups(sorted(earn, key=lambda row: int(row["early_layers"])), "early_layers").values())
+        for each, form in (([[row] for row in earn], mark), (by_split, line)):
+            shared = [found for found in each if share_of(found, dense) is not None]
+            places = [found[0]["early_layers"] / found[0]["layers"] for found in shared]
+            values = [share_of(found, dense) or 0 for found in shared]
+            label = f"{data}, {method}, {backbone}" if form == line else None
+            axes.plot(places, values, form, color=COLOURS[colour], markersize=4, label=label, clip_on=False)
     axes.axhline(1, color=COLOURS["muted"], linewidth=1)
     axes.annotate("dense", (0.005, 1), xycoords=("axes fraction", "data"), va="bottom", color=COLOURS["muted"])
     axes.set_xlim(0, 1.03)
@@ -110,17 +96,16 @@ def draw_sweep(rows: Sequence[Row], figure: Figure) -> None:
 def draw_ablations(rows: Sequence[Row], figure: Figure) -> None:
     """Recall@10 of each variant as a share of whole EARN's, ours beside the paper's."""
     shares: dict[str, dict[str, float]] = {}
-    for (data, method, backbone), group in _split(rows).items():
-        ablated = [row for row in group if row["variant"] not in ("dense", "earn")]
-        splits = {row["early_layers"] for row in ablated}
-        earn = [row for row in group if row["variant"] == "earn" and row["early_layers"] in splits]
-        if ablated and earn:
-            for variant in dict.fromkeys(row["variant"] for row in ablated):
-                share = _mean(row for row in ablated if row["variant"] == variant) / _mean(earn)
-                shares.setdefault(variant, {})[f"{data}, {method}, {backbone}"] = share
-    for variant, found in paper.ABLATIONS.items():
+    split = groups((row for row in rows if row["variant"] != "dense"), "data", "method", "backbone", "early_layers")
+    for (data, method, backbone, k), group in split.items():
+        variants = groups(group, "variant")
+        earn = variants.pop(("earn",), [])
+        for (variant,), found in variants.items():
+            if (share := share_of(found, earn)) is not None:
+                shares.setdefault(variant, {})[f"{data}, {method}, {backbone}, k = {k}"] = share
+    for variant, recall in paper.ABLATIONS.items():
         if variant in shares:
-            shares[variant]["the paper: LC-Rec, Beauty, Llama-7B"] = found / paper.ABLATIONS["earn"]
+            shares[variant]["the paper: LC-Rec, Beauty, Llama-7B"] = recall / paper.ABLATIONS["earn"]
     series = list(dict.fromkeys(name for found in shares.values() for name in found))
     figure.set_size_inches(7.5, 0.8 + 0.22 * max(1, len(shares) * (len(series) + 1)))
     axes = figure.subplots()
@@ -137,7 +122,7 @@ def draw_ablations(rows: Sequence[Row], figure: Figure) -> None:
     axes.axvline(1, color=COLOURS["muted"], linewidth=1)
     axes.set_yticks(range(len(shares)), list(shares))
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.2)
+    axes.set_xlim(0, max([1.08, *(share for found in shares.values() for share in found.values())]) + 0.12)
     axes.set_xlabel("Recall@10, whole EARN = 1")
     if series:
         figure.legend(loc="outside upper right", ncols=2, frameon=False)

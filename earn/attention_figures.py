@@ -20,9 +20,9 @@ TAIL = 4  # last tokens of the prompt; attention on them is the tail sink (paper
 BINS = 16  # parts of the middle
 ABOVE = 0.05  # a probability above this counts for the sparsity (paper)
 
-# The most that a layer above k may still attend to the middle. A head that spreads its attention evenly has nearly all
-# of it there, one that rests on its sinks nearly nothing; a tenth asks that the sinks are what is read.
-MOST_MIDDLE = 0.1
+# The most that a layer above k may still attend to what a cut takes away. A head that spreads its attention evenly has
+# nearly all of it there, one that rests on the prompt's very ends nearly nothing.
+MOST_LOST = 0.1
 
 # The most that a cut may raise the loss, as a share of what the cut above the first layer does. That one sets the
 # scale because losses of different data and vocabularies have none in common; where it costs anything, the rule
@@ -81,6 +81,17 @@ class Analysis:
         return self.early_layers == len(self.layers)
 
     @property
+    def lost(self) -> list[float]:
+        """Attention on prompt rows that a cut takes away, in each layer that sees the history.
+
+        What stays is `prefix` rows at the prompt's start and `suffix` at its end. The head and the tail are wider: in
+        a prompt of identifiers alone they hold codes of the oldest and the newest item, which are history too.
+        """
+        end = HEAD + BINS + TAIL
+        start, stop = min(self.prefix, HEAD), end - min(self.suffix, TAIL)
+        return [sum(row.received[start:stop]) for row in self.layers[: self.early_layers]]
+
+    @property
     def suggestions(self) -> dict[str, int | None]:
         """The k that each rule suggests; None where it suggests no cut below the model's own."""
         return {rule.name: rule.find(self) for rule in RULES}
@@ -103,13 +114,13 @@ class Rule:
     find: Callable[[Analysis], int | None]
 
 
-def k_by_attention(middle: Sequence[float]) -> int | None:
-    """The smallest k such that in all layers above k attention on the middle stays below MOST_MIDDLE; None: none does.
+def k_by_attention(lost: Sequence[float]) -> int | None:
+    """The smallest k such that all layers above k give less than MOST_LOST to rows that a cut takes; None: none does.
 
     Args:
-        middle: that attention in each layer that sees the history, the first layer's first.
+        lost: that attention in each layer that sees the history, the first layer's first.
     """
-    return next((k for k in range(1, len(middle)) if max(middle[k:]) < MOST_MIDDLE), None)
+    return next((k for k in range(1, len(lost)) if max(lost[k:]) < MOST_LOST), None)
 
 
 def k_by_cut(losses: Sequence[float]) -> int | None:
@@ -125,8 +136,9 @@ def k_by_cut(losses: Sequence[float]) -> int | None:
 RULES = (
     Rule(
         "attention",
-        f"in all layers above k rows that predict give less than {MOST_MIDDLE:.0%} of their attention to the middle",
-        lambda found: k_by_attention([row.middle for row in found.layers[: found.early_layers]]),
+        f"in all layers above k the rows that predict give less than {MOST_LOST:.0%} of their attention to prompt rows "
+        "that a cut would take from them",
+        lambda found: k_by_attention(found.lost),
     ),
     Rule(
         "cut",

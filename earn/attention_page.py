@@ -173,7 +173,8 @@ def _paper(found: Analysis) -> list[str | Table | Picture]:
         Table(("Figure", "This model", "Llama (paper)", "Qwen (paper)"), rows),
         f"This model's are means over {which} the history; early and late are their two halves. "
         f"A row that spread its attention evenly over {columns:.0f} columns would give {HEAD / columns:.3f} to the "
-        f"head and {TAIL / columns:.3f} to the tail.",
+        f"head and {TAIL / columns:.3f} to the tail. In a prompt of identifiers alone the tail is most of "
+        "the newest item: attention on it is a reading of the history rather than a sink.",
     ]
 
 

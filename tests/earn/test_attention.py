@@ -12,7 +12,17 @@ from torch.nn import functional
 
 from earn import attention
 from earn.attention import LayerSums, Watch, analyze, kept_rows, place_weights
-from earn.attention_figures import ABOVE, BINS, HEAD, TAIL, Analysis, k_by_attention, k_by_cut, place_names
+from earn.attention_figures import (
+    ABOVE,
+    BINS,
+    HEAD,
+    TAIL,
+    Analysis,
+    LayerFigures,
+    k_by_attention,
+    k_by_cut,
+    place_names,
+)
 from earn.config import MASKED, Prompt
 from earn.model import EarnModel
 from earn.stage import Stage
@@ -212,7 +222,7 @@ def test_users_may_be_watched_one_by_one(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("middle", "k"),
+    ("lost", "k"),
     [
         ([0.8, 0.05, 0.02, 0.01], 1),
         ([0.8, 0.05, 0.3, 0.01], 3),
@@ -222,8 +232,16 @@ def test_users_may_be_watched_one_by_one(monkeypatch: pytest.MonkeyPatch) -> Non
         ([0.8], None),
     ],
 )
-def test_k_by_attention(middle: list[float], k: int | None) -> None:
-    assert k_by_attention(middle) == k
+def test_k_by_attention(lost: list[float], k: int | None) -> None:
+    assert k_by_attention(lost) == k
+
+
+def test_what_a_cut_takes_is_all_but_the_rows_that_stay() -> None:
+    received = tuple(float(place) for place in range(HEAD + BINS + TAIL + 2))
+    layer = LayerFigures(1, False, 9.0, 0.1, received, (True,) * len(received))
+    found = Analysis(1, 1, 1, 1, 2, (layer, layer), (2.0,), (0.0,))
+    assert found.lost == [sum(range(1, HEAD + BINS + TAIL - 2))]  # one row at the start stays, two at the end
+    assert replace(found, prefix=9, suffix=9).lost == [layer.middle]  # places beyond head and tail have no figures
 
 
 @pytest.mark.parametrize(

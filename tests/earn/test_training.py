@@ -187,6 +187,11 @@ def test_an_unfinished_run_is_neither_overwritten_nor_invented(tmp_path: Path) -
         train(untrained(), sequences(), tmp_path, Validation(), SETTINGS)
 
 
+def test_a_start_that_was_killed_before_it_said_what_it_trains_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert train(untrained(), sequences(), tmp_path, Validation(0.1, 0.2), SETTINGS)["ndcg@10"] == 0.2
+
+
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(untrained(), sequences(), tmp_path, Validation(None), SETTINGS)

@@ -1,0 +1,77 @@
+"""The words of docs/results.md around its tables."""
+
+from __future__ import annotations
+
+HEAD = """# Results
+
+EARN's claims, checked on real data with models trained here. This page and its pictures are made of
+[results.json](results.json) by `python benchmarks/results.py`; [experiments.py](../benchmarks/experiments.py) trains
+and measures, [grid.py](../benchmarks/grid.py) says what. Every figure is by search over the whole catalog with 20
+beams for every test user; weights are chosen by NDCG@10 on 2,000 validation users at the most. In none of these data
+sets does anybody choose an item twice, so items of the history are left out of the lists (the ablation
+`history-returns` says what that changes). Accuracies are means over seeds; in parentheses stand the ends of a seed's
+95 % bootstrap interval over users, averaged likewise."""
+
+TWINS = """"To dense" is the difference, user by user, to the dense model of the same seed, with its paired interval:
+one below 0 would say that EARN is worse. What few users cannot tell apart may still differ.
+
+![Recall@10 of dense and EARN](pictures/twins.svg)
+
+"""
+
+BESIDE = """
+
+The same as shares of the dense model's, beside the paper's with backbones of 7 billion parameters (its data sets are
+split by time). "In batches" is here 64 users at once on a CPU, with the prompt's cache shared by all beams on both
+sides; in the paper it is the largest batch that fits into a GPU, apparently with a copy of that cache for each beam:
+
+"""
+
+SWEEP = """The paper's rule of thumb is k = N/4. Its recall collapses below k = 4 of 32 (Llama) and 7 of 28 (Qwen2.5),
+and little is gained beyond 13.
+
+![Recall@10 by the number of early layers](pictures/sweep.svg)
+
+"""
+
+SUGGESTED = """`earn analyze` looks at a dense model, before anything is trained as EARN. Its attention rule asks that
+later layers look at little that a cut takes away; its cut rule, that cutting later layers off the history costs the
+weights, as they are, little. "Good enough": Recall@10 at or above the lower end of the dense model's interval.
+
+"""
+
+ABLATIONS = """The paper's are of LC-Rec on Beauty with Llama-7B; the last column is its Recall@10 as a share of its
+whole EARN's.
+
+![Recall@10 of each variant beside whole EARN's](pictures/ablations.svg)
+
+"""
+
+SPEED = """Both sides as fp32 bundles of seed 0 in ONNX Runtime on a CPU, taking turns. These models are so small that
+the search around them is a good part of a request; [benchmarks.md](benchmarks.md) has larger shapes. "One request":
+median milliseconds, dense to EARN, 20 beams; its cache holds the prompt once for all beams. "In batches" of 64 and
+"one sequence's cache" are the paper's terms: its speed-ups are 2.6 to 3.8x, its caches 46 to 81 % smaller, with
+prompts of 100 to 170 tokens on a GPU.
+
+"""
+
+PUBLISHED = """Published on Beauty, leave-one-out, full ranking (arXiv 2305.05065, table 1; whether lists left the
+history out is not said there), Recall@10: """
+
+TUNING = """What was tried, seed 0, to be chosen by the validation users' NDCG@10. Also tried and thrown away: batches
+of histories of like length (faster, and worse on validation users: NDCG@10 .0430 instead of .0457). One seed's figures
+differ by chance: changes that are smaller than the intervals say little.
+
+"""
+
+INT8 = """`experiments.py PRESET --quantize --only RUN` exports a trained checkpoint and quantizes the bundle. Test
+users who were not calibrated on judge it, 1,000 at the most: 95 % of their best 20 items must stay, and NDCG@10 may
+not fall significantly ([calibration.md](calibration.md)). By the same users it is found out what has to be kept finer
+for that.
+
+"""
+
+NOT_RUN = """The paper's own settings need GPUs that were not at hand: Llama-7B and Qwen2.5-7B at the largest batch
+that fits into 80 GB, MovieLens-1M, HSTU. Of the presets:
+
+"""
