@@ -79,6 +79,8 @@ def quantize_all(runs: Sequence[Run], out: Path) -> None:
             source, folder / INT8_BUNDLE, dataset.source, histories, held_out, "int8", settings, folder / "int8.html"
         )
         verdict = summary(found)
-        write_json(folder / INT8, {**verdict, "refined": list(found.chosen.mix.fine_kinds)})
+        write_json(
+            folder / INT8, {**verdict, "users": len(held_out.histories), "refined": list(found.chosen.mix.fine_kinds)}
+        )
         outcome = "passes" if verdict["passed"] else "fails"
         note(f"{run.name}: {outcome}, {verdict['beam_set_overlap']:.1%} of the best items stay; see {page}")

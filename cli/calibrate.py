@@ -176,10 +176,7 @@ def summary(found: Calibration) -> dict[str, Any]:
     figures = verdict.as_json()
     return {
         "precision": found.chosen.precision.name,
-        **{
-            name: figures[name]
-            for name in ("passed", "users", "beam_set_overlap", "top10_overlap", "recall@10", "ndcg@10")
-        },
+        **{name: figures[name] for name in ("passed", "beam_set_overlap", "top10_overlap", "recall@10", "ndcg@10")},
         "size_ratio": found.chosen.graph_bytes / found.float_bytes,
         "float_layers": list(found.chosen.mix.float_units),
     }

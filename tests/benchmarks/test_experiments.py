@@ -167,6 +167,7 @@ def test_bundles_of_earn_are_quantized_and_judged(measured: Path) -> None:
     folder = measured / "walks/tiger-toy-llama/earn-k1-seed0"
     found = read_json(folder / "int8.json")
     assert 0 <= found["beam_set_overlap"] <= 1
+    assert found["users"] == 200 - 128
     assert found["passed"] == (folder / "int8-bundle").is_dir()
     assert not (measured / "walks/tiger-toy-llama/dense-seed0/bundle").exists()
 
