@@ -49,6 +49,7 @@ class Variant:
     about: str
     registers: tuple[int, int] = (1, 1)
     positions: str = "original"
+    max_history: int = 20  # items that a prompt holds
     scoring: str = "trie"
     history_may_return: bool = False  # its items may be recommended, though nobody here chooses an item twice
     of: str = ""  # the variant whose checkpoint it is, where it trains none of its own
@@ -68,9 +69,12 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "scoring-level": Variant("probabilities over the tokens of a level", scoring="level", of="earn"),
         "scoring-vocab": Variant("probabilities over the whole vocabulary", scoring="vocab", of="earn"),
         "history-returns": Variant("items of the history may be recommended", history_may_return=True, of="earn"),
+        "history-10": Variant("prompts of the newest 10 items instead of 20", max_history=10),
+        "history-40": Variant("prompts of the newest 40 items instead of 20", max_history=40),
     }
 )
-ABLATIONS = tuple(name for name in VARIANTS if name not in ("dense", "earn"))
+WINDOWS = ("history-10", "history-40")
+ABLATIONS = tuple(name for name in VARIANTS if name not in ("dense", "earn", *WINDOWS))
 
 
 @dataclass(frozen=True)
@@ -241,7 +245,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "what was tried to rank better on Beauty: a night on two cores",
             _unique(
                 (Run("beauty", "tiny-llama", early_layers=2, recipe=name) for name in RECIPES),
-                ablations("beauty", "tiny-llama", 2, (0,), ("registers-2", "registers-3")),
+                ablations("beauty", "tiny-llama", 2, (0,), ("registers-2", "registers-3", *WINDOWS)),
                 (Run("beauty", "wide-llama", early_layers=2, recipe="longer-hidden-dropout"),),
                 twins(("beauty",), ("wide-llama", "six-llama"), 2, (0,)),
             ),

@@ -10,13 +10,13 @@ import numpy as np
 
 from benchmarks import paper
 from benchmarks import results_text as text
-from benchmarks.grid import BACKBONES, DATA, PRESETS, RECIPES, VARIANTS
+from benchmarks.grid import ABLATIONS, BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, WINDOWS
 from earn.metrics import ndcg, recall
 from earn.settings import TrainSettings
 
 MEASURES: Mapping[str, Callable[..., Any]] = {"recall@10": recall, "ndcg@10": ndcg}
 HIDDEN = ("walks",)  # made-up data
-TUNED = ("earn", "registers-2", "registers-3")  # variants that are also a matter of tuning
+TUNED = ("earn", "registers-2", "registers-3", *WINDOWS)  # variants that are also a matter of tuning
 
 Row = dict[str, Any]
 
@@ -233,7 +233,7 @@ def _good_enough(earn: Sequence[Row], dense: Sequence[Row]) -> bool:
 
 def _ablations(rows: Sequence[Row]) -> str:
     lines = []
-    earn_and_others = [row for row in rows if row["variant"] != "dense"]
+    earn_and_others = [row for row in rows if row["variant"] in ("earn", *ABLATIONS)]
     for (data, method, backbone, k), group in groups(
         earn_and_others, "data", "method", "backbone", "early_layers"
     ).items():
@@ -252,7 +252,9 @@ def _ablations(rows: Sequence[Row]) -> str:
                 ]
             )
     header = ("", "Recall@10", "NDCG@10", "seeds, Recall@10", "of EARN's Recall@10", "the paper's share")
-    names = "\n".join(f"- {name}: {variant.about}" for name, variant in VARIANTS.items() if name != "dense")
+    names = "\n".join(
+        f"- {name}: {variant.about}" for name, variant in VARIANTS.items() if name in ("earn", *ABLATIONS)
+    )
     return f"{names}\n\n{table(header, lines)}" if lines else "None was run yet."
 
 
@@ -263,10 +265,10 @@ def _tuning(rows: Sequence[Row]) -> str:
     for row in rows:
         if row["variant"] not in TUNED or row["seed"] or (row["data"], row["early_layers"]) not in tried:
             continue
-        changes = dict(RECIPES[row["recipe"]]) if row["recipe"] else {}
+        changes = [f"{name} {value}" for name, value in RECIPES[row["recipe"]].items()] if row["recipe"] else []
         if row["variant"] != "earn":
-            changes = {"registers": row["registers"][0]} | changes
-        name = ", ".join(f"{field} {value}" for field, value in changes.items()) or "the usual settings"
+            changes.append(VARIANTS[row["variant"]].about)
+        name = ", ".join(changes) or "the usual settings"
         figures = [_short(row["valid_ndcg@10"]), *(_figure([row], measure) for measure in MEASURES)]
         label = f"`{row['data']}`, {row['method']}, {row['backbone']}: {name}"
         lines.append([label, *figures, f"{row['epochs']}", _minutes(row)])

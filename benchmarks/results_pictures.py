@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import paper
+from benchmarks.grid import ABLATIONS
 from benchmarks.results_page import Row, groups, share_of, usual_split
 from earn.files import written_whole
 from earn.page import COLOURS
@@ -96,7 +97,8 @@ def draw_sweep(rows: Sequence[Row], figure: Figure) -> None:
 def draw_ablations(rows: Sequence[Row], figure: Figure) -> None:
     """Recall@10 of each variant as a share of whole EARN's, ours beside the paper's."""
     shares: dict[str, dict[str, float]] = {}
-    split = groups((row for row in rows if row["variant"] != "dense"), "data", "method", "backbone", "early_layers")
+    shown = (row for row in rows if row["variant"] in ("earn", *ABLATIONS))
+    split = groups(shown, "data", "method", "backbone", "early_layers")
     for (data, method, backbone, k), group in split.items():
         variants = groups(group, "variant")
         earn = variants.pop(("earn",), [])

@@ -156,6 +156,7 @@ def made_of(run: Run, preset: Preset) -> dict[str, Any]:
         "early_layers": run.early_layers,
         "registers": variant.registers,
         "positions": variant.positions,
+        "max_history": variant.max_history,
         **to_json(TrainSettings(**settings_of(run, preset))),
     }
 
@@ -182,6 +183,7 @@ def new_model(run: Run, dataset: Dataset) -> EarnModel:
         dataset.catalog(run.seed, DATA[run.data].build_identifiers),
         run.early_layers or None,
         variant.registers,
+        variant.max_history,
         positions=variant.positions,
         sizes=backbone.sizes,
         seed=run.seed,

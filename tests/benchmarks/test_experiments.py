@@ -61,6 +61,7 @@ def test_the_ablations_are_the_papers() -> None:
         ("no-suffix", (1, 0), "original"),
         ("no-registers", (0, 0), "original"),
         ("compact", (1, 1), "compact"),
+        ("history-10", (1, 1), "original"),
     ],
 )
 def test_a_variant_is_the_model_that_it_says(
@@ -70,6 +71,7 @@ def test_a_variant_is_the_model_that_it_says(
     model = runs.new_model(Run("walks", "toy-llama", variant=variant, early_layers=1), dataset)
     assert (len(model.earn.prefix_ids), len(model.earn.suffix_ids)) == registers
     assert (model.earn.early_layers, model.earn.positions) == (1, positions)
+    assert model.earn.max_history == (10 if variant == "history-10" else 20)
 
 
 def test_walks_are_a_data_set(tmp_path: Path) -> None:
