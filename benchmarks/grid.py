@@ -131,12 +131,14 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "rate-0.001": {"learning_rate": 1e-3},
         "rate-0.004": {"learning_rate": 4e-3},
         "no-dropout": {"dropout": 0.0},
-        "hidden-dropout": {"hidden_dropout": 0.1},
+        "hidden-dropout-0.1": {"hidden_dropout": 0.1},
         "smoothing": {"label_smoothing": 0.1},
         "average-4": {"average": 4},
-        "longer-hidden-dropout": {"epochs": 16, "hidden_dropout": 0.1},
+        "epochs-16-hidden-dropout-0.1": {"epochs": 16, "hidden_dropout": 0.1},
+        "epochs-24-hidden-dropout-0.2": {"epochs": 24, "hidden_dropout": 0.2},
     }
 )
+LONGER = tuple(name for name in RECIPES if "epochs" in name and "hidden" in name)
 
 
 @dataclass(frozen=True)
@@ -245,8 +247,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "what was tried to rank better on Beauty: a night on two cores",
             _unique(
                 (Run("beauty", "tiny-llama", early_layers=2, recipe=name) for name in RECIPES),
+                (Run("beauty", "wide-llama", early_layers=2, recipe=name) for name in LONGER),
                 ablations("beauty", "tiny-llama", 2, (0,), ("registers-2", "registers-3", *WINDOWS)),
-                (Run("beauty", "wide-llama", early_layers=2, recipe="longer-hidden-dropout"),),
                 twins(("beauty",), ("wide-llama", "six-llama"), 2, (0,)),
             ),
         ),
