@@ -120,8 +120,9 @@ def draw_ablations(rows: Sequence[Row], figure: Figure) -> None:
         axes.barh([place + (number - (len(series) - 1) / 2) * height for place in places], values, height * 0.9,
                   color=colour, label=name)  # fmt: skip
         for place, value in zip(places, values, strict=True):
-            axes.text(value + 0.01, place + (number - (len(series) - 1) / 2) * height, f"{value:.0%}", va="center")
-    axes.axvline(1, color=COLOURS["muted"], linewidth=1)
+            axes.text(value + 0.01, place + (number - (len(series) - 1) / 2) * height, f"{value:.0%}", va="center",
+                      bbox={"facecolor": COLOURS["paper"], "edgecolor": "none", "pad": 0.5})  # fmt: skip
+    axes.axvline(1, color=COLOURS["muted"], linewidth=1, zorder=0)
     axes.set_yticks(range(len(shares)), list(shares))
     axes.invert_yaxis()
     axes.set_xlim(0, max([1.08, *(share for found in shares.values() for share in found.values())]) + 0.12)
