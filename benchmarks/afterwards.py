@@ -15,6 +15,7 @@ ATTENTION = "attention.json"  # of a dense model
 SPEED = "speed.json"  # beside the dense model
 INT8 = "int8.json"  # the gate's verdict
 BUNDLE, INT8_BUNDLE = "bundle", "int8-bundle"
+REPORT = "int8-report.html"  # the calibration's; its figures stand beside it as .json
 TIMED_USERS = 256
 
 
@@ -75,12 +76,12 @@ def quantize_all(runs: Sequence[Run], out: Path) -> None:
         histories, held_out = draw(dataset, SAMPLES, HELD_OUT, run.seed, exclude_history=True)
         source, settings = folder / BUNDLE, Settings(compare=False, seed=run.seed)
         export_bundle(load_model(run, out), source, histories[:8])
+        report = folder / REPORT
         found, page = calibrated(
-            source, folder / INT8_BUNDLE, dataset.source, histories, held_out, "int8", settings, folder / "int8.html"
+            source, folder / INT8_BUNDLE, dataset.source, histories, held_out, "int8", settings, report
         )
         verdict = summary(found)
-        write_json(
-            folder / INT8, {**verdict, "users": len(held_out.histories), "refined": list(found.chosen.mix.fine_kinds)}
-        )
+        refined = list(found.chosen.mix.fine_kinds)
+        write_json(folder / INT8, {**verdict, "users": len(held_out.histories), "refined": refined})
         outcome = "passes" if verdict["passed"] else "fails"
         note(f"{run.name}: {outcome}, {verdict['beam_set_overlap']:.1%} of the best items stay; see {page}")

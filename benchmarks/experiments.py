@@ -10,10 +10,11 @@
 
 Data sets are folders of their names in $EARN_DATA (MovieLens is fetched). A GPU is used where there is one.
 
-Each run has a folder below OUT: checkpoint/ (a training that was interrupted goes on from its last epoch), result.json,
-ranks.npy with the place of each user's item, attention.json, speed.json, int8.json with the gate's verdict beside
-bundle/ and int8-bundle/, log.txt. What is done is not done again, so the same command goes on with what is missing.
-benchmarks/results.py makes docs/results.md from these folders.
+Each run has a folder below OUT: checkpoint/ (a training that was interrupted goes on from its last epoch), made.json
+with what that is made of, result.json, ranks.npy with the place of each user's item, attention.json, speed.json,
+int8.json with the gate's verdict beside bundle/, int8-bundle/ and int8-report.html, log.txt. What is done is not done
+again, so the same command goes on with what is missing. benchmarks/results.py makes docs/results.md from these
+folders.
 
 Every figure is by constrained search over the whole catalog with 20 beams, for all test users; lists leave out the
 history, for nobody in these data sets chooses an item twice. Weights are chosen by NDCG@10 on validation users.

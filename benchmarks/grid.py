@@ -87,6 +87,7 @@ class Data:
     about: str = ""
 
 
+_TWELVE = {"epochs": 12, "batch_size": 64}
 DATA: Mapping[str, Data] = MappingProxyType(
     {
         "walks": Data(
@@ -99,14 +100,14 @@ DATA: Mapping[str, Data] = MappingProxyType(
         ),
         "beauty": Data(
             "amazon-beauty-letter",
-            {"epochs": 12, "batch_size": 64},
+            _TWELVE,
             about="Amazon Beauty 2014, 5-core, leave-one-out (github.com/HonghuiBao2000/LETTER, data/Beauty)",
         ),
         "beauty-built": Data(
             "amazon-beauty-letter",
-            {"epochs": 12, "batch_size": 64},
+            _TWELVE,
             build_identifiers=True,
-            about="the same with identifiers built here, of training histories and titles",
+            about="Beauty as above, with identifiers built here of training histories and titles",
         ),
         "games": Data(
             "amazon-games-atspeed",
@@ -115,7 +116,7 @@ DATA: Mapping[str, Data] = MappingProxyType(
         ),
         "beauty-by-time": Data(
             "amazon-beauty-atspeed",
-            {"epochs": 12, "batch_size": 64},
+            _TWELVE,
             about="Amazon Beauty, split by time, each user's next item (github.com/Linxyhaha/AtSpeed, data/beauty)",
         ),
     }

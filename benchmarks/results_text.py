@@ -52,8 +52,8 @@ that as well. What takes the register's place in the paper is not said there.
 SPEED = """Both sides as fp32 bundles of seed 0 in ONNX Runtime on a CPU, taking turns. These models are so small that
 the search around them is a good part of a request; [benchmarks.md](benchmarks.md) has larger shapes. "One request":
 median milliseconds, dense to EARN, 20 beams; its cache holds the prompt once for all beams. "In batches" of 64 and
-"one sequence's cache" are the paper's terms: its speed-ups are 2.6 to 3.8x, its caches 46 to 81 % smaller, with
-prompts of 100 to 170 tokens on a GPU.
+"one sequence's cache" are nearest to the paper's terms: its speed-ups are 2.6 to 3.8x, its caches 46 to 81 % smaller,
+with prompts of 100 to 170 tokens on a GPU.
 
 """
 
@@ -61,8 +61,9 @@ PUBLISHED = """Published on Beauty, leave-one-out, full ranking (arXiv 2305.0506
 history out is not said there), Recall@10: """
 
 TUNING = """What was tried, seed 0, to be chosen by the validation users' NDCG@10. Also tried and thrown away: batches
-of histories of like length (faster, and worse on validation users: NDCG@10 .0430 instead of .0457). One seed's figures
-differ by chance: changes that are smaller than the intervals say little.
+of histories of like length (faster, and worse on validation users: NDCG@10 .0430 instead of .0457, one seed, with
+items of the history in the lists; the code is gone, so no command repeats it). One seed's figures differ by chance:
+changes that are smaller than the intervals say little.
 
 """
 

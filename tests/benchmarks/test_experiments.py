@@ -171,6 +171,8 @@ def test_bundles_of_earn_are_quantized_and_judged(measured: Path) -> None:
     assert 0 <= found["beam_set_overlap"] <= 1
     assert found["users"] == 200 - 128
     assert found["passed"] == (folder / "int8-bundle").is_dir()
+    report = folder / ("int8-report.json" if found["passed"] else "int8-report-failed.json")
+    assert read_json(report).keys() != found.keys()  # the verdict does not take the report's place
     assert not (measured / "walks/tiger-toy-llama/dense-seed0/bundle").exists()
 
 

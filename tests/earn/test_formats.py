@@ -322,3 +322,6 @@ def test_real_data_has_its_known_size(
     named = Counter(data.catalog.identifiers)
     assert (len(named), sum(count for count in named.values() if count > 1)) == (distinct, sharing)
     assert all(data.titles[:100])
+    assert all(
+        len(set(sequence.tolist())) == len(sequence) for sequence in data.sequences
+    )  # nobody chooses an item twice
