@@ -38,8 +38,8 @@ class Run:
 
     @property
     def dense(self) -> Run:
-        """The dense model that this one is compared with."""
-        return replace(self, variant="dense", early_layers=0, recipe="")
+        """The dense model trained the same way, which this one is compared with; not of every recipe in a preset."""
+        return replace(self, variant="dense", early_layers=0)
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 LONGER = tuple(name for name in RECIPES if "epochs" in name and "hidden" in name)
+BEST = "epochs-16-hidden-dropout-0.1"  # by the validation users of Beauty
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             _unique(
                 (Run("beauty", "tiny-llama", early_layers=2, recipe=name) for name in RECIPES),
                 (Run("beauty", "wide-llama", early_layers=2, recipe=name) for name in LONGER),
+                (Run("beauty", "wide-llama", variant="dense", recipe=BEST),),
                 ablations("beauty", "tiny-llama", 2, (0,), ("registers-2", "registers-3", *WINDOWS)),
                 twins(("beauty",), ("wide-llama", "six-llama"), 2, (0,)),
             ),
