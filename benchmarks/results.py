@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = [row for row in known_rows(args.docs / "results.json") if run_name(row) in _grid()]
         with written_whole(args.docs / "results.md") as path:
             path.write_text(page(rows), encoding="utf-8")
-        draw_all([row for row in rows if not row["recipe"]], args.docs / "pictures")
+        draw_all(rows, args.docs / "pictures")
     except EarnError as error:
         sys.exit(f"{parser.prog}: {error}")
     note(f"{args.docs / 'results.md'}: {len(rows)} runs")
@@ -80,7 +80,7 @@ def _difference(out: Path, run: Run) -> Row:
 
     Nothing where no dense model was trained and asked the same way.
     """
-    if run.recipe or VARIANTS[run.variant].history_may_return:
+    if VARIANTS[run.variant].history_may_return:
         return {}
     paths = [out / twin.name / RANKS for twin in (run, run.dense)]
     if run.variant == "dense" or not all(path.is_file() for path in paths):

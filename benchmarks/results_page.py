@@ -16,6 +16,7 @@ from earn.settings import TrainSettings
 
 MEASURES: Mapping[str, Callable[..., Any]] = {"recall@10": recall, "ndcg@10": ndcg}
 HIDDEN = ("walks",)  # made-up data
+MODEL = ("data", "method", "backbone", "recipe")  # what a dense model and its EARN twins share
 TUNED = ("earn", "registers-2", "registers-3", *WINDOWS)  # variants that are also a matter of tuning
 
 Row = dict[str, Any]
@@ -27,12 +28,12 @@ def page(rows: Sequence[Row]) -> str:
     parts = [
         text.HEAD,
         _about_data(rows),
-        "## Dense and EARN\n\n" + text.TWINS + _twins(usual) + text.BESIDE + _beside(usual),
+        "## Dense and EARN\n\n" + text.TWINS + _twins(rows) + text.BESIDE + _beside(rows),
         "## How many early layers\n\n" + text.SWEEP + _sweep(usual),
         "## Which k the attention suggests\n\n" + text.SUGGESTED + _suggested(usual),
         "## Ablations\n\n" + text.ABLATIONS + _ablations(usual),
         "## How it was trained\n\n" + _tuning(rows),
-        "## Speed and cache\n\n" + text.SPEED + _speeds(usual),
+        "## Speed and cache\n\n" + text.SPEED + _speeds(rows),
         "## In int8\n\n" + text.INT8 + _quantized(rows),
         "## Commands\n\n" + _commands(rows),
         "## What was not run\n\n" + _missing(rows),
@@ -46,6 +47,11 @@ def groups(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]
     for row in rows:
         found.setdefault(tuple(row[name] for name in names), []).append(row)
     return found
+
+
+def model_name(data: str, method: str, backbone: str, recipe: str = "") -> str:
+    """What was trained, in one line."""
+    return f"{data}, {method}, {backbone}" + (f", {recipe}" if recipe else "")
 
 
 def run_name(row: Row) -> str:
@@ -127,16 +133,16 @@ def _twins(rows: Sequence[Row]) -> str:
 
 
 def _pairs(rows: Sequence[Row]) -> list[tuple[str, list[Row], list[Row]]]:
-    """Name, dense runs and EARN runs of each data set, method and backbone, at its usual k."""
+    """Name, dense runs and EARN runs of each data set, method, backbone and recipe, at its usual k."""
     found = []
-    for (data, method, backbone), group in groups(rows, "data", "method", "backbone").items():
+    for names, group in groups(rows, *MODEL).items():
         dense = [row for row in group if row["variant"] == "dense"]
         usual = usual_split(group)
         earn = [
             row for row in group if (row["variant"], row["early_layers"]) == ("earn", usual) and "difference" in row
         ]
         if dense and earn:
-            found.append((f"`{data}`, {method}, {backbone}", of_same_seeds(dense, earn), earn))
+            found.append((model_name(*names), of_same_seeds(dense, earn), earn))
     return found
 
 
@@ -178,17 +184,12 @@ def _pair(name: str, dense: Sequence[Row], earn: Sequence[Row]) -> list[list[str
 
 def _sweep(rows: Sequence[Row]) -> str:
     lines = []
-    chosen = [row for row in rows if row["variant"] == "earn"]
-    for (data, method, backbone), group in groups(chosen, "data", "method", "backbone").items():
-        splits = sorted(groups(group, "early_layers").items())
+    for names, group in groups(rows, *MODEL).items():
+        dense = [row for row in group if row["variant"] == "dense"]
+        splits = sorted(groups((row for row in group if row["variant"] == "earn"), "early_layers").items())
         if len(splits) < 3:
             continue
-        name = f"`{data}`, {method}, {backbone}"
-        dense = [
-            row
-            for row in rows
-            if (row["data"], row["method"], row["backbone"], row["variant"]) == (data, method, backbone, "dense")
-        ]
+        name = model_name(*names)
         for (k,), earn in splits:
             figures = [_figure(earn, measure) for measure in MEASURES]
             label = f"{name}: k = {k} of {earn[0]['layers']}"
@@ -203,7 +204,7 @@ def _sweep(rows: Sequence[Row]) -> str:
 def _suggested(rows: Sequence[Row]) -> str:
     """What the rules of `earn analyze` say of each dense model, beside what was trained."""
     lines = []
-    for (data, method, backbone), group in groups(rows, "data", "method", "backbone").items():
+    for names, group in groups(rows, *MODEL).items():
         dense = [row for row in group if row["variant"] == "dense"]
         analyzed = [row for row in dense if "attention" in row]
         splits = groups((row for row in group if row["variant"] == "earn"), "early_layers")
@@ -213,7 +214,7 @@ def _suggested(rows: Sequence[Row]) -> str:
         found = [[row["attention"]["suggestions"][rule] for row in analyzed] for rule in ("attention", "cut")]
         texts = [", ".join("none" if k is None else str(k) for k in ks) for ks in found]
         trained = ", ".join(str(k) for (k,) in sorted(splits))
-        lines.append([f"`{data}`, {method}, {backbone}", *texts, trained, str(good[0]) if good else "none"])
+        lines.append([model_name(*names), *texts, trained, str(good[0]) if good else "none"])
     header = (
         "dense model",
         "attention rule, by seed",
@@ -234,9 +235,7 @@ def _good_enough(earn: Sequence[Row], dense: Sequence[Row]) -> bool:
 def _ablations(rows: Sequence[Row]) -> str:
     lines = []
     earn_and_others = [row for row in rows if row["variant"] in ("earn", *ABLATIONS)]
-    for (data, method, backbone, k), group in groups(
-        earn_and_others, "data", "method", "backbone", "early_layers"
-    ).items():
+    for (*names, k), group in groups(earn_and_others, *MODEL, "early_layers").items():
         variants = groups(group, "variant")
         if len(variants) < 2 or ("earn",) not in variants:
             continue
@@ -244,7 +243,7 @@ def _ablations(rows: Sequence[Row]) -> str:
             share = paper.ABLATIONS[variant] / paper.ABLATIONS["earn"] if variant in paper.ABLATIONS else None
             lines.append(
                 [
-                    f"`{data}`, {method}, {backbone}, k = {k}: {variant}",
+                    f"{model_name(*names)}, k = {k}: {variant}",
                     *(_figure(found, measure) for measure in MEASURES),
                     _seeds(found),
                     _percent(share_of(found, variants[("earn",)])),
@@ -252,10 +251,10 @@ def _ablations(rows: Sequence[Row]) -> str:
                 ]
             )
     header = ("", "Recall@10", "NDCG@10", "seeds, Recall@10", "of EARN's Recall@10", "the paper's share")
-    names = "\n".join(
+    about = "\n".join(
         f"- {name}: {variant.about}" for name, variant in VARIANTS.items() if name in ("earn", *ABLATIONS)
     )
-    return f"{names}\n\n{table(header, lines)}" if lines else "None was run yet."
+    return f"{about}\n\n{table(header, lines)}" if lines else "None was run yet."
 
 
 def _tuning(rows: Sequence[Row]) -> str:
@@ -270,7 +269,7 @@ def _tuning(rows: Sequence[Row]) -> str:
             changes.append(VARIANTS[row["variant"]].about)
         name = ", ".join(changes) or "the usual settings"
         figures = [_short(row["valid_ndcg@10"]), *(_figure([row], measure) for measure in MEASURES)]
-        label = f"`{row['data']}`, {row['method']}, {row['backbone']}: {name}"
+        label = f"{model_name(row['data'], row['method'], row['backbone'])}: {name}"
         lines.append([label, *figures, f"{row['epochs']}", _minutes(row)])
     header = ("EARN", "NDCG@10, validation", "Recall@10", "NDCG@10", "epochs", "minutes")
     published = ", ".join(f"{name} {_short(figure)}" for name, figure in paper.BEAUTY_LEAVE_ONE_OUT.items())
@@ -283,13 +282,11 @@ def _tuning(rows: Sequence[Row]) -> str:
 def _speeds(rows: Sequence[Row]) -> str:
     lines = []
     timed = [row for row in rows if row["speed"]]
-    for (data, method, backbone, variant, k), group in groups(
-        timed, "data", "method", "backbone", "variant", "early_layers"
-    ).items():
+    for (*names, variant, k), group in groups(timed, *MODEL, "variant", "early_layers").items():
         speed = group[0]["speed"]
         lines.append(
             [
-                f"`{data}`, {method}, {backbone}: {variant}, k = {k} of {group[0]['layers']}",
+                f"{model_name(*names)}: {variant}, k = {k} of {group[0]['layers']}",
                 f"{speed['p50_ms'][1]:.1f} to {speed['p50_ms'][0]:.1f} ms",
                 f"{speed['speedup']:.2f}x",
                 f"{speed['cache_reduction']:.0%}",

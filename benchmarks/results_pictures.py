@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import paper
 from benchmarks.grid import ABLATIONS
-from benchmarks.results_page import Row, groups, share_of, usual_split
+from benchmarks.results_page import MODEL, Row, groups, model_name, share_of, usual_split
 from earn.files import written_whole
 from earn.page import COLOURS
 
@@ -38,10 +38,10 @@ def draw_all(rows: Sequence[Row], folder: Path) -> None:
 
 
 def draw_twins(rows: Sequence[Row], figure: Figure) -> None:
-    """Recall@10 with its interval, dense above EARN, for each data set, method, backbone and seed."""
+    """Recall@10 with its interval, dense above EARN, for each model and seed."""
     pairs = [
-        (f"{data}, {method}, {backbone}, seed {earn['seed']}", dense, earn)
-        for (data, method, backbone), group in groups(rows, "data", "method", "backbone").items()
+        (f"{model_name(*names)}, seed {earn['seed']}", dense, earn)
+        for names, group in groups(rows, *MODEL).items()
         for dense in group
         if dense["variant"] == "dense"
         for earn in group
@@ -69,11 +69,11 @@ def draw_sweep(rows: Sequence[Row], figure: Figure) -> None:
     figure.set_size_inches(7.5, 3.4)
     axes = figure.subplots()
     lines = (("main", "-", "o"), ("mark", "--", "s"), ("good", "-.", "^"), ("bad", ":", "D"))
-    for (data, method, backbone), group in groups(rows, "data", "method", "backbone").items():
+    for (*names, recipe), group in groups(rows, *MODEL).items():
         dense = [row for row in group if row["variant"] == "dense"]
         earn = [row for row in group if row["variant"] == "earn"]
         splits = sorted({row["early_layers"] for row in earn})
-        if len(splits) < 3 or not dense:
+        if len(splits) < 3 or not dense or recipe:
             continue
         colour, line, mark = lines[len(axes.lines) // 2 % len(lines)]
         by_split = list(groups(sorted(earn, key=lambda row: int(row["early_layers"])), "early_layers").values())
@@ -81,7 +81,7 @@ def draw_sweep(rows: Sequence[Row], figure: Figure) -> None:
             shared = [found for found in each if share_of(found, dense) is not None]
             places = [found[0]["early_layers"] / found[0]["layers"] for found in shared]
             values = [share_of(found, dense) or 0 for found in shared]
-            label = f"{data}, {method}, {backbone}" if form == line else None
+            label = model_name(*names) if form == line else None
             axes.plot(places, values, form, color=COLOURS[colour], markersize=4, label=label, clip_on=False)
     axes.axhline(1, color=COLOURS["muted"], linewidth=1)
     axes.annotate("dense", (0.005, 1), xycoords=("axes fraction", "data"), va="bottom", color=COLOURS["muted"])
@@ -97,14 +97,13 @@ def draw_sweep(rows: Sequence[Row], figure: Figure) -> None:
 def draw_ablations(rows: Sequence[Row], figure: Figure) -> None:
     """Recall@10 of each variant as a share of whole EARN's, ours beside the paper's."""
     shares: dict[str, dict[str, float]] = {}
-    shown = (row for row in rows if row["variant"] in ("earn", *ABLATIONS))
-    split = groups(shown, "data", "method", "backbone", "early_layers")
-    for (data, method, backbone, k), group in split.items():
+    shown = (row for row in rows if row["variant"] in ("earn", *ABLATIONS) and not row["recipe"])
+    for (*names, k), group in groups(shown, *MODEL[:3], "early_layers").items():
         variants = groups(group, "variant")
         earn = variants.pop(("earn",), [])
         for (variant,), found in variants.items():
             if (share := share_of(found, earn)) is not None:
-                shares.setdefault(variant, {})[f"{data}, {method}, {backbone}, k = {k}"] = share
+                shares.setdefault(variant, {})[f"{model_name(*names)}, k = {k}"] = share
     for variant, recall in paper.ABLATIONS.items():
         if variant in shares:
             shares[variant]["the paper: LC-Rec, Beauty, Llama-7B"] = recall / paper.ABLATIONS["earn"]
