@@ -104,6 +104,8 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
     """
     if not has_tokenizer(source):
         return None
+    if is_gguf(source):
+        import gguf  # noqa: F401  (transformers would blame the file)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**_place(Path(source)))
     except Exception as error:  # transformers, tokenizers and json raise classes of their own
@@ -127,7 +129,7 @@ def _load_trained(folder: Path) -> PreTrainedModel:
         import gguf  # transformers would blame the file
     try:
         if is_gguf(folder):
-            _check_gguf(gguf.GGUFReader(folder))
+            _check_gguf(folder, gguf.GGUFReader(folder))
         config = AutoConfig.from_pretrained(**place)
         check_backbone(config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -152,11 +154,16 @@ def _load_trained(folder: Path) -> PreTrainedModel:
     return backbone
 
 
-def _check_gguf(reader: Any) -> None:
+def _check_gguf(path: Path, reader: Any) -> None:
     """Refuses RoPE frequencies that are scaled: transformers does not read the scaling, and would compute without."""
-    names = {tensor.name for tensor in reader.tensors} | set(reader.fields)
-    if found := sorted(name for name in names if name == "rope_freqs.weight" or ".rope.scaling." in name):
-        raise EarnError(f"The GGUF file scales its RoPE ({found[0]}), which is not read. Take the Hugging Face folder.")
+    scaling = {name: field for name, field in reader.fields.items() if ".rope.scaling." in name}
+    if any(name.endswith(".type") and bytes(field.parts[-1]) == b"none" for name, field in scaling.items()):
+        scaling = {}
+    tensors = [tensor.name for tensor in reader.tensors if tensor.name == "rope_freqs.weight"]
+    if found := sorted([*scaling, *tensors]):
+        raise EarnError(
+            f"{path}: scales its RoPE ({found[0]}), which is not read of GGUF files. Take the Hugging Face folder."
+        )
 
 
 def check_backbone(config: PretrainedConfig) -> None:

@@ -168,10 +168,10 @@ def title_windows(model: EarnModel) -> list[Window]:
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
-        raise EarnError("The backbone has no tokenizer, so it cannot read titles. Leave away --titles.")
+        raise EarnError("The backbone has no tokenizer, so it cannot read titles. Set titles to False in the settings.")
     texts = [TITLE.format(title=title) if title else "" for title in model.catalog.titles]
     if not any(texts):
-        raise EarnError("The data has no titles to be learned. Leave away --titles, or give items.tsv.")
+        raise EarnError("The data has no titles to be learned. Give items.tsv, or set titles to False in the settings.")
     return [
         [tuple(tokenizer.encode(text, add_special_tokens=False)[:TITLE_TOKENS]), identifier]
         for text, identifier in zip(texts, model.identifiers, strict=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from earn.backbones import load_backbone
+from earn.backbones import load_backbone, load_tokenizer
 from earn.errors import EarnError
 from earn.methods import build_model
 from tests.support import assert_close, small_backbone, toy_catalog
@@ -28,7 +29,9 @@ NAMES = {
 }
 
 
-def write_gguf(model: PreTrainedModel, path: Path, scaled: bool = False) -> None:
+def write_gguf(
+    model: PreTrainedModel, path: Path, scaling: gguf.RopeScalingType | None = None, factors: bool = False
+) -> None:
     """A Llama as llama.cpp stores it: pairs of rotary rows stand next to each other."""
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -52,7 +55,9 @@ def write_gguf(model: PreTrainedModel, path: Path, scaled: bool = False) -> None
             writer.add_tensor(
                 f"blk.{layer}.{theirs}.weight", _paired(value, heads[theirs]) if theirs in heads else value
             )
-    if scaled:
+    if scaling:
+        writer.add_rope_scaling_type(scaling)
+    if factors:
         writer.add_tensor("rope_freqs.weight", np.ones(4, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -87,9 +92,24 @@ def test_without_a_tokenizer_there_are_no_words(tmp_path: Path) -> None:
 
 
 def test_a_rope_that_would_be_computed_wrongly_is_refused(tmp_path: Path) -> None:
-    write_gguf(small_backbone("tiny-llama", tie_word_embeddings=False), tmp_path / "small.gguf", scaled=True)
-    with pytest.raises(EarnError, match=r"scales its RoPE \(rope_freqs\.weight\)"):
-        load_backbone(tmp_path / "small.gguf")
+    backbone, path = small_backbone("tiny-llama", tie_word_embeddings=False), tmp_path / "small.gguf"
+    write_gguf(backbone, path, factors=True)
+    with pytest.raises(EarnError, match=r"small\.gguf: scales its RoPE \(rope_freqs\.weight\)"):
+        load_backbone(path)
+    write_gguf(backbone, path, gguf.RopeScalingType.LINEAR)
+    with pytest.raises(EarnError, match=r"scales its RoPE \(llama\.rope\.scaling\.type\)"):
+        load_backbone(path)
+    write_gguf(backbone, path, gguf.RopeScalingType.NONE)
+    load_backbone(path)
+
+
+def test_without_gguf_its_absence_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "small.gguf"
+    path.touch()
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    for load in (load_backbone, load_tokenizer):
+        with pytest.raises(ModuleNotFoundError, match="gguf"):
+            load(path)
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
