@@ -247,9 +247,9 @@ def test_what_a_cut_takes_is_all_but_the_rows_that_stay() -> None:
 @pytest.mark.parametrize(
     ("losses", "k"),
     [
-        ([3.0, 2.5, 2.1, 2.0], 3),
-        ([3.0, 2.05, 2.2, 2.0], 2),
-        ([3.0, 2.5, 2.2, 2.0], None),
+        ([3.0, 2.6, 2.4, 2.0], 3),
+        ([3.0, 2.5, 2.7, 2.0], 2),  # the limit itself is allowed
+        ([3.0, 2.6, 2.7, 2.0], None),
         ([2.0, 2.0, 2.0], 1),
         ([1.9, 2.5, 2.0], 1),  # the cut does good
         ([2.0], None),

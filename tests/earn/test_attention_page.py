@@ -25,7 +25,7 @@ DENSE = Analysis(
     prefix=HEAD,
     suffix=1,
     layers=tuple(layer(number, middle) for number, middle in enumerate((0.9, 0.4, 0.05, 0.02), 1)),
-    cut=(3.0, 2.5, 2.04, 2.0),
+    cut=(3.0, 2.6, 2.04, 2.0),
     errors=(0.1, 0.05, 0.01, 0.0),
 )
 EARN = replace(
@@ -47,6 +47,7 @@ def test_a_dense_models_page_suggests_a_k() -> None:
     assert "the prompt&#39;s first 3 rows, its last row and generated tokens" in html
     assert html.count("<svg") == 4
     assert "never saw a history" not in html
+    assert "training repairs most of its harm" in html
     assert "1,234" in html
     assert "nan" not in html.lower().split("</style>")[1]
 
@@ -72,6 +73,6 @@ def test_the_table_has_every_figure_and_marks_what_is_suggested() -> None:
     assert table.marked == [1, 2]
     name, sees, *figures = table.rows[1]
     assert (name, sees) == ("2", "everything")
-    assert [float(figure) for figure in figures] == pytest.approx([40, 0.2, 0.45, 0.4, 0.15, 0, 2.5, 0.05])
+    assert [float(figure) for figure in figures] == pytest.approx([40, 0.2, 0.45, 0.4, 0.15, 0, 2.6, 0.05])
     assert figures_table(EARN).rows[0][-2:] == ("2.0000", "0.0000")
     assert figures_table(EARN).rows[3][-2:] == ("-", "-")
