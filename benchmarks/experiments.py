@@ -47,6 +47,10 @@ from earn.files import read_json
 OUT = Path("runs/experiments")
 
 
+# Options that look at what was trained, instead of training.
+AFTERWARDS = {"analyze": analyze_all, "speed": time_all, "quantize": quantize_all}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a preset."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,12 +86,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.list:
         for run in runs:
             print("done" if (args.out / run.name / RESULT).is_file() else "    ", run.name)
-    elif args.analyze:
-        analyze_all(runs, args.out)
-    elif args.speed:
-        time_all(runs, args.out)
-    elif args.quantize:
-        quantize_all(runs, args.out)
+    elif afterwards := [do for name, do in AFTERWARDS.items() if getattr(args, name)]:
+        if not any((args.out / run.name / RESULT).is_file() for run in runs):
+            raise EarnError(f"{args.out}: none of these runs is done there. Train them first, or mend --out.")
+        afterwards[0](runs, args.out)
     elif args.only and args.jobs == 1:
         _use_threads(args.threads)
         for run in runs:
@@ -132,9 +134,9 @@ def _run_all(runs: Sequence[Run], args: argparse.Namespace) -> int:
             futures = {pool.submit(_in_process, task, args, threads, running): task for task in tasks.values()}
             for future in as_completed(futures):
                 task, status = futures[future], future.result()
-                done += len(task)
                 minutes = (time.monotonic() - started) / 60
                 for run in task:
+                    done += 1
                     note(f"{done:3d} of {missing}  {minutes:5.1f} min  {run.name}  {_outcome(run, args.out)}")
                 failed += status != 0
         except KeyboardInterrupt:

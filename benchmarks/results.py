@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.collect:
             write_rows(args.docs / "results.json", collect(args.collect), known_rows(args.docs / "results.json"))
         rows = [row for row in known_rows(args.docs / "results.json") if run_name(row) in _grid()]
+        if not rows:
+            raise EarnError(f"{args.docs / 'results.json'}: holds no run. Pass --collect, or another --docs.")
         with written_whole(args.docs / "results.md") as path:
             path.write_text(page(rows), encoding="utf-8")
         draw_all(rows, args.docs / "pictures")
@@ -62,7 +64,9 @@ def collect(out: Path) -> dict[str, Row]:
             if (out / name / INT8).is_file():
                 rows[name]["int8"] = read_json(out / name / INT8)
     if not rows:
-        raise EarnError(f"{out}: holds no finished run. Run experiments.py with --out {out} first.")
+        raise EarnError(
+            f"{out}: holds no finished run but those of made-up data. Run experiments.py with --out {out} first."
+        )
     return rows
 
 

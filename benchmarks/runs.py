@@ -24,7 +24,6 @@ from earn.settings import TrainSettings
 if TYPE_CHECKING:
     from earn.model import EarnModel
 
-VALIDATED_WITHOUT_HISTORY = True  # the lists by which an epoch is chosen
 CHECKPOINT = "checkpoint"  # a folder; a training that was interrupted goes on from its last epoch
 MADE = "made.json"  # what the checkpoint is made of
 SHOWN = ("epochs", "batch_size", "learning_rate", "dropout", "hidden_dropout")  # settings that stand in a result
@@ -102,7 +101,7 @@ def train(run: Run, dataset: Dataset, preset: Preset, out: Path) -> None:
         settings = replace(settings, titles=settings.titles and any(model.catalog.titles))
         note(f"{run.name}: train {model.num_parameters() / 1e6:.2f} million parameters, {settings.epochs} epochs")
         resume = (checkpoint / RUN_FOLDER / PLAN_FILE).is_file()
-        fit(model, dataset, checkpoint, settings, resume, exclude_history=VALIDATED_WITHOUT_HISTORY)
+        fit(model, dataset, checkpoint, settings, resume)
 
 
 @contextmanager
@@ -180,7 +179,6 @@ def made_of(run: Run, preset: Preset) -> dict[str, Any]:
         "registers": variant.registers,
         "positions": variant.positions,
         "max_history": variant.max_history,
-        "validated_without_history": VALIDATED_WITHOUT_HISTORY,
         **to_json(TrainSettings(**settings_of(run, preset))),
     }
 
@@ -192,6 +190,7 @@ def settings_of(run: Run, preset: Preset) -> Mapping[str, Any]:
     """
     return {
         "titles": run.method == "lcrec",
+        "exclude_history": True,
         **DATA[run.data].settings,
         **BACKBONES[run.backbone].settings,
         **preset.settings,

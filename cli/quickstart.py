@@ -42,7 +42,7 @@ TWINS = ("dense", "earn")
 INT8 = "int8"
 
 # How both are trained: fields of TrainSettings that differ from its defaults. So few epochs leave nothing to overfit.
-RECIPE: Mapping[str, Any] = {"epochs": 4, "dropout": 0.0}
+RECIPE: Mapping[str, Any] = {"epochs": 4, "dropout": 0.0, "exclude_history": True}
 
 SHOWN = 5  # items of the example user's history, and of his recommendations
 
@@ -150,7 +150,7 @@ def _train(name: str, args: argparse.Namespace, dataset: Dataset, catalog: Catal
     model = build(args.backbone, catalog, seed=args.seed)
     steps(f"Train {'the dense twin' if name == 'dense' else 'EARN'} (epochs: {settings.epochs})")
     note(f"      {describe(model)}")
-    fit(model, dataset, args.out / name, settings, exclude_history=True)
+    fit(model, dataset, args.out / name, settings)
     return EarnModel.from_pretrained(args.out / name)
 
 

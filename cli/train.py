@@ -108,6 +108,10 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         "hidden_dropout": (share, "of what attention and MLP add to the hidden states"),
         "label_smoothing": (share, "of a target's probability, spread over all tokens"),
         "average": (natural, "last epochs whose averaged weights are tried, and kept if they are better"),
+        "exclude_history": (
+            None,
+            "validation lists leave the history out: for data where nobody chooses an item twice",
+        ),
         "bf16": (None, "mixed precision"),
         "seed": (natural, "of new weights, identifiers and order"),
     }
@@ -139,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
     steps = Steps(4)
     steps(f"Read {args.data}")
     dataset = load_dataset(args.data)
+    dataset.examples("valid")  # refuses data without any, before it is worked on
     steps(f"Item identifiers of {len(dataset.interactions.item_ids):,} items")
     catalog = dataset.catalog(args.seed, args.build_identifiers)
     steps(f"{'Dense' if args.dense else 'EARN'} model over {args.backbone}")
@@ -162,7 +167,6 @@ def fit(
     out: Path,
     settings: TrainSettings,
     resume: bool = False,
-    exclude_history: bool = False,
 ) -> dict[str, Any]:
     """Trains on a data set's training part and selects by NDCG@10 on its validation users; returns training.json."""
     from earn.cli.dataset import sample
@@ -174,7 +178,7 @@ def fit(
     users = sample(dataset.examples("valid"), VALIDATION_USERS)
 
     def validate(model: EarnModel) -> float:
-        ranks = target_ranks(torch_recommender(model), users, dataset.interactions.item_ids, exclude_history)
+        ranks = target_ranks(torch_recommender(model), users, dataset.interactions.item_ids, settings.exclude_history)
         return float(ndcg(ranks, 10).mean())
 
     with results_kept_clean():
@@ -196,6 +200,8 @@ def _check(args: argparse.Namespace) -> None:
 
     if args.dense and args.early_layers is not None:
         raise EarnError("--dense has all layers early. Leave away --early-layers, or --dense.")
+    if not args.dense and args.early_layers is None and (args.prefix_registers, args.suffix_registers) == (0, 0):
+        raise EarnError("Without registers all layers are early by default. Pass --dense, or --early-layers as well.")
     for place in ("prefix", "suffix"):
         if args.dense and getattr(args, f"{place}_registers") is not None:
             raise EarnError(f"--dense has no registers. Leave away --{place}-registers, or --dense.")

@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from earn.attention_figures import ABOVE, BINS, HEAD, TAIL, Analysis, LayerFigures
 from earn.config import MASKED
+from earn.errors import EarnError
 from earn.model import EarnModel
 from earn.prompts import readout_rows, whole_prompt
 from earn.stage import Stage
@@ -134,9 +135,14 @@ def analyze(
     """The attention of a model, which is set to evaluation mode.
 
     Args:
-        examples: history (oldest first) and next item of each user, one at least, as indices of the model's catalog.
+        examples: history (oldest first) and next item of each user, two at least, as indices of the model's catalog.
         progress: called with the number of users done and the number of all.
+
+    Raises:
+        EarnError: fewer than two users, of whom no standard error can be told.
     """
+    if len(examples) < 2:
+        raise EarnError(f"The standard errors need two users at least, here are {len(examples)}. Take more.")
     model.eval()
     watch, done = Watch(model), 0
     for batch in _batches(model, examples):

@@ -29,6 +29,7 @@ MOST_LOST = 0.1
 # suggests 2 layers at the least. Half is a guess on the safe side: the models of docs/results.md that were trained with
 # cuts that cost more than that lost nothing by it, for training repairs most of an untrained cut's harm.
 MOST_RISE = 0.5
+CERTAIN = 2  # standard errors by which the cut above the first layer must raise the loss
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,20 @@ def k_by_attention(lost: Sequence[float]) -> int | None:
     return next((k for k in range(1, len(lost)) if max(lost[k:]) < MOST_LOST), None)
 
 
-def k_by_cut(losses: Sequence[float]) -> int | None:
+def k_by_cut(losses: Sequence[float], errors: Sequence[float]) -> int | None:
     """The smallest k whose cut raises the loss by at most MOST_RISE of what the cut at k = 1 does; None: none does.
+
+    None as well where the cut at k = 1 costs nothing that CERTAIN standard errors would tell from chance: there is no
+    scale then. The users are too few, or the model makes nothing of the history.
 
     Args:
         losses: with layers above k cut off the history, k = 1, 2, ...; the last one is the uncut model's.
+        errors: standard error of each loss's rise over the last one.
     """
-    most = losses[-1] + MOST_RISE * max(0.0, losses[0] - losses[-1])
-    return next((k for k, loss in enumerate(losses[:-1], 1) if loss <= most), None)
+    rise = losses[0] - losses[-1]
+    if rise <= CERTAIN * errors[0]:
+        return None
+    return next((k for k, loss in enumerate(losses[:-1], 1) if loss - losses[-1] <= MOST_RISE * rise), None)
 
 
 RULES = (
@@ -143,8 +150,9 @@ RULES = (
     ),
     Rule(
         "cut",
-        f"cutting the layers above k off raises the loss by at most {MOST_RISE:.0%} of what it does at k = 1",
-        lambda found: k_by_cut(found.cut),
+        f"cutting the layers above k off raises the loss by at most {MOST_RISE:.0%} of what it does at k = 1, where it "
+        f"must cost more than {CERTAIN} standard errors",
+        lambda found: k_by_cut(found.cut, found.errors),
     ),
 )
 

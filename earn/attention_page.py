@@ -171,8 +171,9 @@ def _paper(found: Analysis) -> list[str | Table | Picture]:
         "The paper's are of Llama-7B and Qwen2.5-7B, fine-tuned for recommendation. In its language tasks the order is "
         "the other one: a sparsity of 0.064 in Llama's early layers, 0.026 in the late ones.",
         Table(("Figure", "This model", "Llama (paper)", "Qwen (paper)"), rows),
-        f"This model's are means over {which} the history; early and late are their two halves. "
-        f"A row that spread its attention evenly over {columns:.0f} columns would give {HEAD / columns:.3f} to the "
+        f"This model's are means over {which} the history; early and late are their two halves. The paper's prompts "
+        f"have 100 to 170 tokens: of fewer columns, as this model's {columns:.1f}, more get above {ABOVE:g}. "
+        f"A row that spread its attention evenly over {columns:.1f} columns would give {HEAD / columns:.3f} to the "
         f"head and {TAIL / columns:.3f} to the tail. In a prompt of identifiers alone the tail is most of "
         "the newest item: attention on it is a reading of the history rather than a sink.",
     ]

@@ -105,7 +105,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
     if not has_tokenizer(source):
         return None
     if is_gguf(source):
-        import gguf  # noqa: F401  (transformers would blame the file)
+        _check_gguf(Path(source))
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**_place(Path(source)))
     except Exception as error:  # transformers, tokenizers and json raise classes of their own
@@ -126,10 +126,8 @@ def _place(path: Path) -> dict[str, Any]:
 def _load_trained(folder: Path) -> PreTrainedModel:
     place = _place(folder)
     if is_gguf(folder):
-        import gguf  # transformers would blame the file
+        _check_gguf(folder)
     try:
-        if is_gguf(folder):
-            _check_gguf(folder, gguf.GGUFReader(folder))
         config = AutoConfig.from_pretrained(**place)
         check_backbone(config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -154,8 +152,17 @@ def _load_trained(folder: Path) -> PreTrainedModel:
     return backbone
 
 
-def _check_gguf(path: Path, reader: Any) -> None:
-    """Refuses RoPE frequencies that are scaled: transformers does not read the scaling, and would compute without."""
+def _check_gguf(path: Path) -> None:
+    """Refuses what transformers would read wrongly or with an error that leads astray.
+
+    That is a file that is none or not whole, and RoPE frequencies that are scaled: it would compute without scaling.
+    """
+    import gguf  # transformers would blame the file where this is missing
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except Exception as error:  # of many kinds, by where the file ends
+        raise EarnError(f"{path}: is no GGUF file, or not whole ({error}). Fetch it again.") from error
     scaling = {name: field for name, field in reader.fields.items() if ".rope.scaling." in name}
     if any(name.endswith(".type") and bytes(field.parts[-1]) == b"none" for name, field in scaling.items()):
         scaling = {}

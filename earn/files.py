@@ -39,7 +39,8 @@ def read_json(path: Path) -> Any:
     """The file's JSON value, with duplicate keys refused (they would silently drop data).
 
     Raises:
-        EarnError: unreadable, not JSON (names line and column), or a key stands twice in one object.
+        EarnError: unreadable, not JSON (names line and column), a key stands twice in one object, or a text holds half
+            a character, which nothing could write again.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -50,11 +51,29 @@ def read_json(path: Path) -> Any:
             raise EarnError(f"{path}: the key {twice!r} stands twice in one object. Keep one of them.")
         return result
 
+    text = read_text(path)
     try:
-        return json.loads(read_text(path), object_pairs_hook=unique)
+        value = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise EarnError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). Mend the file."
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise EarnError(f"{path}: cannot be read as JSON ({error}). Mend the file.") from error
+    _check_characters(path, text, value)
+    return value
+
+
+def _check_characters(path: Path, text: str, value: Any) -> None:
+    r"""Refuses \ud800 to \udfff without their other half, as of a title that was cut inside an emoji."""
+    if "\\ud" not in text.lower():
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        around = error.object[max(0, error.start - 40) : error.start + 40].encode(errors="replace").decode()
+        raise EarnError(
+            f"{path}: half a character (\\u{ord(error.object[error.start]):x}) in {around!r}. Mend the file."
         ) from error
 
 
@@ -93,10 +112,16 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     """Yields an empty folder beside `folder` to write into, and puts it in its place when the block ends well.
 
     A folder that stood there before is replaced only then; if the block or the exchange fails, nothing has changed.
+
+    Raises:
+        EarnError: nothing can be written there.
     """
     folder = folder.resolve()  # a link stays a link: what it points to is replaced
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise EarnError(f"{folder}: cannot be written ({error.strerror}). Choose another place.") from error
     try:
         yield beside
         beside.chmod(0o755)  # mkdtemp makes it private

@@ -356,7 +356,7 @@ def _add_tokens(
         tokenizer.add_tokens(list(tokens), special_tokens=True)
         numbers = tokenizer.convert_tokens_to_ids(list(tokens))
     backbone.resize_token_embeddings(max(old_rows, max(numbers) + 1), mean_resizing=False)
-    new = torch.tensor(sorted(number for number in numbers if number >= used))
+    new = torch.tensor(sorted(number for number in numbers if number >= used), dtype=torch.long)  # there may be none
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for table in _tables(backbone):

@@ -17,6 +17,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "hidden_dropout": (0.0, 0.99),
     "label_smoothing": (0.0, 0.99),
     "average": (0, 1_000_000),
+    "seed": (0, 2**32 - 1),  # numpy's
 }
 
 
@@ -34,6 +35,7 @@ class TrainSettings:
     label_smoothing: float = 0.0  # share of a target's probability that is spread over all tokens
     average: int = 0  # the last epochs' weights are averaged, and kept if they are better than each epoch's own
     titles: bool = False  # learn items by their titles too; needs a tokenizer
+    exclude_history: bool = False  # lists of the validation users, which choose an epoch, leave their histories out
     bf16: bool = False  # mixed precision
     seed: int = 0
 

@@ -282,6 +282,17 @@ def test_a_checkpoint_of_other_settings_is_refused(measured: Path, monkeypatch: 
         experiments.main(["smoke", "--out", str(measured)])
 
 
+def test_nothing_is_looked_at_where_nothing_was_trained(tmp_path: Path) -> None:
+    for option in experiments.AFTERWARDS:
+        with pytest.raises(SystemExit, match="none of these runs is done there"):
+            experiments.main(["smoke", "--out", str(tmp_path), f"--{option}"])
+
+
+def test_a_page_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"results\.json: holds no run\. Pass --collect"):
+        results.main(["--docs", str(tmp_path)])
+
+
 def test_a_result_of_users_asked_otherwise_is_refused(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiments, "PRESETS", {"smoke": replace(PRESETS["smoke"], users=32)})
     with pytest.raises(SystemExit, match=r"result\.json: made with most_users 64, the grid says 32\. Remove it"):

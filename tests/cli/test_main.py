@@ -61,6 +61,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "nowhere", "--out", "x", "--dense", "--early-layers", "2"], "--early-layers"),
         (["train", "nowhere", "--out", "x", "--dense", "--prefix-registers", "1"], "Leave away --prefix-registers"),
         (["train", "nowhere", "--out", "x", "--dense", "--suffix-registers", "0"], "Leave away --suffix-registers"),
+        (["train", "nowhere", "--out", "x", "--prefix-registers", "0", "--suffix-registers", "0"], "Pass --dense, or"),
+        (["train", "nowhere", "--out", "x", "--seed", "4294967296"], "seed is 4294967296. Take 0 to 4294967295"),
         (["train", "nowhere", "--out", "."], "not empty"),
         (["data", "nowhere"], "nowhere"),
         (["recommend", "nowhere", "--history", "1"], "earn export CKPT --out nowhere"),

@@ -24,6 +24,7 @@ from earn.attention_figures import (
     place_names,
 )
 from earn.config import MASKED, Prompt
+from earn.errors import EarnError
 from earn.model import EarnModel
 from earn.stage import Stage
 from tests.support import (
@@ -212,6 +213,8 @@ def test_a_dense_model_keeps_its_head_sink_where_it_is_cut() -> None:
 
 def test_users_may_be_watched_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(early_layers=2)
+    with pytest.raises(EarnError, match="two users at least, here are 1"):
+        analyze(model, questions(model)[:1])
     whole, done = analyze(model, questions(model)), []
     monkeypatch.setattr(attention, "BATCH_TOKENS", 1)
     single = analyze(model, questions(model), lambda *counts: done.append(counts))
@@ -250,13 +253,15 @@ def test_what_a_cut_takes_is_all_but_the_rows_that_stay() -> None:
         ([3.0, 2.6, 2.4, 2.0], 3),
         ([3.0, 2.5, 2.7, 2.0], 2),  # the limit itself is allowed
         ([3.0, 2.6, 2.7, 2.0], None),
-        ([2.0, 2.0, 2.0], 1),
-        ([1.9, 2.5, 2.0], 1),  # the cut does good
+        ([2.0, 2.0, 2.0], None),
+        ([1.9, 2.5, 2.0], None),  # the cut does good
         ([2.0], None),
+        ([2.19, 2.0, 2.0], None),  # two standard errors may be chance
+        ([2.21, 2.0, 2.0], 2),
     ],
 )
 def test_k_by_cut(losses: list[float], k: int | None) -> None:
-    assert k_by_cut(losses) == k
+    assert k_by_cut(losses, [0.1] * len(losses)) == k
 
 
 def test_figures_as_json() -> None:

@@ -95,6 +95,12 @@ def test_titles_of_item_json(tmp_path: Path) -> None:
         ({"items.tsv": ""}, r"items\.tsv, line 1: the file is empty"),
         ({"T.item.json": {"0": "Ball"}}, r"T\.item\.json: item '0' holds Ball"),
         ({"T.item.json": {"0": {"title": 3}}}, r"T\.item\.json: item '0' holds"),
+        (
+            {"T.item.json": '{"0": {"title": "cut \\ud83d"}}'},
+            r"T\.item\.json: half a character \(\\ud83d\) in .*cut \?",
+        ),
+        ({"T.inter.json": "[" * 100_000}, r"T\.inter\.json: cannot be read as JSON \(.*recursion"),
+        ({"T.inter.json": '{"u": [' + "1" * 5000 + "]}"}, r"T\.inter\.json: cannot be read as JSON \(.*digits"),
     ],
 )
 def test_what_is_wrong_in_an_lcrec_folder_is_named(tmp_path: Path, files: dict[str, object], message: str) -> None:

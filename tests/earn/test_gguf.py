@@ -114,5 +114,5 @@ def test_without_gguf_its_absence_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF but nothing behind it")
-    with pytest.raises(EarnError, match=r"broken\.gguf: cannot be loaded"):
+    with pytest.raises(EarnError, match=r"broken\.gguf: is no GGUF file, or not whole"):
         load_backbone(tmp_path / "broken.gguf")

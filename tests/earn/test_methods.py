@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from earn.catalog import Catalog
 from earn.errors import EarnError
@@ -51,6 +52,14 @@ def test_titles_need_words_and_titles() -> None:
         title_windows(small_model())
     with pytest.raises(EarnError, match="no titles"):
         title_windows(build_model("lcrec", "tiny-llama", replace(CATALOG, titles=("", "", ""))))
+
+
+def test_a_checkpoint_is_a_backbone_that_knows_the_tokens(tmp_path: Path) -> None:
+    first = build_model("lcrec", "tiny-llama", CATALOG, 2)
+    first.save_pretrained(tmp_path)
+    second = build_model("lcrec", tmp_path, CATALOG, 4)
+    assert (second.identifiers, second.earn.early_layers) == (first.identifiers, 4)
+    assert torch.equal(second.model.embed_tokens.weight, first.model.embed_tokens.weight)
 
 
 def test_words_are_made_of_the_titles() -> None:
