@@ -29,16 +29,26 @@ def page(rows: Sequence[Row]) -> str:
         text.HEAD,
         _about_data(rows),
         "## Dense and EARN\n\n" + text.TWINS + _twins(rows) + text.BESIDE + _beside(rows),
-        "## How many early layers\n\n" + text.SWEEP + _sweep(usual),
-        "## Which k the attention suggests\n\n" + text.SUGGESTED + _suggested(usual),
-        "## Ablations\n\n" + text.ABLATIONS + _ablations(usual),
+        "## How many early layers\n\n" + _about(text.SWEEP, _sweep(usual)),
+        "## Which k the attention suggests\n\n" + _about(text.SUGGESTED, _suggested(usual)),
+        "## Ablations\n\n" + _about(text.ABLATIONS, _ablations(usual)),
         "## How it was trained\n\n" + _tuning(rows),
-        "## Speed and cache\n\n" + text.SPEED + _speeds(rows),
-        "## In int8\n\n" + text.INT8 + _quantized(rows),
-        "## Commands\n\n" + text.COMMANDS + _commands(rows),
+        "## Speed and cache\n\n" + _about(text.SPEED, _speeds(rows)),
+        "## In int8\n\n" + _about(text.INT8, _quantized(rows)),
+        "## Commands\n\n" + text.COMMANDS + _folded(f"{len(rows)} commands", _commands(rows)),
         "## What was not run\n\n" + _missing(rows),
     ]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def _about(words: str, found: str) -> str:
+    """The words and the table that they are of; without a table there is nothing to say."""
+    return words + found if found else "Not run yet."
+
+
+def _folded(title: str, table: str) -> str:
+    """What opens when the title is clicked."""
+    return f"<details><summary>{title}</summary>\n\n{table}\n\n</details>"
 
 
 def groups(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
@@ -199,7 +209,7 @@ def _sweep(rows: Sequence[Row]) -> str:
             figures = [_figure(dense, measure) for measure in MEASURES]
             lines.append([f"{name}: dense", *figures, _seeds(dense), "100%"])
     header = ("", "Recall@10", "NDCG@10", "seeds, Recall@10", "of the dense Recall@10, same seeds")
-    return table(header, lines) if lines else "None was run yet."
+    return table(header, lines) if lines else ""
 
 
 def _suggested(rows: Sequence[Row]) -> str:
@@ -224,7 +234,7 @@ def _suggested(rows: Sequence[Row]) -> str:
         "trained k",
         "smallest good enough",
     )
-    return table(header, lines) if lines else "None was analyzed yet."
+    return table(header, lines) if lines else ""
 
 
 def _good_enough(earn: Sequence[Row]) -> bool:
@@ -255,7 +265,7 @@ def _ablations(rows: Sequence[Row]) -> str:
     about = "\n".join(
         f"- {name}: {variant.about}" for name, variant in VARIANTS.items() if name in ("earn", *ABLATIONS)
     )
-    return f"{about}\n\n{table(header, lines)}" if lines else "None was run yet."
+    return f"{about}\n\n{table(header, lines)}" if lines else ""
 
 
 def _tuning(rows: Sequence[Row]) -> str:
@@ -305,7 +315,7 @@ def _speeds(rows: Sequence[Row]) -> str:
         "codes/s (dense)",
         "one sequence's cache smaller",
     )
-    return table(header, lines) if lines else "Not timed yet."
+    return table(header, lines) if lines else ""
 
 
 def _quantized(rows: Sequence[Row]) -> str:
@@ -330,7 +340,7 @@ def _quantized(rows: Sequence[Row]) -> str:
                 ]
             )
     header = ("", "judges", "of the best 20 stay", "NDCG@10", "size", "kept finer", "gate")
-    return table(header, lines) if lines else "None was judged yet."
+    return table(header, lines) if lines else ""
 
 
 def _commands(rows: Sequence[Row]) -> str:
