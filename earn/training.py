@@ -145,6 +145,7 @@ def train(
         "data": data,
         "settings": to_json(settings),
         BEST_BY: best,
+        "by_epoch": [log[f"eval_{BEST_BY}"] for log in trainer.state.log_history if f"eval_{BEST_BY}" in log],
         "steps": result.global_step,
         "seconds": round(clock.seconds, 1),
     }
