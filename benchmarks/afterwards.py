@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.grid import VARIANTS, Run
 from benchmarks.runs import CHECKPOINT, RESULT, load_data, load_model
 from earn.cli.console import note, progress
 from earn.cli.dataset import sample
-from earn.files import write_json
+from earn.files import read_json, write_json
 
 ATTENTION = "attention.json"  # of a dense model
 SPEED = "speed.json"  # beside the dense model
 INT8 = "int8.json"  # the gate's verdict
+INT8_RANKS = "int8-ranks.npy"  # the place of each test user's item by the int8 bundle
 BUNDLE, INT8_BUNDLE = "bundle", "int8-bundle"
 REPORT = "int8-report.html"  # the calibration's; its figures stand beside it as .json
 TIMED_USERS = 256
@@ -57,10 +60,12 @@ def time_all(runs: Sequence[Run], out: Path) -> None:
 
 
 def quantize_all(runs: Sequence[Run], out: Path) -> None:
-    """A float and an int8 bundle of every trained EARN run, and what the gate says of the latter."""
+    """A float and an int8 bundle of every trained EARN run, what the gate says of the latter, and all users' ranks."""
     from earn.calibration.calibrate import Settings
     from earn.cli.calibrate import HELD_OUT, SAMPLES, calibrated, draw, summary
     from earn.export.bundle import export_bundle
+    from earn.runtime.evaluation import target_ranks
+    from earn.runtime.recommender import Recommender
 
     for run in runs:
         folder = out / run.name
@@ -77,6 +82,11 @@ def quantize_all(runs: Sequence[Run], out: Path) -> None:
         )
         verdict = summary(found)
         refined = list(found.chosen.mix.fine_kinds)
+        if verdict["passed"]:
+            users = dataset.examples(users=read_json(folder / RESULT)["asked"]["most_users"])
+            recommender = Recommender.load(folder / INT8_BUNDLE)
+            ranks = target_ranks(recommender, users, dataset.interactions.item_ids, True, progress("all users"))
+            np.save(folder / INT8_RANKS, ranks)
         write_json(folder / INT8, {**verdict, "users": len(held_out.histories), "refined": refined})
         outcome = "passes" if verdict["passed"] else "fails"
         note(f"{run.name}: {outcome}, {verdict['beam_set_overlap']:.1%} of the best items stay; see {page}")

@@ -18,7 +18,7 @@ import numpy as np
 if not __package__:  # run as a script, for which Python looks in this folder alone
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.afterwards import ATTENTION, INT8, SPEED
+from benchmarks.afterwards import ATTENTION, INT8, INT8_RANKS, SPEED
 from benchmarks.grid import PRESETS, Run
 from benchmarks.results_page import HIDDEN, MEASURES, Row, page, run_name
 from benchmarks.results_pictures import draw_all
@@ -61,8 +61,7 @@ def collect(out: Path) -> dict[str, Row]:
         if run.data not in HIDDEN and (out / name / RESULT).is_file():
             result = {"recipe": run.recipe, **read_json(out / name / RESULT)}
             rows[name] = {**result, **_speed(out, run), **_difference(out, run), **_attention(out, run)}
-            if (out / name / INT8).is_file():
-                rows[name]["int8"] = read_json(out / name / INT8)
+            rows[name] |= _int8(out, run)
     if not rows:
         raise EarnError(
             f"{out}: holds no finished run but those of made-up data. Run experiments.py with --out {out} first."
@@ -90,9 +89,28 @@ def _difference(out: Path, run: Run) -> Row:
     asked, dense_asked = (read_json(twin / RESULT)["asked"] for twin in twins)
     if asked != dense_asked:
         return {}
-    own, dense = (np.load(twin / RANKS) for twin in twins)
-    pairs = {name: measure(own, 10) - measure(dense, 10) for name, measure in MEASURES.items()}
-    return {"difference": {name: [float(each.mean()), *bootstrap_interval(each)] for name, each in pairs.items()}}
+    return {"difference": _paired(*(twin / RANKS for twin in twins))}
+
+
+def _paired(own: Path, other: Path) -> dict[str, list[float]]:
+    """Figures of one file of ranks minus those of another, user by user: mean and ends of the 95 % interval."""
+    own_ranks, other_ranks = np.load(own), np.load(other)
+    pairs = {name: measure(own_ranks, 10) - measure(other_ranks, 10) for name, measure in MEASURES.items()}
+    return {name: [float(each.mean()), *bootstrap_interval(each)] for name, each in pairs.items()}
+
+
+def _int8(out: Path, run: Run) -> Row:
+    """The gate's verdict of the int8 bundle, and of all users the difference to the model that it was made of."""
+    folder = out / run.name
+    if not (folder / INT8).is_file():
+        return {}
+    ranks = folder / INT8_RANKS
+    return {
+        "int8": {
+            **read_json(folder / INT8),
+            "difference": _paired(ranks, folder / RANKS) if ranks.is_file() else None,
+        }
+    }
 
 
 def _attention(out: Path, run: Run) -> Row:

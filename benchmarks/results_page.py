@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks import paper
 from benchmarks import results_text as text
@@ -180,12 +181,14 @@ def usual_split(rows: Sequence[Row]) -> int | None:
 
 
 def _pair(name: str, dense: Sequence[Row], earn: Sequence[Row]) -> list[list[str]]:
-    differences = [
-        "{:+.4f} ({:+.4f} to {:+.4f})".format(*np.mean([row["difference"][measure] for row in earn], axis=0))
-        for measure in MEASURES
-    ]
+    differences = [_difference(np.mean([row["difference"][measure] for row in earn], axis=0)) for measure in MEASURES]
     split = f"EARN, k = {earn[0]['early_layers']} of {earn[0]['layers']}"
     return [_twin(f"{name}: dense", dense, ("", "")), _twin(f"{name}: {split}", earn, differences)]
+
+
+def _difference(found: Sequence[float] | NDArray[np.float64]) -> str:
+    """A paired difference with the ends of its interval."""
+    return "{:+.4f} ({:+.4f} to {:+.4f})".format(*found)
 
 
 def _twin(label: str, rows: Sequence[Row], differences: Sequence[str]) -> list[str]:
@@ -334,12 +337,22 @@ def _quantized(rows: Sequence[Row]) -> str:
                     f"{found['users']:,}",
                     f"{found['beam_set_overlap']:.1%}",
                     f"{_short(ndcg['before'])} to {_short(ndcg['after'])}",
+                    _difference(found["difference"]["recall@10"]) if found["difference"] else "",
                     f"{found['size_ratio']:.0%}",
                     ", ".join(finer) or "nothing",
                     "passes" if found["passed"] else "fails",
                 ]
             )
-    header = ("", "judges", "of the best 20 stay", "NDCG@10", "size", "kept finer", "gate")
+    header = (
+        "",
+        "judges",
+        "of the best 20 stay",
+        "NDCG@10",
+        "Recall@10 of all users, change",
+        "size",
+        "kept finer",
+        "gate",
+    )
     return table(header, lines) if lines else ""
 
 

@@ -86,7 +86,7 @@ def draw_sweep(rows: Sequence[Row], figure: Figure) -> None:
     axes.axhline(1, color=COLOURS["muted"], linewidth=1)
     axes.annotate("dense", (0.005, 1), xycoords=("axes fraction", "data"), va="bottom", color=COLOURS["muted"])
     axes.set_xlim(0, 1.03)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, axes.get_ylim()[1] + 0.08)  # room for the line's name
     axes.set_xlabel("early layers, k / N")
     axes.set_ylabel("Recall@10, dense = 1")
     axes.grid(color=COLOURS["rule"], linewidth=0.6)

@@ -89,7 +89,7 @@ the intervals say little.
 INT8 = """`experiments.py PRESET --quantize --only RUN` exports a trained checkpoint and quantizes the bundle. Test
 users who were not calibrated on judge it, 1,000 at the most: 95 % of their best 20 items must stay, and NDCG@10 may
 not fall significantly ([calibration.md](calibration.md)). By the same users it is found out what has to be kept finer
-for that.
+for that; what the bundle does to all test users stands beside.
 
 """
 

@@ -171,7 +171,7 @@ def test_bundles_of_earn_are_quantized_and_judged(measured: Path) -> None:
     found = read_json(folder / "int8.json")
     assert 0 <= found["beam_set_overlap"] <= 1
     assert found["users"] == 200 - 128
-    assert found["passed"] == (folder / "int8-bundle").is_dir()
+    assert found["passed"] == (folder / "int8-bundle").is_dir() == (folder / "int8-ranks.npy").is_file()
     report = folder / ("int8-report.json" if found["passed"] else "int8-report-failed.json")
     assert read_json(report).keys() != found.keys()  # the verdict does not take the report's place
     assert not (measured / "walks/tiger-toy-llama/dense-seed0/bundle").exists()
@@ -215,8 +215,12 @@ def test_the_page_says_what_the_rows_say() -> None:
     rows[1]["int8"] = {
         "passed": True, "users": 815, "beam_set_overlap": 0.9585, "size_ratio": 0.28,
         "ndcg@10": {"before": 0.0343, "after": 0.0347}, "refined": ["head"], "float_layers": [],
+        "difference": {"recall@10": [0.001, -0.002, 0.004]},
     }  # fmt: skip
-    assert "| 815 | 95.9% | .0343 to .0347 | 28% | head refined | passes |" in results_page.page(rows)
+    assert (
+        "| 815 | 95.9% | .0343 to .0347 | +0.0010 (-0.0020 to +0.0040) | 28% | head refined | passes |"
+        in results_page.page(rows)
+    )
     assert "| beauty, tiger, tiny-llama: batch_size 32 | .0500 | .0690 (.0590 to .0790)" in text
     assert rows[0]["command"] in text
     left = sum(run.name not in {row["command"].split()[-1] for row in rows} for run in PRESETS["cpu"].runs)
