@@ -253,6 +253,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 (Run("beauty", "tiny-llama", early_layers=2, recipe=name) for name in RECIPES),
                 (Run("beauty", "wide-llama", early_layers=2, recipe=name) for name in LONGER),
                 (Run("beauty", "wide-llama", variant="dense", recipe=BEST),),
+                (Run("beauty", "wide-llama", variant="history-returns", early_layers=2, recipe=BEST),),
                 ablations("beauty", "tiny-llama", 2, (0,), ("registers-2", "registers-3", *WINDOWS)),
                 twins(("beauty",), ("wide-llama", "six-llama"), 2, (0,)),
             ),

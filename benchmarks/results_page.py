@@ -275,7 +275,7 @@ def _tuning(rows: Sequence[Row]) -> str:
     """What each change of the training gave, one seed each."""
     tried = {(row["data"], row["early_layers"]) for row in rows if row["recipe"]}
     lines = []
-    for row in rows:
+    for row in sorted(rows, key=lambda row: -(row["valid_ndcg@10"] or 0)):  # the best first
         if row["variant"] not in TUNED or row["seed"] or (row["data"], row["early_layers"]) not in tried:
             continue
         changes = [f"{name} {value}" for name, value in RECIPES[row["recipe"]].items()] if row["recipe"] else []
