@@ -83,9 +83,10 @@ def quantize_all(runs: Sequence[Run], out: Path) -> None:
         verdict = summary(found)
         refined = list(found.chosen.mix.fine_kinds)
         if verdict["passed"]:
-            users = dataset.examples(users=read_json(folder / RESULT)["asked"]["most_users"])
+            asked = read_json(folder / RESULT)["asked"]
+            users, item_ids = dataset.examples(users=asked["most_users"]), dataset.interactions.item_ids
             recommender = Recommender.load(folder / INT8_BUNDLE)
-            ranks = target_ranks(recommender, users, dataset.interactions.item_ids, True, progress("all users"))
+            ranks = target_ranks(recommender, users, item_ids, asked["exclude_history"], progress("all users"))
             np.save(folder / INT8_RANKS, ranks)
         write_json(folder / INT8, {**verdict, "users": len(held_out.histories), "refined": refined})
         outcome = "passes" if verdict["passed"] else "fails"

@@ -104,13 +104,9 @@ def _int8(out: Path, run: Run) -> Row:
     folder = out / run.name
     if not (folder / INT8).is_file():
         return {}
-    ranks = folder / INT8_RANKS
-    return {
-        "int8": {
-            **read_json(folder / INT8),
-            "difference": _paired(ranks, folder / RANKS) if ranks.is_file() else None,
-        }
-    }
+    verdict, ranks = read_json(folder / INT8), folder / INT8_RANKS
+    asked = verdict["passed"] and ranks.is_file()
+    return {"int8": {**verdict, "difference": _paired(ranks, folder / RANKS) if asked else None}}
 
 
 def _attention(out: Path, run: Run) -> Row:

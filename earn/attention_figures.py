@@ -135,10 +135,14 @@ def k_by_cut(losses: Sequence[float], errors: Sequence[float]) -> int | None:
         losses: with layers above k cut off the history, k = 1, 2, ...; the last one is the uncut model's.
         errors: standard error of each loss's rise over the last one.
     """
+    most = most_loss(losses, errors)
+    return None if most is None else next((k for k, loss in enumerate(losses[:-1], 1) if loss <= most), None)
+
+
+def most_loss(losses: Sequence[float], errors: Sequence[float]) -> float | None:
+    """The loss up to which the cut rule takes a cut; None: nothing sets its scale. Arguments as in `k_by_cut`."""
     rise = losses[0] - losses[-1]
-    if rise <= CERTAIN * errors[0]:
-        return None
-    return next((k for k, loss in enumerate(losses[:-1], 1) if loss - losses[-1] <= MOST_RISE * rise), None)
+    return losses[-1] + MOST_RISE * rise if rise > CERTAIN * errors[0] else None
 
 
 RULES = (
@@ -180,12 +184,17 @@ def suggestions_text(found: Analysis) -> list[str]:
             else f"By the {rule.name} rule k = {k} of {len(found.layers)} layers: the smallest k such that "
             f"{rule.statement}."
         )
-    if found.is_dense:
+    if most_loss(found.cut, found.errors) is None and len(found.cut) > 1:
         sentences.append(
-            "Take these for the cautious end: the weights never met the cut, and training repairs most of its harm. "
-            "Half of the suggested k, trained as EARN, may rank as well."
+            f"What the cut above layer 1 costs is less than {CERTAIN} standard errors: take more users. If it stays "
+            "so, this model makes little of the history."
         )
-    else:
+    if any(found.suggestions.values()) and found.is_dense:
+        sentences.append(
+            "Take this for a cautious end: the weights never met the cut, and training can repair its harm. A smaller "
+            "k, trained as EARN, may rank as well."
+        )
+    if not found.is_dense:
         sentences.append(
             f"Of a k above {found.early_layers} this model says nothing: its later layers never saw a history. Analyze "
             "a dense model of the same backbone to choose freely."

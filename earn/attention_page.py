@@ -172,7 +172,7 @@ def _paper(found: Analysis) -> list[str | Table | Picture]:
         "the other one: a sparsity of 0.064 in Llama's early layers, 0.026 in the late ones.",
         Table(("Figure", "This model", "Llama (paper)", "Qwen (paper)"), rows),
         f"This model's are means over {which} the history; early and late are their two halves. The paper's prompts "
-        f"have 100 to 170 tokens: of fewer columns, as this model's {columns:.1f}, more get above {ABOVE:g}. "
+        f"have 100 to 170 tokens, this model's rows see {columns:.1f} columns; of fewer, more get above {ABOVE:g}. "
         f"A row that spread its attention evenly over {columns:.1f} columns would give {HEAD / columns:.3f} to the "
         f"head and {TAIL / columns:.3f} to the tail. In a prompt of identifiers alone the tail is most of "
         "the newest item: attention on it is a reading of the history rather than a sink.",

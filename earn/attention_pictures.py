@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from earn.attention_figures import BINS, HEAD, MOST_RISE, TAIL, Analysis, place_names
+from earn.attention_figures import BINS, HEAD, TAIL, Analysis, most_loss, place_names
 from earn.page import COLOURS
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ def draw_cut(found: Analysis, figure: Figure) -> None:
     axes = figure.subplots()
     places = range(1, len(found.cut) + 1)
     own = found.cut[-1]
-    allowed = own + MOST_RISE * max(0.0, found.cut[0] - own)
-    axes.axhline(allowed, color=COLOURS["mark"], linestyle="--", linewidth=1.2, label="most the cut rule allows")
+    if (most := most_loss(found.cut, found.errors)) is not None:
+        axes.axhline(most, color=COLOURS["mark"], linestyle="--", linewidth=1.2, label="most the cut rule allows")
     axes.axhline(own, color=COLOURS["muted"], linestyle=":", linewidth=1.2, label="uncut")
     twice = [2 * error for error in found.errors]
     axes.errorbar(places, found.cut, twice, fmt="none", ecolor=COLOURS["muted"], elinewidth=1, capsize=3)

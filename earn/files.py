@@ -58,6 +58,8 @@ def read_json(path: Path) -> Any:
         raise EarnError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). Mend the file."
         ) from error
+    except EarnError:  # a ValueError too
+        raise
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise EarnError(f"{path}: cannot be read as JSON ({error}). Mend the file.") from error
     _check_characters(path, text, value)

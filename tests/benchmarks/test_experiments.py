@@ -90,9 +90,9 @@ def test_a_backbone_that_is_not_installed_is_named_with_the_command() -> None:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three runs of the smoke preset, by the command itself."""
+    """Four runs of the smoke preset, by the command itself."""
     out = tmp_path_factory.mktemp("experiments")
-    names = [f"walks/tiger-toy-llama/{name}-seed0" for name in ("dense", "untrained-k1", "earn-k1")]
+    names = [f"walks/tiger-toy-llama/{name}-seed0" for name in ("dense", "untrained-k1", "earn-k1", "scoring-level-k1")]
     command = [
         sys.executable,
         "benchmarks/experiments.py",
@@ -127,7 +127,7 @@ def test_a_run_leaves_its_result_and_is_not_run_again(measured: Path, capsys: py
     experiments.main(["smoke", "--out", str(measured), "--only", "walks/tiger-toy-llama/earn-k1-seed0"])
     assert path.stat().st_mtime_ns == before
     experiments.main(["smoke", "--out", str(measured), "--list"])
-    assert capsys.readouterr().out.count("done") == 3
+    assert capsys.readouterr().out.count("done") == 4
 
 
 @pytest.mark.parametrize(("variant", "excluded"), [("earn", True), ("history-returns", False)])
@@ -373,7 +373,9 @@ def test_what_was_measured_is_collected(measured: Path, tmp_path: Path, monkeypa
     with pytest.raises(EarnError, match="no finished run"):
         results.collect(measured)
     monkeypatch.setattr(results, "HIDDEN", ())
-    found = results.collect(measured)["walks/tiger-toy-llama/untrained-k1-seed0"]
+    rows = results.collect(measured)
+    assert "difference" not in rows["walks/tiger-toy-llama/scoring-level-k1-seed0"]  # the dense one is asked by trie
+    found = rows["walks/tiger-toy-llama/untrained-k1-seed0"]
     dense = read_json(measured / "walks/tiger-toy-llama/dense-seed0/result.json")
     assert found["difference"]["recall@10"][0] == pytest.approx(found["recall@10"] - dense["recall@10"])
     results.main(["--collect", str(measured), "--docs", str(tmp_path)])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,22 @@ def test_a_dense_model_has_no_registers(data: Path, backbone: Path, earn: Earn, 
     assert (settings["early_layers"], settings["prefix_ids"], settings["suffix_ids"]) == (4, [], [])
     assert "validation NDCG@10" in outcome.out
     assert outcome.out.count("\n") == 1  # the trainer's own figures are no results
+
+
+@pytest.mark.parametrize("is_left_out", [False, True])
+def test_validation_lists_leave_the_history_out_if_told(
+    is_left_out: bool, data: Path, backbone: Path, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def ranks(recommender: object, users: Sequence[object], item_ids: object, exclude_history: bool) -> Any:
+        asked.append(exclude_history)
+        return np.zeros(len(users), np.int64)
+
+    monkeypatch.setattr("earn.runtime.evaluation.target_ranks", ranks)
+    options = ["--exclude-history"] if is_left_out else []
+    earn("train", data, "--out", tmp_path, "--backbone", backbone, "--dense", "--epochs", 1, *options)
+    assert asked == [is_left_out]
 
 
 @pytest.mark.parametrize(("options", "registers"), [((), (1, 1)), (("--prefix-registers", "0"), (0, 1))])
