@@ -47,9 +47,9 @@ def _about(words: str, found: str) -> str:
     return words + found if found else "Not run yet."
 
 
-def _folded(title: str, table: str) -> str:
+def _folded(title: str, body: str) -> str:
     """What opens when the title is clicked."""
-    return f"<details><summary>{title}</summary>\n\n{table}\n\n</details>"
+    return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
 
 
 def groups(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:

@@ -43,7 +43,7 @@ SUGGESTED = """`earn analyze` looks at a dense model, before anything is trained
 later layers look at little that a cut takes away; its cut rule, that cutting later layers off the history costs the
 weights, as they are, at most half of what the cut above layer 1 does. "Good enough": no paired interval, of Recall@10
 or NDCG@10, is wholly below the dense model. What came of it: the attention rule found no k in any of these models,
-whose last layers all give a third of their attention to rows that a cut takes, or more (models trained from scratch
+whose last layers all give nearly half of their attention or more to rows that a cut takes (models trained from scratch
 have no sinks to speak of; the paper's are of pretrained ones). The cut rule asked for two layers more than were needed
 where it can be checked, on the one model and seed of which several k were trained: training repairs what it counts as
 lost. Its limit of one half was set with these models in view: a tenth had asked for 5 to 7.

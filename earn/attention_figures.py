@@ -27,7 +27,7 @@ MOST_LOST = 0.1
 # The most that a cut may raise the loss, as a share of what the cut above the first layer does. That one sets the
 # scale because losses of different data and vocabularies have none in common; where it costs anything, the rule
 # suggests 2 layers at the least. Half is a guess on the safe side: the models of docs/results.md that were trained with
-# cuts that cost more than that lost nothing by it, for training repairs most of an untrained cut's harm.
+# cuts that cost more than that lost nothing by it that could be told from chance.
 MOST_RISE = 0.5
 CERTAIN = 2  # standard errors by which the cut above the first layer must raise the loss
 
