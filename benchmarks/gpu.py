@@ -95,7 +95,7 @@ from benchmarks.gpu_sides import (
 )
 from benchmarks.random_bundle import load_weights, random_model, write_bundle
 from earn.catalog import CATALOG_FILE, Catalog
-from earn.cli.dataset import Dataset, load_dataset
+from earn.data.dataset import Dataset, load_dataset
 from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.runtime.engine import ENGINES, NATIVE

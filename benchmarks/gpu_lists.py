@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.gpu_sides import BEAMS, ITEMS, Clock, History
 from benchmarks.near_ties import is_same_list
 from earn.catalog import Catalog
-from earn.cli.dataset import Dataset
+from earn.data.dataset import Dataset
 from earn.runtime.recommender import Recommendation, Recommender
 
 CHECKED = 24  # histories whose lists are compared

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.errors import EarnError
 from earn.manifest import ENGINES_FOLDER, Manifest
+from earn.model.reference import build_trie, descend
 from earn.prompts import whole_prompt
-from earn.reference import build_trie, descend
 from earn.runtime.cuda import Cuda
 from earn.runtime.engine import NATIVE, check_machine, load_engine
 from earn.runtime.recommender import Recommender

@@ -55,9 +55,9 @@ from earn.calibration.refine import LEVELS
 from earn.catalog import Catalog
 from earn.config import EarnConfig, Prompt
 from earn.export.bundle import export_bundle
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
+from earn.model.reference import Trie, build_trie, descend
 from earn.prompts import whole_prompt
-from earn.reference import Trie, build_trie, descend
 from earn.runtime.cache import cache_bytes
 from earn.runtime.recommender import Recommendation, Recommender
 

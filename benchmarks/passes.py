@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from earn.catalog import CATALOG_FILE, Catalog
-from earn.cli.dataset import load_dataset
 from earn.config import SCORING_RULES
+from earn.data.dataset import load_dataset
 from earn.export.bundle import export_bundle
 from earn.manifest import Manifest
 from earn.metrics import ndcg, recall, target_rank
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
 from earn.runtime.engine import Engine, load_engine
 from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommender

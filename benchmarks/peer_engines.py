@@ -34,11 +34,11 @@ from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import EarnConfig, Prompt
 from earn.export.bundle import export_bundle
 from earn.manifest import Manifest
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
+from earn.model.reference import Trie, build_trie
 from earn.profiling.profiler import TimedEngine
 from earn.profiling.roofline import product_rate, stage_work
 from earn.prompts import whole_prompt
-from earn.reference import Trie, build_trie
 from earn.runtime.engine import Engine, load_engine
 from earn.runtime.recommender import Recommendation, Recommender
 from earn.runtime.session import Session

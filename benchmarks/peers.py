@@ -80,7 +80,7 @@ from benchmarks.peer_engines import (
     make_task,
     write_bundles,
 )
-from earn.cli.dataset import load_dataset
+from earn.data.dataset import load_dataset
 from earn.runtime.cache import cache_bytes
 
 HISTORIES = 3

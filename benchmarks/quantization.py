@@ -21,7 +21,7 @@ from earn.calibration.calibrate import Settings, calibrate
 from earn.calibration.equalize import ALPHA
 from earn.calibration.refine import LEVELS
 from earn.cli.calibrate import draw
-from earn.cli.dataset import load_dataset
+from earn.data.dataset import load_dataset
 
 SAMPLES = 128
 

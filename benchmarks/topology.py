@@ -45,7 +45,7 @@ from earn.export.onnx_stages import trace_stages
 from earn.export.simplify import LAYER_PRODUCTS, drop_dead, simplify
 from earn.export.stages import BundleModel, bundle_model
 from earn.manifest import GRAPH_FILES, FileEntry, Manifest
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
 from earn.specs import Sizes
 
 RULE = "vocab"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from earn.export.bundle import export_bundle
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
 from earn.runtime.cache import cache_bytes
 from earn.runtime.evaluation import median_ms
 from earn.runtime.recommender import Recommender

@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from earn.calibration.products import Product, products, unit
+from earn.calibration.linear_layers import Product, products, unit
 from earn.calibration.quantize import EMBEDDING, with_float
 from earn.calibration.refine import refine
 from earn.catalog import CATALOG_FILE, Catalog

@@ -23,11 +23,11 @@ import onnx
 import onnxruntime
 
 from earn.calibration.bench import Bench, Mix
+from earn.calibration.collect import RANGE_METHODS, Observations, observe
 from earn.calibration.equalize import ALPHA, equalize
 from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Ranking, Verdict, judge
-from earn.calibration.observe import RANGE_METHODS, Observations, observe
+from earn.calibration.linear_layers import Product
 from earn.calibration.precisions import FASTEST, PRECISIONS, Form, Precision, find_form, find_precisions
-from earn.calibration.products import Product
 from earn.calibration.quantize import quantize
 from earn.calibration.refine import LEVELS
 from earn.calibration.sensitivity import sensitivities

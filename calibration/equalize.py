@@ -21,8 +21,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from earn.calibration.observe import ChannelRange
-from earn.calibration.products import Product, products
+from earn.calibration.collect import ChannelRange
+from earn.calibration.linear_layers import Product, products
 
 ALPHA = 0.7  # chosen by beam-set overlap on two data sets, see docs/calibration.md
 LEAST = 1e-5  # of what the formula divides by

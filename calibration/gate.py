@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.data import Example
-from earn.metrics import bootstrap_interval, ndcg, recall, target_rank
+from earn.metrics import Example, bootstrap_interval, ndcg, recall, target_rank
 from earn.runtime.recommender import Recommender
 
 BEAM_SET, TOP = 20, 10

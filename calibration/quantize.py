@@ -16,8 +16,8 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
 from onnxruntime.quantization.quant_utils import QuantizationMode, add_infer_metadata
 
+from earn.calibration.linear_layers import Product, activations, products
 from earn.calibration.precisions import Form, Precision
-from earn.calibration.products import Product, activations, products
 from earn.export.simplify import drop_dead
 
 BLOCK = 32  # weights that share a 4-bit scale

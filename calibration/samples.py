@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.data import Example
 from earn.errors import EarnError
+from earn.metrics import Example
 
 LEAST_SAMPLES = 32  # fewer histories miss the values that decide a range
 LEAST_HELD_OUT = 32  # fewer users say nothing about overlap

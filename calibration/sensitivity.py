@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 
 from earn.calibration.bench import Bench, Mix
-from earn.calibration.products import HEAD
+from earn.calibration.linear_layers import HEAD
 from earn.calibration.quantize import EMBEDDING
 from earn.runtime.engine import Engine
 from earn.runtime.memory import HOST, Array, Host

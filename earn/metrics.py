@@ -7,12 +7,22 @@ NDCG@n   = 1 / log2(place + 1) if it does (place counts from 1), else 0        b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 CUTOFFS = (5, 10, 20)
 NOT_FOUND = -1
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question to a recommender, with its answer."""
+
+    user: str
+    history: NDArray[np.int64]  # item indices, oldest first
+    target: int  # the item index that came next
 
 
 def target_rank(ranking: Sequence[str], target: str) -> int:

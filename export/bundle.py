@@ -15,7 +15,7 @@ from earn.export.stages import MAX_BATCH, MAX_BEAMS, TorchEngine, bundle_model
 from earn.export.weights import EXTERNAL_DATA_BYTES
 from earn.files import folder_written_whole
 from earn.manifest import Manifest, refuse_foreign_folder
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
 from earn.runtime.engine import load_engine
 
 

@@ -2,10 +2,10 @@
 
 Networks are strongly typed: precision is what the graph says, in TensorRT 10 as in 11. fp16 bundles hold float16
 weights and products with norms and softmax in float32, int8 and int4 bundles explicit Q/DQ, so no builder flag is
-needed for either. TF32 is off: fp32 means fp32. Every stage has two optimization profiles (see earn.profiles).
+needed for either. TF32 is off: fp32 means fp32. Every stage has two optimization profiles (see earn.shape_ranges).
 
-The engines stand in the bundle under engines/tensorrt/, with a record of what they are for (see earn.runtime.plans).
-Timings of kernels are kept beside them, so that building again is short.
+The engines stand in the bundle under engines/tensorrt/, with a record of what they are for (see
+earn.runtime.engine_files). Timings of kernels are kept beside them, so that building again is short.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from typing import Any
 from earn.errors import EarnError
 from earn.files import folder_written_whole, sha256
 from earn.manifest import GRAPH_FILES, FileEntry, Manifest
-from earn.profiles import Profile, profiles
-from earn.runtime.plans import (
+from earn.runtime.engine_files import (
     ENGINE_FILES,
     HARDWARE,
     TENSORRT_FOLDER,
@@ -30,6 +29,7 @@ from earn.runtime.plans import (
     ranges_hash,
 )
 from earn.runtime.tensorrt_api import make_log, said, tensorrt, this_machine
+from earn.shape_ranges import Profile, profiles
 from earn.specs import STAGES
 
 TIMING_CACHE = "timing.cache"

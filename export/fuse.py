@@ -1,7 +1,8 @@
 """Makes one product of projections that stand side by side: q, k and v of a layer, or k and v where q has fewer rows.
 
-`earn.stage` joins the outputs of such projections; joining the weights instead gives the same numbers, since every
-column of a product is computed for itself. One product of 1,152 columns runs faster than three of 896, 128 and 128.
+`earn.model.stage` joins the outputs of such projections; joining the weights instead gives the same numbers,
+since every column of a product is computed for itself. One product of 1,152 columns runs faster than three of 896, 128
+and 128.
 Gate and up stay apart: joined they gain nothing, and their halves would have to be copied out.
 """
 

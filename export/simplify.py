@@ -7,7 +7,7 @@ target, one constant says the same:
     0               the same-numbered axis of the input, copied
     -1              whatever is left, once at most
 
-`earn.stage` is written so that this holds for all of its reshapes; any other stays as it is.
+`earn.model.stage` is written so that this holds for all of its reshapes; any other stays as it is.
 
 Products with a weight are named for their place in the stage, layers counted from 0 (`layers.1.down_proj`); the item
 head is `head`, the embedding's lookup `embedding`. The weight of each is called `<name>.weight`. What changes weights

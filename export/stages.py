@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 import earn
-from earn.backbones import sizes_of
 from earn.config import EarnConfig, Prompt, check_scoring
 from earn.manifest import Manifest, limits_of
-from earn.model import EarnModel
+from earn.model.backbones import sizes_of
+from earn.model.earn_model import EarnModel
+from earn.model.stage import DenseHead, EarlyStage, LateStage
 from earn.runtime.memory import HOST, Array
 from earn.runtime.recommender import Recommender
-from earn.stage import DenseHead, EarlyStage, LateStage
 
 MAX_BATCH = 64
 MAX_BEAMS = 64

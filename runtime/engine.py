@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.runtime.cuda import shared_device
+from earn.runtime.engine_files import check_form, engine_paths
 from earn.runtime.memory import Device
 from earn.runtime.onnx_engine import (
     OnnxEngine,
@@ -25,7 +26,6 @@ from earn.runtime.onnx_engine import (
     session_options,
     tensorrt_options,
 )
-from earn.runtime.plans import check_form, engine_paths
 from earn.runtime.rtx import PROVIDER
 from earn.runtime.tensorrt_api import this_machine
 

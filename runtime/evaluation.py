@@ -10,9 +10,8 @@ from itertools import cycle, islice
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.data import Example
 from earn.errors import EarnError
-from earn.metrics import CUTOFFS, target_rank
+from earn.metrics import CUTOFFS, Example, target_rank
 from earn.runtime.recommender import Recommender
 
 BATCH = 64

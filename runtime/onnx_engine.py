@@ -16,11 +16,11 @@ import numpy as np
 
 from earn.errors import EarnError
 from earn.manifest import GRAPH_FILES, Manifest
-from earn.profiles import Range, Shape, whole_profile
 from earn.runtime.cuda import shared_device
+from earn.runtime.engine_files import cache_folder, graph_hash
 from earn.runtime.memory import HOST
-from earn.runtime.plans import cache_folder, graph_hash
 from earn.runtime.rtx import compiled_graph, register
+from earn.shape_ranges import Range, Shape, whole_profile
 from earn.specs import StageSpecs, all_specs
 
 Options = Callable[[Path, str, Manifest], Mapping[str, str]]

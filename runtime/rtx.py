@@ -19,7 +19,7 @@ from earn.errors import EarnError
 from earn.files import folder_written_whole, read_json, write_json
 from earn.manifest import Manifest
 from earn.runtime.cuda import shared_device
-from earn.runtime.plans import graph_hash, ranges_hash
+from earn.runtime.engine_files import graph_hash, ranges_hash
 
 PROVIDER = "NvTensorRTRTXExecutionProvider"
 PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"

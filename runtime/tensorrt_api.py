@@ -7,7 +7,7 @@ from typing import Any
 
 from earn.errors import EarnError
 from earn.runtime.cuda import shared_device
-from earn.runtime.plans import Target
+from earn.runtime.engine_files import Target
 
 OLDEST = (10, 3)  # of JetPack 6; earlier ones lack ways to give a context its memory
 

@@ -25,14 +25,14 @@ import numpy as np
 from earn.config import MASKED
 from earn.errors import EarnError
 from earn.manifest import Manifest
-from earn.profiles import Profile, profile_for, profiles
 from earn.runtime.cuda import Block, Cuda, CudaArray, shared_device
+from earn.runtime.engine_files import Target, build_command, engine_paths
 from earn.runtime.memory import Array
-from earn.runtime.plans import Target, build_command, engine_paths
 from earn.runtime.tensorrt_api import make_log, said, tensorrt
+from earn.shape_ranges import Profile, profile_for, profiles
 from earn.specs import NEW, PAST, StageSpecs, TensorSpec, all_specs
 
-DECODE = 0  # number of the profile of decoding passes (see earn.profiles)
+DECODE = 0  # number of the profile of decoding passes (see earn.shape_ranges)
 ROWS, CACHED = 8, 64  # the grid that passes are widened to: rows and cached rows
 MOST_GRAPHS = 32  # per stage; the one that was used longest ago makes room
 ALIGNED = 256  # bytes, as TensorRT wants addresses

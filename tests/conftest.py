@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from earn.export.bundle import export_bundle
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
 from tests.support import small_model
 
 

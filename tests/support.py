@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from earn.backbones import load_backbone
 from earn.catalog import Catalog
 from earn.config import Prompt
 from earn.export.stages import TorchEngine, bundle_model
-from earn.model import EarnModel
+from earn.model.backbones import load_backbone
+from earn.model.earn_model import EarnModel
+from earn.model.reference import build_trie, descend, next_token_scores
 from earn.prompts import constant_head, history_tokens, prompt_end, readout_rows
-from earn.reference import build_trie, descend, next_token_scores
 from earn.runtime.engine import Engine
 from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommendation, Recommender

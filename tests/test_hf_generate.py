@@ -8,9 +8,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from earn.catalog import Catalog
 from earn.export.stages import torch_recommender
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
+from earn.model.reference import build_trie, descend
 from earn.prompts import history_tokens
-from earn.reference import build_trie, descend
 
 ITEMS = 30
 BEAMS = 8

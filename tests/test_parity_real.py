@@ -12,10 +12,10 @@ import pytest
 
 from earn.catalog import Catalog
 from earn.data import load_interactions, split_of
+from earn.data.identifiers import build_catalog
 from earn.export.bundle import export_bundle
-from earn.identifiers import build_catalog
-from earn.model import EarnModel
-from earn.reference import reference_search
+from earn.model.earn_model import EarnModel
+from earn.model.reference import reference_search
 from earn.runtime.recommender import Recommendation, Recommender
 from tests.support import FAMILIES, RULES, Agreement, closest_call, small_model
 

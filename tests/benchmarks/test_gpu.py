@@ -30,7 +30,7 @@ from earn.export.bundle import export_bundle
 from earn.export.parity import check_parity
 from earn.export.stages import TorchEngine, bundle_model
 from earn.manifest import GRAPH_FILES, Manifest
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
 from earn.prompts import prompt_rows
 from earn.runtime.engine import load_engine
 from earn.runtime.recommender import Recommendation

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from earn.calibration import calibrate as module
-from earn.calibration import observe
+from earn.calibration import collect as collect_module
 from earn.calibration.bench import Bench, Mix
 from earn.calibration.calibrate import Calibration, Settings, calibrate
+from earn.calibration.collect import Observer
 from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Verdict, judge
-from earn.calibration.observe import Observer
 from earn.calibration.precisions import PRECISIONS
 from earn.calibration.refine import LEVELS
 from earn.errors import EarnError
@@ -169,9 +169,9 @@ def test_what_is_observed_is_what_is_served(case: Case, tmp_path: Path, monkeypa
             calls.append((stage, len(feeds["keep"])))
             super().run(stage, feeds, outputs)
 
-    monkeypatch.setattr(observe, "Observer", Counting)
+    monkeypatch.setattr(collect_module, "Observer", Counting)
     bench = Bench(case.bundle, tmp_path)
-    observe.observe(
+    collect_module.observe(
         bench.paths("float"), bench.manifest, bench.catalog, case.histories[:2], 20, "minmax", lambda *_: None
     )
     for stage in STAGES:

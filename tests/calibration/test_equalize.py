@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from earn.calibration.bench import Bench, Mix
+from earn.calibration.collect import ChannelRange, Observations, observe
 from earn.calibration.equalize import channels, equalize
-from earn.calibration.observe import ChannelRange, Observations, observe
 from earn.runtime.engine import load_engine
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from earn.calibration.bench import Bench, Mix
-from earn.calibration.observe import Observations, observe
+from earn.calibration.collect import Observations, observe
 from earn.calibration.precisions import FORMS, METHODS, PRECISIONS, find_form, find_precisions
 from earn.calibration.quantize import quantize
 from earn.calibration.refine import LEVELS

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from earn.backbones import load_backbone
 from earn.cli.main import main
+from earn.model.backbones import load_backbone
 
 USERS, ITEMS = 90, 60
 SIZES = {

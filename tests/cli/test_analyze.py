@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from earn.cli.dataset import load_dataset
-from earn.model import EarnModel
+from earn.data.dataset import load_dataset
+from earn.model.earn_model import EarnModel
 from tests.cli.conftest import USERS, Earn
 from tests.support import small_backbone
 

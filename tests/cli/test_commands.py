@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from earn.cli import dataset, train
-from earn.cli.dataset import Dataset, load_dataset, sample
+from earn.cli import train
 from earn.cli.main import build_parser
 from earn.cli.recommend import items_table
-from earn.data import Interactions, load_interactions, split_of
+from earn.data import Interactions, dataset, load_interactions, split_of
+from earn.data.dataset import Dataset, load_dataset, sample
 from earn.errors import EarnError
 from earn.runtime.recommender import Recommendation
 from tests.cli.conftest import ITEMS, USERS, Earn

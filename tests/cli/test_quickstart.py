@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from earn.cli import calibrate, measures
-from earn.cli.dataset import load_dataset
+from earn.data.dataset import load_dataset
 from earn.runtime.recommender import Recommender
 from tests.cli.conftest import ITEMS, USERS, Earn
 

@@ -14,7 +14,7 @@ from earn.errors import EarnError
 from earn.export.stages import bundle_model
 from earn.files import sha256
 from earn.manifest import FileEntry, Manifest
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
 from earn.runtime.recommender import Recommender
 
 Change = Callable[[dict[str, Any]], Any]

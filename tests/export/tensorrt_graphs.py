@@ -11,15 +11,15 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
+from earn.calibration.linear_layers import activations, products
 from earn.calibration.precisions import PRECISIONS, find_form
-from earn.calibration.products import activations, products
 from earn.calibration.quantize import quantize, with_float
 from earn.calibration.refine import LEVELS, refine
 from earn.config import Prompt
 from earn.export.onnx_stages import export_stages
 from earn.export.stages import bundle_model
 from earn.manifest import GRAPH_FILES, Manifest
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
 from earn.specs import STAGES
 from tests.support import FAMILIES, random_catalog, small_model
 

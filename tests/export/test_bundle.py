@@ -11,8 +11,8 @@ from earn.catalog import Catalog
 from earn.errors import EarnError
 from earn.export.bundle import export_bundle
 from earn.manifest import Manifest
-from earn.model import EarnModel
-from earn.reference import reference_search
+from earn.model.earn_model import EarnModel
+from earn.model.reference import reference_search
 from earn.runtime.engine import load_engine
 from earn.runtime.memory import HOST, Array
 from earn.runtime.onnx_engine import check_graph

@@ -14,7 +14,7 @@ from earn.export.fuse import fuse_projections
 from earn.export.onnx_stages import export_stages
 from earn.export.stages import TorchEngine, bundle_model
 from earn.manifest import GRAPH_FILES
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
 from earn.runtime.engine import load_engine
 from earn.runtime.memory import Array
 from earn.specs import PAST, STAGES, all_specs

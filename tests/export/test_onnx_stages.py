@@ -12,8 +12,8 @@ from earn.config import MASKED, Prompt
 from earn.export.onnx_stages import OPSET, export_stages
 from earn.export.stages import BundleModel, TorchEngine, bundle_model
 from earn.manifest import GRAPH_FILES
-from earn.model import EarnModel
-from earn.reference import reference_search
+from earn.model.earn_model import EarnModel
+from earn.model.reference import reference_search
 from earn.runtime.engine import load_engine
 from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommender

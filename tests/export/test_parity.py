@@ -9,7 +9,7 @@ import pytest
 from earn.errors import EarnError
 from earn.export.parity import SMALLEST_SCALE, TOLERANCE, ComparingEngine, check_parity
 from earn.export.stages import TorchEngine, bundle_model
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
 from earn.runtime.memory import HOST, Array
 from earn.specs import NEW
 

@@ -10,10 +10,10 @@ import earn
 from earn.config import Prompt
 from earn.errors import EarnError
 from earn.export.stages import TorchEngine, bundle_model, torch_recommender
-from earn.model import EarnModel
-from earn.reference import reference_search
+from earn.model.earn_model import EarnModel
+from earn.model.reference import reference_search
+from earn.model.stage import DenseHead
 from earn.specs import NEW, PAST, stage_specs
-from earn.stage import DenseHead
 from tests.support import (
     FAMILIES,
     RULES,

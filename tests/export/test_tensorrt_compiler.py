@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from earn.profiles import profiles
+from earn.shape_ranges import profiles
 from earn.specs import STAGES
 from tests.export.tensorrt_graphs import CASES, VARIANTS, manifest_of, written
 

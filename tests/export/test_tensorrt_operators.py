@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape
 from earn.calibration.precisions import FORMS, PRECISIONS
 from earn.calibration.quantize import BLOCK, quantize
 from earn.export.onnx_stages import OPSET
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
 from earn.runtime.memory import Array
 from earn.specs import NEW, PAST, STAGES
 from tests.export.tensorrt_graphs import CASES, TENSORRT, VARIANTS, graphs_of, written

@@ -12,7 +12,7 @@ import pytest
 from earn.errors import EarnError
 from earn.export.stages import bundle_model
 from earn.manifest import Manifest
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
 from earn.profiling import figures, profiler
 from earn.profiling.figures import (
     Call,

@@ -13,7 +13,7 @@ from earn.catalog import Catalog
 from earn.config import Prompt
 from earn.export.stages import TorchEngine, bundle_model
 from earn.manifest import Manifest
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
 from earn.runtime.cache import KeyValueCache, cache_bytes
 from earn.runtime.decoder import Decoder
 from earn.runtime.engine import load_engine

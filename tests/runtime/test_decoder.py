@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from earn.config import MASKED, Prompt
-from earn.model import EarnModel
-from earn.reference import reference_search
+from earn.model.earn_model import EarnModel
+from earn.model.reference import reference_search
 from earn.runtime.decoder import causal_bias
 from tests.support import Agreement, histories_of, pairs, random_catalog, small_model, watched_recommender
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from earn.errors import EarnError
-from earn.model import EarnModel
-from earn.reference import reference_search
+from earn.model.earn_model import EarnModel
+from earn.model.reference import reference_search
 from earn.runtime.recommender import Recommender
 from tests.support import RULES, Agreement, histories_of, pairs, random_catalog, small_model, watched_recommender
 

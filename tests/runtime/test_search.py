@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from earn.model import EarnModel
-from earn.reference import reference_search
+from earn.model.earn_model import EarnModel
+from earn.model.reference import reference_search
 from earn.runtime.decoder import Decoder, Decoding
 from earn.runtime.search import Search
 from earn.runtime.trie import Exclusions, ItemTrie
@@ -251,7 +251,7 @@ def oracle(logits: Logits, codes: Codes, how: Mapping[str, Any], excluded: Seque
     found = []
     for user, barred in enumerate(excluded):
         said = partial(last_logits, user)
-        with patch("earn.reference.last_logits", said), patch("earn.reference.whole_prompt"):
+        with patch("earn.model.reference.last_logits", said), patch("earn.model.reference.whole_prompt"):
             found.append(reference_search(model, [], how["k"], how["width"], how["scoring"], barred))
     return found
 

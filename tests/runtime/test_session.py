@@ -12,7 +12,7 @@ import pytest
 
 from earn.config import Prompt
 from earn.errors import EarnError
-from earn.model import EarnModel
+from earn.model.earn_model import EarnModel
 from earn.runtime.recommender import Recommendation, Recommender
 from earn.runtime.session import Session
 from tests.support import (

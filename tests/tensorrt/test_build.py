@@ -9,8 +9,8 @@ import pytest
 from earn.errors import EarnError
 from earn.export.engines import BuildSettings, build_engines
 from earn.manifest import Manifest, refuse_foreign_folder
-from earn.profiles import profiles
-from earn.runtime.plans import TENSORRT_FOLDER, load_record
+from earn.runtime.engine_files import TENSORRT_FOLDER, load_record
+from earn.shape_ranges import profiles
 from tests.tensorrt.fake_gpu import FakeTensorRT
 from tests.tensorrt.signatures import fake
 

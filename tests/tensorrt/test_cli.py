@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from earn.export.engines import build_engines
-from earn.runtime.plans import load_record
+from earn.runtime.engine_files import load_record
 from tests.cli.conftest import Earn, backbone, checkpoint, data, earn  # noqa: F401  (fixtures)
 from tests.tensorrt.fake_gpu import FakeTensorRT
 

@@ -17,7 +17,7 @@ from earn.files import sha256
 from earn.manifest import FileEntry, Manifest
 from earn.runtime import tensorrt_engine
 from earn.runtime.cuda import shared_device
-from earn.runtime.plans import TENSORRT_FOLDER
+from earn.runtime.engine_files import TENSORRT_FOLDER
 from earn.runtime.recommender import Recommender
 from earn.runtime.tensorrt_engine import TensorRTStages
 from tests.support import FAMILIES, RULES, Agreement, histories_of, pairs, random_catalog, small_model
@@ -75,7 +75,7 @@ def test_every_rule_and_number_of_registers(
 
 
 def test_long_prompts_are_read_in_pieces(gpu: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("earn.specs", "earn.profiles", "earn.runtime.decoder"):
+    for module in ("earn.specs", "earn.shape_ranges", "earn.runtime.decoder"):
         monkeypatch.setattr(f"{module}.PIECE", 5)
     model = small_model("tiny-llama", random_catalog(40, codes=3), early_layers=2, max_history=7)
     export_bundle(model, tmp_path / "bundle", [["1", "2"]], max_batch=3, max_beams=12)

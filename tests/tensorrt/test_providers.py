@@ -17,11 +17,11 @@ import pytest
 
 from earn.errors import EarnError
 from earn.manifest import Manifest
-from earn.profiles import profiles
 from earn.runtime import rtx
 from earn.runtime.engine import ENGINES, choose_engine, load_engine, why_not
 from earn.runtime.onnx_engine import tensorrt_options
 from earn.runtime.recommender import Recommender
+from earn.shape_ranges import profiles
 from earn.specs import PAST
 from tests.support import Agreement, pairs
 from tests.tensorrt.fake_gpu import FakeCuda

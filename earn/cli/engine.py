@@ -1,0 +1,168 @@
+"""`earn engine`: TensorRT engines of a bundle, and which engines can run it here."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from earn.cli.arguments import bundle_folder, command, command_group, positive
+from earn.console import note, pairs, progress, show, size, table
+
+NATIVE = "tensorrt"  # the engine that is built
+BUILD_DEFAULTS = {"hardware": "none", "version_compatible": False, "workspace": None, "level": 3}
+
+if TYPE_CHECKING:
+    from earn.cli.arguments import Subparsers
+    from earn.export.engines import BuildSettings
+    from earn.manifest import Manifest
+    from earn.runtime.engine_files import EngineRecord
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declares the command and its two subcommands."""
+    own = command_group(
+        subparsers,
+        "engine",
+        "build TensorRT engines; see which engines can run here",
+        "A bundle runs on the CPU as it is. On NVIDIA GPUs it runs with CUDA, or with TensorRT engines that are built "
+        "from it on the device.",
+        """
+        earn engine check BUNDLE
+        earn engine build BUNDLE
+        """,
+    )
+    build = command(
+        own,
+        "build",
+        run_build,
+        "build TensorRT engines into a bundle",
+        "Builds both stages of a bundle as TensorRT engines, on the machine that will run them. Precision is the "
+        "bundle's: fp32, fp16, or int8 and int4 calibrated with --engine tensorrt. Needs tensorrt 10 or 11, "
+        "cuda-bindings and a GPU.",
+        """
+        earn engine build BUNDLE
+        earn engine build BUNDLE --workspace 512 --hardware ampere+ --version-compatible
+        """,
+    )
+    build.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help="folder of earn export or earn calibrate")
+    add_build_settings(build)
+    check = command(
+        own,
+        "check",
+        run_check,
+        "show which engines can run a bundle here",
+        "Asks of every engine whether it can run the bundle on this machine, and says what is missing.",
+        "earn engine check BUNDLE",
+    )
+    check.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help="folder of earn export or earn calibrate")
+
+
+def add_build_settings(parser: argparse.ArgumentParser) -> None:
+    """Declares how engines are built; for `earn export` too."""
+    group = parser.add_argument_group("TensorRT engines")
+    group.add_argument(
+        "--hardware",
+        default=BUILD_DEFAULTS["hardware"],
+        metavar="GPUS",
+        help="which GPUs they run on: none (other than this model), same (architecture), ampere+ (default: none)",
+    )
+    group.add_argument("--version-compatible", action="store_true", help="later TensorRTs of this major version too")
+    group.add_argument(
+        "--workspace", type=positive, metavar="MIB", help="most memory for one kernel's work (default: all there is)"
+    )
+    group.add_argument(
+        "--level",
+        type=int,
+        default=BUILD_DEFAULTS["level"],
+        metavar="N",
+        help="0 to 5: how long to look for fast kernels (default: 3)",
+    )
+
+
+def add_engine(parser: argparse._ActionsContainer) -> None:
+    """Declares which engine runs a bundle."""
+    parser.add_argument(
+        "--engine",
+        default="cpu",
+        metavar="NAME",
+        help="what runs it: cpu, cuda, tensorrt, tensorrt-ep, tensorrt-rtx, or auto (default: %(default)s)",
+    )
+
+
+def chosen_engine(name: str, bundle: Path) -> str:
+    """The engine of that name; of "auto" the one that it means here, said with the reason."""
+    if name != "auto":
+        return name
+    from earn.manifest import Manifest
+    from earn.runtime.engine import choose_engine
+
+    chosen, why = choose_engine(bundle, Manifest.load(bundle, verify=False))
+    note(f"engine {chosen}{f' ({why})' if why else ''}")
+    return chosen
+
+
+def run_build(args: argparse.Namespace) -> int:
+    """Builds and lists what was written."""
+    from earn.manifest import Manifest
+
+    manifest = Manifest.load(args.bundle, verify=False)
+    check_build(args, manifest)
+    record = build(args, args.bundle)
+    show(record_text(record))
+    note(f"Next: earn recommend {args.bundle} --engine tensorrt --history ...")
+    return 0
+
+
+def check_build(args: argparse.Namespace, manifest: Manifest | None = None) -> None:
+    """Fails early: before a long export, or before TensorRT reads a graph that it cannot take."""
+    from earn.export.engines import check_settings
+    from earn.runtime.engine_files import check_form
+    from earn.runtime.tensorrt_api import this_machine
+
+    check_settings(_settings(args))
+    if manifest is not None:
+        check_form(manifest, args.bundle)
+    target = this_machine()
+    note(f"TensorRT {target.tensorrt} on {target.gpu.name}, architecture {target.gpu.architecture}")
+
+
+def build(args: argparse.Namespace, bundle: Path) -> EngineRecord:
+    """Builds engines, with progress."""
+    from earn.export.engines import build_engines
+
+    return build_engines(bundle, _settings(args), lambda what, done, total: progress(what)(done, total))
+
+
+def _settings(args: argparse.Namespace) -> BuildSettings:
+    from earn.export.engines import BuildSettings
+
+    workspace = None if args.workspace is None else args.workspace << 20
+    return BuildSettings(args.hardware, args.version_compatible, workspace, args.level)
+
+
+def record_text(record: EngineRecord) -> str:
+    """What engines are for, and how large they are."""
+    from earn.runtime.engine_files import HARDWARE
+
+    return pairs(
+        [
+            ("engines", f"TensorRT {record.tensorrt}, {record.precision}"),
+            ("built on", f"{record.gpu}, architecture {record.architecture}, CUDA {record.driver}"),
+            ("for", HARDWARE[record.hardware]),
+            *[(name, size(entry.bytes)) for name, entry in record.files.items()],
+        ]
+    )
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Asks every engine."""
+    from earn.manifest import Manifest
+    from earn.runtime.engine import ENGINES, NATIVE, choose_engine, why_not
+
+    manifest = Manifest.load(args.bundle, verify=False)
+    found = {name: why_not(name, args.bundle, manifest) for name in (*ENGINES, NATIVE)}
+    rows = [(name, "no" if why else "yes", why or "nothing is known to be missing") for name, why in found.items()]
+    show(table(("engine", "runs here", ""), rows))
+    note(f'"auto" takes {choose_engine(args.bundle, manifest)[0]}')
+    return 0

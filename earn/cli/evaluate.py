@@ -1,0 +1,111 @@
+"""`earn evaluate`: Recall and NDCG of a checkpoint or a bundle, by search over the whole catalog."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from earn.cli.arguments import DATA_HELP, command, positive
+from earn.cli.engine import add_engine, chosen_engine
+from earn.config import SCORING_RULES, check_scoring
+from earn.console import note, progress, show, show_json, table
+from earn.errors import EarnError
+from earn.manifest import MANIFEST_FILE
+from earn.metrics import CUTOFFS
+
+if TYPE_CHECKING:
+    from earn.cli.arguments import Subparsers
+    from earn.runtime.recommender import Recommender
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declares the command."""
+    parser = command(
+        subparsers,
+        "evaluate",
+        run,
+        "measure Recall and NDCG of a checkpoint or bundle",
+        "Asks every test user for the next item, with 20 beams over the whole catalog (no sampled negatives). "
+        "Items of the history may come back unless --exclude-history is given.",
+        """
+        earn evaluate BUNDLE ml-100k
+        earn evaluate CKPT ml-100k --split valid --scoring vocab --users 500
+        earn evaluate BUNDLE ml-100k --json
+        """,
+    )
+    parser.add_argument("model", metavar="CKPT|BUNDLE", type=Path, help="folder of earn train or earn export")
+    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("--split", choices=("test", "valid"), default="test", help="default: %(default)s")
+    parser.add_argument("--exclude-history", action="store_true", help="items of the history may not come back")
+    parser.add_argument(
+        "--scoring",
+        metavar="RULE",
+        help=f"{', '.join(SCORING_RULES)}; for checkpoints only (default: trie), a bundle has its own",
+    )
+    parser.add_argument("--users", type=positive, metavar="N", help="a sample of users (default: all)")
+    add_engine(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object; the table goes to stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates and prints the figures."""
+    from earn.data.dataset import load_dataset
+    from earn.metrics import summarise
+    from earn.runtime.evaluation import target_ranks
+
+    recommender = load_model(args.model, args.scoring, args.engine)
+    dataset = load_dataset(args.data)
+    dataset.check_items(recommender.catalog, args.model)
+    ranks = target_ranks(
+        recommender,
+        dataset.examples(args.split, args.users),
+        dataset.interactions.item_ids,
+        args.exclude_history,
+        progress("evaluate"),
+    )
+    figures: dict[str, Any] = {**summarise(ranks), "users": len(ranks)}
+    say = note if args.json else show
+    say(_text(figures))
+    if args.json:
+        show_json(figures)
+    return 0
+
+
+def load_model(folder: Path, scoring: str | None = None, engine: str = "cpu") -> Recommender:
+    """A recommender from a bundle's or a checkpoint's folder.
+
+    Raises:
+        EarnError: neither, or a scoring rule for a bundle, or an engine for a checkpoint.
+    """
+    if (folder / MANIFEST_FILE).is_file():
+        from earn.runtime.recommender import Recommender
+
+        if scoring is not None:
+            raise EarnError(f"{folder}: a bundle has its scoring rule. Leave away --scoring.")
+        return Recommender.load(folder, chosen_engine(engine, folder))
+    if not (folder / "config.json").is_file():
+        raise EarnError(
+            f"{folder}: neither a bundle (no {MANIFEST_FILE}) nor a checkpoint (no config.json). "
+            "Give a folder that earn export or earn train wrote."
+        )
+    if engine not in ("cpu", "auto"):
+        raise EarnError(f"{folder}: a checkpoint runs in torch, not in the engine {engine!r}. Export it first.")
+    rule = check_scoring(scoring or "trie")
+    import torch
+
+    from earn.export.stages import torch_recommender
+    from earn.model.earn_model import EarnModel
+
+    model = EarnModel.from_pretrained(folder)
+    torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
+    return torch_recommender(model, rule)
+
+
+def _text(figures: dict[str, Any]) -> str:
+    rows = [
+        [f"{name}@{cutoff}", f"{figures[f'{name.lower()}@{cutoff}']:.4f}"]
+        for name in ("Recall", "NDCG")
+        for cutoff in CUTOFFS
+    ]
+    return table(("measure", "value"), [*rows, ["users", f"{figures['users']}"]])

@@ -1,0 +1,126 @@
+"""`earn export`: a bundle from a checkpoint, compared with torch on real histories first."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from earn.cli.arguments import DATA_HELP, command, positive
+from earn.cli.engine import BUILD_DEFAULTS, NATIVE, add_build_settings, build, check_build, record_text
+from earn.config import SCORING_RULES, check_scoring
+from earn.console import Steps, note, results_kept_clean, show, size, table
+from earn.errors import EarnError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from earn.cli.arguments import Subparsers
+    from earn.data.dataset import Dataset
+    from earn.manifest import Manifest
+    from earn.model.earn_model import EarnModel
+
+CHECKED_HISTORIES = 32
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declares the command."""
+    parser = command(
+        subparsers,
+        "export",
+        run,
+        "export a checkpoint as a bundle",
+        "Writes the bundle that is deployed: two ONNX graphs, the catalog and a manifest. The graphs are "
+        "compared with torch on real histories first.",
+        """
+        earn export CKPT --out BUNDLE
+        earn export CKPT --out BUNDLE --data LC-Rec/Instruments --scoring vocab
+        """,
+    )
+    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="folder of earn train")
+    parser.add_argument("--out", metavar="BUNDLE", type=Path, required=True, help="folder of the bundle")
+    parser.add_argument(
+        "--data", help=f"where histories for the check come from (default: the training data): {DATA_HELP}"
+    )
+    parser.add_argument(
+        "--scoring", metavar="RULE", default="trie", help=f"{', '.join(SCORING_RULES)} (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--engine", metavar="NAME", help="tensorrt: build engines too, on the machine that will run them"
+    )
+    parser.add_argument("--max-batch", type=positive, metavar="N", help="users that one pass may hold")
+    parser.add_argument("--max-beams", type=positive, metavar="N", help="widest search that is allowed")
+    add_build_settings(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exports and lists what was written."""
+    check_scoring(args.scoring)
+    _check_engine(args)
+    import optimum.exporters.onnx  # noqa: F401  (first: it stands for all that an export needs)
+
+    from earn.manifest import refuse_foreign_folder
+    from earn.model.earn_model import EarnModel
+
+    refuse_foreign_folder(args.out)
+    steps = Steps(4 if args.engine else 3)
+    steps(f"Load {args.checkpoint}")
+    model = EarnModel.from_pretrained(args.checkpoint)
+    steps("Take real histories for the check")
+    dataset = _dataset(args)
+    dataset.check_items(model.catalog, args.checkpoint)
+    steps("Export the stages and compare them with torch")
+    manifest = write(model, dataset, args.out, args.scoring, args.max_batch, args.max_beams)
+    show(table(("file", "size"), file_rows(manifest)))
+    note(f"Largest difference from torch on real histories: {manifest.parity:.1e} of the largest value")
+    if args.engine:
+        steps("Build TensorRT engines")
+        show(record_text(build(args, args.out)))
+    note(f"Next: earn inspect {args.out}")
+    return 0
+
+
+def write(
+    model: EarnModel,
+    dataset: Dataset,
+    out: Path,
+    scoring: str = "trie",
+    max_batch: int | None = None,
+    max_beams: int | None = None,
+) -> Manifest:
+    """Writes a bundle that was checked with the data's first test histories."""
+    from earn.export.bundle import export_bundle
+    from earn.export.stages import MAX_BATCH, MAX_BEAMS
+
+    histories: Sequence[Sequence[str]] = dataset.histories(dataset.examples()[:CHECKED_HISTORIES])
+    with results_kept_clean():
+        return export_bundle(model, out, histories, scoring, max_batch or MAX_BATCH, max_beams or MAX_BEAMS)
+
+
+def file_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    """The bundle's files with their sizes, and the sum."""
+    rows = [(name, size(entry.bytes)) for name, entry in manifest.files.items()]
+    return [*rows, ("together", size(manifest.bundle_bytes))]
+
+
+def _check_engine(args: argparse.Namespace) -> None:
+    if not args.engine:
+        if set_options := [name for name, value in BUILD_DEFAULTS.items() if getattr(args, name) != value]:
+            option = set_options[0].replace("_", "-")
+            raise EarnError(f"--{option} is for engines. Give --engine {NATIVE} too, or leave it out.")
+        return
+    if args.engine != NATIVE:
+        raise EarnError(f"There is nothing to build for the engine {args.engine!r}. Take {NATIVE!r}, or leave it out.")
+    check_build(args)
+
+
+def _dataset(args: argparse.Namespace) -> Dataset:
+    from earn.data.dataset import load_dataset
+    from earn.model.training import trained_on
+
+    source = args.data or trained_on(args.checkpoint)
+    if not source:
+        raise EarnError(
+            f"{args.checkpoint}: does not say what it was trained on. Give the data with --data, for the check."
+        )
+    return load_dataset(source)

@@ -1,0 +1,116 @@
+"""The `earn` command.
+
+Results go to stdout, all else to stderr. A room, and torch with it, is imported when its command runs.
+Exit status: 0 done, 2 bad input or a missing optional package (one line "earn: error: ..."), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from io import TextIOWrapper
+from typing import NoReturn
+
+import earn
+from earn.cli import (
+    analyze,
+    calibrate,
+    data,
+    engine,
+    evaluate,
+    export,
+    inspection,
+    profile,
+    quickstart,
+    recommend,
+    train,
+)
+from earn.cli.arguments import Parser
+from earn.console import complain, quiet
+from earn.errors import EarnError
+
+# In the order of --help.
+COMMANDS = (quickstart, data, train, evaluate, analyze, export, calibrate, engine, profile, recommend, inspection)
+
+# Optional packages and the extra that installs each.
+EXTRAS = {
+    "torch": "train",
+    "transformers": "train",
+    "accelerate": "train",
+    "safetensors": "train",
+    "sklearn": "train",
+    "scipy": "train",
+    "threadpoolctl": "train",
+    "gguf": "gguf",
+    "optimum": "export",
+    "onnx": "calibrate",
+    "onnx_ir": "calibrate",
+    "ml_dtypes": "calibrate",
+    "matplotlib": "report",
+    "jinja2": "report",
+    "onnxruntime": "cpu",
+}
+
+
+def build_parser() -> Parser:
+    """The command line's grammar."""
+    parser = Parser(
+        prog="earn",
+        description="EARN recommenders on the device: train, export to ONNX, and recommend with numpy and "
+        "ONNX Runtime alone. New here? Try: earn quickstart",
+    )
+    parser.add_argument("--version", action="version", version=f"earn {earn.__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        module.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line (the process's own if None) and returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a title must not fail for the terminal's encoding
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # whoever is told to stop cleans up too
+    try:
+        args = build_parser().parse_args(argv)
+        with quiet():
+            status: int = args.run(args)
+        return status
+    except EarnError as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        extra = EXTRAS[package]
+        return _fail(
+            f'This needs {package}. Install it: pip install "earn-edge[{extra}]" (in a clone: -e ".[{extra}]")'
+        )
+    except ImportError as error:  # a package that is there but too old, or lacks a part of its own
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        complain("earn: interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of our output has left, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str) -> int:
+    complain(f"earn: error: {' '.join(message.split())}")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

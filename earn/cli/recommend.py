@@ -1,0 +1,89 @@
+"""`earn recommend`: the next items for one history, from a bundle. Needs numpy and ONNX Runtime alone."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from earn.cli.arguments import bundle_folder, command, item_ids, positive
+from earn.cli.engine import add_engine, chosen_engine
+from earn.console import show, show_json, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from earn.cli.arguments import Subparsers
+    from earn.runtime.recommender import Recommendation
+
+
+WIDEST_TITLE = 100
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declares the command."""
+    parser = command(
+        subparsers,
+        "recommend",
+        run,
+        "recommend items for one history",
+        "Recommends the next items for a history of item ids, oldest first. The score is the "
+        "log-probability of the item's identifier.",
+        """
+        earn recommend BUNDLE --history 50,172,181
+        earn recommend BUNDLE --history 50,172,181 -k 5 --exclude-history --json
+        """,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help="folder of earn export")
+    parser.add_argument(
+        "--history", type=item_ids, required=True, metavar="IDS", help="item ids with commas between them"
+    )
+    parser.add_argument("-k", type=positive, help="items to recommend (default: 10, or the most that the bundle gives)")
+    parser.add_argument(
+        "--beams",
+        type=positive,
+        metavar="N",
+        help="width of the search (default: 20, or the most that the bundle takes)",
+    )
+    parser.add_argument("--exclude", type=item_ids, default=[], metavar="IDS", help="items that may not come back")
+    parser.add_argument("--exclude-history", action="store_true", help="items of the history may not come back")
+    parser.add_argument(
+        "--unknown",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do with ids that the catalog lacks (default: %(default)s)",
+    )
+    add_engine(parser)
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="threads of a request (default: the physical cores)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON list instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Recommends."""
+    from earn.runtime.recommender import Recommender
+
+    recommender = Recommender.load(args.bundle, chosen_engine(args.engine, args.bundle), args.threads)
+    k = args.k or min(10, recommender.manifest.limits.beams)
+    items = recommender.recommend(args.history, k, args.beams, args.exclude, args.exclude_history, args.unknown)
+    if args.json:
+        show_json([asdict(item) for item in items])
+    else:
+        show(items_table(items))
+    return 0
+
+
+def items_table(items: Sequence[Recommendation]) -> str:
+    """Recommended items as a table."""
+    rows = [
+        (f"{rank}", item.item_id, f"{item.score:.3f}", _printable(item.title))
+        for rank, item in enumerate(items, start=1)
+    ]
+    return table(("rank", "item", "score", "title"), rows)
+
+
+def _printable(title: str) -> str:
+    """A title that neither commands the terminal nor widens the table without end."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in title)
+    return shown if len(shown) <= WIDEST_TITLE else f"{shown[: WIDEST_TITLE - 3]}..."

@@ -1,0 +1,229 @@
+"""`earn train`: a checkpoint from interaction data, selected by validation NDCG@10 of constrained search."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from earn.cli.arguments import DATA_HELP, above_zero, command, from_zero, natural, positive, share
+from earn.console import Steps, note, results_kept_clean, show
+from earn.errors import EarnError
+from earn.prompts import Template
+from earn.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from earn.catalog import Catalog
+    from earn.cli.arguments import Subparsers
+    from earn.data.dataset import Dataset
+    from earn.model.earn_model import EarnModel
+
+REGISTERS = 1  # at each end of the prompt, as in the paper
+VALIDATION_USERS = 2000  # more of them cost time at every epoch and hardly change which epoch is best
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declares the command."""
+    parser = command(
+        subparsers,
+        "train",
+        run,
+        "train a checkpoint",
+        "Trains a backbone as an EARN recommender: the first k layers see the whole prompt, the "
+        "others only the registers. The epoch with the best validation NDCG@10 is kept.",
+        """
+        earn train ml-100k --out CKPT
+        earn train ml-100k --out DENSE --dense
+        earn train LC-Rec/Instruments --backbone models/Llama-3.2-1B --bf16 --learning-rate 5e-5 --out CKPT
+        earn train ml-100k --out CKPT --resume
+        """,
+    )
+    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("--out", metavar="CKPT", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted training in CKPT")
+    _add_model_options(parser.add_argument_group("model"))
+    _add_settings(parser.add_argument_group("training"))
+
+
+def _add_model_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--backbone",
+        default="tiny-llama",
+        metavar="NAME|PATH",
+        help="tiny-llama, tiny-qwen2, tiny-qwen3 (from scratch), a Hugging Face folder or a GGUF file "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--method",
+        choices=("tiger", "lcrec"),
+        help="identifiers alone, or an instruction in words with titles learned beside it (default: lcrec where the "
+        "backbone has a tokenizer)",
+    )
+    group.add_argument(
+        "--early-layers",
+        type=positive,
+        metavar="K",
+        help="layers that see every token (default: a quarter of them)",
+    )
+    group.add_argument(
+        "--build-identifiers",
+        action="store_true",
+        help="new identifiers even where the data brings some; such data needs titles",
+    )
+    group.add_argument("--dense", action="store_true", help="the dense baseline: all layers, no registers")
+    for place, where in (("prefix", "start"), ("suffix", "end")):
+        group.add_argument(
+            f"--{place}-registers",
+            type=natural,
+            metavar="N",
+            help=f"registers at the prompt's {where} (default: {REGISTERS})",
+        )
+    group.add_argument(
+        "--max-history",
+        type=positive,
+        default=20,
+        metavar="N",
+        help="items that the prompt holds; the newest are kept (default: %(default)s)",
+    )
+    group.add_argument(
+        "--template",
+        metavar="TEXT",
+        help="prompt with {history} where the items stand, for backbones with a tokenizer",
+    )
+    group.add_argument("--separator", metavar="TEXT", help="text between two items of the history")
+
+
+def _add_settings(group: argparse._ArgumentGroup) -> None:
+    """One option per field of TrainSettings, with that field's default."""
+    rows: dict[str, tuple[Callable[[str], float] | None, str]] = {
+        # field: type of its value (None: a switch), help
+        "epochs": (positive, "passes over the data"),
+        "batch_size": (positive, "windows per step and process"),
+        "learning_rate": (above_zero, "at its peak"),
+        "warmup": (share, "share of the steps in which the learning rate rises"),
+        "weight_decay": (from_zero, "of AdamW"),
+        "dropout": (share, "of attention probabilities"),
+        "hidden_dropout": (share, "of what attention and MLP add to the hidden states"),
+        "label_smoothing": (share, "of a target's probability, spread over all tokens"),
+        "average": (natural, "last epochs whose averaged weights are tried, and kept if they are better"),
+        "exclude_history": (
+            None,
+            "validation lists leave the history out: for data where nobody chooses an item twice",
+        ),
+        "bf16": (None, "mixed precision"),
+        "seed": (natural, "of new weights, identifiers and order"),
+    }
+    for field in fields(TrainSettings):
+        if field.name not in rows:  # the method says whether titles are learned
+            continue
+        option = f"--{field.name.replace('_', '-')}"
+        kind, text = rows[field.name]
+        if kind is None:
+            group.add_argument(option, action="store_true", help=text)
+            continue
+        group.add_argument(
+            option,
+            type=kind,
+            metavar="N" if isinstance(field.default, int) else "X",
+            default=field.default,
+            help=f"{text} (default: %(default)s)",
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains and writes the checkpoint."""
+    from earn.data.dataset import load_dataset
+    from earn.model.methods import default_method
+
+    given = {field.name: getattr(args, field.name) for field in fields(TrainSettings) if hasattr(args, field.name)}
+    settings, method = TrainSettings(**given), args.method or default_method(args.backbone)
+    _check(args)
+    steps = Steps(4)
+    steps(f"Read {args.data}")
+    dataset = load_dataset(args.data)
+    dataset.examples("valid")  # refuses data without any, before it is worked on
+    steps(f"Item identifiers of {len(dataset.interactions.item_ids):,} items")
+    catalog = dataset.catalog(args.seed, args.build_identifiers)
+    steps(f"{'Dense' if args.dense else 'EARN'} model over {args.backbone}")
+    model = _model(args, method, catalog)
+    settings = replace(settings, titles=method == "lcrec" and any(catalog.titles))
+    note(f"      {describe(model)}")
+    steps(f"Train (epochs: {settings.epochs})")
+    try:
+        record = fit(model, dataset, args.out, settings, args.resume)
+    except KeyboardInterrupt:
+        note("\nTo go on from the last finished epoch, run the same command with --resume.")
+        raise
+    show(f"{args.out}: validation NDCG@10 {record['ndcg@10']:.4f}, {record['steps']} steps, {record['seconds']:.0f} s")
+    note(f"Next: earn export {args.out} --out BUNDLE")
+    return 0
+
+
+def fit(
+    model: EarnModel,
+    dataset: Dataset,
+    out: Path,
+    settings: TrainSettings,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Trains on a data set's training part and selects by NDCG@10 on its validation users; returns training.json."""
+    from earn.data.dataset import sample
+    from earn.export.stages import torch_recommender
+    from earn.metrics import ndcg
+    from earn.model.training import train
+    from earn.runtime.evaluation import target_ranks
+
+    users = sample(dataset.examples("valid"), VALIDATION_USERS)
+
+    def validate(model: EarnModel) -> float:
+        ranks = target_ranks(torch_recommender(model), users, dataset.interactions.item_ids, settings.exclude_history)
+        return float(ndcg(ranks, 10).mean())
+
+    with results_kept_clean():
+        return train(model, dataset.split.train, out, validate, settings, dataset.source, resume)
+
+
+def describe(model: EarnModel) -> str:
+    """A model's size and split in words."""
+    earn = model.earn
+    registers = f"{len(earn.prefix_ids)} prefix and {len(earn.suffix_ids)} suffix registers"
+    return (
+        f"{model.num_parameters() / 1e6:.2f} million parameters, {earn.early_layers} of "
+        f"{model.config.num_hidden_layers} layers early, {registers}"
+    )
+
+
+def _check(args: argparse.Namespace) -> None:
+    from earn.model.training import RUN_FOLDER
+
+    if args.dense and args.early_layers is not None:
+        raise EarnError("--dense has all layers early. Leave away --early-layers, or --dense.")
+    if not args.dense and args.early_layers is None and (args.prefix_registers, args.suffix_registers) == (0, 0):
+        raise EarnError("Without registers all layers are early by default. Pass --dense, or --early-layers as well.")
+    for place in ("prefix", "suffix"):
+        if args.dense and getattr(args, f"{place}_registers") is not None:
+            raise EarnError(f"--dense has no registers. Leave away --{place}-registers, or --dense.")
+    out: Path = args.out
+    is_used = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if is_used and not args.resume and not (out / RUN_FOLDER).is_dir():
+        raise EarnError(f"{out}: exists and is not empty. Choose another folder, or remove it first.")
+
+
+def _model(args: argparse.Namespace, method: str, catalog: Catalog) -> EarnModel:
+    from earn.model.methods import build_model
+
+    given = {"text": args.template, "separator": args.separator}
+    changed = {name: text for name, text in given.items() if text is not None}
+    registers = [REGISTERS if count is None else count for count in (args.prefix_registers, args.suffix_registers)]
+    return build_model(
+        method,
+        args.backbone,
+        catalog,
+        args.early_layers,
+        (0, 0) if args.dense else (registers[0], registers[1]),
+        args.max_history,
+        Template(**changed) if changed else None,
+        seed=args.seed,
+    )

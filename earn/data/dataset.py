@@ -1,0 +1,118 @@
+"""Data as commands need it: read, split, with the catalog of its items, matched with a model's catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from earn.catalog import Catalog
+from earn.data.formats import Interactions
+from earn.data.sources import NAMED, find_source, load_interactions
+from earn.data.splits import Split, split_of
+from earn.errors import EarnError
+from earn.metrics import Example
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Interactions and their split."""
+
+    source: str  # a known name or an absolute path: it can be read again from any working folder
+    interactions: Interactions
+    split: Split
+
+    def catalog(self, seed: int = 0, build: bool = False) -> Catalog:
+        """The identifiers that the data brings; new ones if it brings none, or if they are to be built.
+
+        Raises:
+            EarnError: new ones are wanted, and without titles nothing would tell later that the items are the same.
+        """
+        own = self.interactions.catalog
+        if own is not None and not build:
+            return own
+        if own is not None and not any(self.interactions.titles):
+            raise EarnError(
+                f"{self.source}: its items have identifiers but no titles, so a model with other identifiers could "
+                "not be told from one of other items. Add titles (items.tsv), or leave away --build-identifiers."
+            )
+        from earn.data.identifiers import build_catalog
+
+        return build_catalog(self.interactions, self.split.train, seed=seed)
+
+    def histories(self, examples: Sequence[Example]) -> list[list[str]]:
+        """The examples' histories as item ids."""
+        ids = self.interactions.item_ids
+        return [[ids[item] for item in example.history] for example in examples]
+
+    def examples(self, part: str = "test", users: int | None = None) -> Sequence[Example]:
+        """The split's examples of "valid" or "test", or a sample of that many users.
+
+        Raises:
+            EarnError: there are none.
+        """
+        chosen = self.split.valid if part == "valid" else self.split.test
+        if not chosen:
+            reason, remedy = (
+                ("no user has three items or more", "Give longer histories")
+                if self.interactions.held_out is None
+                else (f"its split gives no user a {part} item that comes after others", "Hold out such items")
+            )
+            raise EarnError(f"{self.source}: {reason}, so nobody can be evaluated. {remedy}.")
+        return chosen if users is None else sample(chosen, users)
+
+    def check_items(self, catalog: Catalog, model: str | Path) -> None:
+        """Refuses a model that lacks some of the items, or to which their ids mean other items.
+
+        Raises:
+            EarnError: names one of them.
+        """
+        missing = [item_id for item_id in self.interactions.item_ids if item_id not in catalog.index]
+        if missing:
+            items = len(self.interactions.item_ids)
+            raise EarnError(
+                f"{self.source}: {len(missing)} of its {items} items, such as {missing[0]!r}, are not in the "
+                f"catalog of {model}. Give the data that the model was trained on."
+            )
+        for item_id, names in zip(self.interactions.item_ids, self._names(catalog), strict=True):
+            if names and all(here != there for here, there in names):
+                here, there = names[0]
+                raise EarnError(
+                    f"{self.source}: item {item_id!r} is {here!r}, but {there!r} in the catalog of {model}: these are "
+                    "other items under the same ids. Give the data that the model was trained on."
+                )
+
+    def _names(self, catalog: Catalog) -> Iterator[list[tuple[str, str]]]:
+        """What may show that each item is the same here and in a catalog: one of the pairs is enough.
+
+        The identifier, where the data brings them, and the title. Either may differ: identifiers may have been built
+        for a model, and titles be spelled anew. An item that lacks a title, though others have one, shows nothing.
+        """
+        own, titles = self.interactions.catalog, self.interactions.titles
+        titled = any(titles) and any(catalog.titles)
+        for item, item_id in enumerate(self.interactions.item_ids):
+            place = catalog.index[item_id]
+            names = [] if own is None else [("".join(own.identifiers[item]), "".join(catalog.identifiers[place]))]
+            if titled:
+                names.append((titles[item], catalog.titles[place]))
+            yield names if all(map(all, names)) else []
+
+
+def load_dataset(source: str) -> Dataset:
+    """Reads and splits a source (see earn.data)."""
+    path = find_source(source)
+    interactions = load_interactions(path)
+    return Dataset(source if source in NAMED else str(path.resolve()), interactions, split_of(interactions))
+
+
+def sample(values: Sequence[T], most: int, seed: int = 0) -> Sequence[T]:
+    """At most so many of the values, in their order; the same ones for the same seed."""
+    if len(values) <= most:
+        return values
+    places = np.random.default_rng(seed).choice(len(values), most, replace=False)
+    return [values[place] for place in np.sort(places)]

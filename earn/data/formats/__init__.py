@@ -1,0 +1,46 @@
+"""The file formats in which sequential recommendation data is shared: one module each, one row of FORMATS each.
+
+A module's docstring says what is read of its format. All readers give `Interactions`. What is wrong in a file raises an
+`EarnError` that names file, line (in JSON, the key) and remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from earn.data.formats.interactions import Interactions
+from earn.data.formats.lcrec import is_lcrec, read_lcrec
+from earn.data.formats.recbole import is_recbole, read_recbole
+from earn.data.formats.timesplit import is_timesplit, read_timesplit
+
+__all__ = ["FORMATS", "Format", "Interactions"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A row of the table that decides which reader a source gets."""
+
+    name: str
+    looks_for: str  # what makes a path this format, for messages
+    fits: Callable[[Path], bool]
+    read: Callable[[Path], Interactions]
+
+
+FORMATS = (
+    Format(
+        "LC-Rec or LETTER",
+        "a folder with *.inter.json and *.index.json in it or in its raw/",
+        is_lcrec,
+        read_lcrec,
+    ),
+    Format("RecBole", "an *.inter file, or a folder with one", is_recbole, read_recbole),
+    Format(
+        "AtSpeed",
+        "a folder with sequential_train.txt, sequential_valid.txt, sequential_test.txt and one *.json in it or in its "
+        "raw/",
+        is_timesplit,
+        read_timesplit,
+    ),
+)

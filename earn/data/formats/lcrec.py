@@ -1,0 +1,97 @@
+"""LC-Rec and LETTER, a folder; each file lies in it or in its subfolder raw/.
+
+*.inter.json   {"user": [item, ...], ...}            the user's items, oldest first
+*.index.json   {"item": ["<a_1>", "<b_2>", ...]}     identifiers; they fix the items and their order
+items.tsv      columns item_id, title; any other column except asin is metadata     (optional)
+*.item.json    {"item": {"title": ..., "categories": ..., ...}}                     (optional, instead)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earn.catalog import Catalog, one_line, read_index
+from earn.data.formats.folders import matches, only_match
+from earn.data.formats.interactions import Interactions, Words, with_words
+from earn.data.formats.tables import read_items_tsv
+from earn.errors import EarnError
+from earn.files import read_json
+
+
+def is_lcrec(path: Path) -> bool:
+    """Whether the path is a folder in the LC-Rec format."""
+    return path.is_dir() and bool(matches(path, "*.inter.json"))
+
+
+def read_lcrec(folder: Path) -> Interactions:
+    """Reads a folder in the LC-Rec format (module docstring).
+
+    Raises:
+        EarnError: a file is missing, stands there twice or is not of its form; names the file and the key.
+    """
+    inter, index = only_match(folder, "*.inter.json"), only_match(folder, "*.index.json")
+    if inter is None or index is None:
+        raise EarnError(
+            f"{folder}: holds no {'*.index.json' if inter else '*.inter.json'}, nor does its raw/. "
+            "Put the file there, or give the data as RecBole atomic files, which need no identifiers."
+        )
+    words = _words(folder)
+    catalog = read_index(index, {item_id: word.title for item_id, word in words.items()})
+    users = _object(inter, '{"user": [item, ...]}')
+    sequences = tuple(_sequence(inter, user, items, catalog, index) for user, items in users.items())
+    return with_words(folder.resolve().name, catalog.item_ids, words, tuple(users), sequences, catalog)
+
+
+def _sequence(path: Path, user: str, items: object, catalog: Catalog, index: Path) -> NDArray[np.int64]:
+    if not isinstance(items, list) or not all(type(item) in (int, str) for item in items):
+        raise EarnError(f"{path}: user {user!r} holds {str(items)[:60]}. Give a list of items, oldest first.")
+    if not items:
+        raise EarnError(f"{path}: user {user!r} has no items. Remove the user.")
+    unknown = next((item for item in items if str(item) not in catalog.index), None)
+    if unknown is not None:
+        raise EarnError(
+            f"{path}: user {user!r} holds item {unknown}, which {index.name} lacks. "
+            "Give it an identifier there or remove the interaction."
+        )
+    return np.array([catalog.index[str(item)] for item in items], np.int64)
+
+
+def _words(folder: Path) -> dict[str, Words]:
+    readers: dict[str, Callable[[Path], dict[str, Words]]] = {
+        "items.tsv": read_items_tsv,
+        "*.item.json": _item_json_words,
+    }
+    found = [(path, read) for pattern, read in readers.items() if (path := only_match(folder, pattern)) is not None]
+    if len(found) > 1:
+        raise EarnError(f"{folder}: both {' and '.join(path.name for path, _ in found)} hold titles. Keep one.")
+    return found[0][1](found[0][0]) if found else {}
+
+
+def _item_json_words(path: Path) -> dict[str, Words]:
+    words = {}
+    for item, fields in _object(path, '{"item": {"title": ...}}').items():
+        if not isinstance(fields, dict) or not isinstance(fields.get("title", ""), str):
+            raise EarnError(f'{path}: item {item!r} holds {str(fields)[:60]}. Give it an object {{"title": "..."}}.')
+        metadata = one_line(" ".join(_texts([value for key, value in fields.items() if key != "title"])))
+        words[item] = Words(one_line(fields.get("title", "")), metadata)
+    return words
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a JSON value: categories come as one text, as a list or as a list of lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part)
+
+
+def _object(path: Path, form: str) -> dict[str, object]:
+    value = read_json(path)
+    if not isinstance(value, dict) or not value:
+        raise EarnError(f"{path}: holds {str(value)[:40]}, not an object of the form {form}. Mend or replace the file.")
+    return value

@@ -1,0 +1,114 @@
+"""RecBole atomic files, tab separated; the first line names the columns as name:type (`earn.data.formats.tables`).
+
+    *.inter        user_id:token, item_id:token, timestamp:float; other columns are not read
+    *.item         item_id:token; the title is the first column with "title" in its name, else one of
+                   TITLE_COLUMNS; every other column of type token or token_seq is metadata     (optional)
+    *.index.json   {"item": ["<a_1>", "<b_2>", ...]}, identifiers as in LC-Rec                  (optional)
+
+A user's interactions are sorted by timestamp; those of one time keep the file's order. The items are those of
+*.item, in its order; without such a file those of *.inter, by first appearance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from earn.catalog import Catalog, read_index
+from earn.data.formats.folders import only_one
+from earn.data.formats.interactions import Interactions, Words, with_words
+from earn.data.formats.tables import Table, read_table, table_words
+from earn.errors import EarnError
+
+TITLE_COLUMNS = ("name", "item_name")  # beside every column whose name holds "title"
+
+
+def is_recbole(path: Path) -> bool:
+    """Whether the path is a RecBole interaction file or a folder that holds one."""
+    return (path.is_dir() and any(path.glob("*.inter"))) or (path.is_file() and path.suffix == ".inter")
+
+
+def read_recbole(path: Path) -> Interactions:
+    """Reads RecBole atomic files (module docstring); `path` is an *.inter file or a folder that holds one.
+
+    Raises:
+        EarnError: there is no such file or several, or one is not of its form; names the file and the line.
+    """
+    inter = path if path.is_file() else only_one(path, sorted(path.glob("*.inter")))
+    if inter is None:
+        raise EarnError(f"{path}: holds no *.inter file. Put the interactions there.")
+    item, index = _beside(inter, ".item"), _beside(inter, ".index.json")
+    words = _words(item) if item is not None else {}
+    table = read_table(inter, typed=True)
+    table.need("user_id", "item_id", "timestamp")
+    histories = _histories(table, item, words)
+    item_ids = tuple(words) if item is not None else tuple(dict.fromkeys(row["item_id"] for _, row in table.rows))
+    place = {item_id: number for number, item_id in enumerate(item_ids)}
+    sequences = tuple(
+        # sorted() is stable: interactions of one time stay in the file's order
+        np.array([place[item_id] for _, item_id in sorted(history, key=lambda entry: entry[0])], np.int64)
+        for history in histories.values()
+    )
+    catalog = _catalog_for(index, item_ids, words) if index is not None else None
+    return with_words(inter.stem, item_ids, words, tuple(histories), sequences, catalog)
+
+
+def _histories(table: Table, item: Path | None, words: dict[str, Words]) -> dict[str, list[tuple[float, str]]]:
+    """Each user's times and item ids, in the file's order."""
+    histories: dict[str, list[tuple[float, str]]] = {}
+    for line, row in table.rows:
+        user_id, item_id = table.filled(line, row, "user_id"), table.filled(line, row, "item_id")
+        if item is not None and item_id not in words:
+            raise EarnError(
+                f"{table.path}, line {line}: item {item_id!r} is not in {item.name}. Add it there or remove this line."
+            )
+        histories.setdefault(user_id, []).append((_timestamp(table.path, line, row["timestamp"]), item_id))
+    return histories
+
+
+def _words(path: Path) -> dict[str, Words]:
+    table = read_table(path, typed=True)
+    table.need("item_id")
+    titles = [name for name in table.columns if "title" in name.lower()]
+    titles += [name for name in TITLE_COLUMNS if name in table.columns]
+    title = titles[0] if titles else None
+    kept = [name for name, type_ in table.columns.items() if type_ in ("token", "token_seq")]
+    return table_words(table, title, [name for name in kept if name not in ("item_id", title)])
+
+
+def _catalog_for(index: Path, item_ids: Sequence[str], words: dict[str, Words]) -> Catalog:
+    read = read_index(index)
+    lacking = next((item_id for item_id in item_ids if item_id not in read.index), None)
+    if lacking is not None:
+        raise EarnError(
+            f"{index}: item {lacking!r} of the data has no identifier. "
+            "Add it, or take the file away to have identifiers built."
+        )
+    identifiers = tuple(read.identifiers[read.index[item_id]] for item_id in item_ids)
+    return Catalog(tuple(item_ids), identifiers, tuple(words.get(item_id, Words()).title for item_id in item_ids))
+
+
+def _timestamp(path: Path, line: int, text: str) -> float:
+    try:
+        # whole numbers stay whole: a double would merge neighbouring nanoseconds
+        time = int(text) if text.lstrip("-").isdigit() else float(text)
+        if math.isfinite(time):
+            return time
+    except (ValueError, OverflowError):
+        pass
+    raise EarnError(
+        f"{path}, line {line}: the timestamp {text!r} is not a number. Write it in seconds, such as 881250949."
+    )
+
+
+def _beside(inter: Path, suffix: str) -> Path | None:
+    """What belongs to an *.inter file: the file of its name, else the only one beside the only data set."""
+    same = inter.with_suffix(suffix)
+    if same.is_file():
+        return same
+    if len(list(inter.parent.glob("*.inter"))) > 1:
+        return None
+    return only_one(inter.parent, sorted(inter.parent.glob(f"*{suffix}")))

@@ -1,0 +1,104 @@
+"""The format of AtSpeed, split by time; a folder, in which each file lies or in its subfolder raw/.
+
+    sequential_train.txt   one line per user: `user item item ...`, oldest first; items are numbered from 1
+    sequential_valid.txt   likewise, what these users chose in the time that followed
+    sequential_test.txt    likewise, what they chose last
+    *.json                 {"item": ["<a_1>", "<b_2>", ...]}, identifiers, the only such file; items are numbered from 0
+    items.tsv              columns item_id, title; any other column except asin is metadata;
+                           items are numbered from 0                                                    (optional)
+
+A user may have no items in some of the parts, or no line. The items are those of *.json, in its order and under its
+numbers: what the text calls 1 has the id "0". Users keep the names that the text gives them.
+
+The three parts are one history per user, and `Interactions.held_out` says where they end. Of each held-out part the
+first item is asked for, for it is the one that comes next (`earn.data`); recall over all items of a part is another
+figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from earn.catalog import Catalog, read_index
+from earn.data.formats.folders import matches, only_match
+from earn.data.formats.interactions import Interactions, with_words
+from earn.data.formats.tables import read_items_tsv
+from earn.errors import EarnError
+from earn.files import read_text
+
+PARTS = ("sequential_train.txt", "sequential_valid.txt", "sequential_test.txt")
+
+
+def is_timesplit(path: Path) -> bool:
+    """Whether the path is a folder in the format of AtSpeed."""
+    return path.is_dir() and bool(matches(path, PARTS[0]))
+
+
+def read_timesplit(folder: Path) -> Interactions:
+    """Reads a folder in the format of AtSpeed (module docstring).
+
+    Raises:
+        EarnError: a file is missing, stands there twice or is not of its form, an item of the text is none of the
+            index, or a user has no items; names the file and the line.
+    """
+    paths, index = [_needed(folder, name) for name in PARTS], _needed(folder, "*.json")
+    titles = only_match(folder, "items.tsv")
+    words = read_items_tsv(titles) if titles is not None else {}
+    catalog = read_index(index, {item_id: word.title for item_id, word in words.items()})
+    places = _places(index, catalog)
+    train, valid, test = (_read_part(path, places, index) for path in paths)
+    if not any(train.values()):
+        raise EarnError(f"{paths[0]}: no user has an item, so there is nothing to train on. Add the training items.")
+    users = tuple(train | valid | test)
+    histories = [(train.get(user, []), valid.get(user, []), test.get(user, [])) for user in users]
+    _check_users(folder, users, histories)
+    sequences = tuple(np.array([item for part in parts for item in part], np.int64) for parts in histories)
+    held_out = tuple((len(valid_items), len(test_items)) for _, valid_items, test_items in histories)
+    return with_words(folder.resolve().name, catalog.item_ids, words, users, sequences, catalog, held_out)
+
+
+def _needed(folder: Path, pattern: str) -> Path:
+    path = only_match(folder, pattern)
+    if path is None:
+        raise EarnError(f"{folder}: holds no {pattern}, nor does its raw/. Put the file there.")
+    return path
+
+
+def _places(index: Path, catalog: Catalog) -> dict[str, int]:
+    """From an item's number in the text to its index."""
+    missing = next((number for number in range(len(catalog)) if str(number) not in catalog.index), None)
+    if missing is not None:
+        raise EarnError(
+            f"{index}: holds {len(catalog)} items, but no item '{missing}'. Number them from 0, without a gap; "
+            "the text numbers the same items from 1."
+        )
+    return {str(number + 1): catalog.index[str(number)] for number in range(len(catalog))}
+
+
+def _check_users(folder: Path, users: Sequence[str], histories: Sequence[Sequence[Sequence[int]]]) -> None:
+    empty = next((user for user, parts in zip(users, histories, strict=True) if not any(parts)), None)
+    if empty is not None:
+        raise EarnError(f"{folder}: user {empty!r} has no item in {', '.join(PARTS)}. Remove the user.")
+
+
+def _read_part(path: Path, places: Mapping[str, int], index: Path) -> dict[str, list[int]]:
+    """Each user's item indices, by user; users in the file's order."""
+    users: dict[str, list[int]] = {}
+    for line, text in enumerate(read_text(path).split("\n"), start=1):
+        if not text.strip():
+            continue
+        user, *items = text.split()
+        if user in users:
+            raise EarnError(f"{path}, line {line}: user {user!r} stands twice. Put all items of the user on one line.")
+        unknown = next((item for item in items if item not in places), None)
+        if unknown is not None:
+            raise EarnError(
+                f"{path}, line {line}: user {user!r} holds item {unknown!r}, but items are numbered from 1 to "
+                f"{len(places)} here: {index.name} has {len(places)}, numbered from 0. Mend the line, or add the item "
+                "there."
+            )
+        users[user] = [places[item] for item in items]
+    return users

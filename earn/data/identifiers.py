@@ -1,0 +1,152 @@
+"""Building identifiers for items that have none: residual k-means over what users did and what items say.
+
+    user part    truncated SVD of the matrix items x users of the training interactions, weighted as tf-idf,
+                 rows scaled to length 1
+    word part    truncated SVD of the tf-idf of title and metadata, rows scaled to WORD_WEIGHT;
+                 it alone places an item that has no training interaction
+    vector       both parts, side by side, scaled to length 1
+    level 1..L   k-means over what the levels before left of the vectors; a code is the number of its cluster
+    last code    numbers the items that share all codes so far, the most trained on first
+
+An identifier reads `<a_12><b_3><c_7><d_0>`; no two items share one, and near items share their
+beginnings. Only the training part of the data is used, and the same seed gives the same identifiers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earn.catalog import Catalog
+from earn.data.formats import Interactions
+from earn.errors import EarnError
+
+COMPONENTS = 32  # of each part's SVD
+WORD_WEIGHT = 0.5  # of the word part beside the user part's 1
+LARGEST_CODEBOOK = 256
+MOST_LEVELS = 25  # one letter each, and one for the last code
+
+
+def build_catalog(
+    interactions: Interactions,
+    train_sequences: Sequence[NDArray[np.int64]],
+    codebook: int | None = None,
+    levels: int = 3,
+    seed: int = 0,
+) -> Catalog:
+    """Gives every item an identifier of its own (module docstring).
+
+    Args:
+        interactions: the items with titles and metadata; the sequences in it are not read.
+        train_sequences: item indices per user, the training part only.
+        codebook: codes per level; None chooses `codebook_size(items)`.
+        levels: how many levels are clustered; identifiers have one token more.
+        seed: fixes the result.
+
+    Raises:
+        EarnError: codebook or levels out of range, or nothing is known about any item.
+    """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+
+    if not 1 <= levels <= MOST_LEVELS:
+        raise EarnError(f"levels is {levels}. Give a number from 1 to {MOST_LEVELS}.")
+    if codebook is not None and codebook < 1:
+        raise EarnError(f"codebook is {codebook}. Give at least one code per level.")
+    items = len(interactions.item_ids)
+    with threadpool_limits(1):  # sums of several threads are added in the order in which they end
+        vectors = _vectors(interactions, train_sequences, seed)
+        codes = _residual_codes(vectors, codebook or codebook_size(items), levels, seed)
+    counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *train_sequences]), minlength=items)
+    codes = np.column_stack([codes, _numbers_within(codes, counts)])
+    identifiers = tuple(
+        tuple(f"<{chr(ord('a') + level)}_{code}>" for level, code in enumerate(row)) for row in codes.tolist()
+    )
+    return Catalog(interactions.item_ids, identifiers, interactions.titles)
+
+
+def codebook_size(items: int) -> int:
+    """The power of two next to 2 * sqrt(items): dozens of items per first code, few that share all."""
+    return min(LARGEST_CODEBOOK, 1 << round(math.log2(2 * math.sqrt(items))))
+
+
+def _vectors(
+    interactions: Interactions, train_sequences: Sequence[NDArray[np.int64]], seed: int
+) -> NDArray[np.float64]:  # [items, components]
+    weighted = (
+        (1.0, _user_matrix(train_sequences, len(interactions.item_ids))),
+        (WORD_WEIGHT, _word_matrix(interactions)),
+    )
+    parts = [weight * _factors(matrix, seed) for weight, matrix in weighted if matrix is not None]
+    if not parts:
+        raise EarnError(
+            f"{interactions.name}: no training interaction, title or metadata says anything about the items. "
+            "Give a longer training part, or titles."
+        )
+    return _unit(np.hstack(parts))
+
+
+def _user_matrix(train_sequences: Sequence[NDArray[np.int64]], items: int) -> Any | None:
+    """tf-idf of the training interactions, sparse [items, users]."""
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    rows = np.concatenate([np.zeros(0, np.int64), *train_sequences])
+    users = np.repeat(np.arange(len(train_sequences)), [len(sequence) for sequence in train_sequences])
+    if not rows.size:
+        return None
+    counts = csr_matrix((np.ones(len(rows)), (rows, users)), shape=(items, len(train_sequences)))
+    return TfidfTransformer(sublinear_tf=True).fit_transform(counts)
+
+
+def _word_matrix(interactions: Interactions) -> Any | None:
+    """tf-idf of titles and metadata, sparse [items, words]."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = zip(interactions.titles, interactions.metadata, strict=True)
+    words = [re.findall(r"\w+", f"{title} {metadata}".lower()) for title, metadata in texts]
+    return TfidfVectorizer(analyzer=list, sublinear_tf=True).fit_transform(words) if any(words) else None
+
+
+def _factors(matrix: Any, seed: int) -> NDArray[np.float64]:  # [items, components]
+    from sklearn.decomposition import TruncatedSVD
+
+    components = min(COMPONENTS, min(matrix.shape) - 1)
+    if components < 1:  # one item, or one column: nothing to reduce
+        return _unit(matrix.toarray())
+    return _unit(TruncatedSVD(components, random_state=seed).fit_transform(matrix))
+
+
+def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: NDArray[np.float64] = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+    return unit
+
+
+def _residual_codes(
+    vectors: NDArray[np.float64], codebook: int, levels: int, seed: int
+) -> NDArray[np.int64]:  # [items, levels]
+    from sklearn.cluster import KMeans
+
+    rest, codes = vectors, []
+    for level in range(levels):
+        distinct = len(np.unique(rest.round(6), axis=0))  # more clusters than that cannot be told apart
+        means = KMeans(min(codebook, distinct), n_init=1, random_state=seed + level).fit(rest)
+        codes.append(means.labels_.astype(np.int64))
+        rest = rest - means.cluster_centers_[means.labels_]
+    return np.column_stack(codes)
+
+
+def _numbers_within(codes: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:  # [items]
+    """Numbers the items of equal codes 0, 1, ..., by falling count, ties by index."""
+    numbers = np.zeros(len(codes), np.int64)
+    given: dict[tuple[int, ...], int] = {}
+    for item in np.argsort(-counts, kind="stable").tolist():
+        key = tuple(codes[item].tolist())
+        numbers[item] = given.get(key, 0)
+        given[key] = numbers[item] + 1
+    return numbers

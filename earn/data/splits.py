@@ -1,0 +1,69 @@
+"""Splits: what to train on, what to ask in validation and test, and what is popular.
+
+A split asks every user for the item that comes next. Where the source says which items are held out, a user with the
+training items t1 .. ta, the validation items v1 .. vb and the test items w1 .. wc gives
+    train   t1 .. ta
+    valid   t1 .. ta -> v1
+    test    t1 .. ta v1 .. vb -> w1
+Only the first held-out item of a part is asked for, because it is the next one: what comes after it has a longer
+history, and one question per user lets all users count alike. A part that is empty gives nothing, and there is no
+question without a history.
+
+Other sources are split by leave-one-out: a user's last item is for test and the one before for validation; a user with
+fewer than three items only trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earn.data.formats import Interactions
+from earn.metrics import Example
+
+
+@dataclass(frozen=True)
+class Split:
+    """What to train on, and what to ask (module docstring)."""
+
+    train: tuple[NDArray[np.int64], ...]  # one sequence per user who has training items
+    valid: tuple[Example, ...]
+    test: tuple[Example, ...]  # the history includes the validation items
+
+
+def split_of(interactions: Interactions) -> Split:
+    """Splits as the source says, or else by leave-one-out (module docstring)."""
+    if interactions.held_out is None:
+        return leave_one_out(interactions)
+    return _split(interactions, interactions.held_out)
+
+
+def leave_one_out(interactions: Interactions) -> Split:
+    """Splits by leave-one-out, whatever the source says (module docstring)."""
+    return _split(interactions, [(1, 1) if len(items) > 2 else (0, 0) for items in interactions.sequences])
+
+
+def _split(interactions: Interactions, held_out: Sequence[tuple[int, int]]) -> Split:
+    train: list[NDArray[np.int64]] = []
+    valid: list[Example] = []
+    test: list[Example] = []
+    users = zip(interactions.user_ids, interactions.sequences, held_out, strict=True)
+    for user, items, (valid_items, test_items) in users:
+        first_test = len(items) - test_items
+        first_valid = first_test - valid_items
+        if first_valid:
+            train.append(items[:first_valid])
+        if first_valid and valid_items:
+            valid.append(Example(user, items[:first_valid], int(items[first_valid])))
+        if first_test and test_items:
+            test.append(Example(user, items[:first_test], int(items[first_test])))
+    return Split(tuple(train), tuple(valid), tuple(test))
+
+
+def popularity(split: Split, items: int) -> NDArray[np.int64]:
+    """All item indices [items], the one with most training interactions first; ties by index."""
+    counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *split.train]), minlength=items)
+    return np.argsort(-counts, kind="stable").astype(np.int64)

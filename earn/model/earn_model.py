@@ -1,0 +1,373 @@
+"""EARN over a Hugging Face backbone (paper, section 3): k dense layers, registers, and late layers that see only those.
+
+A checkpoint is a Hugging Face folder: weights (safetensors), config.json with the EARN settings under "earn", the
+tokenizer where there is one, and catalog.npz. Registers and identifier tokens are rows of the embedding table.
+
+The dense baseline is the same class with k = N and no registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from earn.catalog import CATALOG_FILE, Catalog
+from earn.config import MASKED, EarnConfig, Prompt, from_json, to_json
+from earn.errors import EarnError
+from earn.model.backbones import TINY_BACKBONES, check_backbone, load_backbone, load_tokenizer
+from earn.model.stage import DenseHead, EarlyStage, LateStage
+from earn.prompts import Template, prompt_rows
+
+IGNORED = -100  # label of a row that predicts nothing
+
+
+class EarnModel(PreTrainedModel):
+    """A backbone split into an early and a late stage, with its catalog.
+
+    Parameters carry the backbone's own names, so a checkpoint also loads as the plain Hugging Face model.
+    """
+
+    base_model_prefix = "model"
+    # The stages compute attention themselves; a backbone that was loaded for another implementation serves as well.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
+    _tied_weights_keys = ["lm_head.weight"]  # type: ignore[assignment]  # noqa: RUF012
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        earn: EarnConfig,
+        catalog: Catalog,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        check_backbone(backbone.config)
+        _check_earn(earn, catalog, backbone.config.num_hidden_layers)
+        needed = prompt_rows(earn, catalog.depth) + catalog.depth
+        if needed > backbone.config.max_position_embeddings:
+            raise EarnError(
+                f"A full prompt takes {needed} positions, the backbone has {backbone.config.max_position_embeddings}. "
+                f"Lower max_history, which is {earn.max_history}, or shorten the prompt."
+            )
+        backbone.config.earn = to_json(earn)
+        super().__init__(backbone.config)
+        self.model = backbone.model
+        self.lm_head = backbone.lm_head
+        if self.config.tie_word_embeddings:  # one tensor under two names: the file holds it once
+            self._keys_to_ignore_on_save = ["lm_head.weight"]  # type: ignore[assignment]
+        self.earn = earn
+        self.catalog = catalog
+        self.tokenizer = tokenizer
+        self.label_smoothing = 0.0  # of the loss, in training mode
+        # Not a submodule: it only lends its class to writing the checkpoint.
+        object.__setattr__(self, "_backbone", backbone)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | Path | PreTrainedModel,
+        catalog: Catalog,
+        early_layers: int | None = None,
+        prefix_registers: int = 1,
+        suffix_registers: int = 1,
+        max_history: int = 20,
+        template: Template | None = None,
+        seed: int = 0,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        positions: str = "original",
+        around_mean: bool | None = None,
+    ) -> EarnModel:
+        """Adds identifier tokens and registers to a backbone.
+
+        Args:
+            backbone: a name of TINY_BACKBONES, a Hugging Face folder, or a loaded model, which becomes part of the new
+                one: it is changed in place, and brought to float32.
+            catalog: the items to recommend.
+            early_layers: k; if None a quarter of the layers, or all of them without registers.
+            prefix_registers: registers before the prompt; they replace BOS.
+            suffix_registers: registers after the prompt; the first code is read off the last one.
+            max_history: items that the prompt holds.
+            template: the text around the history; needs the folder's tokenizer, and is the default text where there is
+                one. Without a tokenizer the prompt is identifiers alone.
+            seed: of the new rows' noise (and of a tiny backbone's weights).
+            tokenizer: of a loaded model; a folder's own is found there.
+            positions: one of earn.config.POSITIONS, of the rows that reach the late stage.
+            around_mean: whether new rows of the embedding table start at the mean of the old ones (the paper leaves
+                this open) or, with the same small noise, at zero; if None, at the mean unless `backbone` is the name of
+                a tiny one.
+
+        Raises:
+            EarnError: no such backbone, more early layers than there are, or a template without a tokenizer.
+        """
+        if around_mean is None:
+            around_mean = str(backbone) not in TINY_BACKBONES
+        if not isinstance(backbone, PreTrainedModel):
+            tokenizer = tokenizer or load_tokenizer(backbone)
+            backbone = load_backbone(backbone, seed)
+        backbone.float()
+        layers = backbone.config.num_hidden_layers
+        registers = _register_tokens(prefix_registers, suffix_registers)
+        if taken := set(registers) & set(catalog.tokens):
+            raise EarnError(f"The catalog has an identifier token {min(taken)}, as a register has. Rename it.")
+        numbers = _add_tokens(backbone, tokenizer, [*catalog.tokens, *registers], seed, around_mean)
+        register_ids = numbers[len(catalog.tokens) :]
+        earn = EarnConfig(
+            early_layers=_default_split(layers, bool(registers)) if early_layers is None else early_layers,
+            prefix_ids=tuple(register_ids[:prefix_registers]),
+            suffix_ids=tuple(register_ids[prefix_registers:]),
+            prompt=_tokenize_prompt(tokenizer, template, _bos(backbone, tokenizer) if not prefix_registers else ()),
+            token_ids=tuple(numbers[: len(catalog.tokens)]),
+            max_history=max_history,
+            positions=positions,
+        )
+        return cls(backbone, earn, catalog, tokenizer)
+
+    @classmethod
+    def dense(
+        cls,
+        backbone: str | Path | PreTrainedModel,
+        catalog: Catalog,
+        max_history: int = 20,
+        template: Template | None = None,
+        seed: int = 0,
+    ) -> EarnModel:
+        """The dense baseline: the same backbone with k = N and no registers."""
+        return cls.from_backbone(backbone, catalog, None, 0, 0, max_history, template, seed)
+
+    @classmethod
+    def from_dense(
+        cls, dense: EarnModel, early_layers: int, prefix_registers: int = 1, suffix_registers: int = 1, seed: int = 0
+    ) -> EarnModel:
+        """A trained dense model's weights, which become part of the new one, split and with new registers.
+
+        This is where an EARN training may start, and before it what the paper's ablation calls "without register
+        training".
+
+        Raises:
+            EarnError: the model is not dense, or has fewer layers.
+        """
+        if not dense.is_dense or dense.earn.prefix_ids or dense.earn.suffix_ids:
+            raise EarnError("The model is not dense: it has late layers or registers. Train one with --dense.")
+        backbone, tokenizer = cast(PreTrainedModel, dense._backbone), dense.tokenizer
+        registers = _register_tokens(prefix_registers, suffix_registers)
+        numbers = _add_tokens(backbone, tokenizer, registers, seed, around_mean=True)
+        bos = _bos(backbone, tokenizer) if prefix_registers else ()
+        prompt = replace(dense.earn.prompt, head=dense.earn.prompt.head[len(bos) :])
+        earn = replace(
+            dense.earn,
+            early_layers=early_layers,
+            prefix_ids=tuple(numbers[:prefix_registers]),
+            suffix_ids=tuple(numbers[prefix_registers:]),
+            prompt=prompt,
+        )
+        return cls(backbone, earn, dense.catalog, tokenizer)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether there are no late layers."""
+        layers: int = self.config.num_hidden_layers
+        return self.earn.early_layers == layers
+
+    @property
+    def identifiers(self) -> list[tuple[int, ...]]:
+        """The identifiers of the catalog's items in the model's token ids."""
+        token_ids = self.earn.token_ids
+        return [tuple(token_ids[code] for code in row if code >= 0) for row in self.catalog.codes.tolist()]
+
+    def early_stage(self) -> EarlyStage:
+        """Layers 1..k and the embedding, sharing this model's parameters."""
+        layers = cast(Sequence[nn.Module], self.model.layers)
+        return EarlyStage(layers[: self.earn.early_layers], self.model.rotary_emb, self.model.embed_tokens)
+
+    def late_stage(self) -> LateStage:
+        """Layers k+1..N, the final norm and the head, sharing this model's parameters."""
+        layers = cast(Sequence[nn.Module], self.model.layers)[self.earn.early_layers :]
+        kind = LateStage if layers else DenseHead
+        return kind(layers, self.model.rotary_emb, self.model.norm, self.lm_head)
+
+    def rows_logits(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        late_position_ids: Tensor,
+        attention_bias: Tensor,
+        keep: Tensor,
+        predict: Tensor,
+    ) -> Tensor:
+        """Uncached pass over whole sequences: the logits [b,p,v] of the rows that predict.
+
+        Args:
+            input_ids: [b,m].
+            position_ids: [b,m].
+            late_position_ids: [b,r], of the kept rows in the late stage.
+            attention_bias: [b,1,m,m], who may see whom; the late stage keeps the part among the kept rows.
+            keep: [r], the rows that go on to the late stage (registers and generated tokens), ascending.
+            predict: [p], the rows to predict from, as places in `keep`.
+        """
+        early, late = self.early_stage(), self.late_stage()
+        hidden, _ = early.run(cast(Tensor, early.embedding(input_ids)), position_ids, attention_bias, None, keep)
+        late_bias = attention_bias.index_select(2, keep).index_select(3, keep)
+        hidden, _ = late.run(hidden, late_position_ids, late_bias, None, predict)
+        return cast(Tensor, self.lm_head(self.model.norm(hidden)))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        late_position_ids: Tensor,
+        visible: Tensor,
+        keep: Tensor,
+        predict: Tensor,
+        labels: Tensor,
+    ) -> dict[str, Tensor]:
+        """The training loss: mean cross-entropy of the next token over the rows that predict one.
+
+        Args:
+            input_ids: [b,m], a packed batch (see packing).
+            position_ids: [b,m].
+            late_position_ids: [b,r], as in `rows_logits`.
+            visible: bool [b,m,m], who may see whom.
+            keep: [r], likewise.
+            predict: [p], likewise.
+            labels: [b,p], token ids; IGNORED where nothing is predicted.
+        """
+        bias = torch.where(visible, 0.0, MASKED).unsqueeze(1)
+        logits = self.rows_logits(input_ids, position_ids, late_position_ids, bias, keep, predict)
+        smoothing = self.label_smoothing if self.training else 0.0
+        loss = functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, label_smoothing=smoothing
+        )
+        return {"loss": loss}
+
+    def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:  # type: ignore[override]
+        """Writes the checkpoint folder; `settings` go to Hugging Face's own save_pretrained."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        backbone = cast(PreTrainedModel, self._backbone)
+        backbone.save_pretrained(folder, **settings)
+        self.catalog.save(folder / CATALOG_FILE)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> EarnModel:
+        """Reads a checkpoint folder.
+
+        Raises:
+            EarnError: there is none, or it is not an EARN checkpoint.
+        """
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise EarnError(
+                f"{folder}: there is no checkpoint (no config.json). Train one: earn train DATA --out {folder}"
+            )
+        backbone = load_backbone(folder)
+        settings = getattr(backbone.config, "earn", None)
+        if settings is None:
+            raise EarnError(
+                f"{folder}: a plain Hugging Face model, not an EARN checkpoint. "
+                f"Train one from it: earn train DATA --backbone {folder} --out CKPT"
+            )
+        return cls(
+            backbone,
+            read_earn(settings, str(folder / "config.json")),
+            Catalog.load(folder / CATALOG_FILE),
+            load_tokenizer(folder),
+        )
+
+
+def read_earn(settings: Mapping[str, Any], where: str) -> EarnConfig:
+    """The EARN settings from their JSON form.
+
+    Raises:
+        EarnError: unknown or missing keys.
+    """
+    prompt = from_json(Prompt, settings.get("prompt", {}), where)
+    return from_json(EarnConfig, {**settings, "prompt": prompt}, where)
+
+
+def _register_tokens(prefix_registers: int, suffix_registers: int) -> list[str]:
+    if min(prefix_registers, suffix_registers) < 0:
+        raise EarnError(f"There cannot be {min(prefix_registers, suffix_registers)} registers. Take 0 or more.")
+    return [
+        f"<|{place}_{number}|>"
+        for place, count in (("prefix", prefix_registers), ("suffix", suffix_registers))
+        for number in range(count)
+    ]
+
+
+def _default_split(layers: int, registers: bool) -> int:
+    return max(1, layers // 4) if registers else layers
+
+
+def _check_earn(earn: EarnConfig, catalog: Catalog, layers: int) -> None:
+    if len(earn.token_ids) != len(catalog.tokens):
+        raise EarnError(
+            f"The model has {len(earn.token_ids)} identifier tokens, the catalog {len(catalog.tokens)}. "
+            "Take the catalog that the model was made with."
+        )
+    if not 1 <= earn.early_layers <= layers:
+        raise EarnError(f"early_layers is {earn.early_layers}; the backbone has {layers} layers. Take 1 to {layers}.")
+    if earn.max_history < 1:
+        raise EarnError(f"max_history is {earn.max_history}. Take at least 1 item.")
+
+
+def _bos(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
+    """The token that starts a prompt without prefix register, where the backbone has one."""
+    bos = backbone.config.bos_token_id if tokenizer is None else tokenizer.bos_token_id
+    return () if bos is None else (int(bos),)
+
+
+def _tokenize_prompt(
+    tokenizer: PreTrainedTokenizerBase | None, template: Template | None, bos: Sequence[int]
+) -> Prompt:
+    if tokenizer is None:
+        if template is not None:
+            raise EarnError("A prompt template needs a tokenizer, and the backbone's folder has none. Leave it away.")
+        return Prompt(head=tuple(bos))
+    head, separator, tail = (
+        tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
+        for text in (template or Template()).parts()
+    )
+    return Prompt((*bos, *head), separator, tail)
+
+
+def _add_tokens(
+    backbone: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    tokens: Sequence[str],
+    seed: int,
+    around_mean: bool,
+) -> list[int]:
+    """Token ids for `tokens`, with rows in embedding and head; tokens that the tokenizer knows keep theirs.
+
+    New rows of a trained table start near its mean, those of an untrained one near zero.
+    """
+    old_rows = len(_tables(backbone)[0])
+    if tokenizer is None:
+        used, numbers = old_rows, list(range(old_rows, old_rows + len(tokens)))
+    else:
+        used = len(tokenizer)  # the table may be longer: backbones pad it
+        tokenizer.add_tokens(list(tokens), special_tokens=True)
+        numbers = tokenizer.convert_tokens_to_ids(list(tokens))
+    backbone.resize_token_embeddings(max(old_rows, max(numbers) + 1), mean_resizing=False)
+    new = torch.tensor(sorted(number for number in numbers if number >= used), dtype=torch.long)  # there may be none
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for table in _tables(backbone):
+            centre = table[: min(used, old_rows)].mean(0) if around_mean else table.new_zeros(table.shape[1])
+            noise = torch.randn(len(new), table.shape[1], generator=generator).to(table.device)
+            table[new] = centre + backbone.config.initializer_range * noise
+    return numbers
+
+
+def _tables(backbone: PreTrainedModel) -> list[Tensor]:
+    """The weights of embedding and head, once where they are tied."""
+    embedding = cast(nn.Embedding, backbone.get_input_embeddings()).weight
+    head = cast(nn.Linear, backbone.get_output_embeddings()).weight
+    return [embedding] if head is embedding else [embedding, head]

@@ -1,0 +1,106 @@
+"""The two ways to make a recommendation prompt, and models that use them.
+
+    tiger   identifiers alone, as in TIGER (arXiv 2305.05065): the prompt is the history's codes
+    lcrec   an instruction in words around the identifiers, read by the backbone's tokenizer, as in LC-Rec
+            (arXiv 2311.09049); items' titles are learned beside the histories where there are any
+
+A tiny backbone has no words of its own. For "lcrec" it gets a tokenizer made of the titles, so that this way can be
+tried without a pretrained model; what pretrained words would bring is then missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from earn.catalog import Catalog
+from earn.errors import EarnError
+from earn.model.backbones import TINY_BACKBONES, has_tokenizer, load_backbone, load_tokenizer
+from earn.model.earn_model import EarnModel
+from earn.prompts import Template
+
+METHODS = {
+    "tiger": "identifiers alone",
+    "lcrec": "an instruction in words; titles are learned too",
+}
+TINY_WORDS = 2000  # tokens of a tokenizer that is made of titles
+BOS = "<|bos|>"
+
+
+def default_method(backbone: str | Path) -> str:
+    """The method that suits a backbone: words where it brings a tokenizer."""
+    return "lcrec" if has_tokenizer(backbone) else "tiger"
+
+
+def build_model(
+    method: str,
+    backbone: str | Path,
+    catalog: Catalog,
+    early_layers: int | None = None,
+    registers: tuple[int, int] = (1, 1),
+    max_history: int = 20,
+    template: Template | None = None,
+    positions: str = "original",
+    sizes: Mapping[str, int] | None = None,
+    seed: int = 0,
+) -> EarnModel:
+    """An untrained model of one of METHODS over a backbone.
+
+    Args:
+        early_layers: k; None: a quarter of the layers, or all of them without registers (the dense baseline).
+        registers: how many before and after the prompt.
+        template: the text of "lcrec", if not the default one.
+        sizes: settings of the family's configuration that replace a tiny backbone's.
+
+    Raises:
+        EarnError: no such method or backbone, sizes for a pretrained one, or words without a tokenizer.
+    """
+    if method not in METHODS:
+        raise EarnError(f"There is no method {method!r}. Take one of: {', '.join(METHODS)}.")
+    if method == "tiger" and template is not None:
+        raise EarnError("The method tiger has no words in its prompt. Leave the template away, or take lcrec.")
+    tiny = str(backbone) in TINY_BACKBONES
+    if sizes and not tiny:
+        raise EarnError(f"{backbone} has the sizes it was trained with. Leave {', '.join(sizes)} away.")
+    tokenizer = None
+    if method == "lcrec":
+        tokenizer = words_of(catalog.titles) if tiny else load_tokenizer(backbone)
+        if tokenizer is None:
+            raise EarnError(f"{backbone} has no tokenizer, which the method lcrec needs. Take tiger.")
+    if tiny and tokenizer is not None:
+        sizes = {**(sizes or {}), "vocab_size": len(tokenizer)}
+    return EarnModel.from_backbone(
+        load_backbone(backbone, seed, sizes),
+        catalog,
+        early_layers,
+        *registers,
+        max_history,
+        template,
+        seed,
+        tokenizer,
+        positions,
+        around_mean=not tiny,
+    )
+
+
+def words_of(texts: Sequence[str], size: int = TINY_WORDS) -> PreTrainedTokenizerBase:
+    """A byte-pair tokenizer of at most `size` tokens, made of these texts and the default template."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=size,
+        special_tokens=[BOS],
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    template = Template()
+    tokenizer.train_from_iterator([template.text, template.separator, *filter(None, texts)], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS)

@@ -1,0 +1,294 @@
+"""Trains a model with packed registers through Hugging Face's Trainer; the best checkpoint by validation NDCG@10 stays.
+
+`accelerate launch` and `torchrun` scale it, as they scale any Trainer. While it runs, resumable checkpoints stand in
+OUT/run; at the end OUT itself is the checkpoint, with training.json saying how it came to be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from earn.config import to_json
+from earn.data.windows import Window, Windows
+from earn.errors import EarnError
+from earn.files import read_json, write_json
+from earn.model.backbones import sizes_of
+from earn.model.earn_model import EarnModel
+from earn.model.packing import pack
+from earn.settings import TrainSettings
+
+RUN_FOLDER = "run"
+PLAN_FILE = "plan.json"  # in the run folder: marks it as ours, and says what is being trained
+CLOCK_FILE = "clock.json"  # in the run folder: the seconds it took so far
+TRAINING_FILE = "training.json"
+BEST_BY = "ndcg@10"
+
+TITLE = "only the one called {title}, which is chosen again"  # fits the default template, and is no identifier
+TITLE_TOKENS = 48  # longer ones are cut
+
+
+class _Redraw(TrainerCallback):
+    """Redraws the windows at the start of every epoch, in every process."""
+
+    def __init__(self, windows: Windows) -> None:
+        self._windows = windows
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._windows.redraw(round(state.epoch or 0))
+
+
+class _Clock(TrainerCallback):
+    """Counts a training's seconds over all its interruptions, in the run folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._before = float(read_json(path)["seconds"]) if path.is_file() else 0.0
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self._before + time.monotonic() - self._started
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            write_json(self._path, {"seconds": self.seconds})
+
+
+class EarnTrainer(Trainer):
+    """Trainer whose evaluation is the constrained search's NDCG@10."""
+
+    def __init__(
+        self,
+        model: EarnModel,
+        windows: Windows,
+        validate: Callable[[EarnModel], float],
+        arguments: TrainingArguments,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=windows,
+            eval_dataset=windows,  # Trainer wants one; it is never read, for `validate` brings its own users
+            data_collator=partial(pack, config=model.earn, dense=model.is_dense),
+            callbacks=[_Redraw(windows)],
+        )
+        self._earn = model
+        self._validate = validate
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validates the model as it stands; every process does the same, so that all agree on the best."""
+        self._earn.eval()
+        metrics = {f"eval_{BEST_BY}": self._validate(self._earn)}
+        self._earn.train()
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def train(
+    model: EarnModel,
+    sequences: Sequence[NDArray[np.int64]],
+    out: str | Path,
+    validate: Callable[[EarnModel], float],
+    settings: TrainSettings | None = None,
+    data: str = "",
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Trains the model in place and writes the best state to `out`.
+
+    Args:
+        sequences: training items of each user in time order, as indices of the model's catalog.
+        validate: the number to select by, NDCG@10 on validation users.
+        data: where the data came from, for the record.
+        resume: go on from the last checkpoint in OUT/run after an interruption.
+
+    Returns:
+        What training.json says.
+
+    Raises:
+        EarnError: nothing to train on, nothing to resume or another training than the one to be resumed, or `out`
+            is not empty.
+    """
+    settings = settings or TrainSettings()
+    out = Path(out)
+    arguments = _arguments(out, settings)
+    titles = title_windows(model) if settings.titles else []
+    windows = Windows(sequences, model.identifiers, model.earn.max_history + 1, settings.seed, titles)
+    if arguments.process_index == 0:
+        _claim(out, _plan(model, sequences, settings), resume)
+    model.label_smoothing = settings.label_smoothing
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = settings.dropout
+        layer.hidden_dropout = settings.hidden_dropout
+    trainer = EarnTrainer(model, windows, validate, arguments)
+    clock = _Clock(out / RUN_FOLDER / CLOCK_FILE)
+    trainer.add_callback(clock)
+    result = trainer.train(resume_from_checkpoint=_last_checkpoint(out) if resume else None)
+    best = trainer.state.best_metric or 0.0
+    if settings.average:
+        best = _average(model, _checkpoints(out)[-settings.average :], validate, best)
+    record = {
+        "data": data,
+        "settings": to_json(settings),
+        BEST_BY: best,
+        "by_epoch": [log[f"eval_{BEST_BY}"] for log in trainer.state.log_history if f"eval_{BEST_BY}" in log],
+        "steps": result.global_step,
+        "seconds": round(clock.seconds, 1),
+    }
+    model.eval()
+    trainer.accelerator.wait_for_everyone()  # others may still be reading the best checkpoint
+    if trainer.is_world_process_zero():
+        model.save_pretrained(out)
+        write_json(out / TRAINING_FILE, record)
+        shutil.rmtree(out / RUN_FOLDER)
+    return record
+
+
+def title_windows(model: EarnModel) -> list[Window]:
+    """For each item with a title: the title in words where a history stands, the item's identifier to be named.
+
+    It ties identifiers to what the backbone knows of the words (what LC-Rec, arXiv 2311.09049, calls the explicit
+    alignment of index and language; one of its tasks).
+
+    Raises:
+        EarnError: the model has no tokenizer, or the catalog no titles.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise EarnError("The backbone has no tokenizer, so it cannot read titles. Set titles to False in the settings.")
+    texts = [TITLE.format(title=title) if title else "" for title in model.catalog.titles]
+    if not any(texts):
+        raise EarnError("The data has no titles to be learned. Give items.tsv, or set titles to False in the settings.")
+    return [
+        [tuple(tokenizer.encode(text, add_special_tokens=False)[:TITLE_TOKENS]), identifier]
+        for text, identifier in zip(texts, model.identifiers, strict=True)
+        if text
+    ]
+
+
+def trained_on(checkpoint: Path) -> str:
+    """The data that a checkpoint was trained on, "" where that is not recorded."""
+    path = checkpoint / TRAINING_FILE
+    return str(read_json(path).get("data", "")) if path.is_file() else ""
+
+
+def _plan(model: EarnModel, sequences: Sequence[NDArray[np.int64]], settings: TrainSettings) -> dict[str, Any]:
+    """What must be equal for a training to be resumed: data, identifiers, settings, split, prompt and backbone."""
+    backbone = sizes_of(model.config, model.earn.early_layers, len(model.lm_head.weight), len(model.lm_head.weight))
+    return {
+        "data": _digest(*sequences),
+        "identifiers": _digest(model.catalog.codes),
+        **to_json(settings),
+        **to_json(backbone),
+        **{name: json.loads(json.dumps(value)) for name, value in to_json(model.earn).items()},
+    }
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    """A short name of the arrays' contents."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _claim(out: Path, plan: dict[str, Any], resume: bool) -> None:
+    """Makes OUT/run this training's, or checks that the one to be resumed is this one."""
+    run = out / RUN_FOLDER
+    path = run / PLAN_FILE
+    if resume:
+        if not path.is_file():
+            raise EarnError(f"{out}: there is no interrupted training to resume. Start it without --resume.")
+        before = read_json(path)
+        if different := [name for name in plan if before.get(name) != plan[name]]:
+            name = different[0]
+            raise EarnError(
+                f"{out}: the interrupted training had another {name}: {str(before.get(name))[:60]}, now it is "
+                f"{str(plan[name])[:60]}. Resume with the data and options that it was started with."
+            )
+        return
+    if path.is_file():
+        raise EarnError(f"{out}: an interrupted training stands here. Pass --resume to go on, or remove {run}.")
+    if run.is_dir() and not any(run.iterdir()):
+        run.rmdir()  # of a start that was ended before it could say what it trains
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise EarnError(f"{out}: exists and is not empty. Choose another folder, or remove it first.")
+    run.mkdir(parents=True)
+    write_json(path, plan)
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    """The checkpoints in OUT/run that were written to their end, the newest last."""
+    states = (out / RUN_FOLDER).glob("checkpoint-*/trainer_state.json")  # written last
+    return sorted((path.parent for path in states), key=lambda folder: int(folder.name.partition("-")[2]))
+
+
+def _last_checkpoint(out: Path) -> str | None:
+    """The newest checkpoint; None if the training was stopped before the first."""
+    found = _checkpoints(out)
+    return str(found[-1]) if found else None
+
+
+def _average(
+    model: EarnModel, checkpoints: Sequence[Path], validate: Callable[[EarnModel], float], best: float
+) -> float:
+    """Gives the model the checkpoints' mean weights if they validate better than `best`; returns the better figure."""
+    parameters = dict(model.named_parameters())
+    own = {name: value.detach().clone() for name, value in parameters.items()}
+    with torch.no_grad():
+        for value in parameters.values():
+            value.zero_()
+        for folder in checkpoints:
+            for file in folder.glob("model*.safetensors"):  # one, or the parts of a large model
+                for name, part in load_file(file).items():
+                    parameters[name].add_(part.to(parameters[name].device), alpha=1 / len(checkpoints))
+        model.eval()
+        found = validate(model)
+        if found <= best:
+            for name, value in parameters.items():
+                value.copy_(own[name])
+    return max(found, best)
+
+
+def _arguments(out: Path, settings: TrainSettings) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=str(out / RUN_FOLDER),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_ratio=settings.warmup,
+        weight_decay=settings.weight_decay,
+        bf16=settings.bf16,
+        seed=settings.seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        save_total_limit=settings.average + 1,  # the best one stays too
+        load_best_model_at_end=True,
+        metric_for_best_model=BEST_BY,
+        greater_is_better=True,
+        remove_unused_columns=False,
+        report_to=[],
+        dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,  # every parameter has a part in every loss
+        use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused on a CPU
+    )
+    # Trainer would wrap a model in DataParallel, which splits `keep` and `predict` as if they had a batch axis.
+    # Several GPUs are for torchrun, with one process each.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

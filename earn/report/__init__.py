@@ -1,0 +1,1 @@
+"""Pages with pictures: one module per report, one template, one style sheet."""

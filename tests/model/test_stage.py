@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from earn.config import MASKED
+from earn.export.stages import bundle_model
+from earn.model.stage import DenseHead, attend, projected, rotary_rotation, rotate
+from earn.specs import stage_specs
+from tests.support import FAMILIES, assert_close, small_model
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def no_past(name: str, layers: int) -> torch.Tensor:
+    """An empty cache for two users of a small backbone."""
+    return torch.zeros(0, 2, 2 * layers, 2, 16 if name == "tiny-qwen3" else 8)
+
+
+def causal(rows: int) -> torch.Tensor:
+    return torch.full((rows, rows), MASKED).triu(1)[None, None]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_keeping_rows_in_the_last_layer_loses_nothing(name: str) -> None:
+    stage = small_model(name, early_layers=3).early_stage()
+    hidden, positions, rows = random(2, 7, 32), torch.arange(7).expand(2, 7), torch.arange(7)
+    keep = torch.tensor([0, 5, 6])
+    everything, all_keys = stage.run(hidden, positions, causal(7), None, rows)
+    kept, keys = stage.run(hidden, positions, causal(7), None, keep)
+    assert_close(everything[:, keep], kept, 1e-5, "hidden")
+    for layer, (want, got) in enumerate(zip(all_keys, keys, strict=True)):
+        assert_close(want[0], got[0], 1e-5, f"keys of layer {layer}")
+        assert_close(want[1], got[1], 1e-5, f"values of layer {layer}")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("which", ["early", "late"])
+@torch.no_grad()
+def test_a_stage_in_pieces_equals_one_pass(name: str, which: str) -> None:
+    model = small_model(name, early_layers=2)
+    stage = model.early_stage() if which == "early" else model.late_stage()
+    first = torch.randint(0, 8, (2, 9)) if which == "early" else random(2, 9, 32)
+    past = no_past(name, 2)
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 8], [4, 5, 6, 7, 9, 10, 11, 12, 13]])
+    bias = causal(9)
+    whole = stage(first, positions, bias, past, torch.arange(9))
+    result, new = whole
+    for start, end in ((0, 4), (4, 5), (5, 9)):
+        part = stage(
+            first[:, start:end],
+            positions[:, start:end],
+            bias[:, :, start:end, :end],
+            past,
+            torch.arange(end - start),
+        )
+        assert_close(whole[result][:, start:end], part[result], 1e-5, f"rows {start} to {end}")
+        assert_close(whole[new][start:end], part[new], 1e-5, f"cache rows {start} to {end}")
+        past = torch.cat((past, part[new]))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_the_cache_holds_keys_then_values_layer_by_layer(name: str) -> None:
+    model = small_model(name, early_layers=3)
+    stage, tokens, rows = model.early_stage(), torch.randint(0, 8, (2, 5)), torch.arange(5)
+    _, by_layer = stage.run(stage.embedding(tokens), rows.expand(2, 5), causal(5), None, rows)
+    cache = stage(tokens, rows.expand(2, 5), causal(5), no_past(name, 3), rows)["new_key_values"]
+    assert cache.shape == (5, 2, 6, 2, 16 if name == "tiny-qwen3" else 8)
+    for layer, (keys, values) in enumerate(by_layer):
+        assert_close(keys, cache[:, :, 2 * layer], 1e-5, f"keys of layer {layer}")
+        assert_close(values, cache[:, :, 2 * layer + 1], 1e-5, f"values of layer {layer}")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_heads_that_are_projected_together_equal_those_projected_apart(name: str) -> None:
+    model: Any = small_model(name)
+    attention, rotary = model.model.layers[1].self_attn, model.model.rotary_emb
+    normed, positions = random(2, 5, 32), torch.tensor([[0, 1, 2, 3, 4], [7, 9, 11, 13, 2047]])
+    rotation, e = rotary_rotation(rotary, positions), attention.head_dim
+    want = {
+        part: getattr(attention, f"{part}_proj")(normed).view(2, 5, heads, e)
+        for part, heads in (("q", 4), ("k", 2), ("v", 2))
+    }
+    for part in "qk":
+        if name == "tiny-qwen3":
+            want[part] = getattr(attention, f"{part}_norm")(want[part])
+        want[part] = rotate(want[part], *rotation, e // 2)
+    for which in ("qkv", "kv", "q"):
+        for part, got in zip(which, projected(attention, normed, which, rotation), strict=True):
+            assert_close(want[part], got, 1e-5, f"{part} of {which}")
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attention_equals_torchs_own(groups: int) -> None:
+    query, keys, values = random(2, 3, 4, 8), random(5, 2, groups, 8, seed=1), random(5, 2, groups, 8, seed=2)
+    bias = torch.where(random(2, 1, 3, 5, seed=3) > 0.5, MASKED, 0.0)
+    want = functional.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        keys.permute(1, 2, 0, 3).repeat_interleave(4 // groups, 1),
+        values.permute(1, 2, 0, 3).repeat_interleave(4 // groups, 1),
+        bias,
+        scale=0.3,
+    )
+    shared = torch.cat((bias,) * (4 // groups), 2)  # [b,1,n*r,S]: all rows of the first sharing head, then the next
+    assert_close(want.transpose(1, 2).flatten(2), attend(query, keys, values, shared, 4 // groups, 0.3, 0.0), 1e-5)
+
+
+def test_a_row_that_sees_nothing_stays_finite() -> None:
+    bias = torch.full((1, 1, 2, 3), MASKED)
+    mixed = attend(random(1, 1, 2, 4), random(3, 1, 1, 4), random(3, 1, 1, 4), bias, 2, 1.0, 0.0)
+    assert mixed.isfinite().all()
+
+
+def test_what_is_masked_has_no_weight_at_all() -> None:
+    query, keys, values = random(1, 1, 2, 4), random(3, 1, 1, 4, seed=1), random(3, 1, 1, 4, seed=2)
+    bias = torch.tensor([0.0, MASKED, 0.0]).expand(1, 1, 2, 3)
+    keys[1], values[1] = 100, 1e6
+    seen = [0, 2]
+    want = attend(query, keys[seen], values[seen], bias[..., seen], 2, 1.0, 0.0)
+    assert torch.equal(want, attend(query, keys, values, bias, 2, 1.0, 0.0))
+
+
+def test_rotation_turns_pairs_by_the_positions_angle() -> None:
+    # A head of 4: the pair (0, 2) turns by 90 degrees, the pair (1, 3) by 180.
+    cos = torch.tensor([0.0, -1.0, 0.0, -1.0]).view(1, 1, 1, 4)
+    sin = torch.tensor([-1.0, 0.0, 1.0, 0.0]).view(1, 1, 1, 4)  # signed: the first of a pair loses
+    head = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
+    assert rotate(head, cos, sin, 2).flatten().tolist() == [-3.0, -2.0, 1.0, -4.0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_positions_give_the_backbones_own_rotation(name: str) -> None:
+    rotary: Any = small_model(name).model.rotary_emb
+    positions = torch.tensor([[0, 3, 99, 2047]])
+    want = rotary(random(1, 4, 32), positions)
+    got = rotary_rotation(rotary, positions)
+    assert_close(want[0], got[0].squeeze(2), 1e-6, "cosines")
+    first, second = want[1].chunk(2, -1)
+    assert_close(torch.cat((-first, second), -1), got[1].squeeze(2), 1e-6, "signed sines")
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@torch.no_grad()
+def test_a_stage_gives_the_outputs_of_the_tensor_table(dense: bool) -> None:
+    registers = 0 if dense else 1
+    model = small_model(prefix_registers=registers, suffix_registers=registers)
+    bundle = bundle_model(model, max_batch=2, max_beams=4)
+    sizes, limits = bundle.manifest.sizes, bundle.manifest.limits
+    early, late = bundle.stages["early"], bundle.stages["late"]
+    assert isinstance(late, DenseHead) is dense
+    keep = torch.tensor([2])
+    outputs = {
+        "early": early(
+            torch.zeros(2, 3, dtype=torch.int64),
+            torch.arange(3).expand(2, 3),
+            causal(3),
+            no_past("tiny-llama", sizes.early_layers),
+            keep,
+        )
+    }
+    hidden = outputs["early"]["hidden"]
+    outputs["late"] = (
+        late(hidden, torch.tensor([0]))
+        if isinstance(late, DenseHead)
+        else late(
+            hidden,
+            torch.zeros(2, 1, dtype=torch.int64),
+            torch.zeros(2, 1, 1, 1),
+            no_past("tiny-llama", 3),
+            torch.tensor([0]),
+        )
+    )
+    for stage, tensors in outputs.items():
+        specs = stage_specs(stage, sizes, limits).outputs
+        assert list(tensors) == [spec.name for spec in specs]
+        for spec in specs:
+            for axis, size in zip(spec.axes, tensors[spec.name].shape, strict=True):
+                assert axis.least <= size <= axis.most, (spec.name, axis)
+    assert outputs["late"]["logits"].shape == (2, 1, sizes.logits)

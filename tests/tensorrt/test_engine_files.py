@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from earn.errors import EarnError
+from earn.export.engines import build_engines
+from earn.manifest import FileEntry, Manifest
+from earn.runtime.cuda import Gpu
+from earn.runtime.engine import choose_engine, load_engine
+from earn.runtime.engine_files import TENSORRT_FOLDER, EngineRecord, Target, differences
+from earn.runtime.recommender import Recommender
+from tests.tensorrt.fake_gpu import FakeTensorRT
+
+GPU = Gpu("NVIDIA Fake 1", "8.9", "13.2")
+
+
+@pytest.fixture
+def built(bundle: Path, trt: FakeTensorRT) -> Path:
+    build_engines(bundle)
+    return bundle
+
+
+def record_of(manifest: Manifest, tmp_path: Path, **other: object) -> EngineRecord:
+    from earn.runtime.engine_files import graph_hash, ranges_hash
+
+    record = EngineRecord(
+        tensorrt="10.3.0",
+        gpu=GPU.name,
+        architecture=GPU.architecture,
+        driver=GPU.driver,
+        hardware="none",
+        version_compatible=False,
+        precision=manifest.precision,
+        graphs=graph_hash(manifest),
+        profiles=ranges_hash(manifest),
+        files={name: FileEntry(1, "") for name in ("early.engine", "late.engine")},
+    )
+    return replace(record, **other)  # type: ignore[arg-type]
+
+
+OTHER_MODEL = replace(GPU, name="NVIDIA Fake 2")
+HOPPER, TURING = Gpu("H", "9.0", "13.2"), Gpu("T", "7.5", "13.2")
+
+
+@pytest.mark.parametrize(
+    ("other", "version", "gpu", "says"),
+    [
+        ({}, "10.3.0", GPU, ""),
+        ({}, "10.3.0", replace(GPU, driver="12.0"), ""),  # a driver may be updated
+        ({}, "10.16.1", GPU, "built by TensorRT 10.3.0, here is 10.16.1"),
+        ({"version_compatible": True}, "10.16.1", GPU, ""),
+        ({"version_compatible": True}, "10.2.0", GPU, "here is 10.2.0"),
+        ({"version_compatible": True}, "11.4.0", GPU, "here is 11.4.0"),
+        ({}, "10.3.0", OTHER_MODEL, "for the GPU model that it was built on, here is NVIDIA Fake 2"),
+        ({"hardware": "same"}, "10.3.0", OTHER_MODEL, ""),
+        ({"hardware": "same"}, "10.3.0", HOPPER, "here is H (9.0)"),
+        ({"hardware": "ampere+"}, "10.3.0", HOPPER, ""),
+        ({"hardware": "ampere+"}, "10.3.0", TURING, "here is T (7.5)"),
+        ({"graphs": "x"}, "10.3.0", GPU, "from other graphs"),
+        ({"precision": "fp16"}, "10.3.0", GPU, "from other graphs"),
+        ({"profiles": "x"}, "10.3.0", GPU, "for other limits"),
+    ],
+)
+def test_what_differs_is_said(
+    other: dict[str, object], version: str, gpu: Gpu, says: str, toy_bundle: Path, tmp_path: Path
+) -> None:
+    manifest = Manifest.load(toy_bundle)
+    found = differences(record_of(manifest, tmp_path, **other), manifest, Target(version, gpu))
+    assert (says in "; ".join(found)) if says else found == []
+
+
+def test_architectures_are_compared_as_numbers(toy_bundle: Path, tmp_path: Path) -> None:
+    """10.0 is later than 8.0."""
+    manifest = Manifest.load(toy_bundle)
+    record = record_of(manifest, tmp_path, hardware="ampere+")
+    assert differences(record, manifest, Target("10.3.0", Gpu("B", "12.0", "13.2"))) == []
+
+
+def test_engines_of_another_machine_are_refused_with_the_command(built: Path, trt: FakeTensorRT) -> None:
+    trt.cuda.name = "NVIDIA Fake 2"
+    with pytest.raises(EarnError, match=rf"do not fit: .*here is NVIDIA Fake 2.*earn engine build {built}"):
+        load_engine("tensorrt", built, Manifest.load(built))
+
+
+def test_an_engine_file_that_was_changed_is_refused(built: Path) -> None:
+    path = built / TENSORRT_FOLDER / "late.engine"
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(EarnError, match=r"late\.engine: missing or changed.*earn engine build"):
+        load_engine("tensorrt", built, Manifest.load(built))
+    path.unlink()
+    with pytest.raises(EarnError, match=r"late\.engine: missing or changed"):
+        load_engine("tensorrt", built, Manifest.load(built))
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"files": {}}', '{"files": 3}', "no json"])
+def test_a_damaged_record_is_refused(text: str, built: Path) -> None:
+    (built / TENSORRT_FOLDER / "engines.json").write_text(text)
+    with pytest.raises(EarnError, match=r"engines\.json"):
+        load_engine("tensorrt", built, Manifest.load(built))
+
+
+def test_without_engines_the_error_says_how_to_build_them(toy_bundle: Path, trt: FakeTensorRT) -> None:
+    with pytest.raises(EarnError, match=rf"no TensorRT engines in this bundle.*earn engine build {toy_bundle}"):
+        load_engine("tensorrt", toy_bundle, Manifest.load(toy_bundle))
+
+
+def test_auto_takes_the_engines_where_they_fit(built: Path) -> None:
+    assert choose_engine(built, Manifest.load(built)) == ("tensorrt", "")
+    assert Recommender.load(built, "auto").recommend(["1"], 3)
+
+
+def test_auto_says_why_it_runs_on_the_cpu(built: Path, trt: FakeTensorRT, caplog: pytest.LogCaptureFixture) -> None:
+    trt.cuda.architecture = (9, 0)
+    name, why = choose_engine(built, Manifest.load(built))
+    assert name == "cpu"
+    assert "tensorrt: " in why
+    assert "here is NVIDIA Fake 1 (9.0)" in why
+    assert "cuda: This onnxruntime has no CUDAExecutionProvider" in why
+    with caplog.at_level("INFO", "earn"):
+        Recommender.load(built, "auto")
+    assert [record.getMessage() for record in caplog.records if "engine" in record.getMessage()] == [
+        f"engine cpu ({why})"
+    ]
