@@ -20,7 +20,7 @@ from earn.calibration.bench import Mix
 from earn.calibration.calibrate import Settings, calibrate
 from earn.calibration.equalize import ALPHA
 from earn.calibration.refine import LEVELS
-from earn.cli.calibrate import draw
+from earn.calibration.samples import draw_samples
 from earn.data.dataset import load_dataset
 
 SAMPLES = 128
@@ -67,7 +67,7 @@ def main() -> None:
     dataset = load_dataset(arguments.data)
     print(f"{'':36}{'overlap 20':>12}{'+-':>8}{'overlap 10':>12}{'NDCG@10':>9}{'fp32':>8}{'size':>7}")
     for row in ROWS:
-        histories, held_out = draw(dataset, row.samples, arguments.users, 0, arguments.exclude_history)
+        histories, held_out = draw_samples(dataset, row.samples, arguments.users, 0, arguments.exclude_history)
         settings = Settings(
             row.engine,
             row.method,

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -108,6 +109,16 @@ class Calibration:
     float_bytes: int  # of the float graphs
     float_milliseconds: float | None
     samples: int
+
+    def summary(self) -> dict[str, Any]:
+        """The figures for programs."""
+        figures = self.chosen.verdict.as_json()
+        return {
+            "precision": self.chosen.precision.name,
+            **{name: figures[name] for name in ("passed", "beam_set_overlap", "top10_overlap", "recall@10", "ndcg@10")},
+            "size_ratio": self.chosen.graph_bytes / self.float_bytes,
+            "float_layers": list(self.chosen.mix.float_units),
+        }
 
 
 def calibrate(

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from earn.calibration.gate import HeldOut
+from earn.data import Dataset
 from earn.errors import EarnError
 from earn.metrics import Example
 
+SAMPLES = 128  # histories to calibrate with
+HELD_OUT = 1000  # users who judge
 LEAST_SAMPLES = 32  # fewer histories miss the values that decide a range
 LEAST_HELD_OUT = 32  # fewer users say nothing about overlap
 STRATA = 4  # parts by length, and by popularity within each
@@ -22,6 +26,16 @@ class Samples:
 
     calibration: tuple[Example, ...]
     held_out: tuple[Example, ...]
+
+
+def draw_samples(
+    dataset: Dataset, samples: int = SAMPLES, users: int = HELD_OUT, seed: int = 0, exclude_history: bool = False
+) -> tuple[list[list[str]], HeldOut]:
+    """Histories of a data set's test users to calibrate with, and other users to judge; see `choose`."""
+    ids = dataset.interactions.item_ids
+    counts = np.bincount(np.concatenate(dataset.split.train), minlength=len(ids))
+    chosen = choose(dataset.examples(), counts, samples, users, seed)
+    return dataset.histories(chosen.calibration), HeldOut.of(chosen.held_out, ids, exclude_history)
 
 
 def choose(examples: Sequence[Example], counts: NDArray[np.int64], samples: int, users: int, seed: int = 0) -> Samples:

@@ -24,7 +24,6 @@ TIMED_USERS = 256
 
 def analyze_all(runs: Sequence[Run], out: Path) -> None:
     """The attention analysis of every dense model: what it would suggest as k before anything is trained with it."""
-    from earn.cli.analyze import USERS, questions
     from earn.model.attention import analyze
     from earn.model.earn_model import EarnModel
 
@@ -32,7 +31,7 @@ def analyze_all(runs: Sequence[Run], out: Path) -> None:
         path = out / run.name / ATTENTION
         if run.variant == "dense" and path.with_name(RESULT).is_file() and not path.is_file():
             model, dataset = EarnModel.from_pretrained(out / run.name / CHECKPOINT), load_data(run, out)
-            found = analyze(model, questions(dataset, model.catalog, USERS), progress(run.name))
+            found = analyze(model, dataset.questions(model.catalog), progress(run.name))
             write_json(path, found.as_json())
             note(f"{run.name}: suggests {found.suggestions}")
 
@@ -61,9 +60,10 @@ def time_all(runs: Sequence[Run], out: Path) -> None:
 
 def quantize_all(runs: Sequence[Run], out: Path) -> None:
     """A float and an int8 bundle of every trained EARN run, what the gate says of the latter, and all users' ranks."""
-    from earn.calibration.calibrate import Settings
-    from earn.cli.calibrate import HELD_OUT, SAMPLES, calibrated, draw, summary
+    from earn.calibration.calibrate import Settings, calibrate
+    from earn.calibration.samples import draw_samples
     from earn.export.bundle import export_bundle
+    from earn.report.calibration_summary import report_calibration
     from earn.runtime.evaluation import target_ranks
     from earn.runtime.recommender import Recommender
 
@@ -73,14 +73,13 @@ def quantize_all(runs: Sequence[Run], out: Path) -> None:
             continue
         note(f"{run.name}: export and quantize")
         dataset = load_data(run, out)
-        histories, held_out = draw(dataset, SAMPLES, HELD_OUT, run.seed, exclude_history=True)
+        histories, held_out = draw_samples(dataset, seed=run.seed, exclude_history=True)
         source, settings = folder / BUNDLE, Settings(compare=False, seed=run.seed)
         export_bundle(load_model(run, out), source, histories[:8])
         report = folder / REPORT
-        found, page = calibrated(
-            source, folder / INT8_BUNDLE, dataset.source, histories, held_out, "int8", settings, report
-        )
-        verdict = summary(found)
+        found = calibrate(source, folder / INT8_BUNDLE, histories, held_out, "int8", settings, progress)
+        page = report_calibration(found, held_out, settings, source, folder / INT8_BUNDLE, dataset.source, report)
+        verdict = found.summary()
         refined = list(found.chosen.mix.fine_kinds)
         if verdict["passed"]:
             asked = read_json(folder / RESULT)["asked"]

@@ -88,7 +88,8 @@ def load_data(run: Run, out: Path) -> Dataset:
 
 def train(run: Run, dataset: Dataset, preset: Preset, out: Path) -> None:
     """Trains a run's checkpoint if it is not there, or goes on with it."""
-    from earn.cli.train import fit
+    from earn.export.validation import search_validation
+    from earn.model import training
     from earn.model.training import PLAN_FILE, RUN_FOLDER, TRAINING_FILE
 
     checkpoint = out / run.name / CHECKPOINT
@@ -101,7 +102,8 @@ def train(run: Run, dataset: Dataset, preset: Preset, out: Path) -> None:
         settings = replace(settings, titles=settings.titles and any(model.catalog.titles))
         note(f"{run.name}: train {model.num_parameters() / 1e6:.2f} million parameters, {settings.epochs} epochs")
         resume = (checkpoint / RUN_FOLDER / PLAN_FILE).is_file()
-        fit(model, dataset, checkpoint, settings, resume)
+        validate = search_validation(dataset, settings.exclude_history)
+        training.train(model, dataset.split.train, checkpoint, validate, settings, dataset.source, resume)
 
 
 @contextmanager

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 
 from earn.cli.arguments import DATA_HELP, checkpoint_folder, command, positive
 from earn.console import note, progress, show, show_json, table
+from earn.data.dataset import ANALYSIS_USERS
 
 if TYPE_CHECKING:
-    from earn.catalog import Catalog
     from earn.cli.arguments import Subparsers
     from earn.data.dataset import Dataset
     from earn.model.attention_figures import Analysis
     from earn.model.earn_model import EarnModel
-
-USERS = 2000
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -38,7 +36,11 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", type=checkpoint_folder, help="folder of earn train")
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
     parser.add_argument(
-        "--users", type=positive, default=USERS, metavar="N", help="a sample of validation users (default: %(default)s)"
+        "--users",
+        type=positive,
+        default=ANALYSIS_USERS,
+        metavar="N",
+        help="a sample of validation users (default: %(default)s)",
     )
     parser.add_argument("--report", metavar="FILE", type=Path, help="write a page with pictures, an .html file")
     parser.add_argument("--json", action="store_true", help="print one JSON object; the table goes to stderr")
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     dataset = load_dataset(args.data)
     dataset.check_items(model.catalog, args.checkpoint)
-    found = analyze(model, questions(dataset, model.catalog, args.users), progress("analyze"))
+    found = analyze(model, dataset.questions(model.catalog, args.users), progress("analyze"))
     (note if args.json else show)(_text(found))
     if args.report:
         from earn.report.attention import analysis_page
@@ -72,15 +74,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         show_json({"checkpoint": str(args.checkpoint), "data": dataset.source, **found.as_json()})
     return 0
-
-
-def questions(dataset: Dataset, catalog: Catalog, users: int) -> list[tuple[list[int], int]]:
-    """History and next item of a sample of validation users, as indices of the catalog; test users choose no k."""
-    places = [catalog.index[item_id] for item_id in dataset.interactions.item_ids]
-    return [
-        ([places[item] for item in example.history], places[example.target])
-        for example in dataset.examples("valid", users)
-    ]
 
 
 def _settings(folder: Path, dataset: Dataset, model: EarnModel) -> list[tuple[str, str]]:

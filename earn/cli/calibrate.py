@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from earn.cli.arguments import DATA_HELP, bundle_folder, command, fraction, natural, positive
 from earn.console import Steps, note, progress, results_kept_clean, show, show_json, size, table
 
 if TYPE_CHECKING:
-    from earn.calibration.calibrate import Calibration, Settings
-    from earn.calibration.gate import HeldOut
+    from earn.calibration.calibrate import Calibration
     from earn.cli.arguments import Subparsers
-    from earn.data.dataset import Dataset
 
-SAMPLES = 128  # histories to calibrate with
-HELD_OUT = 1000  # users who judge
 FEW_USERS = 300  # below, chance hides a small loss of accuracy
 FAILED = 1  # exit status where the gate stays shut
 
@@ -60,7 +54,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _add_calibration_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--samples", type=positive, default=SAMPLES, metavar="N", help="histories that are run (default: %(default)s)"
+        "--samples", type=positive, default=128, metavar="N", help="histories that are run (default: %(default)s)"
     )
     group.add_argument(
         "--method",
@@ -73,7 +67,7 @@ def _add_calibration_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_gate_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--users", type=positive, default=HELD_OUT, metavar="N", help="most users who judge (default: %(default)s)"
+        "--users", type=positive, default=1000, metavar="N", help="most users who judge (default: %(default)s)"
     )
     group.add_argument(
         "--min-overlap",
@@ -91,10 +85,13 @@ def _add_gate_options(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrates, reports, and says what to do next."""
-    from earn.calibration.calibrate import Settings, check
+    from earn.calibration.calibrate import Settings, calibrate, check
+    from earn.calibration.samples import draw_samples
     from earn.catalog import CATALOG_FILE, Catalog
     from earn.data.dataset import load_dataset
     from earn.report.calibration import check_page
+    from earn.report.calibration_summary import report_calibration
+    from earn.report.page import check_installed
 
     settings = Settings(
         engine=args.engine,
@@ -105,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     check(args.bundle, args.out, args.precision, settings)
+    check_installed()
     out = args.out.resolve()
     page = args.report or out.with_name(f"{out.name}-report.html")
     check_page(page, args.bundle, args.out)
@@ -112,74 +110,21 @@ def run(args: argparse.Namespace) -> int:
     steps(f"Read {args.data}")
     dataset = load_dataset(args.data)
     dataset.check_items(Catalog.load(args.bundle / CATALOG_FILE), args.bundle)
-    histories, held_out = draw(dataset, args.samples, args.users, args.seed, args.exclude_history)
+    histories, held_out = draw_samples(dataset, args.samples, args.users, args.seed, args.exclude_history)
     steps(f"Calibrate with {len(histories)} histories; {len(held_out.histories)} other users judge")
     if len(held_out.histories) < FEW_USERS:
-        note(f"      So few can hardly show a small loss of accuracy; {HELD_OUT} can, where the data has them.")
-    found, found_page = calibrated(
-        args.bundle, args.out, args.data, histories, held_out, args.precision, settings, page
-    )
+        note("      So few can hardly show a small loss of accuracy; 1,000 can, where the data has them.")
+    with results_kept_clean():
+        found = calibrate(args.bundle, args.out, histories, held_out, args.precision, settings, progress)
+    page = report_calibration(found, held_out, settings, args.bundle, args.out, args.data, page)
     (note if args.json else show)(comparison(found))
     for reason in found.chosen.verdict.reasons:
         note(f"The gate stays shut: {reason}.")
-    note(f"Report: {found_page}")
+    note(f"Report: {page}")
     note(_next(found, args))
     if args.json:
-        show_json(summary(found))
+        show_json(found.summary())
     return 0 if found.chosen.verdict.passed else FAILED
-
-
-def calibrated(
-    source: Path,
-    out: Path,
-    data: str,
-    histories: list[list[str]],
-    held_out: HeldOut,
-    precision: str,
-    settings: Settings,
-    page: Path,
-) -> tuple[Calibration, Path]:
-    """Calibrates and writes the report.
-
-    Where no bundle is written the page's name says so: one that stands there keeps its own.
-    """
-    from earn.calibration.calibrate import calibrate
-    from earn.report.calibration import write_report
-    from earn.report.calibration_summary import report_of
-    from earn.report.page import check_installed
-
-    check_installed()
-    with results_kept_clean():
-        found = calibrate(source, out, histories, held_out, precision, settings, progress)
-    if found.manifest is None:
-        page = page.with_name(f"{page.stem}-failed{page.suffix}")
-    write_report(report_of(found, held_out, settings, source.resolve().name, out.resolve().name, data), page)
-    return found, page
-
-
-def draw(
-    dataset: Dataset, samples: int, users: int, seed: int, exclude_history: bool
-) -> tuple[list[list[str]], HeldOut]:
-    """Histories to calibrate with, and other users to judge."""
-    from earn.calibration.gate import HeldOut
-    from earn.calibration.samples import choose
-
-    ids = dataset.interactions.item_ids
-    counts = np.bincount(np.concatenate(dataset.split.train), minlength=len(ids))
-    chosen = choose(dataset.examples(), counts, samples, users, seed)
-    return dataset.histories(chosen.calibration), HeldOut.of(chosen.held_out, ids, exclude_history)
-
-
-def summary(found: Calibration) -> dict[str, Any]:
-    """The line for programs."""
-    verdict = found.chosen.verdict
-    figures = verdict.as_json()
-    return {
-        "precision": found.chosen.precision.name,
-        **{name: figures[name] for name in ("passed", "beam_set_overlap", "top10_overlap", "recall@10", "ndcg@10")},
-        "size_ratio": found.chosen.graph_bytes / found.float_bytes,
-        "float_layers": list(found.chosen.mix.float_units),
-    }
 
 
 def comparison(found: Calibration) -> str:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from earn.cli.arguments import DATA_HELP, command, natural, positive
-from earn.console import Steps, note, show, table
+from earn.console import Steps, note, progress, results_kept_clean, show, table
 from earn.errors import EarnError
 from earn.settings import TrainSettings
 
@@ -156,18 +156,21 @@ def _train(name: str, args: argparse.Namespace, dataset: Dataset, catalog: Catal
 
 def _calibrate(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
     """Writes the int8 bundle and its report; returns what the gate found."""
-    from earn.calibration.calibrate import Settings
-    from earn.cli.calibrate import HELD_OUT, SAMPLES, calibrated, draw, summary
+    from earn.calibration.calibrate import Settings, calibrate
+    from earn.calibration.samples import HELD_OUT, SAMPLES, draw_samples
+    from earn.report.calibration_summary import report_calibration
 
     try:
-        histories, held_out = draw(dataset, SAMPLES, HELD_OUT, args.seed, exclude_history=True)
+        histories, held_out = draw_samples(dataset, SAMPLES, HELD_OUT, args.seed, exclude_history=True)
     except EarnError as error:  # a small data set is no reason to end here
         note(f"      left out: {error}")
         return {"passed": False}
     source, out, page = (args.out / name for name in ("earn-bundle", f"{INT8}-bundle", f"{INT8}-report.html"))
     settings = Settings(compare=False, seed=args.seed)
-    found, page = calibrated(source, out, dataset.source, histories, held_out, INT8, settings, page)
-    figures = summary(found)
+    with results_kept_clean():
+        found = calibrate(source, out, histories, held_out, INT8, settings, progress)
+    page = report_calibration(found, held_out, settings, source, out, dataset.source, page)
+    figures = found.summary()
     note(f"      {figures['beam_set_overlap']:.1%} of the best items stay; see {page}")
     return figures
 

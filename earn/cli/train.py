@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from earn.model.earn_model import EarnModel
 
 REGISTERS = 1  # at each end of the prompt, as in the paper
-VALIDATION_USERS = 2000  # more of them cost time at every epoch and hardly change which epoch is best
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -169,18 +168,10 @@ def fit(
     resume: bool = False,
 ) -> dict[str, Any]:
     """Trains on a data set's training part and selects by NDCG@10 on its validation users; returns training.json."""
-    from earn.data.dataset import sample
-    from earn.export.stages import torch_recommender
-    from earn.metrics import ndcg
+    from earn.export.validation import search_validation
     from earn.model.training import train
-    from earn.runtime.evaluation import target_ranks
 
-    users = sample(dataset.examples("valid"), VALIDATION_USERS)
-
-    def validate(model: EarnModel) -> float:
-        ranks = target_ranks(torch_recommender(model), users, dataset.interactions.item_ids, settings.exclude_history)
-        return float(ndcg(ranks, 10).mean())
-
+    validate = search_validation(dataset, settings.exclude_history)
     with results_kept_clean():
         return train(model, dataset.split.train, out, validate, settings, dataset.source, resume)
 

@@ -18,6 +18,8 @@ from earn.metrics import Example
 
 T = TypeVar("T")
 
+ANALYSIS_USERS = 2000  # validation users whose attention is analyzed
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -65,6 +67,14 @@ class Dataset:
             )
             raise EarnError(f"{self.source}: {reason}, so nobody can be evaluated. {remedy}.")
         return chosen if users is None else sample(chosen, users)
+
+    def questions(self, catalog: Catalog, users: int = ANALYSIS_USERS) -> list[tuple[list[int], int]]:
+        """History and next item of a sample of validation users, as indices of the catalog; test users choose no k."""
+        index = [catalog.index[item_id] for item_id in self.interactions.item_ids]
+        return [
+            ([index[item] for item in example.history], index[example.target])
+            for example in self.examples("valid", users)
+        ]
 
     def check_items(self, catalog: Catalog, model: str | Path) -> None:
         """Refuses a model that lacks some of the items, or to which their ids mean other items.

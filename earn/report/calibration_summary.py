@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from earn.calibration.calibrate import Calibration, Candidate, Settings
 from earn.calibration.gate import HeldOut
 from earn.calibration.linear_layers import HEAD, Product
+from earn.report.calibration import write_report
 from earn.report.calibration_rows import AttemptRow, LengthRow, PrecisionRow, RangeRow, Report, SensitivityRow
 
 LENGTHS = 5  # parts of the users, by length of their histories
@@ -54,6 +56,19 @@ def report_of(found: Calibration, held_out: HeldOut, settings: Settings, source:
             for attempt in chosen.attempts
         ),
     )
+
+
+def report_calibration(
+    found: Calibration, held_out: HeldOut, settings: Settings, source: Path, out: Path, data: str, page: Path
+) -> Path:
+    """Writes the page of a calibration of the bundle `source` to `out`; returns its path.
+
+    Where no bundle is written the page's name says so: one that stands there keeps its own.
+    """
+    if found.manifest is None:
+        page = page.with_name(f"{page.stem}-failed{page.suffix}")
+    write_report(report_of(found, held_out, settings, source.resolve().name, out.resolve().name, data), page)
+    return page
 
 
 def _ranges(found: Calibration) -> Iterator[RangeRow]:

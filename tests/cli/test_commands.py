@@ -100,7 +100,7 @@ def test_validation_lists_leave_the_history_out_if_told(
         asked.append(exclude_history)
         return np.zeros(len(users), np.int64)
 
-    monkeypatch.setattr("earn.runtime.evaluation.target_ranks", ranks)
+    monkeypatch.setattr("earn.export.validation.target_ranks", ranks)
     options = ["--exclude-history"] if is_left_out else []
     earn("train", data, "--out", tmp_path, "--backbone", backbone, "--dense", "--epochs", 1, *options)
     assert asked == [is_left_out]

@@ -7,7 +7,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from earn.cli import calibrate, measures
+from earn.calibration import samples
+from earn.cli import measures
 from earn.data.dataset import load_dataset
 from earn.runtime.recommender import Recommender
 from tests.cli.conftest import ITEMS, USERS, Earn
@@ -48,7 +49,7 @@ def test_the_whole_path(
 
     (out / "earn" / "stale").touch()
     (out / "mine.txt").touch()
-    monkeypatch.setattr(calibrate, "SAMPLES", 32)
+    monkeypatch.setattr(samples, "SAMPLES", 32)
     again = earn(*argv, "--users", 10)
     assert again.status == 0
     int8 = json.loads((out / "summary.json").read_text())["earn"]["int8"]
