@@ -48,7 +48,6 @@ class Variant:
 
     about: str
     registers: tuple[int, int] = (1, 1)
-    positions: str = "original"
     max_history: int = 20  # items that a prompt holds
     scoring: str = "trie"
     history_may_return: bool = False  # its items may be recommended, though nobody here chooses an item twice
@@ -65,7 +64,6 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "no-suffix": Variant("the prompt's last token instead of the suffix register", (1, 0)),
         "no-registers": Variant("neither: the prompt's last token alone is seen above", (0, 0)),
         "untrained": Variant("the dense model's weights and new registers, nothing trained", of="dense"),
-        "compact": Variant("positions of the late stage are counted anew", positions="compact"),
         "scoring-level": Variant("probabilities over the tokens of a level", scoring="level", of="earn"),
         "scoring-vocab": Variant("probabilities over the whole vocabulary", scoring="vocab", of="earn"),
         "history-returns": Variant("items of the history may be recommended", history_may_return=True, of="earn"),
@@ -75,6 +73,17 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
 )
 WINDOWS = ("history-10", "history-40")
 ABLATIONS = tuple(name for name in VARIANTS if name not in ("dense", "earn", *WINDOWS))
+
+# Measured once with code that was removed because it gained nothing: rows of docs/results.json that no command repeats.
+REMOVED_VARIANTS: Mapping[str, str] = MappingProxyType(
+    {"compact": "positions of the late stage are counted anew (removed since)"}
+)
+REMOVED_RECIPES: Mapping[str, str] = MappingProxyType(
+    {
+        "smoothing": "label smoothing 0.1 (removed since)",
+        "average-4": "mean of the last 4 epochs' weights (removed since)",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -135,8 +144,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "rate-0.004": {"learning_rate": 4e-3},
         "no-dropout": {"dropout": 0.0},
         "hidden-dropout-0.1": {"hidden_dropout": 0.1},
-        "smoothing": {"label_smoothing": 0.1},
-        "average-4": {"average": 4},
         "epochs-16-hidden-dropout-0.1": {"epochs": 16, "hidden_dropout": 0.1},
         "epochs-24-hidden-dropout-0.2": {"epochs": 24, "hidden_dropout": 0.2},
     }

@@ -1,55 +1,79 @@
-"""The text and the tables of docs/results.md, made of rows of docs/results.json."""
+"""The tables of docs/results.md, each a function from the rows of docs/results.json to Markdown.
+
+Where nothing was measured yet a table is one line that says so. Beside ours stand the paper's own figures (arXiv
+2507.00715).
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from earn.metrics import ndcg, recall
-from experiments import paper
-from experiments import results_text as text
-from experiments.grid import ABLATIONS, BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, WINDOWS
+from experiments.grid import (
+    ABLATIONS,
+    BACKBONES,
+    DATA,
+    PRESETS,
+    RECIPES,
+    REMOVED_RECIPES,
+    REMOVED_VARIANTS,
+    VARIANTS,
+    WINDOWS,
+)
 from experiments.runs import SHOWN
 
 MEASURES: Mapping[str, Callable[..., Any]] = {"recall@10": recall, "ndcg@10": ndcg}
 HIDDEN = ("walks",)  # made-up data
 MODEL = ("data", "method", "backbone", "recipe")  # what a dense model and its EARN twins share
 TUNED = ("earn", "registers-2", "registers-3", *WINDOWS)  # variants that are also a matter of tuning
+ABLATED = ("earn", *ABLATIONS, *REMOVED_VARIANTS)
+NOT_RUN = "Not run yet."
 
 Row = dict[str, Any]
 
 
-def page(rows: Sequence[Row]) -> str:
-    """The page, of these rows alone."""
-    usual = [row for row in rows if not row["recipe"]]
-    parts = [
-        text.HEAD,
-        _about_data(rows),
-        "## Dense and EARN\n\n" + text.TWINS + _twins(rows) + text.BESIDE + _beside(rows),
-        "## How many early layers\n\n" + _about(text.SWEEP, _sweep(usual)),
-        "## Which k the attention suggests\n\n" + _about(text.SUGGESTED, _suggested(usual)),
-        "## Ablations\n\n" + _about(text.ABLATIONS, _ablations(usual)),
-        "## How it was trained\n\n" + _tuning(rows),
-        "## Speed and cache\n\n" + _about(text.SPEED, _speeds(rows)),
-        "## In int8\n\n" + _about(text.INT8, _quantized(rows)),
-        "## Commands\n\n" + text.COMMANDS + _folded(f"{len(rows)} commands", _commands(rows)),
-        "## What was not run\n\n" + _missing(rows),
-    ]
-    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+@dataclass(frozen=True)
+class Published:
+    """Ordinary fine-tuning and EARN on one data set with one backbone of 7 billion parameters."""
+
+    dense: tuple[float, float]  # Recall@10, NDCG@10
+    earn: tuple[float, float]
+    speedup: float  # of wall time, in the largest batch that fits into 80 GB
+    cache_reduction: float
 
 
-def _about(words: str, found: str) -> str:
-    """The words and the table that they are of; without a table there is nothing to say."""
-    return words + found if found else "Not run yet."
+# (method, data set, family) -> figures. Its data sets are split by time.
+PAPER_TWINS: Mapping[tuple[str, str, str], Published] = MappingProxyType(
+    {
+        ("lcrec", "Beauty", "llama"): Published((0.0145, 0.0084), (0.0167, 0.0095), 3.79, 0.805),
+        ("lcrec", "Beauty", "qwen2"): Published((0.0145, 0.0087), (0.0155, 0.0091), 2.71, 0.752),
+        ("lcrec", "Games", "llama"): Published((0.0167, 0.0106), (0.0180, 0.0107), 3.53, 0.808),
+        ("lcrec", "Games", "qwen2"): Published((0.0193, 0.0127), (0.0197, 0.0122), 3.11, 0.751),
+        ("lcrec", "ML-1M", "llama"): Published((0.0247, 0.0197), (0.0259, 0.0247), 3.21, 0.797),
+        ("lcrec", "ML-1M", "qwen2"): Published((0.0289, 0.0247), (0.0298, 0.0252), 2.84, 0.667),
+        ("tiger", "Beauty", "llama"): Published((0.0108, 0.0071), (0.0115, 0.0075), 3.44, 0.809),
+        ("tiger", "Beauty", "qwen2"): Published((0.0095, 0.0061), (0.0104, 0.0065), 2.58, 0.755),
+        ("tiger", "Games", "llama"): Published((0.0126, 0.0080), (0.0138, 0.0085), 3.12, 0.812),
+        ("tiger", "Games", "qwen2"): Published((0.0131, 0.0085), (0.0137, 0.0086), 2.86, 0.721),
+        ("tiger", "ML-1M", "llama"): Published((0.0245, 0.0244), (0.0269, 0.0221), 2.85, 0.777),
+        ("tiger", "ML-1M", "qwen2"): Published((0.0238, 0.0224), (0.0274, 0.0273), 2.56, 0.455),
+    }
+)
 
+# Recall@10 of the ablations (LC-Rec, Beauty, Llama, k = 7), by our variants' names.
+PAPER_ABLATIONS: Mapping[str, float] = MappingProxyType(
+    {"earn": 0.0174, "untrained": 0.0048, "no-prefix": 0.0172, "no-suffix": 0.0041}
+)
 
-def _folded(title: str, body: str) -> str:
-    """What opens when the title is clicked."""
-    return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
+# Recall@10 on Amazon Beauty 2014, leave-one-out, full ranking, as TIGER's authors give it (arXiv 2305.05065, table 1).
+BEAUTY_LEAVE_ONE_OUT: Mapping[str, float] = MappingProxyType({"TIGER": 0.0648, "SASRec": 0.0605})
 
 
 def groups(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
@@ -68,6 +92,11 @@ def model_name(data: str, method: str, backbone: str, recipe: str = "") -> str:
 def run_name(row: Row) -> str:
     """The name in the grid of the run that a row came from."""
     return str(row["command"].partition("--only ")[2])
+
+
+def _usual(rows: Iterable[Row]) -> list[Row]:
+    """Those that were trained by the data's own settings."""
+    return [row for row in rows if not row["recipe"]]
 
 
 def mean(rows: Sequence[Row], name: str) -> float:
@@ -116,7 +145,7 @@ def _seeds(rows: Sequence[Row]) -> str:
     return f"{len(rows)}: {_short(min(values))} to {_short(max(values))}"
 
 
-def _about_data(rows: Sequence[Row]) -> str:
+def _data_sets(rows: Sequence[Row]) -> str:
     used = dict.fromkeys(row["data"] for row in rows)
     lines = [f"- `{name}`: {DATA[name].about}; {_users(rows, name):,} test users" for name in used]
     backbones = dict.fromkeys(row["backbone"] for row in rows)
@@ -166,7 +195,7 @@ def _beside(rows: Sequence[Row]) -> str:
         faster = f"{speed['batch_speedup']:.2f}x" if speed else ""
         smaller = f"{speed['sequence_cache_reduction']:.0%}" if speed else ""
         lines.append([f"{name}, k = {earn[0]['early_layers']} of {earn[0]['layers']}", *ratios, faster, smaller])
-    for (method, data, family), found in paper.TWINS.items():
+    for (method, data, family), found in PAPER_TWINS.items():
         ratios = [f"{earn_value / value:.2f}" for earn_value, value in zip(found.earn, found.dense, strict=True)]
         lines.append(
             [f"paper: {data}, {method}, {family}", *ratios, f"{found.speedup:.2f}x", f"{found.cache_reduction:.0%}"]
@@ -198,7 +227,7 @@ def _twin(label: str, rows: Sequence[Row], differences: Sequence[str]) -> list[s
 
 def _sweep(rows: Sequence[Row]) -> str:
     lines = []
-    for names, group in groups(rows, *MODEL).items():
+    for names, group in groups(_usual(rows), *MODEL).items():
         dense = [row for row in group if row["variant"] == "dense"]
         splits = sorted(groups((row for row in group if row["variant"] == "earn"), "early_layers").items())
         if len(splits) < 3:
@@ -212,32 +241,26 @@ def _sweep(rows: Sequence[Row]) -> str:
             figures = [_figure(dense, measure) for measure in MEASURES]
             lines.append([f"{name}: dense", *figures, _seeds(dense), "100%"])
     header = ("", "Recall@10", "NDCG@10", "seeds, Recall@10", "of the dense Recall@10, same seeds")
-    return table(header, lines) if lines else ""
+    return table(header, lines) if lines else NOT_RUN
 
 
 def _suggested(rows: Sequence[Row]) -> str:
-    """What the rules of `earn analyze` say of each dense model, beside what was trained."""
+    """The k that `earn analyze` suggests for each dense model, beside what was trained."""
     lines = []
-    for names, group in groups(rows, *MODEL).items():
+    for names, group in groups(_usual(rows), *MODEL).items():
         dense = [row for row in group if row["variant"] == "dense"]
         analyzed = [row for row in dense if "attention" in row]
         splits = groups((row for row in group if row["variant"] == "earn"), "early_layers")
         if not analyzed:
             continue
         good = sorted(k for (k,), earn in splits.items() if _good_enough(earn))
-        found = [[row["attention"]["suggestions"][rule] for row in analyzed] for rule in ("attention", "cut")]
-        texts = [", ".join("none" if k is None else str(k) for k in ks) for ks in found]
+        suggested = [row["attention"]["suggestions"]["cut"] for row in analyzed]
+        text = ", ".join("none" if k is None else str(k) for k in suggested)
         trained = ", ".join(str(k) for (k,) in sorted(splits))
         smallest = (str(good[0]) if good else "none") if len(splits) > 1 else ""  # of one k there is no smallest
-        lines.append([model_name(*names), *texts, trained, smallest])
-    header = (
-        "dense model",
-        "attention rule, by seed",
-        "cut rule, by seed",
-        "trained k",
-        "smallest good enough",
-    )
-    return table(header, lines) if lines else ""
+        lines.append([model_name(*names), text, trained, smallest])
+    header = ("dense model", "suggested k, by seed", "trained k", "smallest good enough")
+    return table(header, lines) if lines else NOT_RUN
 
 
 def _good_enough(earn: Sequence[Row]) -> bool:
@@ -248,13 +271,13 @@ def _good_enough(earn: Sequence[Row]) -> bool:
 
 def _ablations(rows: Sequence[Row]) -> str:
     lines = []
-    earn_and_others = [row for row in rows if row["variant"] in ("earn", *ABLATIONS)]
+    earn_and_others = [row for row in rows if row["variant"] in ABLATED and not row["recipe"]]
     for (*names, k), group in groups(earn_and_others, *MODEL, "early_layers").items():
         variants = groups(group, "variant")
         if len(variants) < 2 or ("earn",) not in variants:
             continue
         for (variant,), found in variants.items():
-            share = paper.ABLATIONS[variant] / paper.ABLATIONS["earn"] if variant in paper.ABLATIONS else None
+            share = PAPER_ABLATIONS[variant] / PAPER_ABLATIONS["earn"] if variant in PAPER_ABLATIONS else None
             lines.append(
                 [
                     f"{model_name(*names)}, k = {k}: {variant}",
@@ -265,10 +288,13 @@ def _ablations(rows: Sequence[Row]) -> str:
                 ]
             )
     header = ("", "Recall@10", "NDCG@10", "seeds, Recall@10", "of EARN's Recall@10, same seeds", "the paper's share")
-    about = "\n".join(
-        f"- {name}: {variant.about}" for name, variant in VARIANTS.items() if name in ("earn", *ABLATIONS)
-    )
-    return f"{about}\n\n{table(header, lines)}" if lines else ""
+    return table(header, lines) if lines else NOT_RUN
+
+
+def _variants(rows: Sequence[Row]) -> str:
+    """What each variant is."""
+    about = {**{name: variant.about for name, variant in VARIANTS.items()}, **REMOVED_VARIANTS}
+    return "\n".join(f"- `{name}`: {about[name]}" for name in ABLATED)
 
 
 def _tuning(rows: Sequence[Row]) -> str:
@@ -278,7 +304,7 @@ def _tuning(rows: Sequence[Row]) -> str:
     for row in sorted(rows, key=lambda row: -(row["valid_ndcg@10"] or 0)):  # the best first
         if row["variant"] not in TUNED or row["seed"] or (row["data"], row["early_layers"]) not in tried:
             continue
-        changes = [f"{name} {value}" for name, value in RECIPES[row["recipe"]].items()] if row["recipe"] else []
+        changes = _changes(row["recipe"])
         if row["variant"] != "earn":
             changes.append(VARIANTS[row["variant"]].about)
         name = ", ".join(changes) or "the usual settings"
@@ -286,11 +312,23 @@ def _tuning(rows: Sequence[Row]) -> str:
         label = f"{model_name(row['data'], row['method'], row['backbone'])}: {name}"
         lines.append([label, *figures, f"{row['settings']['epochs']}", _minutes(row)])
     header = ("EARN", "NDCG@10, validation", "Recall@10", "NDCG@10", "epochs", "minutes")
-    published = ", ".join(f"{name} {_short(figure)}" for name, figure in paper.BEAUTY_LEAVE_ONE_OUT.items())
+    return table(header, lines) if lines else NOT_RUN
+
+
+def _changes(recipe: str) -> list[str]:
+    """What a recipe changes of the usual settings."""
+    if recipe in REMOVED_RECIPES:
+        return [REMOVED_RECIPES[recipe]]
+    return [f"{name} {value}" for name, value in RECIPES[recipe].items()] if recipe else []
+
+
+def _published(rows: Sequence[Row]) -> str:
+    """What others report of Beauty, and ours with items of the history in the lists."""
+    lines = [[f"{name} (arXiv 2305.05065, table 1)", _short(recall)] for name, recall in BEAUTY_LEAVE_ONE_OUT.items()]
     returns = [row for row in rows if (row["data"], row["variant"]) == ("beauty", "history-returns")]
-    own = [f"{model_name(*names)} {_figure(found, 'recall@10')}" for names, found in groups(returns, *MODEL).items()]
-    bar = f"{text.PUBLISHED}{published}. {text.OWN}{', '.join(own)}." if own else f"{text.PUBLISHED}{published}."
-    return f"{bar}\n\n{text.TUNING}{table(header, lines)}" if lines else bar
+    for names, ours in groups(returns, *MODEL).items():
+        lines.append([f"EARN, {model_name(*names)}, history in the lists", _figure(ours, "recall@10")])
+    return table(("Beauty, leave-one-out, full ranking", "Recall@10"), lines)
 
 
 def _speeds(rows: Sequence[Row]) -> str:
@@ -318,7 +356,7 @@ def _speeds(rows: Sequence[Row]) -> str:
         "codes/s (dense)",
         "one sequence's cache smaller",
     )
-    return table(header, lines) if lines else ""
+    return table(header, lines) if lines else NOT_RUN
 
 
 def _quantized(rows: Sequence[Row]) -> str:
@@ -353,7 +391,7 @@ def _quantized(rows: Sequence[Row]) -> str:
         "kept finer",
         "gate",
     )
-    return table(header, lines) if lines else ""
+    return table(header, lines) if lines else NOT_RUN
 
 
 def _commands(rows: Sequence[Row]) -> str:
@@ -362,7 +400,8 @@ def _commands(rows: Sequence[Row]) -> str:
         is_own = row["training_seconds"] is not None  # otherwise it is another line's training
         settings = [f"{row['settings'][name]:g}" if is_own else "" for name in SHOWN]
         lines.append([f"`{row['command']}`", f"{row['parameters'] / 1e6:.2f}", *settings, _minutes(row)])
-    return table(("command", "million parameters", *(name.replace("_", " ") for name in SHOWN), "minutes"), lines)
+    commands = table(("command", "million parameters", *(name.replace("_", " ") for name in SHOWN), "minutes"), lines)
+    return f"<details><summary>{len(rows)} commands</summary>\n\n{commands}\n\n</details>"
 
 
 def _minutes(row: Row) -> str:
@@ -376,6 +415,28 @@ def _missing(rows: Sequence[Row]) -> str:
     for name, preset in PRESETS.items():
         left = [run for run in preset.runs if run.name not in known and run.data not in HIDDEN]
         if left:
-            lines.append(f"- `experiments.py {name}` ({preset.about}): {len(left)} of {len(preset.runs)} runs, such as")
+            lines.append(
+                f"- `python -m experiments {name}` ({preset.about}): {len(left)} of {len(preset.runs)} runs, such as"
+            )
             lines += [f"  `{run.name}`" for run in left[:3]]
-    return text.NOT_RUN + "\n".join(lines)
+    return "\n".join(lines)
+
+
+# What stands between the markers of docs/results.md, by their names.
+TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = MappingProxyType(
+    {
+        "data": _data_sets,
+        "twins": _twins,
+        "beside the paper": _beside,
+        "early layers": _sweep,
+        "suggested": _suggested,
+        "variants": _variants,
+        "ablations": _ablations,
+        "published": _published,
+        "tuning": _tuning,
+        "speed": _speeds,
+        "int8": _quantized,
+        "commands": _commands,
+        "not run": _missing,
+    }
+)
