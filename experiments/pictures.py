@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from earn.files import written_whole
 from earn.report.page import COLOURS
-from experiments.tables import ABLATED, MODEL, PAPER_ABLATIONS, Row, groups, model_name, share_of, usual_split
+from experiments.grid import PAPER_ABLATIONS
+from experiments.tables import ABLATED, MODEL, Row, groups, model_name, share_of, usual_split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

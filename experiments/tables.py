@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +18,10 @@ from earn.metrics import ndcg, recall
 from experiments.grid import (
     ABLATIONS,
     BACKBONES,
+    BEAUTY_LEAVE_ONE_OUT,
     DATA,
+    PAPER_ABLATIONS,
+    PAPER_TWINS,
     PRESETS,
     RECIPES,
     REMOVED_RECIPES,
@@ -37,43 +39,6 @@ ABLATED = ("earn", *ABLATIONS, *REMOVED_VARIANTS)
 NOT_RUN = "Not run yet."
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Published:
-    """Ordinary fine-tuning and EARN on one data set with one backbone of 7 billion parameters."""
-
-    dense: tuple[float, float]  # Recall@10, NDCG@10
-    earn: tuple[float, float]
-    speedup: float  # of wall time, in the largest batch that fits into 80 GB
-    cache_reduction: float
-
-
-# (method, data set, family) -> figures. Its data sets are split by time.
-PAPER_TWINS: Mapping[tuple[str, str, str], Published] = MappingProxyType(
-    {
-        ("lcrec", "Beauty", "llama"): Published((0.0145, 0.0084), (0.0167, 0.0095), 3.79, 0.805),
-        ("lcrec", "Beauty", "qwen2"): Published((0.0145, 0.0087), (0.0155, 0.0091), 2.71, 0.752),
-        ("lcrec", "Games", "llama"): Published((0.0167, 0.0106), (0.0180, 0.0107), 3.53, 0.808),
-        ("lcrec", "Games", "qwen2"): Published((0.0193, 0.0127), (0.0197, 0.0122), 3.11, 0.751),
-        ("lcrec", "ML-1M", "llama"): Published((0.0247, 0.0197), (0.0259, 0.0247), 3.21, 0.797),
-        ("lcrec", "ML-1M", "qwen2"): Published((0.0289, 0.0247), (0.0298, 0.0252), 2.84, 0.667),
-        ("tiger", "Beauty", "llama"): Published((0.0108, 0.0071), (0.0115, 0.0075), 3.44, 0.809),
-        ("tiger", "Beauty", "qwen2"): Published((0.0095, 0.0061), (0.0104, 0.0065), 2.58, 0.755),
-        ("tiger", "Games", "llama"): Published((0.0126, 0.0080), (0.0138, 0.0085), 3.12, 0.812),
-        ("tiger", "Games", "qwen2"): Published((0.0131, 0.0085), (0.0137, 0.0086), 2.86, 0.721),
-        ("tiger", "ML-1M", "llama"): Published((0.0245, 0.0244), (0.0269, 0.0221), 2.85, 0.777),
-        ("tiger", "ML-1M", "qwen2"): Published((0.0238, 0.0224), (0.0274, 0.0273), 2.56, 0.455),
-    }
-)
-
-# Recall@10 of the ablations (LC-Rec, Beauty, Llama, k = 7), by our variants' names.
-PAPER_ABLATIONS: Mapping[str, float] = MappingProxyType(
-    {"earn": 0.0174, "untrained": 0.0048, "no-prefix": 0.0172, "no-suffix": 0.0041}
-)
-
-# Recall@10 on Amazon Beauty 2014, leave-one-out, full ranking, as TIGER's authors give it (arXiv 2305.05065, table 1).
-BEAUTY_LEAVE_ONE_OUT: Mapping[str, float] = MappingProxyType({"TIGER": 0.0648, "SASRec": 0.0605})
 
 
 def groups(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
@@ -127,6 +92,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
+Columns = Mapping[str, Callable[[Row], str]]  # header -> the cell of a row
+
+
+def _by_columns(columns: Columns, rows: Sequence[Row]) -> str:
+    """A table with one line per row."""
+    return table(list(columns), [[cell(row) for cell in columns.values()] for row in rows]) if rows else NOT_RUN
+
+
+def _model(row: Row) -> str:
+    return model_name(*(row[name] for name in MODEL))
+
+
 def _figure(rows: Sequence[Row], name: str) -> str:
     """A figure over seeds, with the ends of its interval likewise."""
     lowest, highest = np.mean([row["interval"][name] for row in rows], axis=0)
@@ -159,15 +136,8 @@ def _users(rows: Sequence[Row], data: str) -> int:
 
 def _twins(rows: Sequence[Row]) -> str:
     lines = [line for name, dense, earn in _pairs(rows) for line in _pair(name, dense, earn)]
-    header = (
-        "",
-        "NDCG@10, validation",
-        "Recall@10",
-        "NDCG@10",
-        "seeds, Recall@10",
-        "Recall@10 to dense",
-        "NDCG@10 to dense",
-    )
+    figures = ("NDCG@10, validation", "Recall@10", "NDCG@10", "seeds, Recall@10")
+    header = ("", *figures, "Recall@10 to dense", "NDCG@10 to dense")
     return table(header, lines)
 
 
@@ -332,66 +302,41 @@ def _published(rows: Sequence[Row]) -> str:
 
 
 def _speeds(rows: Sequence[Row]) -> str:
-    lines = []
-    timed = [row for row in rows if row["speed"]]
-    for (*names, variant, k), group in groups(timed, *MODEL, "variant", "early_layers").items():
-        speed = group[0]["speed"]
-        lines.append(
-            [
-                f"{model_name(*names)}: {variant}, k = {k} of {group[0]['layers']}",
-                f"{speed['p50_ms'][1]:.1f} to {speed['p50_ms'][0]:.1f} ms",
-                f"{speed['speedup']:.2f}x",
-                f"{speed['cache_reduction']:.0%}",
-                f"{speed['batch_speedup']:.2f}x",
-                f"{speed['tokens_per_second'][0]:,} ({speed['tokens_per_second'][1]:,})",
-                f"{speed['sequence_cache_reduction']:.0%}",
-            ]
-        )
-    header = (
-        "",
-        "one request",
-        "faster",
-        "cache smaller",
-        "in batches",
-        "codes/s (dense)",
-        "one sequence's cache smaller",
-    )
-    return table(header, lines) if lines else NOT_RUN
+    timed = groups((row for row in rows if row["speed"]), *MODEL, "variant", "early_layers")
+    columns: Columns = {
+        "": lambda row: f"{_model(row)}: {row['variant']}, k = {row['early_layers']} of {row['layers']}",
+        "one request": lambda row: "{1:.1f} to {0:.1f} ms".format(*row["speed"]["p50_ms"]),
+        "faster": lambda row: f"{row['speed']['speedup']:.2f}x",
+        "cache smaller": lambda row: f"{row['speed']['cache_reduction']:.0%}",
+        "in batches": lambda row: f"{row['speed']['batch_speedup']:.2f}x",
+        "codes/s (dense)": lambda row: "{:,} ({:,})".format(*row["speed"]["tokens_per_second"]),
+        "one sequence's cache smaller": lambda row: f"{row['speed']['sequence_cache_reduction']:.0%}",
+    }
+    return _by_columns(columns, [group[0] for group in timed.values()])
 
 
 def _quantized(rows: Sequence[Row]) -> str:
     """What the int8 gate says of the bundles."""
-    lines = []
-    for row in rows:
-        if "int8" in row:
-            found = row["int8"]
-            ndcg = found["ndcg@10"]
-            finer = [f"{kind} refined" for kind in found["refined"]] + [
-                f"{unit} float" for unit in found["float_layers"]
-            ]
-            lines.append(
-                [
-                    f"`{run_name(row)}`",
-                    f"{found['users']:,}",
-                    f"{found['beam_set_overlap']:.1%}",
-                    f"{_short(ndcg['before'])} to {_short(ndcg['after'])}",
-                    _difference(found["difference"]["recall@10"]) if found["difference"] else "",
-                    f"{found['size_ratio']:.0%}",
-                    ", ".join(finer) or "nothing",
-                    "passes" if found["passed"] else "fails",
-                ]
-            )
-    header = (
-        "",
-        "judges",
-        "of the best 20 stay",
-        "NDCG@10",
-        "Recall@10 of all users, change",
-        "size",
-        "kept finer",
-        "gate",
-    )
-    return table(header, lines) if lines else NOT_RUN
+
+    def kept_finer(row: Row) -> str:
+        refined = [f"{kind} refined" for kind in row["int8"]["refined"]]
+        return ", ".join(refined + [f"{layer} float" for layer in row["int8"]["float_layers"]]) or "nothing"
+
+    def change(row: Row) -> str:
+        change = row["int8"]["difference"]
+        return _difference(change["recall@10"]) if change else ""
+
+    columns: Columns = {
+        "": lambda row: f"`{run_name(row)}`",
+        "judges": lambda row: f"{row['int8']['users']:,}",
+        "of the best 20 stay": lambda row: f"{row['int8']['beam_set_overlap']:.1%}",
+        "NDCG@10": lambda row: " to ".join(_short(row["int8"]["ndcg@10"][side]) for side in ("before", "after")),
+        "Recall@10 of all users, change": change,
+        "size": lambda row: f"{row['int8']['size_ratio']:.0%}",
+        "kept finer": kept_finer,
+        "gate": lambda row: "passes" if row["int8"]["passed"] else "fails",
+    }
+    return _by_columns(columns, [row for row in rows if "int8" in row])
 
 
 def _commands(rows: Sequence[Row]) -> str:
