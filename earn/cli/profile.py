@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from earn.data.dataset import Dataset
     from earn.manifest import Manifest
     from earn.profiling.profiler import Subject
-    from earn.profiling.rows import Profile, Settings, Side
+    from earn.profiling.rows import BundleProfile, ProfileResult, ProfileSettings
 
 QUICK = {"seconds": 2.0, "requests": 20, "loads": 1, "window": 0.3}  # in place of the settings' own
 
@@ -140,8 +140,8 @@ def _dataset(args: argparse.Namespace) -> Dataset | None:
     return load_dataset(args.data)
 
 
-def _settings(args: argparse.Namespace, manifests: Sequence[Manifest], dataset: Dataset | None) -> Settings:
-    from earn.profiling.rows import Settings
+def _settings(args: argparse.Namespace, manifests: Sequence[Manifest], dataset: Dataset | None) -> ProfileSettings:
+    from earn.profiling.rows import ProfileSettings
 
     longest = min(manifest.limits.history for manifest in manifests)
     if dataset is not None:
@@ -160,11 +160,11 @@ def _settings(args: argparse.Namespace, manifests: Sequence[Manifest], dataset: 
         "seed": args.seed,
         **(QUICK if args.quick else {}),
     }
-    return Settings(**values | ({} if args.seconds is None else {"seconds": args.seconds}))
+    return ProfileSettings(**values | ({} if args.seconds is None else {"seconds": args.seconds}))
 
 
 def _histories(
-    settings: Settings, subjects: Sequence[Subject], dataset: Dataset | None
+    settings: ProfileSettings, subjects: Sequence[Subject], dataset: Dataset | None
 ) -> Mapping[int, Sequence[Sequence[str]]]:
     """Histories of every length: random ones, or the newest items of users who have as many.
 
@@ -188,12 +188,12 @@ def _histories(
     return found
 
 
-def _text(found: Profile) -> str:
+def _text(found: ProfileResult) -> str:
     parts = [_cases(found), *(_stages(side) for side in found.bundles), _bundles(found), _machine(found)]
     return "\n\n".join(parts)
 
 
-def _cases(found: Profile) -> str:
+def _cases(found: ProfileResult) -> str:
     """All cases; a noisy one says so."""
     rows = [
         (
@@ -214,7 +214,7 @@ def _cases(found: Profile) -> str:
     return table(header, rows)
 
 
-def _stages(side: Side) -> str:
+def _stages(side: BundleProfile) -> str:
     """The parts of requests with the longest history."""
     from earn.profiling.rows import label
 
@@ -232,7 +232,7 @@ def _stages(side: Side) -> str:
     return table(header, rows)
 
 
-def _bundles(found: Profile) -> str:
+def _bundles(found: ProfileResult) -> str:
     """What each bundle takes, and how many it serves."""
     callers = [row.callers for row in found.bundles[0].callers]
     rows = [
@@ -251,7 +251,7 @@ def _bundles(found: Profile) -> str:
     return table((*header, *(f"{count} at once, 1/s" for count in callers)), rows)
 
 
-def _machine(found: Profile) -> str:
+def _machine(found: ProfileResult) -> str:
     machine, settings = found.machine, found.settings
     threads = "its own choice" if settings.threads is None else f"{settings.threads}"
     lines = [
