@@ -2,16 +2,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
 
-import numpy as np
 import pytest
 
 from earn.calibration import samples
-from earn.cli import measures
-from earn.data.dataset import load_dataset
-from earn.runtime.recommender import Recommender
-from tests.cli.conftest import ITEMS, USERS, Earn
+from earn.cli import quickstart
+from tests.cli.conftest import USERS, Earn
 
 QUALITY = {"recall@10", "ndcg@10"}
 
@@ -19,8 +15,8 @@ QUALITY = {"recall@10", "ndcg@10"}
 def test_the_whole_path(
     data: Path, backbone: Path, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measures, "TIMED_REQUESTS", 5)
-    monkeypatch.setattr(measures, "WARM_UP_REQUESTS", 1)
+    monkeypatch.setattr(quickstart, "TIMED_REQUESTS", 5)
+    monkeypatch.setattr(quickstart, "WARM_UP_REQUESTS", 1)
     out = tmp_path / "quickstart"
     argv = ("quickstart", "--out", out, "--data", data, "--backbone", backbone, "--epochs", 1)
     outcome = earn(*argv)
@@ -34,7 +30,7 @@ def test_the_whole_path(
         assert summary[name]["bundle"].keys() == QUALITY | {"p50_ms", "cache_bytes", "bundle_bytes"}
         for measure in QUALITY:
             assert summary[name]["bundle"][measure] == pytest.approx(summary[name]["torch"][measure])
-        assert (out / name / "training.json").is_file()
+        assert (out / f"{name}-checkpoint" / "training.json").is_file()
         assert (out / f"{name}-bundle" / "manifest.json").is_file()
     assert summary["earn"]["bundle"]["cache_bytes"] < summary["dense"]["bundle"]["cache_bytes"]
     rows = [line for line in outcome.out.splitlines() if line.startswith(("popularity", "dense", "EARN ("))]
@@ -47,7 +43,7 @@ def test_the_whole_path(
     assert "Item " in outcome.out
     assert f"earn inspect {out / 'earn-bundle'}" in outcome.err
 
-    (out / "earn" / "stale").touch()
+    (out / "earn-bundle" / "stale").touch()
     (out / "mine.txt").touch()
     monkeypatch.setattr(samples, "SAMPLES", 32)
     again = earn(*argv, "--users", 10)
@@ -57,7 +53,7 @@ def test_the_whole_path(
     assert int8["gate"]["passed"]
     assert (out / "int8-report.html").is_file()
     assert "of 10 users" in again.out
-    assert not (out / "earn" / "stale").exists()
+    assert not (out / "earn-bundle" / "stale").exists()
     assert (out / "mine.txt").exists()
 
 
@@ -69,26 +65,10 @@ def test_a_foreign_folder_is_spared(earn: Earn, tmp_path: Path) -> None:
     assert "not a quickstart's" in earn("quickstart", "--out", tmp_path / "file").error
 
 
-def test_the_timed_request_is_the_one_that_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measures, "TIMED_REQUESTS", 2)
-    monkeypatch.setattr(measures, "WARM_UP_REQUESTS", 1)
-    asked: list[tuple[Any, ...]] = []
-
-    class Fake:
-        def recommend(self, history: list[str], k: int, beams: int, exclude_history: bool = False) -> None:
-            asked.append((history, k, beams, exclude_history))
-
-    latency = measures.p50_ms({"one": cast(Recommender, Fake())}, [["i1"], ["i2"]])
-    assert latency["one"] >= 0
-    assert asked == [([item], measures.K, measures.BEAMS, True) for item in ("i1", "i2", "i1")]
-
-
-def test_popularity_ranks_count_from_the_most_trained_item(data: Path) -> None:
-    dataset = load_dataset(str(data))
-    counts = np.bincount(np.concatenate(dataset.split.train), minlength=ITEMS)
-    ranks = measures.popularity_ranks(dataset, dataset.split.test)
-    assert len(ranks) == USERS
-    for example, rank in zip(dataset.split.test, ranks, strict=True):
-        seen = set(example.history.tolist())
-        shown = sorted(set(range(ITEMS)) - seen, key=lambda item: (-counts[item], item))[:20]
-        assert rank == (shown.index(example.target) if example.target in shown else -1)
+def test_a_twin_that_fails_ends_both_with_its_own_words(
+    data: Path, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quickstart, "TWINS", {"dense": ("--bake",), "earn": ()})
+    error = earn("quickstart", "--out", tmp_path / "out", "--data", data).error
+    assert error.startswith("The training of dense failed with status 2. unrecognized arguments: --bake")
+    assert not (tmp_path / "out" / "earn-checkpoint" / "config.json").exists()
