@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from earn.calibration import samples
 from earn.cli import quickstart
-from tests.cli.conftest import USERS, Earn
+from earn.data.dataset import load_dataset
+from tests.cli.conftest import Earn
 
 QUALITY = {"recall@10", "ndcg@10"}
+ALL = QUALITY | {"p50_ms", "cache_bytes", "bundle_bytes"}
 
 
 def test_the_whole_path(
@@ -17,44 +20,53 @@ def test_the_whole_path(
 ) -> None:
     monkeypatch.setattr(quickstart, "TIMED_REQUESTS", 5)
     monkeypatch.setattr(quickstart, "WARM_UP_REQUESTS", 1)
+    monkeypatch.setattr(samples, "SAMPLES", 32)
     out = tmp_path / "quickstart"
-    argv = ("quickstart", "--out", out, "--data", data, "--backbone", backbone, "--epochs", 1)
-    outcome = earn(*argv)
-    assert outcome.status == 0
+    outcome = earn(
+        *("quickstart", "--out", out, "--data", data, "--backbone", backbone, "--epochs", 1, "--users", 10),
+    )
+    assert outcome.status == 0, outcome.err
     summary = json.loads((out / "summary.json").read_text())
     assert summary.keys() == {"popularity", "dense", "earn", "seconds"}
     assert summary["popularity"].keys() == QUALITY
     for name in ("dense", "earn"):
         assert summary[name].keys() == {"torch", "bundle"} | ({"int8"} if name == "earn" else set())
-        assert summary[name]["torch"].keys() == QUALITY
-        assert summary[name]["bundle"].keys() == QUALITY | {"p50_ms", "cache_bytes", "bundle_bytes"}
+        assert (summary[name]["torch"].keys(), summary[name]["bundle"].keys()) == (QUALITY, ALL)
         for measure in QUALITY:
             assert summary[name]["bundle"][measure] == pytest.approx(summary[name]["torch"][measure])
-        assert (out / f"{name}-checkpoint" / "training.json").is_file()
+        record = json.loads((out / f"{name}-checkpoint" / "training.json").read_text())
+        assert (record["settings"]["epochs"], record["settings"]["exclude_history"]) == (1, True)
         assert (out / f"{name}-bundle" / "manifest.json").is_file()
+        assert f"      {name}: " in outcome.err  # progress of its training
     assert summary["earn"]["bundle"]["cache_bytes"] < summary["dense"]["bundle"]["cache_bytes"]
+    assert summary["earn"]["int8"].keys() == ALL | {"gate"}
+    assert summary["earn"]["int8"]["gate"]["passed"]
+    assert (out / "int8-report.html").is_file()
     rows = [line for line in outcome.out.splitlines() if line.startswith(("popularity", "dense", "EARN ("))]
     labels = ["popularity", "dense", "EARN (torch)", "EARN (bundle)", "EARN (int8)"]
     assert [row.split("  ")[0] for row in rows] == labels
-    assert (
-        f"There are {USERS} users, too few" in outcome.err
-    )  # the way on where a data set is too small to calibrate with
-    assert summary["earn"]["int8"] == {"gate": {"passed": False}}
+    assert "of 10 users" in outcome.out
     assert "Item " in outcome.out
     assert f"earn inspect {out / 'earn-bundle'}" in outcome.err
 
-    (out / "earn-bundle" / "stale").touch()
-    (out / "mine.txt").touch()
-    monkeypatch.setattr(samples, "SAMPLES", 32)
-    again = earn(*argv, "--users", 10)
-    assert again.status == 0
-    int8 = json.loads((out / "summary.json").read_text())["earn"]["int8"]
-    assert int8.keys() == QUALITY | {"p50_ms", "cache_bytes", "bundle_bytes", "gate"}
-    assert int8["gate"]["passed"]
-    assert (out / "int8-report.html").is_file()
-    assert "of 10 users" in again.out
-    assert not (out / "earn-bundle" / "stale").exists()
-    assert (out / "mine.txt").exists()
+
+def test_a_data_set_too_small_to_calibrate_with_is_no_error(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = quickstart._calibrate(Namespace(out=tmp_path, seed=0), load_dataset(str(data)))
+    assert gate == {"passed": False}
+    assert "left out: There are 90 users, too few" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_second_run_replaces_the_results_of_the_first_alone(tmp_path: Path) -> None:
+    quickstart._empty(tmp_path)
+    for name in ("dense-bundle", "earn-checkpoint", "other"):
+        (tmp_path / name).mkdir()
+    for name in ("summary.json", "int8-report-failed.html", "mine.txt"):
+        (tmp_path / name).touch()
+    quickstart._refuse_foreign_folder(tmp_path)
+    quickstart._empty(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".earn-quickstart", "other", "mine.txt"}
 
 
 def test_a_foreign_folder_is_spared(earn: Earn, tmp_path: Path) -> None:
