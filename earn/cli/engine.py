@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,7 +132,8 @@ def build(args: argparse.Namespace, bundle: Path) -> EngineRecord:
     """Builds engines, with progress."""
     from earn.export.engines import build_engines
 
-    return build_engines(bundle, _settings(args), lambda what, done, total: progress(what)(done, total))
+    labelled = functools.cache(progress)  # one line of progress for each label
+    return build_engines(bundle, _settings(args), lambda what, done, total: labelled(what)(done, total))
 
 
 def _settings(args: argparse.Namespace) -> BuildSettings:
