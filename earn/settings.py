@@ -15,8 +15,6 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "weight_decay": (0.0, 10.0),
     "dropout": (0.0, 0.99),
     "hidden_dropout": (0.0, 0.99),
-    "label_smoothing": (0.0, 0.99),
-    "average": (0, 1_000_000),
     "seed": (0, 2**32 - 1),  # numpy's
 }
 
@@ -32,8 +30,6 @@ class TrainSettings:
     weight_decay: float = 0.1
     dropout: float = 0.1  # of attention probabilities
     hidden_dropout: float = 0.0  # of what attention and MLP add to the hidden states
-    label_smoothing: float = 0.0  # share of a target's probability that is spread over all tokens
-    average: int = 0  # the last epochs' weights are averaged, and kept if they are better than each epoch's own
     titles: bool = False  # learn items by their titles too; needs a tokenizer
     exclude_history: bool = False  # lists of the validation users, which choose an epoch, leave their histories out
     bf16: bool = False  # mixed precision

@@ -225,7 +225,7 @@ def _suggested(rows: Sequence[Row]) -> str:
         if not analyzed:
             continue
         good = sorted(k for (k,), earn in splits.items() if _good_enough(earn))
-        found = [[row["attention"]["suggestions"][rule] for row in analyzed] for rule in ("attention", "cut")]
+        found = [[row["attention"]["suggestions"].get(rule) for row in analyzed] for rule in ("attention", "cut")]
         texts = [", ".join("none" if k is None else str(k) for k in ks) for ks in found]
         trained = ", ".join(str(k) for (k,) in sorted(splits))
         smallest = (str(good[0]) if good else "none") if len(splits) > 1 else ""  # of one k there is no smallest

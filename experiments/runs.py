@@ -206,6 +206,8 @@ def new_model(run: Run, dataset: Dataset) -> EarnModel:
     from earn.model.methods import build_model
 
     variant, backbone = VARIANTS[run.variant], BACKBONES[run.backbone]
+    if variant.positions != "original":
+        raise EarnError(f"{run.name}: {variant.positions} positions were removed. Its row in the results stays as it is.")
     return build_model(
         run.method,
         _packaged(backbone.package, backbone.source) if backbone.package else backbone.source,
@@ -213,7 +215,6 @@ def new_model(run: Run, dataset: Dataset) -> EarnModel:
         run.early_layers or None,
         variant.registers,
         variant.max_history,
-        positions=variant.positions,
         sizes=backbone.sizes,
         seed=run.seed,
     )

@@ -132,8 +132,6 @@ def naive_logits(model: EarnModel, prompt: Sequence[int], generated: Sequence[in
     for number, layer in enumerate(layers):
         if number == config.early_layers:
             hidden, positions = hidden[:, kept], positions[:, kept]
-            if config.positions == "compact":
-                positions = torch.arange(len(kept))[None]
         rows = hidden.shape[1]
         mask = torch.full((rows, rows), -1e9, dtype=hidden.dtype).triu(1)[None, None]
         rotation = model.model.rotary_emb(hidden, positions)

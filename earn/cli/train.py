@@ -105,8 +105,6 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         "weight_decay": (from_zero, "of AdamW"),
         "dropout": (share, "of attention probabilities"),
         "hidden_dropout": (share, "of what attention and MLP add to the hidden states"),
-        "label_smoothing": (share, "of a target's probability, spread over all tokens"),
-        "average": (natural, "last epochs whose averaged weights are tried, and kept if they are better"),
         "exclude_history": (
             None,
             "validation lists leave the history out: for data where nobody chooses an item twice",

@@ -63,7 +63,6 @@ class EarnModel(PreTrainedModel):
         self.earn = earn
         self.catalog = catalog
         self.tokenizer = tokenizer
-        self.label_smoothing = 0.0  # of the loss, in training mode
         # Not a submodule: it only lends its class to writing the checkpoint.
         object.__setattr__(self, "_backbone", backbone)
 
@@ -79,7 +78,6 @@ class EarnModel(PreTrainedModel):
         template: Template | None = None,
         seed: int = 0,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        positions: str = "original",
         around_mean: bool | None = None,
     ) -> EarnModel:
         """Adds identifier tokens and registers to a backbone.
@@ -96,7 +94,6 @@ class EarnModel(PreTrainedModel):
                 one. Without a tokenizer the prompt is identifiers alone.
             seed: of the new rows' noise (and of a tiny backbone's weights).
             tokenizer: of a loaded model; a folder's own is found there.
-            positions: one of earn.config.POSITIONS, of the rows that reach the late stage.
             around_mean: whether new rows of the embedding table start at the mean of the old ones (the paper leaves
                 this open) or, with the same small noise, at zero; if None, at the mean unless `backbone` is the name of
                 a tiny one.
@@ -123,7 +120,6 @@ class EarnModel(PreTrainedModel):
             prompt=_tokenize_prompt(tokenizer, template, _bos(backbone, tokenizer) if not prefix_registers else ()),
             token_ids=tuple(numbers[: len(catalog.tokens)]),
             max_history=max_history,
-            positions=positions,
         )
         return cls(backbone, earn, catalog, tokenizer)
 
@@ -194,7 +190,6 @@ class EarnModel(PreTrainedModel):
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        late_position_ids: Tensor,
         attention_bias: Tensor,
         keep: Tensor,
         predict: Tensor,
@@ -204,7 +199,6 @@ class EarnModel(PreTrainedModel):
         Args:
             input_ids: [b,m].
             position_ids: [b,m].
-            late_position_ids: [b,r], of the kept rows in the late stage.
             attention_bias: [b,1,m,m], who may see whom; the late stage keeps the part among the kept rows.
             keep: [r], the rows that go on to the late stage (registers and generated tokens), ascending.
             predict: [p], the rows to predict from, as places in `keep`.
@@ -212,14 +206,13 @@ class EarnModel(PreTrainedModel):
         early, late = self.early_stage(), self.late_stage()
         hidden, _ = early.run(cast(Tensor, early.embedding(input_ids)), position_ids, attention_bias, None, keep)
         late_bias = attention_bias.index_select(2, keep).index_select(3, keep)
-        hidden, _ = late.run(hidden, late_position_ids, late_bias, None, predict)
+        hidden, _ = late.run(hidden, position_ids.index_select(1, keep), late_bias, None, predict)
         return cast(Tensor, self.lm_head(self.model.norm(hidden)))
 
     def forward(
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        late_position_ids: Tensor,
         visible: Tensor,
         keep: Tensor,
         predict: Tensor,
@@ -230,19 +223,14 @@ class EarnModel(PreTrainedModel):
         Args:
             input_ids: [b,m], a packed batch (see packing).
             position_ids: [b,m].
-            late_position_ids: [b,r], as in `rows_logits`.
             visible: bool [b,m,m], who may see whom.
             keep: [r], likewise.
             predict: [p], likewise.
             labels: [b,p], token ids; IGNORED where nothing is predicted.
         """
         bias = torch.where(visible, 0.0, MASKED).unsqueeze(1)
-        logits = self.rows_logits(input_ids, position_ids, late_position_ids, bias, keep, predict)
-        smoothing = self.label_smoothing if self.training else 0.0
-        loss = functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, label_smoothing=smoothing
-        )
-        return {"loss": loss}
+        logits = self.rows_logits(input_ids, position_ids, bias, keep, predict)
+        return {"loss": functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)}
 
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:  # type: ignore[override]
         """Writes the checkpoint folder; `settings` go to Hugging Face's own save_pretrained."""

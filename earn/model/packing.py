@@ -61,8 +61,8 @@ def pack(windows: Sequence[Sequence[Sequence[int]]], config: EarnConfig, dense: 
         dense: the model has no late layers.
 
     Returns:
-        input_ids [b,m], position_ids [b,m], late_position_ids [b,r], visible bool [b,m,m], keep [r], predict [p],
-        labels [b,p]; b rows, at most as many as windows.
+        input_ids [b,m], position_ids [b,m], visible bool [b,m,m], keep [r], predict [p], labels [b,p]; b rows, at most
+        as many as windows.
 
     Raises:
         EarnError: a window has fewer than two items, so nothing could be predicted.
@@ -123,7 +123,7 @@ def _pack_plain(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tensor
             labels[row, start + first - 1 : start + len(window.base) - 1] = window.base[first:]
             start += len(window.base)
     everything = np.arange(rows)
-    return _tensors(sheet, sheet.positions, everything, everything, labels)
+    return _tensors(sheet, everything, everything, labels)
 
 
 def _pack_groups(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tensor]:
@@ -147,10 +147,7 @@ def _pack_groups(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tenso
                 group += 1
             start += window.ends[-2]
     keep, predict = _kept_rows(config, base_rows, groups, size, codes)
-    late_positions = sheet.positions[:, keep]
-    if config.positions == "compact":
-        late_positions = np.tile(_compact_positions(len(config.prefix_ids), groups, len(keep)), (len(shared), 1))
-    return _tensors(sheet, late_positions, keep, predict, labels.reshape(len(shared), -1))
+    return _tensors(sheet, keep, predict, labels.reshape(len(shared), -1))
 
 
 class _Sheet:
@@ -220,23 +217,12 @@ def _kept_rows(
     return keep, predict.ravel()
 
 
-def _compact_positions(prefix: int, groups: int, kept: int) -> NDArray[np.int64]:
-    """Positions [r] of the kept rows when they are counted anew in each group: prefix, then the group's own rows."""
-    own = np.arange((kept - prefix) // groups)
-    return np.concatenate((np.arange(prefix), np.tile(prefix + own, groups)))
-
-
 def _tensors(
-    sheet: _Sheet,
-    late_positions: NDArray[np.int64],
-    keep: NDArray[np.int64],
-    predict: NDArray[np.int64],
-    labels: NDArray[np.int64],
+    sheet: _Sheet, keep: NDArray[np.int64], predict: NDArray[np.int64], labels: NDArray[np.int64]
 ) -> dict[str, Tensor]:
     arrays = {
         "input_ids": sheet.tokens,
         "position_ids": sheet.positions,
-        "late_position_ids": late_positions,
         "visible": sheet.visible(),
         "keep": keep,
         "predict": predict,

@@ -85,10 +85,8 @@ def last_logits(model: EarnModel, prompt: Sequence[int], beams: Sequence[Beam]) 
     if model.earn.early_layers == model.config.num_hidden_layers:
         keep = torch.arange(rows)  # nothing is dropped in a dense model
     bias = torch.triu(torch.full((rows, rows), MASKED), diagonal=1)[None, None]
-    positions = torch.arange(rows)
-    late = torch.arange(len(keep)) if model.earn.positions == "compact" else positions[keep]
-    everywhere = (positions.expand(len(beams), -1), late.expand(len(beams), -1))
-    return model.rows_logits(sequences, *everywhere, bias, keep, torch.tensor([len(keep) - 1]))[:, 0].double()
+    positions = torch.arange(rows).expand(len(beams), -1)
+    return model.rows_logits(sequences, positions, bias, keep, torch.tensor([len(keep) - 1]))[:, 0].double()
 
 
 def build_trie(identifiers: Collection[Sequence[int]]) -> Trie:

@@ -62,7 +62,6 @@ def test_the_ablations_are_the_papers() -> None:
         ("no-prefix", (0, 1), "original"),
         ("no-suffix", (1, 0), "original"),
         ("no-registers", (0, 0), "original"),
-        ("compact", (1, 1), "compact"),
         ("history-10", (1, 1), "original"),
     ],
 )
