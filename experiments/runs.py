@@ -207,7 +207,9 @@ def new_model(run: Run, dataset: Dataset) -> EarnModel:
 
     variant, backbone = VARIANTS[run.variant], BACKBONES[run.backbone]
     if variant.positions != "original":
-        raise EarnError(f"{run.name}: {variant.positions} positions were removed. Its row in the results stays as it is.")
+        raise EarnError(
+            f"{run.name}: {variant.positions} positions were removed. Its row in the results stays as it is."
+        )
     return build_model(
         run.method,
         _packaged(backbone.package, backbone.source) if backbone.package else backbone.source,
