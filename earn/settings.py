@@ -50,5 +50,5 @@ class TrainSettings:
 
 
 def let_waiting_threads_sleep() -> None:
-    """Makes OpenMP's threads sleep while they wait, if the environment says nothing else; call it before torch loads."""
+    """Makes OpenMP's threads sleep while they wait, if the environment says nothing; call it before torch loads."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

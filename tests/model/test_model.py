@@ -193,7 +193,7 @@ def test_positions_that_were_removed_are_refused_and_the_others_may_be_named_or_
     assert config["earn"]["positions"] == "original"  # older versions read it
     config["earn"]["positions"] = "compact"
     write_json(tmp_path / "config.json", config)
-    with pytest.raises(EarnError, match="'compact' positions, which were removed.*Train it again"):
+    with pytest.raises(EarnError, match=r"'compact' positions, which were removed.*Train it again"):
         EarnModel.from_pretrained(tmp_path)
     del config["earn"]["positions"]
     write_json(tmp_path / "config.json", config)
