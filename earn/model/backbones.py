@@ -177,9 +177,9 @@ def _check_gguf(path: Path) -> None:
     if any(name.endswith(".type") and bytes(field.parts[-1]) == b"none" for name, field in scaling.items()):
         scaling = {}
     tensors = [tensor.name for tensor in reader.tensors if tensor.name == "rope_freqs.weight"]
-    if found := sorted([*scaling, *tensors]):
+    if scalings := sorted([*scaling, *tensors]):
         raise EarnError(
-            f"{path}: scales its RoPE ({found[0]}), which is not read of GGUF files. Take the Hugging Face folder."
+            f"{path}: scales its RoPE ({scalings[0]}), which is not read of GGUF files. Take the Hugging Face folder."
         )
 
 

@@ -111,14 +111,14 @@ class EarnModel(PreTrainedModel):
         registers = _register_tokens(prefix_registers, suffix_registers)
         if taken := set(registers) & set(catalog.tokens):
             raise EarnError(f"The catalog has an identifier token {min(taken)}, as a register has. Rename it.")
-        numbers = _add_tokens(backbone, tokenizer, [*catalog.tokens, *registers], seed, around_mean)
-        register_ids = numbers[len(catalog.tokens) :]
+        token_ids = _add_tokens(backbone, tokenizer, [*catalog.tokens, *registers], seed, around_mean)
+        register_ids = token_ids[len(catalog.tokens) :]
         earn = EarnConfig(
             early_layers=_default_split(layers, bool(registers)) if early_layers is None else early_layers,
             prefix_ids=tuple(register_ids[:prefix_registers]),
             suffix_ids=tuple(register_ids[prefix_registers:]),
             prompt=_tokenize_prompt(tokenizer, template, _bos(backbone, tokenizer) if not prefix_registers else ()),
-            token_ids=tuple(numbers[: len(catalog.tokens)]),
+            token_ids=tuple(token_ids[: len(catalog.tokens)]),
             max_history=max_history,
         )
         return cls(backbone, earn, catalog, tokenizer)
@@ -151,14 +151,14 @@ class EarnModel(PreTrainedModel):
             raise EarnError("The model is not dense: it has late layers or registers. Train one with --dense.")
         backbone, tokenizer = cast(PreTrainedModel, dense._backbone), dense.tokenizer
         registers = _register_tokens(prefix_registers, suffix_registers)
-        numbers = _add_tokens(backbone, tokenizer, registers, seed, around_mean=True)
+        register_ids = _add_tokens(backbone, tokenizer, registers, seed, around_mean=True)
         bos = _bos(backbone, tokenizer) if prefix_registers else ()
         prompt = replace(dense.earn.prompt, head=dense.earn.prompt.head[len(bos) :])
         earn = replace(
             dense.earn,
             early_layers=early_layers,
-            prefix_ids=tuple(numbers[:prefix_registers]),
-            suffix_ids=tuple(numbers[prefix_registers:]),
+            prefix_ids=tuple(register_ids[:prefix_registers]),
+            suffix_ids=tuple(register_ids[prefix_registers:]),
             prompt=prompt,
         )
         return cls(backbone, earn, dense.catalog, tokenizer)
@@ -283,9 +283,9 @@ def _register_tokens(prefix_registers: int, suffix_registers: int) -> list[str]:
     if min(prefix_registers, suffix_registers) < 0:
         raise EarnError(f"There cannot be {min(prefix_registers, suffix_registers)} registers. Take 0 or more.")
     return [
-        f"<|{place}_{number}|>"
-        for place, count in (("prefix", prefix_registers), ("suffix", suffix_registers))
-        for number in range(count)
+        f"<|{end}_{index}|>"
+        for end, count in (("prefix", prefix_registers), ("suffix", suffix_registers))
+        for index in range(count)
     ]
 
 
@@ -338,20 +338,22 @@ def _add_tokens(
     """
     old_rows = len(_tables(backbone)[0])
     if tokenizer is None:
-        used, numbers = old_rows, list(range(old_rows, old_rows + len(tokens)))
+        used, token_ids = old_rows, list(range(old_rows, old_rows + len(tokens)))
     else:
         used = len(tokenizer)  # the table may be longer: backbones pad it
         tokenizer.add_tokens(list(tokens), special_tokens=True)
-        numbers = tokenizer.convert_tokens_to_ids(list(tokens))
-    backbone.resize_token_embeddings(max(old_rows, max(numbers) + 1), mean_resizing=False)
-    new = torch.tensor(sorted(number for number in numbers if number >= used), dtype=torch.long)  # there may be none
+        token_ids = tokenizer.convert_tokens_to_ids(list(tokens))
+    backbone.resize_token_embeddings(max(old_rows, max(token_ids) + 1), mean_resizing=False)
+    new = torch.tensor(
+        sorted(token_id for token_id in token_ids if token_id >= used), dtype=torch.long
+    )  # there may be none
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for table in _tables(backbone):
             centre = table[: min(used, old_rows)].mean(0) if around_mean else table.new_zeros(table.shape[1])
             noise = torch.randn(len(new), table.shape[1], generator=generator).to(table.device)
             table[new] = centre + backbone.config.initializer_range * noise
-    return numbers
+    return token_ids
 
 
 def _tables(backbone: PreTrainedModel) -> list[Tensor]:

@@ -77,8 +77,8 @@ def pack(windows: Sequence[Sequence[Sequence[int]]], config: EarnConfig, dense: 
 def _lay_base(window: Sequence[Sequence[int]], config: EarnConfig) -> _Window:
     base: list[int] = []
     ends = []
-    for number, identifier in enumerate(window):
-        if number:
+    for index, identifier in enumerate(window):
+        if index:
             base += config.prompt.separator
         base += identifier
         ends.append(len(base))
@@ -94,7 +94,7 @@ def share_rows(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
     most = tuple(max(size[axis] for size in sizes) for axis in range(2))
     rows: list[list[int]] = []
     taken: list[tuple[int, int]] = []
-    for window in sorted(range(len(sizes)), key=lambda number: sizes[number], reverse=True):
+    for window in sorted(range(len(sizes)), key=lambda index: sizes[index], reverse=True):
         size = sizes[window]
         place = next(
             (row for row, used in enumerate(taken) if used[0] + size[0] <= most[0] and used[1] + size[1] <= most[1]),
@@ -117,7 +117,7 @@ def _pack_plain(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tensor
     labels = np.full((len(shared), rows), IGNORED, np.int64)
     for row, windows in enumerate(shared):
         start = sheet.lay_head(row, head)
-        for window in (laid[number] for number in windows):
+        for window in (laid[index] for index in windows):
             sheet.lay_base(row, start, window.base)
             first = window.ends[0]  # the first item has no history to be predicted from
             labels[row, start + first - 1 : start + len(window.base) - 1] = window.base[first:]
@@ -137,7 +137,7 @@ def _pack_groups(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tenso
     labels = np.full((len(shared), groups, codes), IGNORED, np.int64)
     for row, windows in enumerate(shared):
         start, group = sheet.lay_head(row, head), 0
-        for window in (laid[number] for number in windows):
+        for window in (laid[index] for index in windows):
             sheet.lay_base(row, start, window.base[: window.ends[-2]])
             for history, target in zip(window.ends, window.items[1:], strict=False):
                 seen = history if fixed else history - 1
@@ -171,21 +171,21 @@ class _Sheet:
         own = np.arange(len(tokens))
         self._lay(row, start, tokens, start, self._head + own, start + own + 1, 0)
 
-    def lay_group(self, row: int, place: int, tokens: Sequence[int], start: int, seen: int, group: int) -> None:
+    def lay_group(self, row: int, first: int, tokens: Sequence[int], start: int, seen: int, group: int) -> None:
         """A group, which sees the head, `seen` tokens of the window that starts at `start`, and itself."""
-        self._lay(row, place, tokens, start, self._head + seen + np.arange(len(tokens)), start + seen, group)
+        self._lay(row, first, tokens, start, self._head + seen + np.arange(len(tokens)), start + seen, group)
 
     def _lay(
         self,
         row: int,
-        place: int,
+        first: int,
         tokens: Sequence[int],
         start: int,
         positions: NDArray[np.int64],
         to: NDArray[np.int64] | int,
         group: int,
     ) -> None:
-        rows = slice(place, place + len(tokens))
+        rows = slice(first, first + len(tokens))
         self.tokens[row, rows] = tokens
         self.positions[row, rows] = positions
         self._from[row, rows] = start
