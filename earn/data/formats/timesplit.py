@@ -97,8 +97,8 @@ def _read_part(path: Path, index_of: Mapping[str, int], index: Path) -> dict[str
         if unknown is not None:
             raise EarnError(
                 f"{path}, line {line}: user {user!r} holds item {unknown!r}, but items are numbered from 1 to "
-                f"{len(index_of)} here: {index.name} has {len(index_of)}, numbered from 0. Mend the line, or add the item "
-                "there."
+                f"{len(index_of)} here: {index.name} has {len(index_of)}, numbered from 0. Mend the line, or add the "
+                "item there."
             )
         users[user] = [index_of[item] for item in items]
     return users
