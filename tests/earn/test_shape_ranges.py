@@ -303,7 +303,7 @@ def requested(draw: st.DrawFn) -> Requested:
 def pieces_of(rows: int) -> Iterator[None]:
     """Prompts are read in pieces of so many rows: each holds all registers of one end."""
     with ExitStack() as stack:
-        for module in ("specs", "profiles", "runtime.decoder"):
+        for module in ("specs", "shape_ranges", "runtime.decoder"):
             stack.enter_context(patch(f"earn.{module}.PIECE", rows))
         yield
 
