@@ -50,13 +50,6 @@ class Prompt:
     tail: tuple[int, ...] = ()  # instruction after the history
 
 
-POSITIONS = {
-    # name: where a row that reached the late stage stands
-    "original": "where it stands in the whole prompt",
-    "compact": "where it stands among the rows that reached it: prefix registers, then suffix, then generated tokens",
-}
-
-
 @dataclass(frozen=True)
 class EarnConfig:
     """The split of the backbone, its registers, its prompt and its identifier tokens, in the model's token ids."""
@@ -67,11 +60,14 @@ class EarnConfig:
     prompt: Prompt
     token_ids: tuple[int, ...]  # token id of each identifier token, in the catalog's order
     max_history: int = 20  # items of a history that the prompt holds; the newest are kept
-    positions: str = "original"  # one of POSITIONS, of the late stage's rows
+    positions: str = "original"  # of the late stage's rows: as in the whole prompt; files still name this one choice
 
     def __post_init__(self) -> None:
-        if self.positions not in POSITIONS:
-            raise EarnError(f"There are no {self.positions!r} positions. Take one of: {', '.join(POSITIONS)}.")
+        if self.positions != "original":
+            raise EarnError(
+                f"The model has {self.positions!r} positions, which were removed: rows of the late stage keep those "
+                "of the whole prompt. Train it again, or use the version of earn-edge that trained it."
+            )
         most = max(len(self.prefix_ids), len(self.suffix_ids))
         if most > MOST_REGISTERS:
             raise EarnError(f"There are {most} registers at one end of the prompt. Take {MOST_REGISTERS} at the most.")

@@ -29,7 +29,7 @@ from earn.runtime.engine_files import (
     ranges_hash,
 )
 from earn.runtime.tensorrt_api import make_log, said, tensorrt, this_machine
-from earn.shape_ranges import Profile, profiles
+from earn.shape_ranges import OptimizationProfile, profiles
 from earn.specs import STAGES
 
 TIMING_CACHE = "timing.cache"
@@ -111,7 +111,7 @@ def _record(manifest: Manifest, settings: BuildSettings, target: Target, folder:
 
 def _build_stage(
     graph: Path,
-    ranges: tuple[Profile, ...],
+    ranges: tuple[OptimizationProfile, ...],
     settings: BuildSettings,
     timings: bytes,
     out: Path,
@@ -178,7 +178,7 @@ def _config(builder: Any, settings: BuildSettings) -> Any:
     return config
 
 
-def _tensorrt_profile(builder: Any, profile: Profile) -> Any:
+def _tensorrt_profile(builder: Any, profile: OptimizationProfile) -> Any:
     made = builder.create_optimization_profile()
     for name, own in profile.ranges.items():
         made.set_shape(name, own.least, own.usual, own.most)

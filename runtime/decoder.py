@@ -65,7 +65,6 @@ class Decoder:
         self._readout = manifest.limits.readout
         self._head = constant_head(manifest.model)
         self._prefix = len(manifest.model.prefix_ids)
-        self._compact = manifest.model.positions == "compact"
         self._early_head = KeyValueCache(self._sizes, "early", len(self._head), 1, self.device)
         self._late_head = KeyValueCache(self._sizes, "late", self._prefix, 1, self.device)
         if self._head:
@@ -153,7 +152,7 @@ class Decoder:
         late = KeyValueCache(self._sizes, "late", self._prefix + readout + generated, users, self.device)
         late.extend(self._late_head.past)
         next_position = prompted.rows - prompted.padding
-        position = self._late_position(next_position)[:, None] - np.arange(readout, 0, -1)
+        position = next_position[:, None] - np.arange(readout, 0, -1)
         bias = np.broadcast_to(
             causal_bias(readout, self._prefix + readout), (users, 1, readout, self._prefix + readout)
         )
@@ -182,12 +181,7 @@ class Decoder:
         position = state.next_position[:, None] + depth
         generated = np.where(sees, np.float32(0), np.float32(MASKED))[:, None]  # [b,1,m,generated]
         hidden = self._early(state.early, tokens, position, _beside(state.early_bias, generated), np.arange(rows))
-        position = self._late_position(state.next_position)[:, None] + depth
         return self._late(state.late, hidden, position, _beside(state.late_bias, generated), rows)
-
-    def _late_position(self, next_position: Ints) -> Ints:
-        """The first generated token's position in the late stage [b], from that in the early one."""
-        return np.full_like(next_position, self._prefix + self._readout) if self._compact else next_position
 
     def _early(self, cache: KeyValueCache, tokens: Ints, position: Ints, bias: Floats, keep: Ints) -> Memory:
         """Hidden states [b,r,d] of the rows `keep`."""

@@ -29,7 +29,7 @@ from earn.runtime.cuda import Block, Cuda, CudaArray, shared_device
 from earn.runtime.engine_files import Target, build_command, engine_paths
 from earn.runtime.memory import Array
 from earn.runtime.tensorrt_api import make_log, said, tensorrt
-from earn.shape_ranges import Profile, profile_for, profiles
+from earn.shape_ranges import OptimizationProfile, profile_for, profiles
 from earn.specs import NEW, PAST, StageSpecs, TensorSpec, all_specs
 
 DECODE = 0  # number of the profile of decoding passes (see earn.shape_ranges)
@@ -72,7 +72,7 @@ class TensorRTStages:
             self._stages[stage].run(feeds, outputs)
 
 
-def check_engine(engine: Any, specs: StageSpecs, ranges: Sequence[Profile], path: Path) -> None:
+def check_engine(engine: Any, specs: StageSpecs, ranges: Sequence[OptimizationProfile], path: Path) -> None:
     """Compares an engine's tensors and ranges with the tables.
 
     Raises:
@@ -95,7 +95,13 @@ class Stage:
     """One stage's engine with its memory."""
 
     def __init__(
-        self, engine: Any, specs: StageSpecs, ranges: Sequence[Profile], device: Cuda, capturing: int, log: Any
+        self,
+        engine: Any,
+        specs: StageSpecs,
+        ranges: Sequence[OptimizationProfile],
+        device: Cuda,
+        capturing: int,
+        log: Any,
     ) -> None:
         self._engine, self._device, self._capturing, self._log = engine, device, capturing, log
         self._ranges = ranges

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from earn.config import EarnConfig, Prompt
 from earn.manifest import limits_of
 from earn.runtime.recommender import Recommender
-from earn.shape_ranges import Profile, Range, profile_for, profile_hash, profiles
+from earn.shape_ranges import OptimizationProfile, Range, profile_for, profile_hash, profiles
 from earn.specs import PAST, STAGES, Axis, Limits, Sizes, stage_specs
 from tests.earn.test_specs import LIMITS, SIZES
 from tests.support import (
@@ -159,7 +159,7 @@ def all_limits(draw: st.DrawFn) -> Limits:
     return limits_of(model, draw(st.integers(1, 8)), draw(st.integers(1, 64)), draw(st.integers(1, 100)))
 
 
-def by_axis(stage: str, profile: Profile, limits: Limits) -> dict[str, Axis]:
+def by_axis(stage: str, profile: OptimizationProfile, limits: Limits) -> dict[str, Axis]:
     """Least, usual and most of every axis of a profile: one size, in whichever input it stands."""
     found: dict[str, Axis] = {}
     for spec in stage_specs(stage, SIZES, limits).inputs:
@@ -303,7 +303,7 @@ def requested(draw: st.DrawFn) -> Requested:
 def pieces_of(rows: int) -> Iterator[None]:
     """Prompts are read in pieces of so many rows: each holds all registers of one end."""
     with ExitStack() as stack:
-        for module in ("specs", "profiles", "runtime.decoder"):
+        for module in ("specs", "shape_ranges", "runtime.decoder"):
             stack.enter_context(patch(f"earn.{module}.PIECE", rows))
         yield
 
