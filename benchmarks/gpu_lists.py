@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from benchmarks.near_ties import is_same_list
 
 from benchmarks.gpu_sides import BEAMS, ITEMS, Clock, History
-from benchmarks.near_ties import is_same_list
 from earn.catalog import Catalog
 from earn.data.dataset import Dataset
 from earn.runtime.recommender import Recommendation, Recommender

@@ -27,13 +27,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from benchmarks.latency import DEPTH, Shape, make_catalog, make_splits
+from benchmarks.latency import SHAPES as LATENCY_SHAPES
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.latency import DEPTH, Shape, make_catalog, make_splits
-from benchmarks.latency import SHAPES as LATENCY_SHAPES
 from benchmarks.random_bundle import Weight, backbone_config, drawn_name, save_weights, vector
 from earn.calibration.precisions import PRECISIONS, find_form
 from earn.calibration.quantize import quantize
