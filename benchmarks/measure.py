@@ -1,4 +1,6 @@
-"""Times sides in turn: every round asks each of them, so that what else the machine does falls on all.
+"""Times sides in turn, and compares their lists.
+
+Every round asks each side, so that what else the machine does falls on all.
 
 A request is a list of steps, each a call that says how many milliseconds it took and what it answered.
 """
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,11 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from earn.console import note
+from earn.runtime.recommender import Recommendation
 
+NEAR_TIE = 1e-4  # difference of scores below which two searches may order items otherwise
 PAUSE = 0.2  # seconds in which the threads of the side before fall asleep
 
 Answer = tuple[float, Any]  # milliseconds, and what was answered
 Step = Callable[[], Answer]
+Lists = Sequence[Sequence[Recommendation]]
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,28 @@ def _ask(side: Side, turn: int, timings: Timings) -> None:
     timings.answers.append(answer)
 
 
+class Clock:
+    """How much time is left, and progress with the time that has passed."""
+
+    def __init__(self, minutes: float) -> None:
+        self._started = time.perf_counter()
+        self._seconds = 60 * minutes
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self._seconds - (time.perf_counter() - self._started)
+
+    def note(self, text: str) -> None:
+        """Progress, beside the results."""
+        print(f"[{time.perf_counter() - self._started:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+
+def one_line(error: Exception) -> str:
+    """An error for a line of progress."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+
+
 class OwnProcess:
     """An object in a process of its own. Its methods are timed there."""
 
@@ -138,6 +166,30 @@ def _begin(make: Callable[..., object], arguments: tuple[object, ...]) -> None:
 def _call(method: str, arguments: tuple[object, ...]) -> Answer:
     call = getattr(_here["object"], method)
     return timed(lambda: call(*arguments))()
+
+
+def is_same_list(want: Sequence[str], got: Sequence[Recommendation]) -> bool:
+    """Whether `got` has the items of `want` in the same order, but for items of nearly the same score."""
+    score = {item.item_id: item.score for item in got}
+    return sorted(want) == sorted(score) and all(
+        abs(score[item_id] - item.score) < NEAR_TIE for item_id, item in zip(want, got, strict=True)
+    )
+
+
+def overlap(want: Sequence[Sequence[str]], got: Sequence[Sequence[str]]) -> float:
+    """The mean share of a list's items that the other list has too."""
+    shares = [len(set(one) & set(other)) / max(1, len(one)) for one, other in zip(want, got, strict=True)]
+    return round(statistics.mean(shares), 4)
+
+
+def same_order(want: Sequence[Sequence[str]], got: Lists) -> float:
+    """The share of lists with the same items in the same order, but for near ties."""
+    return round(statistics.mean(is_same_list(*pair) for pair in zip(want, got, strict=True)), 4)
+
+
+def item_ids(lists: Lists) -> list[list[str]]:
+    """Lists without scores."""
+    return [[item.item_id for item in items] for items in lists]
 
 
 def machine() -> str:

@@ -59,7 +59,7 @@ import numpy as np
 if not __package__:  # run as a script, for which Python looks in this folder alone
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measure import OwnProcess, Side, Step, Timings, machine, measure, versions
+from benchmarks.measure import OwnProcess, Side, Step, Timings, is_same_list, machine, measure, versions
 from benchmarks.sides import (
     CALIBRATED,
     DEPTH,
@@ -76,7 +76,6 @@ from benchmarks.sides import (
     Runtime,
     Task,
     convert,
-    is_same_list,
     log_probabilities,
     make_task,
     write_bundles,

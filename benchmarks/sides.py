@@ -46,7 +46,6 @@ DEPTH = 4  # codes per item
 ITEMS = 10  # of every answer
 HEAD = 50  # tokens of the prompt's constant head: the prefix register and an instruction
 MOST_ITEMS = 240  # of a history
-NEAR_TIE = 1e-4  # difference of scores below which two searches may order items otherwise
 
 KEEP_MEMORY = {  # environment of the processes; read by glibc
     "MALLOC_ARENA_MAX": "1",
@@ -132,14 +131,6 @@ def generate(backbone: PreTrainedModel, prompt: Sequence[int], trie: Trie, beams
             early_stopping=True,
         )
     return [tuple(row) for row in found[:, len(prompt) :].tolist()]
-
-
-def is_same_list(want: Sequence[str], got: Sequence[Recommendation]) -> bool:
-    """Whether `got` has the items of `want` in the same order, but for items of nearly the same score."""
-    score = {item.item_id: item.score for item in got}
-    return sorted(want) == sorted(score) and all(
-        abs(score[item_id] - item.score) < NEAR_TIE for item_id, item in zip(want, got, strict=True)
-    )
 
 
 @dataclass(frozen=True)
