@@ -20,8 +20,7 @@ in fp16). A request is a batch of 1, 8 or 24 prompts of 170 tokens, 20 beams, id
 sides read the same prompts, search the same catalog and have the same weights, which are random and drawn as fp16
 numbers (see `benchmarks/gpu_sides.py`); fp16 bundles keep norms, softmax and caches in fp32.
 
-The rule is "vocab": every beam goes on in every step, as it does in generate. Under "trie", the default of a bundle,
-random weights would draw beams to where items are determined and need fewer passes than a trained model's do.
+The rule is "vocab", under which every beam goes on in every step, as in generate.
 
 What is not fair to whom:
     generate       reads each prompt once per beam, and asks for the allowed tokens beam by beam on the host, as whoever
@@ -30,10 +29,8 @@ What is not fair to whom:
     all            the vocabulary holds the identifier tokens alone, not a tokenizer's 150,000 rows
 
 Checked in the same run: dense against generate, and EARN on the GPU against EARN on the CPU in fp32 (for 7B shapes in
-fp16 with two histories, if the time is long enough). Random weights give flatter lists than trained ones;
-`--bundle` (and `--bundle-fp16`, made of it by `earn calibrate --precision fp16`) compares those of a trained model, on
-the histories of `--data`. Where --data is given its items are the catalog of all shapes too, so it is to be given to
---prepare as well.
+fp16 with two histories). `--bundle` (and `--bundle-fp16`) compares the lists of a trained model's bundles on the
+histories of `--data`, whose items are the catalog of all shapes then; give it to --prepare as well.
 
 Sides take turns after a warm-up; medians of the wall clock are compared. Prints a table, then one line of JSON: "runs"
 with a row per shape, engine, precision and batch, null where nothing was measured. What `--minutes` has no room for is

@@ -339,9 +339,13 @@ class Generate:
 # Reads a JSON list of histories and prints as many lists of item ids; in a process of its own, which can be ended.
 ASK_CPU = """
 import json, sys
+from earn.errors import EarnError
 from earn.runtime.recommender import Recommender
-recommender = Recommender.load(sys.argv[1], verify=False)
-lists = [recommender.recommend(history, int(sys.argv[2]), int(sys.argv[3])) for history in json.load(sys.stdin)]
+try:
+    recommender = Recommender.load(sys.argv[1], verify=False)
+    lists = [recommender.recommend(history, int(sys.argv[2]), int(sys.argv[3])) for history in json.load(sys.stdin)]
+except EarnError as error:
+    sys.exit(str(error))
 print(json.dumps([[item.item_id for item in own] for own in lists]))
 """
 

@@ -17,7 +17,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from benchmarks import gpu, gpu_bundles
+from benchmarks import gpu, gpu_bundles, gpu_sides
 from benchmarks.gpu import Check
 from benchmarks.gpu_sides import (
     BLOCK,
@@ -242,7 +242,7 @@ def test_what_breaks_off_does_not_take_the_rest_along(
         raise OSError("no space left")
 
     gpu_bundles.prepare(gpu_bundles.SHAPES["tiny"], tmp_path / "tiny", gpu.SHAPES["tiny"], catalog())
-    monkeypatch.setattr(gpu, "write_bundle", fail)
+    monkeypatch.setattr(gpu_sides, "write_bundle", fail)
     rows, _ = gpu.run(asked_for(tmp_path), "cpu", tmp_path / "work")
     assert len(rows) == 4
     said = capsys.readouterr().err
