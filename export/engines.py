@@ -28,7 +28,7 @@ from earn.runtime.engine_files import (
     graph_hash,
     ranges_hash,
 )
-from earn.runtime.tensorrt_api import make_log, said, tensorrt, this_machine
+from earn.runtime.tensorrt_api import last_error, make_log, tensorrt, this_machine
 from earn.shape_ranges import Profile, profiles
 from earn.specs import STAGES
 
@@ -36,8 +36,6 @@ TIMING_CACHE = "timing.cache"
 LEVELS = range(6)  # of the builder's search for fast kernels; 3 is TensorRT's own choice
 
 Progress = Callable[[str, int, int], None]  # what is done, steps done, all steps
-
-_LEVEL_NAMES = {"none": "NONE", "same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 
 
 @dataclass(frozen=True)
@@ -136,8 +134,8 @@ def _build_stage(
         raise monitor.stopped_by
     if built is None:
         raise EarnError(
-            f"{graph}: TensorRT {package.__version__} cannot build it{said(log)}. If memory is short, export with "
-            "smaller --max-batch and --max-beams, or give a smaller --workspace."
+            f"{graph}: TensorRT {package.__version__} cannot build it{last_error(log)}. If memory is short, export "
+            "with smaller --max-batch and --max-beams, or give a smaller --workspace."
         )
     out.write_bytes(memoryview(built))
     return bytes(memoryview(cache.serialize()))
@@ -169,7 +167,7 @@ def _config(builder: Any, settings: BuildSettings) -> Any:
     config.clear_flag(package.BuilderFlag.TF32)
     if settings.version_compatible:
         config.set_flag(package.BuilderFlag.VERSION_COMPATIBLE)
-    level = getattr(package.HardwareCompatibilityLevel, _LEVEL_NAMES[settings.hardware], None)
+    level = getattr(package.HardwareCompatibilityLevel, HARDWARE[settings.hardware].level, None)
     if level is None:
         raise EarnError(f"TensorRT {package.__version__} has no hardware setting {settings.hardware!r}.")
     config.hardware_compatibility_level = level

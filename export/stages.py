@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import earn
-from earn.config import EarnConfig, Prompt, check_scoring
+from earn.config import SCORING_RULES, EarnConfig, Prompt, check_scoring
 from earn.manifest import Manifest, limits_of
 from earn.model.backbones import sizes_of
 from earn.model.earn_model import EarnModel
@@ -42,20 +42,20 @@ def bundle_model(
     """The stage modules and manifest of a model.
 
     Args:
-        scoring: one of SCORING_RULES. "vocab" needs the whole item head, the others its identifier rows alone.
+        scoring: one of SCORING_RULES; it decides which rows of the item head the bundle keeps.
         max_batch: users that one pass of the runtime may hold.
         max_beams: widest search that the bundle allows.
 
     Raises:
         EarnError: no such scoring rule.
     """
-    check_scoring(scoring)
+    rule = SCORING_RULES[check_scoring(scoring)]
     known = list(model.earn.token_ids)
     fixed = {*model.earn.prompt.head, *model.earn.prompt.separator, *model.earn.prompt.tail}
     fixed |= {*model.earn.prefix_ids, *model.earn.suffix_ids}
     embedded = known + sorted(fixed - set(known))
     others = sorted(set(range(model.lm_head.weight.shape[0])) - set(known))
-    predicted = known + (others if scoring == "vocab" else [])
+    predicted = known + (others if rule.needs_whole_head else [])
     early, late = model.early_stage(), model.late_stage()
     kind = LateStage if late.layers else DenseHead
     stages: dict[str, EarlyStage | LateStage] = {

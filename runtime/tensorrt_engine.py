@@ -26,9 +26,9 @@ from earn.config import MASKED
 from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.runtime.cuda import Block, Cuda, CudaArray, shared_device
-from earn.runtime.engine_files import Target, build_command, engine_paths
+from earn.runtime.engine_files import build_command, engine_paths
 from earn.runtime.memory import Array
-from earn.runtime.tensorrt_api import make_log, said, tensorrt
+from earn.runtime.tensorrt_api import last_error, make_log, tensorrt, this_machine
 from earn.shape_ranges import Profile, profile_for, profiles
 from earn.specs import NEW, PAST, StageSpecs, TensorSpec, all_specs
 
@@ -38,10 +38,10 @@ MOST_GRAPHS = 32  # per stage; the one that was used longest ago makes room
 ALIGNED = 256  # bytes, as TensorRT wants addresses
 
 
-class TensorRTStages:
+class TensorRTEngine:
     """Both stages as TensorRT engines."""
 
-    def __init__(self, folder: Path, manifest: Manifest, verify: bool = True) -> None:
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Loads a bundle's engines.
 
         Raises:
@@ -49,22 +49,23 @@ class TensorRTStages:
         """
         package = tensorrt()
         self.device = shared_device()
-        record, paths = engine_paths(folder, manifest, Target(str(package.__version__), self.device.gpu()), verify)
+        record, paths = engine_paths(folder, manifest, this_machine())
         self._lock = Lock()  # a stage has one scratch memory
         self._log = make_log()
         self._runtime = package.Runtime(self._log)
         self._runtime.engine_host_code_allowed = record.version_compatible  # such engines bring a runtime along
         capturing = self.device.new_stream()  # of this engine alone: what others do is not captured with it
-        self._stages: dict[str, Stage] = {}
+        self._stages: dict[str, TensorRTStage] = {}
         for stage, specs in all_specs(manifest.sizes, manifest.limits).items():
             engine = self._runtime.deserialize_cuda_engine(paths[stage].read_bytes())
             if engine is None:
                 raise EarnError(
-                    f"{paths[stage]}: TensorRT cannot load it{said(self._log)}. Build it anew: {build_command(folder)}"
+                    f"{paths[stage]}: TensorRT cannot load it{last_error(self._log)}. "
+                    f"Build it anew: {build_command(folder)}"
                 )
             ranges = profiles(stage, manifest.sizes, manifest.limits)
             check_engine(engine, specs, ranges, paths[stage])
-            self._stages[stage] = Stage(engine, specs, ranges, self.device, capturing, self._log)
+            self._stages[stage] = TensorRTStage(engine, specs, ranges, self.device, capturing, self._log)
 
     def run(self, stage: str, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Runs the stage; returns when outputs in host memory are there."""
@@ -91,7 +92,7 @@ def check_engine(engine: Any, specs: StageSpecs, ranges: Sequence[Profile], path
         raise EarnError(f"{path}: not the engine of its manifest: {', '.join(wrong)}. Build it anew.")
 
 
-class Stage:
+class TensorRTStage:
     """One stage's engine with its memory."""
 
     def __init__(
@@ -267,7 +268,7 @@ class Stage:
         package = tensorrt()
         context = self._engine.create_execution_context(package.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
-            raise EarnError(f"TensorRT cannot make an execution context{said(self._log)}.")
+            raise EarnError(f"TensorRT cannot make an execution context{last_error(self._log)}.")
         context.set_device_memory(self._scratch.address, self._scratch_size)
         self._must(context.set_optimization_profile_async(number, self._device.stream), f"profile {number}")
         return context
@@ -282,7 +283,7 @@ class Stage:
 
     def _must(self, is_done: bool, what: str) -> None:
         if not is_done:
-            raise EarnError(f"TensorRT refuses {what}{said(self._log)}.")
+            raise EarnError(f"TensorRT refuses {what}{last_error(self._log)}.")
 
 
 @dataclass(frozen=True)

@@ -106,25 +106,25 @@ def test_with_exclusions_the_bundle_still_recommends_what_the_reference_search_d
     numbers = range(0, HISTORIES, 10)
     histories = [real.ids(real.histories[number]) for number in numbers]
     # The best items themselves, of which every third user is left alone.
-    excluded = [[item for item, _ in real.oracle(backbone, rule, number)[: number % 3 * 2]] for number in numbers]
-    barred = [
+    best = [[item for item, _ in real.oracle(backbone, rule, number)[: number % 3 * 2]] for number in numbers]
+    excluded = [
         {*real.histories[number], *(real.catalog.index[item] for item in items)}
-        for number, items in zip(numbers, excluded, strict=True)
+        for number, items in zip(numbers, best, strict=True)
     ]
     wanted = [
         reference_search(real.model(backbone), real.histories[number], K, WIDE, rule, items)
-        for number, items in zip(numbers, barred, strict=True)
+        for number, items in zip(numbers, excluded, strict=True)
     ]
 
     def closest(place: int) -> float:
-        return closest_call(real.model(backbone), real.histories[numbers[place]], WIDE, rule, barred[place])
+        return closest_call(real.model(backbone), real.histories[numbers[place]], WIDE, rule, excluded[place])
 
     for batch in (1, BATCH):
         for start in range(0, len(numbers), batch):
             chosen = slice(start, start + batch)
             got = recommender.recommend_batch(histories[chosen], K, WIDE, excluded[chosen], exclude_history=True)
             for place, ranked in enumerate(got, start):
-                assert not barred[place] & {real.catalog.index[item.item_id] for item in ranked}
+                assert not excluded[place] & {real.catalog.index[item.item_id] for item in ranked}
                 want = [(real.catalog.item_ids[item], score) for item, score in wanted[place]]
                 agreement.add(
                     f"history {numbers[place]}, batch {batch}", want, ranking(ranked), partial(closest, place)

@@ -17,7 +17,7 @@ from earn.runtime.beam import (
     child_scores,
     children,
     log_sum_exp,
-    place_in_group,
+    rank_in_group,
     root_beams,
     step,
 )
@@ -53,8 +53,9 @@ def take(
 ) -> Beams:
     """A step of the search by the logits of the open beams."""
     trie = exclusions.trie
-    scores = child_scores(beams.node[is_open], logits, trie, scoring)
-    return step(beams, is_open, scores, trie, scoring, width, exclusions)
+    rule = SCORING_RULES[scoring]
+    scores = child_scores(beams.node[is_open], logits, trie, rule)
+    return step(beams, is_open, scores, trie, rule, width, exclusions)
 
 
 def first_step(scoring: str, width: int = 9, excluded: tuple[int, ...] = ()) -> Beams:
@@ -122,9 +123,13 @@ def test_every_user_has_exclusions_of_its_own() -> None:
 def test_scores_of_children_stand_in_the_order_of_children() -> None:
     logits = np.log([[1, 1, 4, 3, 1, 1], [1, 1, 1, 2, 1, 1]]).astype(np.float32)
     nodes = np.array([2, 1])
-    assert child_scores(nodes, logits, TRIE, "trie") == pytest.approx([0, log(1 / 3), log(2 / 3)])
-    assert child_scores(nodes, logits, TRIE, "level") == pytest.approx([log(4 / 7), log(1 / 3), log(2 / 3)])
-    assert child_scores(nodes, logits, TRIE, "vocab") == pytest.approx([log(4 / 11), log(1 / 7), log(2 / 7)])
+    assert child_scores(nodes, logits, TRIE, SCORING_RULES["trie"]) == pytest.approx([0, log(1 / 3), log(2 / 3)])
+    assert child_scores(nodes, logits, TRIE, SCORING_RULES["level"]) == pytest.approx(
+        [log(4 / 7), log(1 / 3), log(2 / 3)]
+    )
+    assert child_scores(nodes, logits, TRIE, SCORING_RULES["vocab"]) == pytest.approx(
+        [log(4 / 11), log(1 / 7), log(2 / 7)]
+    )
 
 
 def test_closed_beams_compete_with_their_score_and_stay_first_among_equals() -> None:
@@ -158,8 +163,8 @@ def test_children_of_leaves_and_of_none() -> None:
     assert len(children(TRIE, np.array([], np.int64))[0]) == 0
 
 
-def test_place_in_group_counts_from_zero() -> None:
-    assert place_in_group(np.array([0, 0, 2, 2, 2, 5])).tolist() == [0, 1, 0, 1, 2, 0]
+def test_rank_in_group_counts_from_zero() -> None:
+    assert rank_in_group(np.array([0, 0, 2, 2, 2, 5])).tolist() == [0, 1, 0, 1, 2, 0]
 
 
 def test_log_sum_exp_does_not_overflow() -> None:
@@ -169,7 +174,8 @@ def test_log_sum_exp_does_not_overflow() -> None:
 
 
 def test_every_scoring_rule_has_a_normaliser() -> None:
-    assert NORMALISERS.keys() == SCORING_RULES.keys() == set(RULES)
+    assert {rule.over for rule in SCORING_RULES.values()} == NORMALISERS.keys()
+    assert SCORING_RULES.keys() == set(RULES)
 
 
 def test_an_only_child_costs_exactly_nothing() -> None:

@@ -128,8 +128,8 @@ def test_with_all_but_three_excluded_these_three_come_back(recommender: Recommen
 def test_in_a_batch_everyone_has_exclusions_of_their_own(recommender: Recommender) -> None:
     excluded: list[list[int]] = [[], list(range(ITEMS)), list(range(0, ITEMS, 2)), [3]]
     found = recommender.recommend_batch([[1, 2]] * 4, 60, 60, excluded)
-    for items, barred in zip(found, excluded, strict=True):
-        assert {int(item.item_id) for item in items} == set(range(ITEMS)) - set(barred)
+    for items, missing in zip(found, excluded, strict=True):
+        assert {int(item.item_id) for item in items} == set(range(ITEMS)) - set(missing)
 
 
 @pytest.mark.parametrize("scoring", RULES)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from earn.config import SCORING_RULES
 from earn.model.earn_model import EarnModel
 from earn.model.reference import reference_search
 from earn.runtime.decoder import Decoder, Decoding
@@ -85,8 +86,8 @@ def users(request: pytest.FixtureRequest) -> Users:
     def oracle(rule: str, k: int, width: int, excludes: bool) -> list[Ranking]:
         excluded = found.excluded if excludes else [[]] * len(histories)
         return [
-            reference_search(model, history, k, width, rule, barred)
-            for history, barred in zip(histories, excluded, strict=True)
+            reference_search(model, history, k, width, rule, items)
+            for history, items in zip(histories, excluded, strict=True)
         ]
 
     found = Users(model, histories, oracle)
@@ -232,7 +233,7 @@ def search(table: Table, codes: Codes, how: Mapping[str, Any], excluded: Sequenc
     """What the runtime finds for as many users as there are exclusions."""
     trie = ItemTrie.build(codes)
     first = np.stack([table.logits(user, ()) for user in range(len(excluded))])
-    one = Search(trie, **how)
+    one = Search(trie, SCORING_RULES[how["scoring"]], how["width"], how["k"], how["lookahead"])
     beams = one.run(cast(Decoder, table), cast(Decoding, table), first, Exclusions.of(trie, excluded))
     ranked: list[Ranking] = [[] for _ in excluded]
     for user, node, score in zip(beams.user.tolist(), beams.node.tolist(), beams.score.tolist(), strict=True):
@@ -249,10 +250,10 @@ def oracle(logits: Logits, codes: Codes, how: Mapping[str, Any], excluded: Seque
         return torch.from_numpy(np.stack([logits(user, beam) for beam in beams])).double()
 
     found = []
-    for user, barred in enumerate(excluded):
+    for user, items in enumerate(excluded):
         said = partial(last_logits, user)
         with patch("earn.model.reference.last_logits", said), patch("earn.model.reference.whole_prompt"):
-            found.append(reference_search(model, [], how["k"], how["width"], how["scoring"], barred))
+            found.append(reference_search(model, [], how["k"], how["width"], how["scoring"], items))
     return found
 
 

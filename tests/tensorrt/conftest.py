@@ -9,8 +9,8 @@ import pytest
 from earn.runtime import cuda as cuda_module
 from earn.runtime.cuda import cuda_runtime
 from earn.runtime.tensorrt_api import tensorrt
-from tests.tensorrt.fake_gpu import FakeCuda, FakeTensorRT
 from tests.tensorrt.inert_libraries import load_bindings
+from tests.tensorrt.simulated_gpu import SimulatedCuda, SimulatedTensorRT
 
 
 @pytest.fixture(scope="session")
@@ -20,18 +20,18 @@ def bindings(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+def cuda(monkeypatch: pytest.MonkeyPatch) -> SimulatedCuda:
     """A CUDA device that is played."""
-    made = FakeCuda()
+    made = SimulatedCuda()
     monkeypatch.setattr("cuda.bindings.runtime", made.module)
     clear_caches()
     return made
 
 
 @pytest.fixture
-def trt(bindings: ModuleType, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
+def trt(bindings: ModuleType, cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> SimulatedTensorRT:
     """TensorRT, played on that device."""
-    made = FakeTensorRT(bindings, cuda)
+    made = SimulatedTensorRT(bindings, cuda)
     monkeypatch.setitem(sys.modules, "tensorrt", made.module)
     clear_caches()
     return made

@@ -8,10 +8,10 @@ import pytest
 from earn.export.engines import build_engines
 from earn.runtime.engine_files import load_record
 from tests.cli.conftest import Earn, backbone, checkpoint, data, earn  # noqa: F401  (fixtures)
-from tests.tensorrt.fake_gpu import FakeTensorRT
+from tests.tensorrt.simulated_gpu import SimulatedTensorRT
 
 
-def test_export_builds_engines_too(checkpoint: Path, tmp_path: Path, earn: Earn, trt: FakeTensorRT) -> None:  # noqa: F811
+def test_export_builds_engines_too(checkpoint: Path, tmp_path: Path, earn: Earn, trt: SimulatedTensorRT) -> None:  # noqa: F811
     outcome = earn("export", checkpoint, "--out", tmp_path / "bundle", "--engine", "tensorrt", "--workspace", "64")
     assert outcome.status == 0
     assert "[4/4]" in outcome.err
@@ -39,7 +39,7 @@ def test_a_machine_without_a_gpu_says_so_before_any_work(
     checkpoint: Path,  # noqa: F811
     tmp_path: Path,
     earn: Earn,  # noqa: F811
-    trt: FakeTensorRT,
+    trt: SimulatedTensorRT,
 ) -> None:
     trt.cuda.devices = 0
     outcome = earn("export", checkpoint, "--out", tmp_path / "bundle", "--engine", "tensorrt")
@@ -57,7 +57,7 @@ def test_settings_of_engines_need_engines(tmp_path: Path, earn: Earn) -> None:  
     assert outcome.error == "--hardware is for engines. Give --engine tensorrt too, or leave it out."
 
 
-def test_engines_are_built_shown_and_used(bundle: Path, earn: Earn, trt: FakeTensorRT) -> None:  # noqa: F811
+def test_engines_are_built_shown_and_used(bundle: Path, earn: Earn, trt: SimulatedTensorRT) -> None:  # noqa: F811
     assert earn("engine", "build", bundle, "--hardware", "ampere+").status == 0
     assert "GPUs of architecture 8.0 and later" in earn("inspect", bundle).out
     assert earn("inspect", bundle, "--json").json["engines"]["gpu"] == "NVIDIA Fake 1"
@@ -72,7 +72,7 @@ def test_engines_are_built_shown_and_used(bundle: Path, earn: Earn, trt: FakeTen
     assert trt.cuda.launches > 0
 
 
-def test_auto_says_what_it_took_and_why(toy_bundle: Path, earn: Earn, trt: FakeTensorRT) -> None:  # noqa: F811
+def test_auto_says_what_it_took_and_why(toy_bundle: Path, earn: Earn, trt: SimulatedTensorRT) -> None:  # noqa: F811
     outcome = earn("recommend", toy_bundle, "--history", "1,2", "--engine", "auto")
     assert outcome.status == 0
     (line,) = outcome.err.splitlines()
@@ -81,7 +81,7 @@ def test_auto_says_what_it_took_and_why(toy_bundle: Path, earn: Earn, trt: FakeT
     assert "cuda: This onnxruntime has no CUDAExecutionProvider" in line
 
 
-def test_engines_of_another_gpu_are_refused_in_one_line(bundle: Path, earn: Earn, trt: FakeTensorRT) -> None:  # noqa: F811
+def test_engines_of_another_gpu_are_refused_in_one_line(bundle: Path, earn: Earn, trt: SimulatedTensorRT) -> None:  # noqa: F811
     build_engines(bundle)
     trt.cuda.architecture = (12, 0)
     outcome = earn("recommend", bundle, "--history", "1,2", "--engine", "tensorrt")

@@ -19,9 +19,9 @@ from earn.runtime import tensorrt_engine
 from earn.runtime.cuda import shared_device
 from earn.runtime.engine_files import TENSORRT_FOLDER
 from earn.runtime.recommender import Recommender
-from earn.runtime.tensorrt_engine import TensorRTStages
+from earn.runtime.tensorrt_engine import TensorRTEngine
 from tests.support import FAMILIES, RULES, Agreement, histories_of, pairs, random_catalog, small_model
-from tests.tensorrt.fake_gpu import FakeCuda, FakeTensorRT
+from tests.tensorrt.simulated_gpu import SimulatedCuda, SimulatedTensorRT
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -46,11 +46,11 @@ def compare(folder: Path, histories: Sequence[Sequence[str | int]]) -> None:
 
 
 @pytest.fixture
-def gpu(trt: FakeTensorRT) -> FakeCuda:
+def gpu(trt: SimulatedTensorRT) -> SimulatedCuda:
     return trt.cuda
 
 
-def test_lists_are_those_of_the_cpu(plain: Path, gpu: FakeCuda) -> None:
+def test_lists_are_those_of_the_cpu(plain: Path, gpu: SimulatedCuda) -> None:
     build_engines(plain)
     compare(plain, histories_of(Catalog.load(plain / "catalog.npz"), 7, 7))
     assert gpu.launches > 0
@@ -59,7 +59,7 @@ def test_lists_are_those_of_the_cpu(plain: Path, gpu: FakeCuda) -> None:
 @pytest.mark.parametrize("scoring", RULES)
 @pytest.mark.parametrize("registers", [(0, 0), (1, 1), (2, 3)])
 def test_every_rule_and_number_of_registers(
-    scoring: str, registers: tuple[int, int], gpu: FakeCuda, tmp_path: Path
+    scoring: str, registers: tuple[int, int], gpu: SimulatedCuda, tmp_path: Path
 ) -> None:
     """(0, 0) is the dense twin, whose late stage has no layers."""
     prefix, suffix = registers
@@ -74,7 +74,7 @@ def test_every_rule_and_number_of_registers(
     compare(tmp_path / "bundle", histories_of(model.catalog, 5, 5))
 
 
-def test_long_prompts_are_read_in_pieces(gpu: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_prompts_are_read_in_pieces(gpu: SimulatedCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("earn.specs", "earn.shape_ranges", "earn.runtime.decoder"):
         monkeypatch.setattr(f"{module}.PIECE", 5)
     model = small_model("tiny-llama", random_catalog(40, codes=3), early_layers=2, max_history=7)
@@ -83,7 +83,7 @@ def test_long_prompts_are_read_in_pieces(gpu: FakeCuda, tmp_path: Path, monkeypa
     compare(tmp_path / "bundle", histories_of(model.catalog, 4, 7))
 
 
-def test_sessions_stay_on_the_device_and_are_saved_from_it(bundle: Path, gpu: FakeCuda) -> None:
+def test_sessions_stay_on_the_device_and_are_saved_from_it(bundle: Path, gpu: SimulatedCuda) -> None:
     build_engines(bundle)
     want, got = Recommender.load(bundle, threads=1), Recommender.load(bundle, "tensorrt")
     ours, theirs = got.session(["1", "2"]), want.session(["1", "2"])
@@ -98,7 +98,7 @@ def test_sessions_stay_on_the_device_and_are_saved_from_it(bundle: Path, gpu: Fa
     agreement.check()
 
 
-def test_a_request_like_an_earlier_one_finds_its_memory_and_its_graphs(bundle: Path, gpu: FakeCuda) -> None:
+def test_a_request_like_an_earlier_one_finds_its_memory_and_its_graphs(bundle: Path, gpu: SimulatedCuda) -> None:
     build_engines(bundle)
     recommender = Recommender.load(bundle, "tensorrt")
     first = pairs(recommender.recommend(["1", "2", "3"], 8))
@@ -112,7 +112,7 @@ def test_a_request_like_an_earlier_one_finds_its_memory_and_its_graphs(bundle: P
     assert (gpu.taken, len(gpu.graphs)) == (taken, graphs)
 
 
-def test_an_engine_that_is_unloaded_gives_everything_back(bundle: Path, gpu: FakeCuda) -> None:
+def test_an_engine_that_is_unloaded_gives_everything_back(bundle: Path, gpu: SimulatedCuda) -> None:
     build_engines(bundle)
     recommender = Recommender.load(bundle, "tensorrt")
     recommender.recommend(["1", "2", "3"], 8)
@@ -125,7 +125,7 @@ def test_an_engine_that_is_unloaded_gives_everything_back(bundle: Path, gpu: Fak
     assert gpu.taken == 0
 
 
-def test_a_block_may_be_given_back_in_the_middle_of_taking_another(gpu: FakeCuda) -> None:
+def test_a_block_may_be_given_back_in_the_middle_of_taking_another(gpu: SimulatedCuda) -> None:
     """As happens where the garbage collector runs just then."""
     device = shared_device()
     cycle: list[Any] = [device.take(100)]
@@ -145,7 +145,9 @@ def test_a_block_may_be_given_back_in_the_middle_of_taking_another(gpu: FakeCuda
 
 
 @pytest.mark.parametrize("recommenders", [1, 2])
-def test_requests_of_several_threads_do_not_disturb_each_other(recommenders: int, bundle: Path, gpu: FakeCuda) -> None:
+def test_requests_of_several_threads_do_not_disturb_each_other(
+    recommenders: int, bundle: Path, gpu: SimulatedCuda
+) -> None:
     build_engines(bundle)
     cpu = Recommender.load(bundle, threads=1)
     histories = [["1"], ["1", "2", "3"], ["4", "5"], ["6", "7", "0", "2"]]
@@ -160,7 +162,7 @@ def test_requests_of_several_threads_do_not_disturb_each_other(recommenders: int
         assert all(pool.map(ask, range(40)))
 
 
-def test_graphs_are_bounded(bundle: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_are_bounded(bundle: Path, gpu: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_engine, "MOST_GRAPHS", 2)
     monkeypatch.setattr(tensorrt_engine, "ROWS", 1)
     monkeypatch.setattr(tensorrt_engine, "CACHED", 1)
@@ -172,9 +174,9 @@ def test_graphs_are_bounded(bundle: Path, gpu: FakeCuda, monkeypatch: pytest.Mon
     assert len(gpu.graphs) <= 2 * 2  # two stages
 
 
-def test_passes_are_widened_to_the_grid(bundle: Path, gpu: FakeCuda) -> None:
+def test_passes_are_widened_to_the_grid(bundle: Path, gpu: SimulatedCuda) -> None:
     build_engines(bundle)
-    engine = TensorRTStages(bundle, Manifest.load(bundle))
+    engine = TensorRTEngine(bundle, Manifest.load(bundle))
     Recommender(engine, Manifest.load(bundle), Catalog.load(bundle / "catalog.npz")).recommend(["1", "2", "3"], 8)
     limits = Manifest.load(bundle).limits
     for stage in engine._stages.values():
@@ -184,7 +186,7 @@ def test_passes_are_widened_to_the_grid(bundle: Path, gpu: FakeCuda) -> None:
             assert cached >= limits.prefix + limits.readout
 
 
-def test_an_engine_of_another_stage_is_refused(bundle: Path, gpu: FakeCuda) -> None:
+def test_an_engine_of_another_stage_is_refused(bundle: Path, gpu: SimulatedCuda) -> None:
     record = build_engines(bundle)
     folder = bundle / TENSORRT_FOLDER
     (folder / "late.engine").write_bytes((folder / "early.engine").read_bytes())
@@ -194,7 +196,7 @@ def test_an_engine_of_another_stage_is_refused(bundle: Path, gpu: FakeCuda) -> N
         Recommender.load(bundle, "tensorrt")
 
 
-def test_what_tensorrt_says_is_passed_on(bundle: Path, gpu: FakeCuda) -> None:
+def test_what_tensorrt_says_is_passed_on(bundle: Path, gpu: SimulatedCuda) -> None:
     record = build_engines(bundle)
     folder = bundle / TENSORRT_FOLDER
     (folder / "early.engine").write_bytes(b"no engine")
@@ -204,7 +206,7 @@ def test_what_tensorrt_says_is_passed_on(bundle: Path, gpu: FakeCuda) -> None:
         Recommender.load(bundle, "tensorrt")
 
 
-def test_a_device_that_is_full_is_said(bundle: Path, gpu: FakeCuda) -> None:
+def test_a_device_that_is_full_is_said(bundle: Path, gpu: SimulatedCuda) -> None:
     build_engines(bundle)
     gpu.memory = 100_000
     with pytest.raises(EarnError, match="cudaMalloc failed with cudaErrorMemoryAllocation"):

@@ -12,13 +12,13 @@ from earn.runtime.cuda import Gpu
 from earn.runtime.engine import choose_engine, load_engine
 from earn.runtime.engine_files import TENSORRT_FOLDER, EngineRecord, Target, differences
 from earn.runtime.recommender import Recommender
-from tests.tensorrt.fake_gpu import FakeTensorRT
+from tests.tensorrt.simulated_gpu import SimulatedTensorRT
 
 GPU = Gpu("NVIDIA Fake 1", "8.9", "13.2")
 
 
 @pytest.fixture
-def built(bundle: Path, trt: FakeTensorRT) -> Path:
+def built(bundle: Path, trt: SimulatedTensorRT) -> Path:
     build_engines(bundle)
     return bundle
 
@@ -79,7 +79,7 @@ def test_architectures_are_compared_as_numbers(toy_bundle: Path, tmp_path: Path)
     assert differences(record, manifest, Target("10.3.0", Gpu("B", "12.0", "13.2"))) == []
 
 
-def test_engines_of_another_machine_are_refused_with_the_command(built: Path, trt: FakeTensorRT) -> None:
+def test_engines_of_another_machine_are_refused_with_the_command(built: Path, trt: SimulatedTensorRT) -> None:
     trt.cuda.name = "NVIDIA Fake 2"
     with pytest.raises(EarnError, match=rf"do not fit: .*here is NVIDIA Fake 2.*earn engine build {built}"):
         load_engine("tensorrt", built, Manifest.load(built))
@@ -104,7 +104,7 @@ def test_a_damaged_record_is_refused(text: str, built: Path) -> None:
         load_engine("tensorrt", built, Manifest.load(built))
 
 
-def test_without_engines_the_error_says_how_to_build_them(toy_bundle: Path, trt: FakeTensorRT) -> None:
+def test_without_engines_the_error_says_how_to_build_them(toy_bundle: Path, trt: SimulatedTensorRT) -> None:
     with pytest.raises(EarnError, match=rf"no TensorRT engines in this bundle.*earn engine build {toy_bundle}"):
         load_engine("tensorrt", toy_bundle, Manifest.load(toy_bundle))
 
@@ -114,7 +114,9 @@ def test_auto_takes_the_engines_where_they_fit(built: Path) -> None:
     assert Recommender.load(built, "auto").recommend(["1"], 3)
 
 
-def test_auto_says_why_it_runs_on_the_cpu(built: Path, trt: FakeTensorRT, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_says_why_it_runs_on_the_cpu(
+    built: Path, trt: SimulatedTensorRT, caplog: pytest.LogCaptureFixture
+) -> None:
     trt.cuda.architecture = (9, 0)
     name, why = choose_engine(built, Manifest.load(built))
     assert name == "cpu"

@@ -18,13 +18,13 @@ import pytest
 from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.runtime import rtx
-from earn.runtime.engine import ENGINES, choose_engine, load_engine, why_not
+from earn.runtime.engine import choose_engine, load_engine, why_not
 from earn.runtime.onnx_engine import tensorrt_options
 from earn.runtime.recommender import Recommender
 from earn.shape_ranges import profiles
 from earn.specs import PAST
 from tests.support import Agreement, pairs
-from tests.tensorrt.fake_gpu import FakeCuda
+from tests.tensorrt.simulated_gpu import SimulatedCuda
 
 # Settings that are known to the libraries of onnxruntime-gpu 1.31 and onnxruntime-ep-nv-tensorrt-rtx 0.5.
 KNOWN = {
@@ -43,13 +43,14 @@ KNOWN = {
     "nv_profile_opt_shapes",
     "nv_profile_max_shapes",
 }
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt-ep": "TensorrtExecutionProvider"}
 REAL_SESSION, REAL_OPTIONS = onnxruntime.InferenceSession, onnxruntime.SessionOptions
 
 
 class Providers:
     """ONNX Runtime with providers for GPUs that are played."""
 
-    def __init__(self, cuda: FakeCuda) -> None:
+    def __init__(self, cuda: SimulatedCuda) -> None:
         self.cuda = cuda
         self.told: list[tuple[str, Mapping[str, str], bool]] = []  # provider, its settings, may the CPU help out
         self.loaded: list[Path] = []
@@ -158,10 +159,9 @@ class Options:
 
 
 @pytest.fixture
-def gpu(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Providers:
+def gpu(cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> Providers:
     made = Providers(cuda)
-    names = [engine.provider for engine in ENGINES.values() if not engine.is_plugin]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
     monkeypatch.setattr(onnxruntime, "InferenceSession", made.session)
     monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
     return made
@@ -215,7 +215,7 @@ def compare(folder: Path, engine: str) -> None:
 def test_lists_are_those_of_the_cpu_and_caches_stay_on_the_device(engine: str, bundle: Path, gpu: Providers) -> None:
     compare(bundle, engine)
     assert gpu.on_device > 20
-    of_gpu = [told for told in gpu.told if told[0] == ENGINES[engine].provider]
+    of_gpu = [told for told in gpu.told if told[0] == PROVIDERS[engine]]
     assert len(of_gpu) == 2
     for _, settings, may_cpu_help in of_gpu:
         assert settings.keys() <= KNOWN

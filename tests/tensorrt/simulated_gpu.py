@@ -27,7 +27,7 @@ STREAM = 7  # the number of the first stream
 ALIGNED = 256
 
 
-class FakeCuda:
+class SimulatedCuda:
     """cuda.bindings.runtime as far as it is used; `.module` is what stands in its place."""
 
     def __init__(self, devices: int = 1, memory: int = 1 << 30) -> None:
@@ -172,10 +172,10 @@ class FakeCuda:
         return np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(address))
 
 
-class FakeTensorRT:
+class SimulatedTensorRT:
     """The bindings, with builder, parser and runtime played; `.module` is what stands in their place."""
 
-    def __init__(self, bindings: ModuleType, cuda: FakeCuda) -> None:
+    def __init__(self, bindings: ModuleType, cuda: SimulatedCuda) -> None:
         self.real, self.cuda = bindings, cuda
         self.errors: list[Any] = []  # of the parser
         self.refuses = ""  # what the builder says when it gives up
@@ -335,7 +335,7 @@ class Played:
 class Context:
     """An execution context that ONNX Runtime runs."""
 
-    def __init__(self, session: Any, profiles: list[Any], cuda: FakeCuda) -> None:
+    def __init__(self, session: Any, profiles: list[Any], cuda: SimulatedCuda) -> None:
         self.session, self.profiles, self.cuda = session, profiles, cuda
         self.memory = False
         self.profile: dict[str, Any] | None = None
