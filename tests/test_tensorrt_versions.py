@@ -17,6 +17,7 @@ OTHERS = {"10.3.0": "tensorrt-cu12-bindings", "10.16.1.11": "tensorrt-cu13-bindi
 REPOSITORY = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("EARN_TENSORRT_VERSION" in os.environ, reason="runs within such a test already")
 @pytest.mark.parametrize("version", OTHERS)
 def test_another_version_of_tensorrt(version: str, tmp_path: Path) -> None:

@@ -12,15 +12,13 @@ from onnx import ModelProto, NodeProto, helper
 
 from earn.export.fuse import fuse_projections
 from earn.export.onnx_stages import export_stages
-from earn.export.stages import TorchEngine, bundle_model
+from earn.export.stages import bundle_model
 from earn.manifest import GRAPH_FILES
 from earn.model.earn_model import EarnModel
-from earn.runtime.engine import load_engine
 from earn.runtime.memory import Array
-from earn.specs import PAST, STAGES, all_specs
-from tests.export.test_onnx_stages import example
+from earn.specs import PAST, STAGES
 from tests.export.test_simplify import Axes, graph, operators, product, run, weights
-from tests.support import FAMILIES, assert_close, outputs_for, small_model
+from tests.support import FAMILIES, assert_close, small_model
 
 WIDTHS = {"q": 6, "k": 2, "v": 2}
 
@@ -245,16 +243,3 @@ def test_onnx_runtime_reads_the_cache_where_it_lies(exported: tuple[EarnModel, P
             assert settings["transB"] == 1 - number % 2  # keys stand with their rows as columns, values do not
             assert node.input[1] in reached
 
-
-def test_fused_graphs_still_compute_what_torch_computes(exported: tuple[EarnModel, Path]) -> None:
-    model, folder = exported
-    bundle = bundle_model(model, max_batch=3, max_beams=8)
-    engines = TorchEngine(bundle.stages), load_engine("cpu", folder, bundle.manifest, 1)
-    for stage, specs in all_specs(bundle.manifest.sizes, bundle.manifest.limits).items():
-        for seed in range(3):
-            feeds = example(bundle, stage, seed)
-            want, got = outputs_for(specs, feeds), outputs_for(specs, feeds)
-            for engine, outputs in zip(engines, (want, got), strict=True):
-                engine.run(stage, feeds, outputs)
-            for name, array in want.items():
-                assert_close(array, got[name], 1e-4, f"{stage} {name}, seed {seed}")

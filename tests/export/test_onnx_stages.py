@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,20 +128,3 @@ def test_exporting_leaves_the_model_as_it_was(tmp_path: Path, name: str) -> None
     assert reference_search(model, [1, 2]) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(GRAPH_FILES.values())
 
-
-def test_large_weights_stand_beside_the_graph(tmp_path: Path) -> None:
-    model = small_model()
-    bundle = bundle_model(model)
-    export_stages(bundle, model.config, tmp_path, external_data_bytes=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "early.onnx",
-        "early.onnx.data",
-        "late.onnx",
-        "late.onnx.data",
-    ]
-    assert (tmp_path / "late.onnx.data").stat().st_size > (tmp_path / "late.onnx").stat().st_size / 2
-    engine = load_engine("cpu", tmp_path, replace(bundle.manifest), 1)
-    recommender = Recommender(engine, bundle.manifest, model.catalog)
-    agreement = Agreement()
-    agreement.add("search", reference_search(model, [1, 2]), pairs(recommender.recommend([1, 2])))
-    agreement.check()

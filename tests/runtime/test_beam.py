@@ -185,7 +185,7 @@ def test_an_only_child_costs_exactly_nothing() -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(1, 25), st.sampled_from(RULES), st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_with_beams_for_all_every_item_gets_its_own_score(seed: int, items: int, rule: str, excludes: bool) -> None:
     """Logits are a table by node here, so each item's score can be added up along its path."""
     generator = np.random.default_rng(seed)

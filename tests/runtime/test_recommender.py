@@ -41,7 +41,7 @@ def test_a_bundle_answers_with_ids_scores_and_titles(toy_bundle: Path, toy_model
 
 
 @pytest.mark.parametrize("scoring", RULES)
-@pytest.mark.parametrize("beams", [1, 2, 5, 20, 60])
+@pytest.mark.parametrize("beams", [1, 5, 60])
 def test_every_beam_width_equals_the_reference_search(model: EarnModel, scoring: str, beams: int) -> None:
     recommender, agreement = watched_recommender(model, scoring)[0], Agreement()
     for history in histories_of(model.catalog, 5, 7, seed=beams):
