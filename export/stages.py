@@ -65,7 +65,7 @@ def bundle_model(
     manifest = Manifest(
         sizes=sizes_of(model.config, model.earn.early_layers, len(embedded), len(predicted)),
         limits=limits_of(model.earn, model.catalog.depth, max_batch, max_beams),
-        model=_renumbered(model.earn, {token: number for number, token in enumerate(embedded)}),
+        model=_renumbered(model.earn, {token: row for row, token in enumerate(embedded)}),
         scoring=scoring,
         precision="fp32",
         files={},
@@ -89,9 +89,11 @@ class TorchEngine:
         """Runs the stage and copies its outputs to where they belong."""
         module = self._stages[stage]
         device = next(module.parameters()).device
-        found: dict[str, Tensor] = module(**{name: torch.tensor(array, device=device) for name, array in feeds.items()})
+        results: dict[str, Tensor] = module(
+            **{name: torch.tensor(array, device=device) for name, array in feeds.items()}
+        )
         for name, array in outputs.items():
-            array[...] = found[name].cpu().numpy()
+            array[...] = results[name].cpu().numpy()
 
 
 def torch_recommender(model: EarnModel, scoring: str = "trie") -> Recommender:
@@ -111,9 +113,11 @@ def _head_rows(head: nn.Linear, rows: Sequence[int]) -> nn.Linear:
     return cut
 
 
-def _renumbered(config: EarnConfig, number: Mapping[int, int]) -> EarnConfig:
+def _renumbered(config: EarnConfig, bundle_id: Mapping[int, int]) -> EarnConfig:
+    """The configuration with the bundle's token ids in place of the model's."""
+
     def of(tokens: Sequence[int]) -> tuple[int, ...]:
-        return tuple(number[token] for token in tokens)
+        return tuple(bundle_id[token] for token in tokens)
 
     return replace(
         config,

@@ -26,17 +26,13 @@ from earn.specs import StageSpecs, all_specs
 Options = Callable[[Path, str, Manifest], Mapping[str, str]]
 
 
-def _no_options(folder: Path, stage: str, manifest: Manifest) -> Mapping[str, str]:
-    return {}
-
-
 @dataclass(frozen=True)
 class Provider:
     """An execution provider of ONNX Runtime."""
 
     name: str  # execution provider that must be the one that runs
     remedy: str  # what to install when it is not there
-    options: Options = _no_options  # the provider's settings for a stage of the bundle
+    options: Options = lambda folder, stage, manifest: {}  # the provider's settings for a stage of the bundle
     on_gpu: bool = True  # caches stay in the GPU's memory
     is_plugin: bool = False  # a package of its own brings the provider (see earn.runtime.rtx)
 
@@ -51,25 +47,25 @@ def tensorrt_options(folder: Path, stage: str, manifest: Manifest) -> Mapping[st
 
     Without a flag for a precision the network is strongly typed: precision is what the graph says.
     """
-    kept = str(cache_folder(folder, "tensorrt-ep"))
+    cache = str(cache_folder(folder, "tensorrt-ep"))
     return {
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": kept,
+        "trt_engine_cache_path": cache,
         "trt_engine_cache_prefix": f"{stage}-{graph_hash(manifest)[:12]}",  # another graph's engine is never taken
         "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": kept,
+        "trt_timing_cache_path": cache,
         **_shapes("trt", stage, manifest),
     }
 
 
 def rtx_options(folder: Path, stage: str, manifest: Manifest) -> Mapping[str, str]:
     """Kernels for this GPU are kept in the bundle."""
-    kept = cache_folder(folder, "tensorrt-rtx") / "kernels"
-    return {"nv_runtime_cache_path": str(kept), **_shapes("nv", stage, manifest)}
+    cache = cache_folder(folder, "tensorrt-rtx") / "kernels"
+    return {"nv_runtime_cache_path": str(cache), **_shapes("nv", stage, manifest)}
 
 
 def _shapes(prefix: str, stage: str, manifest: Manifest) -> dict[str, str]:
-    """The range of every input as both TensorRT providers take it: "name:1x2x3". One, for they stay with the first."""
+    """The range of every input as both TensorRT providers take it: "name:1x2x3". They use the first range alone."""
     ranges = whole_profile(stage, manifest.sizes, manifest.limits).ranges
 
     def written(size: Callable[[Range], Shape]) -> str:

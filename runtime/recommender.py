@@ -138,10 +138,11 @@ class Recommender:
         if exclude_history:
             excluded = [items | set(history) for items, history in zip(excluded, known, strict=True)]
         results: list[list[Recommendation]] = []
-        batch = self.manifest.limits.batch
+        batch, generated = self.manifest.limits.batch, generated_rows(width, self.trie.depth)
         for start in range(0, len(known), batch):
             chosen = slice(start, start + batch)
-            results += self._search(known[chosen], excluded[chosen], k, width)
+            prompts = self.decoder.read([self.tokens(history) for history in known[chosen]], generated)
+            results += self.search(prompts, excluded[chosen], k, width)
         return results
 
     def session(self, history: Sequence[str | int] = (), unknown: str = "error") -> Session:
@@ -171,14 +172,9 @@ class Recommender:
             raise EarnError(f"k is {k!r} and beams {beams!r}. Give whole numbers.")
         if beams is None:
             beams = min(DEFAULT_BEAMS, most)
-        if not 1 <= k <= most:
-            raise EarnError(
-                f"k is {k}. This bundle returns 1 to {most} items; export with a larger --max-beams for more."
-            )
-        if not 1 <= beams <= most:
-            raise EarnError(
-                f"beams is {beams}. This bundle takes 1 to {most}; export with a larger --max-beams for more."
-            )
+        for name, value, allows in (("k", k, f"returns 1 to {most} items"), ("beams", beams, f"takes 1 to {most}")):
+            if not 1 <= value <= most:
+                raise EarnError(f"{name} is {value}. This bundle {allows}; export with a larger --max-beams for more.")
         return max(k, beams)
 
     def indices(self, item_ids: Collection[str | int], unknown: str = "error") -> list[int]:
@@ -207,14 +203,6 @@ class Recommender:
         model = self.manifest.model
         separator = list(model.prompt.separator) if follows else []
         return separator + history_tokens([self._identifiers[item] for item in items], model)
-
-    def _search(
-        self, histories: Sequence[Sequence[int]], excluded: Sequence[set[int]], k: int, width: int
-    ) -> list[list[Recommendation]]:
-        """Reads the prompts of one batch and searches."""
-        generated = generated_rows(width, self.trie.depth)
-        tokens = [self.tokens(history) for history in histories]
-        return self.search(self.decoder.read(tokens, generated), excluded, k, width)
 
     def search(
         self, prompts: ReadPrompts, excluded: Sequence[Collection[int]], k: int, width: int

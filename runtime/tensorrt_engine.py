@@ -32,7 +32,7 @@ from earn.runtime.tensorrt_api import last_error, make_log, tensorrt, this_machi
 from earn.shape_ranges import Profile, profile_for, profiles
 from earn.specs import NEW, PAST, StageSpecs, TensorSpec, all_specs
 
-DECODE = 0  # number of the profile of decoding passes (see earn.shape_ranges)
+DECODE = 0  # index of the profile of decoding passes (see earn.shape_ranges)
 ROWS, CACHED = 8, 64  # the grid that passes are widened to: rows and cached rows
 MOST_GRAPHS = 32  # per stage; the one that was used longest ago makes room
 ALIGNED = 256  # bytes, as TensorRT wants addresses
@@ -80,7 +80,7 @@ def check_engine(engine: Any, specs: StageSpecs, ranges: Sequence[Profile], path
         EarnError: they differ.
     """
     package = tensorrt()
-    names = {engine.get_tensor_name(number) for number in range(engine.num_io_tensors)}
+    names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
     types = {"int64": package.DataType.INT64, "float32": package.DataType.FLOAT}
     table = {spec.name: types[spec.dtype] for spec in (*specs.inputs, *specs.outputs)}
     wrong = sorted(names ^ table.keys())
@@ -102,7 +102,7 @@ class TensorRTStage:
         self._ranges = ranges
         self._types = {spec.name: np.dtype(spec.dtype) for spec in (*specs.inputs, *specs.outputs)}
         self._outputs = {spec.name: spec for spec in specs.outputs}
-        sizes = [int(engine.get_device_memory_size_for_profile_v2(number)) for number in range(len(ranges))]
+        sizes = [int(engine.get_device_memory_size_for_profile_v2(profile)) for profile in range(len(ranges))]
         self._scratch_size = max(sizes)
         self._scratch = device.take(self._scratch_size)
         self._contexts: dict[int, Any] = {}  # by profile, for calls with the shapes that they have
@@ -111,22 +111,17 @@ class TensorRTStage:
 
     def run(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Reads feeds, writes outputs."""
-        number = profile_for(self._ranges, {name: array.shape for name, array in feeds.items()})
-        if number == DECODE and self._is_pass(feeds):
+        profile = profile_for(self._ranges, {name: array.shape for name, array in feeds.items()})
+        if profile == DECODE and PAST in feeds and len(feeds["keep"]) == _rows(feeds):  # every row goes on
             self._run_pass(feeds, outputs)
         else:
-            self._run_once(number, feeds, outputs)
+            self._run_once(profile, feeds, outputs)
 
-    def _is_pass(self, feeds: Mapping[str, Any]) -> bool:
-        """Whether every row goes on, as in decoding."""
-        rows = _rows(feeds)
-        return PAST in feeds and len(feeds["keep"]) == rows
-
-    def _run_once(self, number: int, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+    def _run_once(self, profile: int, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Runs with the shapes as they are."""
-        if number not in self._contexts:
-            self._contexts[number] = self._context(number)
-        context = self._contexts[number]
+        if profile not in self._contexts:
+            self._contexts[profile] = self._context(profile)
+        context = self._contexts[profile]
         held: list[Block] = []
         for name, array in feeds.items():
             address = self._on_device(name, array, held)
@@ -149,13 +144,12 @@ class TensorRTStage:
         key = (shape.users, shape.rows, shape.cached, past.address)
         if key in self._passes:
             self._passes.move_to_end(key)
-            self._load(self._passes[key], feeds)
+            self._load(shape, feeds)
         else:
             self._passes[key] = self._capture(shape, feeds)
             if len(self._passes) > MOST_GRAPHS:
                 self._passes.popitem(last=False)
-        found = self._passes[key]
-        self._device.call("cudaGraphLaunch", found.graph, self._device.stream)
+        self._device.call("cudaGraphLaunch", self._passes[key].graph, self._device.stream)
         for name, array in outputs.items():
             self._give_rows(array, self._blocks[name].address, name, shape)
 
@@ -184,12 +178,12 @@ class TensorRTStage:
             self._bind(context, name, address, shape.of(name, feeds[name].shape))
         for name in self._outputs:
             self._bind(context, name, self._blocks[name].address)
-        self._load(Pass(shape, context), feeds)
+        self._load(shape, feeds)
         self._enqueue(context, self._device.stream)  # what is set up at a first run must not be captured
         self._device.finish()
-        made = Pass(shape, context, self._captured(context))
-        weakref.finalize(made, self._device.discard, made.graph).atexit = False
-        return made
+        captured = Pass(context, self._captured(context))
+        weakref.finalize(captured, self._device.discard, captured.graph).atexit = False
+        return captured
 
     def _captured(self, context: Any) -> Any:
         """The graph of one run."""
@@ -202,9 +196,9 @@ class TensorRTStage:
                 self._device.call("cudaStreamEndCapture", self._capturing)
             raise
         graph = self._device.call("cudaStreamEndCapture", self._capturing)
-        made = self._device.call("cudaGraphInstantiate", graph, 0)
+        executable = self._device.call("cudaGraphInstantiate", graph, 0)
         self._device.call("cudaGraphDestroy", graph)
-        return made
+        return executable
 
     def _make_room(self, name: str, size: int) -> None:
         """Gives a tensor of the passes so many bytes; graphs over a smaller block are forgotten.
@@ -216,9 +210,9 @@ class TensorRTStage:
             self._passes.clear()
             self._blocks[name] = self._device.clear(self._device.take(size))
 
-    def _load(self, found: Pass, feeds: Mapping[str, Any]) -> None:
-        """Puts inputs where a pass reads them, widened."""
-        shape, rows = found.shape, _rows(feeds)
+    def _load(self, shape: PassShape, feeds: Mapping[str, Any]) -> None:
+        """Puts inputs where a pass of this shape reads them, widened."""
+        rows = _rows(feeds)
         for name, array in feeds.items():
             if name == PAST:
                 continue
@@ -263,14 +257,14 @@ class TensorRTStage:
             self._device.upload(np.ascontiguousarray(array, self._types[name]), held[-1].address)
         return held[-1].address
 
-    def _context(self, number: int) -> Any:
+    def _context(self, profile: int) -> Any:
         """A new execution context for a profile, on the stage's scratch memory."""
         package = tensorrt()
         context = self._engine.create_execution_context(package.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise EarnError(f"TensorRT cannot make an execution context{last_error(self._log)}.")
         context.set_device_memory(self._scratch.address, self._scratch_size)
-        self._must(context.set_optimization_profile_async(number, self._device.stream), f"profile {number}")
+        self._must(context.set_optimization_profile_async(profile, self._device.stream), f"profile {profile}")
         return context
 
     def _bind(self, context: Any, name: str, address: int, shape: Sequence[int] | None = None) -> None:
@@ -312,9 +306,8 @@ class PassShape:
 class Pass:
     """A captured pass."""
 
-    shape: PassShape
     context: Any  # what the graph uses lives as long as it
-    graph: Any = None
+    graph: Any
 
 
 def _rows(feeds: Mapping[str, Any]) -> int:
@@ -328,9 +321,9 @@ def _rounded(size: int, step: int) -> int:
 
 def _padded(name: str, array: Array, shape: PassShape, cached: int) -> Array:
     """A host input widened: rows that nobody sees, and cached rows that are masked."""
-    rows = array.shape[-1] if name == "keep" else array.shape[-2] if name == "attention_bias" else array.shape[1]
     if name == "keep":
         return np.arange(shape.rows)  # all rows go on
+    rows = array.shape[-2] if name == "attention_bias" else array.shape[1]
     wide = np.full(shape.of(name, array.shape), MASKED if name == "attention_bias" else 0, array.dtype)
     if name == "attention_bias":  # columns: cached rows, then the pass's own
         wide[:, :, :rows, :cached] = array[..., :cached]

@@ -80,9 +80,7 @@ def ranking(items: Sequence[Recommendation]) -> Ranking:
 
 
 @pytest.mark.parametrize(("backbone", "rule", "users"), CASES)
-def test_the_bundle_recommends_what_the_reference_search_does(
-    real: Real, backbone: str, rule: str, users: int
-) -> None:
+def test_the_bundle_recommends_what_the_reference_search_does(real: Real, backbone: str, rule: str, users: int) -> None:
     def closest(number: int) -> float:
         return closest_call(real.model(backbone), real.histories[number], K, rule)
 

@@ -17,7 +17,7 @@ from earn.manifest import GRAPH_FILES
 from earn.model.earn_model import EarnModel
 from earn.runtime.memory import Array
 from earn.specs import PAST, STAGES
-from tests.export.test_simplify import Axes, graph, operators, product, run, weights
+from tests.export.test_simplify import Axes, graph, matmul, operators, run, weights
 from tests.support import FAMILIES, assert_close, small_model
 
 WIDTHS = {"q": 6, "k": 2, "v": 2}
@@ -38,7 +38,7 @@ def projections(which: str, biased: str = "", sources: str = "xxx") -> list[Node
     nodes = []
     for name, source in zip(which, sources, strict=False):
         place = f"layers.3.{name}_proj"
-        nodes.append(product(place, source, f"{place}.weight", f"{name}.product" if name in biased else name))
+        nodes.append(matmul(place, source, f"{place}.weight", f"{name}.product" if name in biased else name))
         if name in biased:
             nodes.append(helper.make_node("Add", [f"{name}.bias", f"{name}.product"], [name], f"{name}.add"))
     return nodes
@@ -103,7 +103,7 @@ def test_those_of_every_layer_are_joined_apart() -> None:
     def layer(number: int, source: str, result: str) -> list[NodeProto]:
         names = [f"layers.{number}.{name}_proj" for name in "kv"]
         return [
-            *(product(name, source, f"{name}.weight", f"{name}.out") for name in names),
+            *(matmul(name, source, f"{name}.weight", f"{name}.out") for name in names),
             helper.make_node("Concat", [f"{name}.out" for name in names], [result], axis=-1),
         ]
 
@@ -242,4 +242,3 @@ def test_onnx_runtime_reads_the_cache_where_it_lies(exported: tuple[EarnModel, P
             assert settings["transBatchB"] == 1
             assert settings["transB"] == 1 - number % 2  # keys stand with their rows as columns, values do not
             assert node.input[1] in reached
-

@@ -322,39 +322,6 @@ def test_products_and_their_weights_are_float16_in_fp16_graphs(case: str) -> Non
         assert half > 0.98 * whole
 
 
-def roundings(graph: Graph) -> list[str]:
-    """Tensors that are cast from float32 to float16 and back: rounded, and made infinite beyond 65504."""
-    makers, found = graph.makers, []
-    for node in graph.nodes:
-        before = makers.get(node.input[0]) if node.op_type == "Cast" else None
-        if before is not None and before.op_type == "Cast":
-            kinds = [graph.types[name] for name in (before.input[0], node.input[0], node.output[0])]
-            if kinds == ["FLOAT", "FLOAT16", "FLOAT"]:
-                found.append(before.input[0])
-    return found
-
-
-@pytest.mark.parametrize("case", CASE_PARAMETERS)
-@pytest.mark.parametrize("stage", STAGES)
-def test_nothing_is_rounded_between_operators_that_stay_float32(case: str, stage: str) -> None:
-    assert roundings(Graph.of(written(case, stage, "fp16"))) == []
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("stage", STAGES)
-def test_angles_are_float32_from_the_positions_on(family: str, stage: str) -> None:
-    graph = Graph.of(written(family, stage, "fp16"))
-    ahead = [name for node in graph.nodes if node.op_type in ("Cos", "Sin") for name in node.input]
-    seen = set()
-    while ahead:
-        name = ahead.pop()
-        if name in graph.makers and name not in seen:
-            seen.add(name)
-            assert graph.types[name] in ("FLOAT", "INT64"), name
-            ahead += graph.makers[name].input
-    assert "position_ids" in {name for tensor in seen for name in graph.makers[tensor].input}
-
-
 def run(model: ModelProto, feeds: Mapping[str, Array]) -> Array:
     """The first output, every node computed as it stands: ONNX Runtime's optimizer would leave casts out."""
     options = onnxruntime.SessionOptions()
