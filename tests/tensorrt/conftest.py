@@ -21,7 +21,7 @@ def bindings(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> SimulatedCuda:
-    """A CUDA device that is played."""
+    """A simulated CUDA device."""
     made = SimulatedCuda()
     monkeypatch.setattr("cuda.bindings.runtime", made.module)
     clear_caches()
@@ -30,7 +30,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> SimulatedCuda:
 
 @pytest.fixture
 def trt(bindings: ModuleType, cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> SimulatedTensorRT:
-    """TensorRT, played on that device."""
+    """TensorRT, simulated on that device."""
     made = SimulatedTensorRT(bindings, cuda)
     monkeypatch.setitem(sys.modules, "tensorrt", made.module)
     clear_caches()
@@ -39,7 +39,7 @@ def trt(bindings: ModuleType, cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture(autouse=True)
 def nothing_stays() -> Iterator[None]:
-    """What is played must not be found by later tests."""
+    """Later tests must not find what is simulated."""
     yield
     clear_caches()
 

@@ -1,9 +1,9 @@
-"""A GPU that is played: CUDA's memory, streams and graphs in host memory, TensorRT's engines by ONNX Runtime.
+"""A simulated GPU: CUDA's memory, streams and graphs in host memory, TensorRT's engines by ONNX Runtime.
 
 Function and method names, arguments, flags and enumerations are the real ones (see signatures). What a real device
-would punish is an error here too: reading or writing outside of memory that was taken, addresses that are not aligned,
-shapes outside a profile, tensors without shape or address, and whatever may not happen while a graph is captured. New
-memory holds NaN, so that who reads what nobody wrote shows it in the answer.
+does not forgive is an error here too: reading or writing outside of memory that was taken, addresses that are not
+aligned, shapes outside a profile, tensors without shape or address, and whatever may not happen while a graph is
+captured. New memory holds NaN, so that reading unwritten memory shows in the answer.
 """
 
 from __future__ import annotations
@@ -27,8 +27,25 @@ STREAM = 7  # the number of the first stream
 ALIGNED = 256
 
 
+class CudaError(Exception):
+    """A function of the CUDA runtime fails with this status."""
+
+
+def status(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+    """The function as the CUDA runtime has it: a status, then the result if there is one."""
+
+    def call(*arguments: Any) -> tuple[Any, ...]:
+        try:
+            result = function(*arguments)
+        except CudaError as error:
+            return error.args[0], None
+        return (real.cudaError_t.cudaSuccess, *(() if result is None else (result,)))
+
+    return call
+
+
 class SimulatedCuda:
-    """cuda.bindings.runtime as far as it is used; `.module` is what stands in its place."""
+    """cuda.bindings.runtime as far as it is used; `.module` replaces it."""
 
     def __init__(self, devices: int = 1, memory: int = 1 << 30) -> None:
         self.devices, self.memory = devices, memory
@@ -37,114 +54,108 @@ class SimulatedCuda:
         self.captured: dict[int, tuple[int, list[Callable[[], None]]]] = {}  # by stream: its thread, and its work
         self.streams = 0
         self.launches = 0
-        self.name, self.architecture = "NVIDIA Fake 1", (8, 9)
+        self.name, self.architecture = "NVIDIA Simulated 1", (8, 9)
         names = [name for name in dir(self) if name.startswith("cuda")]
-        played = {name: create_autospec(getattr(real, name), side_effect=getattr(self, name)) for name in names}
+        answers = {name: status(getattr(self, name)) for name in names}
+        functions = {name: create_autospec(getattr(real, name), side_effect=answers[name]) for name in names}
         kinds = ("cudaMemcpyKind", "cudaStreamCaptureMode", "cudaError_t")
         enumerations = {name: getattr(real, name) for name in (*kinds, "cudaStreamNonBlocking")}
-        self.module = SimpleNamespace(**played, **enumerations)
+        self.module = SimpleNamespace(**functions, **enumerations)
 
     @property
     def taken(self) -> int:
         """Bytes that are taken."""
         return sum(block.nbytes - ALIGNED for block in self.blocks.copy().values())
 
-    def cudaGetDeviceCount(self) -> tuple[Any, Any]:  # noqa: N802
+    def cudaGetDeviceCount(self) -> Any:  # noqa: N802
         if not self.devices:
-            return real.cudaError_t.cudaErrorNoDevice, None
-        return real.cudaError_t.cudaSuccess, self.devices
+            raise CudaError(real.cudaError_t.cudaErrorNoDevice)
+        return self.devices
 
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, Any]:  # noqa: N802
+    def cudaStreamCreateWithFlags(self, flags: int) -> Any:  # noqa: N802
         assert flags == real.cudaStreamNonBlocking  # others wait for whoever uses the default stream
         self.streams += 1
-        return real.cudaError_t.cudaSuccess, STREAM + self.streams - 1
+        return STREAM + self.streams - 1
 
-    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, Any]:  # noqa: N802
+    def cudaGetDeviceProperties(self, device: int) -> Any:  # noqa: N802
         major, minor = self.architecture
         found = SimpleNamespace(name=self.name.encode() + b"\0", major=major, minor=minor)
-        return real.cudaError_t.cudaSuccess, found
+        return found
 
-    def cudaDriverGetVersion(self) -> tuple[Any, Any]:  # noqa: N802
-        return real.cudaError_t.cudaSuccess, 13020
+    def cudaDriverGetVersion(self) -> Any:  # noqa: N802
+        return 13020
 
-    def cudaMalloc(self, size: int) -> tuple[Any, Any]:  # noqa: N802
+    def cudaMalloc(self, size: int) -> Any:  # noqa: N802
         self.forbid_capture()
         if self.taken + size > self.memory:
-            return real.cudaError_t.cudaErrorMemoryAllocation, None
+            raise CudaError(real.cudaError_t.cudaErrorMemoryAllocation)
         block = np.full(size + ALIGNED, 255, np.uint8)  # as numbers: NaN
         address = -(-block.ctypes.data // ALIGNED) * ALIGNED
         self.blocks[address] = block
-        return real.cudaError_t.cudaSuccess, address
+        return address
 
-    def cudaFree(self, address: int) -> tuple[Any]:  # noqa: N802
+    def cudaFree(self, address: int) -> None:  # noqa: N802
         self.forbid_capture()
         del self.blocks[address]
-        return (real.cudaError_t.cudaSuccess,)
 
-    def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> tuple[Any]:  # noqa: N802
+    def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> None:  # noqa: N802
         self.forbid_captured(stream)
         self.forbid_capture()
         self.bytes_at(address, size)[:] = value
-        return (real.cudaError_t.cudaSuccess,)
 
-    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: int) -> tuple[Any]:  # noqa: N802
-        return self.cudaMemcpy2DAsync(target, size, source, size, size, 1, kind, stream)
+    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: int) -> None:  # noqa: N802
+        self.cudaMemcpy2DAsync(target, size, source, size, size, 1, kind, stream)
 
     def cudaMemcpy2DAsync(  # noqa: N802
         self, target: int, to: int, source: int, step: int, size: int, count: int, kind: Any, stream: int
-    ) -> tuple[Any]:
+    ) -> None:
         self.forbid_captured(stream)
         assert size <= min(to, step)
         self.forbid_capture()
-        for number in range(count):
-            places = [target + number * to, source + number * step]
+        for row in range(count):
+            addresses = [target + row * to, source + row * step]
             kinds = real.cudaMemcpyKind
             on_device = {
                 kinds.cudaMemcpyHostToDevice: (True, False),
                 kinds.cudaMemcpyDeviceToHost: (False, True),
                 kinds.cudaMemcpyDeviceToDevice: (True, True),
             }[kind]
-            for place, is_device in zip(places, on_device, strict=True):
-                assert self.is_device(place, size) == is_device
-            ctypes.memmove(places[0], places[1], size)
-        return (real.cudaError_t.cudaSuccess,)
+            for address, is_device in zip(addresses, on_device, strict=True):
+                assert self.is_device(address, size) == is_device
+            ctypes.memmove(*addresses, size)
 
-    def cudaStreamSynchronize(self, stream: int) -> tuple[Any]:  # noqa: N802
+    def cudaStreamSynchronize(self, stream: int) -> None:  # noqa: N802
         self.forbid_captured(stream)
         self.forbid_capture()
-        return (real.cudaError_t.cudaSuccess,)
 
-    def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any]:  # noqa: N802
+    def cudaStreamBeginCapture(self, stream: int, mode: Any) -> None:  # noqa: N802
         assert self.is_stream(stream)
         assert mode == real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         assert stream not in self.captured
         self.forbid_capture()
         self.captured[stream] = (get_ident(), [])
-        return (real.cudaError_t.cudaSuccess,)
 
-    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, Any]:  # noqa: N802
+    def cudaStreamEndCapture(self, stream: int) -> Any:  # noqa: N802
         thread, graph = self.captured.pop(stream)
         assert thread == get_ident()
-        return real.cudaError_t.cudaSuccess, graph
+        return graph
 
-    def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any, Any]:  # noqa: N802
+    def cudaGraphInstantiate(self, graph: Any, flags: int) -> Any:  # noqa: N802
         self.graphs.append(graph)
-        return real.cudaError_t.cudaSuccess, graph
+        return graph
 
-    def cudaGraphDestroy(self, graph: Any) -> tuple[Any]:  # noqa: N802
-        return (real.cudaError_t.cudaSuccess,)
+    def cudaGraphDestroy(self, graph: Any) -> None:  # noqa: N802
+        """Only executable graphs are kept."""
 
-    def cudaGraphExecDestroy(self, graph: Any) -> tuple[Any]:  # noqa: N802
+    def cudaGraphExecDestroy(self, graph: Any) -> None:  # noqa: N802
         self.graphs = [own for own in self.graphs if own is not graph]
-        return (real.cudaError_t.cudaSuccess,)
 
-    def cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[Any]:  # noqa: N802
+    def cudaGraphLaunch(self, graph: Any, stream: int) -> None:  # noqa: N802
         self.forbid_captured(stream)
         assert any(own is graph for own in self.graphs)
         self.launches += 1
         for work in graph:
             work()
-        return (real.cudaError_t.cudaSuccess,)
 
     def is_stream(self, number: int) -> bool:
         """Whether there is such a stream."""
@@ -173,7 +184,7 @@ class SimulatedCuda:
 
 
 class SimulatedTensorRT:
-    """The bindings, with builder, parser and runtime played; `.module` is what stands in their place."""
+    """The bindings, with builder, parser and runtime simulated; `.module` replaces them."""
 
     def __init__(self, bindings: ModuleType, cuda: SimulatedCuda) -> None:
         self.real, self.cuda = bindings, cuda
@@ -202,7 +213,7 @@ class SimulatedTensorRT:
             if self.refuses:
                 log.log(self.real.ILogger.Severity.ERROR, self.refuses)
                 return None
-            shapes = [profile.played for profile in config.played_profiles]
+            shapes = [profile.shapes for profile in config.profiles]
             return json.dumps({"graph": network.name, "profiles": shapes}).encode()
 
         network = fake(self.real.INetworkDefinition)
@@ -211,7 +222,7 @@ class SimulatedTensorRT:
             create_network=lambda flags=0: self._typed(network, flags),
             create_builder_config=self.config,
             create_optimization_profile=self.profile,
-            build_serialized_network=lambda network, config: build(network, Played.of(config)),
+            build_serialized_network=lambda network, config: build(network, Facts.of(config)),
         )
         return made
 
@@ -225,7 +236,7 @@ class SimulatedTensorRT:
         cache = fake(self.real.ITimingCache, serialize=lambda: b"timings of " + str(len(self.timings)).encode())
 
         def add(profile: Any) -> int:
-            profiles.append(Played.of(profile))
+            profiles.append(Facts.of(profile))
             return len(profiles) - 1
 
         def create_timing_cache(data: bytes) -> Any:
@@ -241,7 +252,7 @@ class SimulatedTensorRT:
             set_timing_cache=lambda cache, ignore: not self.timings[-1].startswith(b"foreign"),
             set_memory_pool_limit=lambda pool, size: self.configs.append((pool, size)),
         )
-        Played.note(made, played_profiles=profiles)
+        Facts.note(made, profiles=profiles)
         self.configs.append(made)
         return made
 
@@ -254,7 +265,7 @@ class SimulatedTensorRT:
             shapes[name] = (least, usual, most)
 
         made = fake(self.real.IOptimizationProfile, set_shape=set_shape)
-        Played.note(made, played=shapes)
+        Facts.note(made, shapes=shapes)
         return made
 
     def parser(self, network: Any, log: Any) -> Any:
@@ -314,7 +325,7 @@ class SimulatedTensorRT:
         )
 
 
-class Played:
+class Facts:
     """What is known of a fake beside what the real thing shows."""
 
     _of: ClassVar[dict[int, tuple[Any, SimpleNamespace]]] = {}

@@ -20,7 +20,7 @@ def test_engines_and_their_record_stand_in_the_bundle(bundle: Path, trt: Simulat
     record = build_engines(bundle)
     assert load_record(bundle) == record
     assert (record.gpu, record.architecture, record.driver, record.precision) == (
-        "NVIDIA Fake 1",
+        "NVIDIA Simulated 1",
         "8.9",
         "13.2",
         "fp32",

@@ -16,7 +16,11 @@ def test_export_builds_engines_too(checkpoint: Path, tmp_path: Path, earn: Earn,
     assert outcome.status == 0
     assert "[4/4]" in outcome.err
     assert "late stage: inner: 3" in outcome.err
-    for words in ("NVIDIA Fake 1, architecture 8.9, CUDA 13.2", "late.engine", "the GPU model that it was built on"):
+    for words in (
+        "NVIDIA Simulated 1, architecture 8.9, CUDA 13.2",
+        "late.engine",
+        "the GPU model that it was built on",
+    ):
         assert words in outcome.out
     pool = (trt.real.MemoryPoolType.WORKSPACE, 64 << 20)
     assert pool in trt.configs
@@ -60,7 +64,7 @@ def test_settings_of_engines_need_engines(tmp_path: Path, earn: Earn) -> None:  
 def test_engines_are_built_shown_and_used(bundle: Path, earn: Earn, trt: SimulatedTensorRT) -> None:  # noqa: F811
     assert earn("engine", "build", bundle, "--hardware", "ampere+").status == 0
     assert "GPUs of architecture 8.0 and later" in earn("inspect", bundle).out
-    assert earn("inspect", bundle, "--json").json["engines"]["gpu"] == "NVIDIA Fake 1"
+    assert earn("inspect", bundle, "--json").json["engines"]["gpu"] == "NVIDIA Simulated 1"
     check = earn("engine", "check", bundle)
     rows = {line.split()[0]: line.split()[1] for line in check.out.splitlines()[2:]}
     assert rows == {"cpu": "yes", "cuda": "no", "tensorrt-ep": "no", "tensorrt-rtx": "no", "tensorrt": "yes"}
@@ -85,7 +89,7 @@ def test_engines_of_another_gpu_are_refused_in_one_line(bundle: Path, earn: Earn
     build_engines(bundle)
     trt.cuda.architecture = (12, 0)
     outcome = earn("recommend", bundle, "--history", "1,2", "--engine", "tensorrt")
-    assert "here is NVIDIA Fake 1 (12.0)" in outcome.error
+    assert "here is NVIDIA Simulated 1 (12.0)" in outcome.error
     assert f"earn engine build {bundle}" in outcome.error
 
 

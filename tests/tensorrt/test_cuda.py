@@ -84,7 +84,7 @@ def test_blocks_are_at_most_an_eighth_too_large(device: Cuda) -> None:
 
 def test_the_gpu_is_named(device: Cuda, cuda: SimulatedCuda) -> None:
     found = device.gpu()
-    assert (found.name, found.architecture, found.driver) == ("NVIDIA Fake 1", "8.9", "13.2")
+    assert (found.name, found.architecture, found.driver) == ("NVIDIA Simulated 1", "8.9", "13.2")
 
 
 def test_no_device_is_an_error_with_its_remedy(cuda: SimulatedCuda) -> None:

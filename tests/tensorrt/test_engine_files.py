@@ -14,7 +14,7 @@ from earn.runtime.engine_files import TENSORRT_FOLDER, EngineRecord, Target, dif
 from earn.runtime.recommender import Recommender
 from tests.tensorrt.simulated_gpu import SimulatedTensorRT
 
-GPU = Gpu("NVIDIA Fake 1", "8.9", "13.2")
+GPU = Gpu("NVIDIA Simulated 1", "8.9", "13.2")
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def record_of(manifest: Manifest, tmp_path: Path, **other: object) -> EngineReco
     return replace(record, **other)  # type: ignore[arg-type]
 
 
-OTHER_MODEL = replace(GPU, name="NVIDIA Fake 2")
+OTHER_MODEL = replace(GPU, name="NVIDIA Simulated 2")
 HOPPER, TURING = Gpu("H", "9.0", "13.2"), Gpu("T", "7.5", "13.2")
 
 
@@ -54,7 +54,7 @@ HOPPER, TURING = Gpu("H", "9.0", "13.2"), Gpu("T", "7.5", "13.2")
         ({"version_compatible": True}, "10.16.1", GPU, ""),
         ({"version_compatible": True}, "10.2.0", GPU, "here is 10.2.0"),
         ({"version_compatible": True}, "11.4.0", GPU, "here is 11.4.0"),
-        ({}, "10.3.0", OTHER_MODEL, "for the GPU model that it was built on, here is NVIDIA Fake 2"),
+        ({}, "10.3.0", OTHER_MODEL, "for the GPU model that it was built on, here is NVIDIA Simulated 2"),
         ({"hardware": "same"}, "10.3.0", OTHER_MODEL, ""),
         ({"hardware": "same"}, "10.3.0", HOPPER, "here is H (9.0)"),
         ({"hardware": "ampere+"}, "10.3.0", HOPPER, ""),
@@ -80,8 +80,8 @@ def test_architectures_are_compared_as_numbers(toy_bundle: Path, tmp_path: Path)
 
 
 def test_engines_of_another_machine_are_refused_with_the_command(built: Path, trt: SimulatedTensorRT) -> None:
-    trt.cuda.name = "NVIDIA Fake 2"
-    with pytest.raises(EarnError, match=rf"do not fit: .*here is NVIDIA Fake 2.*earn engine build {built}"):
+    trt.cuda.name = "NVIDIA Simulated 2"
+    with pytest.raises(EarnError, match=rf"do not fit: .*here is NVIDIA Simulated 2.*earn engine build {built}"):
         load_engine("tensorrt", built, Manifest.load(built))
 
 
@@ -121,7 +121,7 @@ def test_auto_says_why_it_runs_on_the_cpu(
     name, why = choose_engine(built, Manifest.load(built))
     assert name == "cpu"
     assert "tensorrt: " in why
-    assert "here is NVIDIA Fake 1 (9.0)" in why
+    assert "here is NVIDIA Simulated 1 (9.0)" in why
     assert "cuda: This onnxruntime has no CUDAExecutionProvider" in why
     with caplog.at_level("INFO", "earn"):
         Recommender.load(built, "auto")

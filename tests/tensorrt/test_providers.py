@@ -1,4 +1,4 @@
-"""ONNX Runtime's providers for GPUs, played by the CPU's: what they are told, and where they read and write."""
+"""ONNX Runtime's providers for GPUs, simulated by the CPU's: what they are told, and where they read and write."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ REAL_SESSION, REAL_OPTIONS = onnxruntime.InferenceSession, onnxruntime.SessionOp
 
 
 class Providers:
-    """ONNX Runtime with providers for GPUs that are played."""
+    """ONNX Runtime with simulated providers for GPUs."""
 
     def __init__(self, cuda: SimulatedCuda) -> None:
         self.cuda = cuda
@@ -63,7 +63,7 @@ class Providers:
         assert not enable_fallback  # it would try the CPU in silence
         if self.fails:
             raise RuntimeError(self.fails)
-        (chosen,) = providers or options.played
+        (chosen,) = providers or options.added
         name, settings = chosen if isinstance(chosen, tuple) else (chosen, {})
         self.told.append((name, settings, not options.no_cpu))
         self.loaded.append(Path(path))
@@ -146,7 +146,7 @@ class Options:
     def __init__(self) -> None:
         self.real = REAL_OPTIONS()
         self.no_cpu = False
-        self.played: list[tuple[str, Mapping[str, str]]] = []
+        self.added: list[tuple[str, Mapping[str, str]]] = []
         self.enable_cpu_mem_arena, self.intra_op_num_threads = True, 0
 
     def add_session_config_entry(self, key: str, value: str) -> None:
@@ -155,7 +155,7 @@ class Options:
 
     def add_provider_for_devices(self, devices: list[Any], options: Mapping[str, str]) -> None:
         assert callable(REAL_OPTIONS.add_provider_for_devices)
-        self.played.append((devices[0].ep_name, options))
+        self.added.append((devices[0].ep_name, options))
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def plugin(gpu: Providers, monkeypatch: pytest.MonkeyPatch) -> Providers:
         found.append(SimpleNamespace(ep_name=name))
 
     def compiler(options: Any, source: str) -> Any:
-        assert options.played
+        assert options.added
 
         def compile_to_file(out: str) -> None:
             gpu.compiled.append(Path(source).name)
