@@ -99,29 +99,6 @@ def test_keys_and_values_alone_become_one(biased: str) -> None:
     assert operators(changed) == ["MatMul", *(["Add"] if biased else [])]
 
 
-def test_those_of_every_layer_are_joined_apart() -> None:
-    def layer(number: int, source: str, result: str) -> list[NodeProto]:
-        names = [f"layers.{number}.{name}_proj" for name in "kv"]
-        return [
-            *(matmul(name, source, f"{name}.weight", f"{name}.out") for name in names),
-            helper.make_node("Concat", [f"{name}.out" for name in names], [result], axis=-1),
-        ]
-
-    generator = np.random.default_rng(2)
-    own = {
-        f"layers.{number}.{name}_proj.weight": generator.standard_normal((4, 2)).astype(np.float32)
-        for number in range(2)
-        for name in "kv"
-    }
-    nodes = [*layer(0, "x", "between"), helper.make_node("Neg", ["between"], ["negative"]), *layer(1, "negative", "y")]
-    changed = fused(graph(nodes, {"x": ["b", "m", 4]}, {"y": ["b", "m", 4]}, **own))
-    assert [node.name for node in changed.graph.node if node.op_type == "MatMul"] == [
-        "layers.0.kv_proj",
-        "layers.1.kv_proj",
-    ]
-    assert operators(changed) == ["MatMul", "Neg", "MatMul"]
-
-
 def test_a_product_that_others_read_too_stays_for_them() -> None:
     nodes = [*projections("qkv"), joined("qkv"), helper.make_node("Neg", ["k"], ["negative"])]
     model = graph(nodes, {"x": ["b", "m", 4]}, {"y": ["b", "m", 10], "negative": ["b", "m", 2]}, **arrays())

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-from itertools import pairwise
 from math import log
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from earn.config import SCORING_RULES
@@ -182,44 +179,6 @@ def test_an_only_child_costs_exactly_nothing() -> None:
     beams = Beams(np.array([0]), np.array([2]), np.array([-0.1234567890123]), np.array([0]))
     logits = np.array([[0.1, 0.2, -77.7, 0.4, 0.5, 0.6]], np.float32)
     assert take(beams, OPEN, logits, "trie", 1).score[0] == -0.1234567890123
-
-
-@given(st.integers(0, 10**6), st.integers(1, 25), st.sampled_from(RULES), st.booleans())
-@settings(deadline=None, max_examples=40)
-def test_with_beams_for_all_every_item_gets_its_own_score(seed: int, items: int, rule: str, excludes: bool) -> None:
-    """Logits are a table by node here, so each item's score can be added up along its path."""
-    generator = np.random.default_rng(seed)
-    catalog = random_catalog(items, seed, codes=3)
-    trie = ItemTrie.build(catalog.codes)
-    table = generator.normal(0, 3, (len(trie), len(catalog.tokens) + 2)).astype(np.float32)
-    excluded = np.flatnonzero(generator.random(items) < 0.3) if excludes else np.array([], np.int64)
-    exclusions = Exclusions.of(trie, [excluded.tolist()])
-    beams, open_beams = root_beams(1), np.array([True])
-    for _ in range(trie.depth):
-        if open_beams.any():
-            beams = take(beams, open_beams, table[beams.node[open_beams]], rule, items, exclusions)
-            open_beams = ~trie.is_leaf(beams.node)
-    assert (np.diff(beams.score) <= 0).all()
-    score = dict(zip(beams.node.tolist(), beams.score.tolist(), strict=True))
-    alive = {int(path[path >= 0][-1]) for item, path in enumerate(trie.path) if item not in excluded}
-    assert score.keys() == alive
-    for item, path in enumerate(trie.path):
-        nodes = [0, *path[path >= 0].tolist()]
-        if nodes[-1] in alive:
-            assert score[nodes[-1]] == pytest.approx(path_score(trie, table, nodes, rule), abs=1e-9), item
-
-
-def path_score(trie: ItemTrie, table: NDArray[np.float32], nodes: list[int], rule: str) -> float:
-    total = 0.0
-    for depth, (above, node) in enumerate(pairwise(nodes)):
-        logits = table[above].astype(np.float64)
-        over = {
-            "trie": trie.token[trie.child_start[above] : trie.child_start[above + 1]],
-            "level": trie.level_tokens[depth],
-            "vocab": np.arange(len(logits)),
-        }[rule]
-        total += logits[trie.token[node]] - np.log(np.exp(logits[over]).sum())
-    return total
 
 
 @pytest.mark.parametrize("rule", RULES)

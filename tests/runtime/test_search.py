@@ -108,24 +108,6 @@ def test_every_lookahead_equals_the_reference_search(users: Users, rule: str, lo
     largest_sizes(engine, all_specs(recommender.manifest.sizes, recommender.manifest.limits))
 
 
-@given(
-    st.integers(0, 10**6), st.integers(1, 40), st.sampled_from(RULES), st.integers(1, 12), st.sampled_from(LOOKAHEADS)
-)
-@settings(deadline=None, max_examples=15)
-def test_every_call_lies_within_the_tensor_table(
-    seed: int, items: int, rule: str, width: int, lookahead: int | None
-) -> None:
-    model = small_model(catalog=random_catalog(items, seed, codes=3), max_history=3)
-    recommender, engine = watched_recommender(model, rule, max_batch=3, max_beams=width)
-    recommender.lookahead = lookahead
-    recommender.recommend_batch(histories_of(model.catalog, 3, 4, seed), width, width)
-    limits = recommender.manifest.limits
-    largest_sizes(engine, all_specs(recommender.manifest.sizes, limits))
-    passes = rows_of_passes(engine)
-    assert max(passes, default=0) <= limits.pass_rows
-    assert sum(passes) <= limits.generated
-
-
 def rows_of_passes(engine: CountingEngine) -> list[int]:
     """Rows per user of every pass of generated rows: the early calls behind the prompt's."""
     early = [shapes["input_ids"][1] for stage, shapes in engine.shapes if stage == "early"]

@@ -10,7 +10,8 @@ from earn.runtime import cuda as cuda_module
 from earn.runtime.cuda import cuda_runtime
 from earn.runtime.tensorrt_api import tensorrt
 from tests.tensorrt.inert_libraries import load_bindings
-from tests.tensorrt.simulated_gpu import SimulatedCuda, SimulatedTensorRT
+from tests.tensorrt.simulated_gpu import SimulatedCuda
+from tests.tensorrt.simulated_tensorrt import SimulatedTensorRT
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from earn.manifest import Manifest, refuse_foreign_folder
 from earn.runtime.engine_files import TENSORRT_FOLDER, load_record
 from earn.shape_ranges import profiles
 from tests.tensorrt.signatures import fake
-from tests.tensorrt.simulated_gpu import SimulatedTensorRT
+from tests.tensorrt.simulated_tensorrt import SimulatedTensorRT
 
 
 def test_engines_and_their_record_stand_in_the_bundle(bundle: Path, trt: SimulatedTensorRT) -> None:
@@ -96,15 +96,6 @@ def test_an_interrupt_changes_nothing(bundle: Path, trt: SimulatedTensorRT) -> N
         build_engines(bundle, BuildSettings(level=1), interrupt)
     assert load_record(bundle) == record
     assert sorted(path.name for path in (bundle / "engines").iterdir()) == ["tensorrt"]
-
-
-def test_what_stops_a_build_is_said(bundle: Path, trt: SimulatedTensorRT) -> None:
-    def gone(what: str, done: int, total: int) -> None:
-        raise BrokenPipeError("nobody reads this")
-
-    with pytest.raises(BrokenPipeError, match="nobody reads"):
-        build_engines(bundle, progress=gone)
-    assert not (bundle / TENSORRT_FOLDER).exists()
 
 
 def test_the_parsers_errors_name_node_and_remedy(bundle: Path, trt: SimulatedTensorRT) -> None:

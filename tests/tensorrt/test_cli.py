@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from earn.export.engines import build_engines
 from earn.runtime.engine_files import load_record
 from tests.cli.conftest import Earn, backbone, checkpoint, data, earn  # noqa: F401  (fixtures)
-from tests.tensorrt.simulated_gpu import SimulatedTensorRT
+from tests.tensorrt.simulated_tensorrt import SimulatedTensorRT
 
 
 def test_export_builds_engines_too(checkpoint: Path, tmp_path: Path, earn: Earn, trt: SimulatedTensorRT) -> None:  # noqa: F811
@@ -83,14 +82,6 @@ def test_auto_says_what_it_took_and_why(toy_bundle: Path, earn: Earn, trt: Simul
     assert line.startswith("engine cpu (tensorrt: ")
     assert f"Build them: earn engine build {toy_bundle}" in line
     assert "cuda: This onnxruntime has no CUDAExecutionProvider" in line
-
-
-def test_engines_of_another_gpu_are_refused_in_one_line(bundle: Path, earn: Earn, trt: SimulatedTensorRT) -> None:  # noqa: F811
-    build_engines(bundle)
-    trt.cuda.architecture = (12, 0)
-    outcome = earn("recommend", bundle, "--history", "1,2", "--engine", "tensorrt")
-    assert "here is NVIDIA Simulated 1 (12.0)" in outcome.error
-    assert f"earn engine build {bundle}" in outcome.error
 
 
 def test_a_checkpoint_runs_in_no_engine(checkpoint: Path, data: Path, earn: Earn) -> None:  # noqa: F811
