@@ -80,7 +80,8 @@ from earn.console import table
 from earn.data.dataset import Dataset, load_dataset
 from earn.errors import EarnError
 from earn.manifest import Manifest
-from earn.runtime.engine import ENGINES, NATIVE
+from earn.runtime.engine import ENGINES
+from earn.runtime.engine_files import TENSORRT
 from earn.runtime.recommender import Recommender
 
 SHAPES: Mapping[str, tuple[str, ...]] = {  # the precisions of each; fp32 first, which others are compared with
@@ -186,7 +187,7 @@ def parse() -> argparse.Namespace:
     def sizes(text: str) -> list[int]:
         return [int(size) for size in text.split(",")]
 
-    gpu = ["cuda", NATIVE, *(name for name in ENGINES if name not in ("cpu", "cuda"))]
+    gpu = [name for name in ENGINES if name != "cpu"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", type=names(list(SHAPES)), default=[name for name in SHAPES if name != "tiny"])
     parser.add_argument("--batches", type=sizes, default=[1, 8, 24])
@@ -275,7 +276,7 @@ def run_precision(asked: Asked, checks: dict[str, Check], rows: Sequence[Row], w
         return
     clock.note(f"{shape} {precision}: writing {size / 1e9:.1f} GB")
     folders = {split: work / split for split in SPLITS}
-    write = partial(gpu_sides.write_bundle, sums=NATIVE in asked.engines)
+    write = partial(gpu_sides.write_bundle, sums=TENSORRT in asked.engines)
     with ThreadPoolExecutor(len(SPLITS)) as pool:
         manifests = dict(zip(SPLITS, pool.map(write, places.values(), folders.values()), strict=True))
     catalog = Catalog.load(folders["earn"] / CATALOG_FILE)

@@ -40,7 +40,7 @@ from earn.config import EarnConfig, Prompt
 from earn.errors import EarnError
 from earn.export.fuse import check_fused, fuse_projections
 from earn.export.onnx_stages import trace_stages
-from earn.export.simplify import LAYER_PRODUCTS, drop_dead, simplify
+from earn.export.simplify import LAYER_LINEARS, drop_dead, simplify
 from earn.export.stages import BundleModel, bundle_model
 from earn.manifest import GRAPH_FILES, FileEntry, Manifest
 from earn.model.earn_model import EarnModel
@@ -192,7 +192,7 @@ def hollow_backbone(sizes: Sizes) -> PreTrainedModel:
     shared: dict[str, nn.Parameter] = {}
     for name, module in list(backbone.named_modules()):
         kind = name.rpartition(".")[2]
-        if isinstance(module, nn.Linear) and kind in LAYER_PRODUCTS:
+        if isinstance(module, nn.Linear) and kind in LAYER_LINEARS:
             if kind not in shared:
                 size = (module.in_features, module.out_features)
                 shared[kind] = nn.Parameter(torch.zeros(size), requires_grad=False)

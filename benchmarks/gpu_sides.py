@@ -56,7 +56,8 @@ from earn.manifest import ENGINES_FOLDER, GRAPH_FILES, MANIFEST_FILE, Manifest
 from earn.model.reference import build_trie, descend
 from earn.prompts import whole_prompt
 from earn.runtime.cuda import Cuda
-from earn.runtime.engine import NATIVE, check_machine, load_engine
+from earn.runtime.engine import ENGINES, load_engine
+from earn.runtime.engine_files import TENSORRT
 from earn.runtime.recommender import Recommendation, Recommender
 from earn.specs import Sizes
 
@@ -253,7 +254,7 @@ class Row:
 def why_not(engine: str) -> str:
     """What this machine lacks for an engine; "" if nothing is known to be missing."""
     try:
-        check_machine(engine)
+        ENGINES[engine].check_machine()
     except (EarnError, ImportError) as error:
         return one_line(error)
     return ""
@@ -266,7 +267,7 @@ def load(engine: str, folder: Path) -> Recommender:
         EarnError: the engine does not take it.
         ModuleNotFoundError: a package is missing.
     """
-    if engine == NATIVE:
+    if engine == TENSORRT:
         from earn.export.engines import build_engines  # a machine without it has the other engines
 
         build_engines(folder)

@@ -19,11 +19,24 @@ MASKED = -30000.0
 
 MOST_REGISTERS = 128  # at either end of a prompt
 
-SCORING_RULES = {
-    # rule: over which tokens a token's log-probability is normalised
-    "trie": "the children of this prefix in the item trie",
-    "level": "the tokens that may stand at this depth of an identifier",
-    "vocab": "the model's whole vocabulary, as Hugging Face's generate does",
+
+@dataclass(frozen=True)
+class ScoringRule:
+    """How a token's log-probability is computed from the logits."""
+
+    over: str  # tokens that it is normalised over: "children", "level" or "vocabulary" (see earn.runtime.beam)
+    meaning: str  # the same in words
+    needs_whole_head: bool = False  # the item head keeps all rows, not those of identifier tokens alone
+    finishes_determined: bool = False  # a prefix that leads to one identifier has probability 1 from there on
+
+
+# A new rule is one more row; one that normalises over other tokens also needs a function in earn.runtime.beam.
+SCORING_RULES: Mapping[str, ScoringRule] = {
+    "trie": ScoringRule("children", "the children of this prefix in the item trie", finishes_determined=True),
+    "level": ScoringRule("level", "the tokens that may stand at this depth of an identifier"),
+    "vocab": ScoringRule(
+        "vocabulary", "the model's whole vocabulary, as Hugging Face's generate does", needs_whole_head=True
+    ),
 }
 
 

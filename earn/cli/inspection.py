@@ -133,7 +133,7 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("split", f"k = {sizes['early_layers']} of {sizes['layers']} layers see every token"),
         ("registers", f"{registers['prefix']} prefix, {registers['suffix']} suffix"),
         ("prompt", f"the newest {prompt['max_history']} items; tokens of text: {parts}"),
-        ("scoring", f"{facts['scoring']}: over {SCORING_RULES[facts['scoring']]}"),
+        ("scoring", f"{facts['scoring']}: over {SCORING_RULES[facts['scoring']].meaning}"),
         *_precision_rows(facts),
         ("limits", f"{limits['batch']} users per pass, {limits['beams']} beams, {limits['prompt']} tokens of prompt"),
     ]
@@ -162,7 +162,7 @@ def _engine_rows(record: dict[str, Any] | None) -> list[tuple[str, str]]:
         return []
     together = size(sum(entry["bytes"] for entry in record["files"].values()))
     return [
-        ("engines", f"TensorRT {record['tensorrt']}, {together}, for {HARDWARE[record['hardware']]}"),
+        ("engines", f"TensorRT {record['tensorrt']}, {together}, for {HARDWARE[record['hardware']].meaning}"),
         ("", f"built on {record['gpu']}, architecture {record['architecture']}, CUDA {record['driver']}"),
     ]
 

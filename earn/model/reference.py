@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from earn.config import MASKED, check_scoring
+from earn.config import MASKED, SCORING_RULES, check_scoring
 from earn.model.earn_model import EarnModel
 from earn.prompts import readout_rows, whole_prompt
 
@@ -65,12 +65,12 @@ def next_token_scores(
     model: EarnModel, prompt: Sequence[int], beams: Sequence[Beam], trie: Trie, scoring: str
 ) -> dict[Beam, dict[int, float]]:
     """Log-probability of each child of each beam, normalised by the scoring rule; beams are equally long."""
-    level = tokens_at_depth(trie, len(beams[0])) if scoring == "level" else ()
+    level = tokens_at_depth(trie, len(beams[0]))
     result = {}
     for beam, logits in zip(beams, last_logits(model, prompt, beams), strict=True):
         children = descend(trie, beam)
-        over = {"trie": children, "level": level, "vocab": range(len(logits))}
-        normaliser = torch.logsumexp(logits[list(over[scoring])], dim=0)
+        over = {"children": children, "level": level, "vocabulary": range(len(logits))}[SCORING_RULES[scoring].over]
+        normaliser = torch.logsumexp(logits[list(over)], dim=0)
         result[beam] = {token: float(logits[token] - normaliser) for token in children}
     return result
 

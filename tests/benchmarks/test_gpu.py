@@ -47,7 +47,7 @@ from earn.runtime.engine import load_engine
 from earn.runtime.recommender import Recommendation
 from tests.support import small_model, toy_catalog
 from tests.tensorrt.conftest import bindings, cuda, nothing_stays, trt  # noqa: F401
-from tests.tensorrt.fake_gpu import FakeCuda
+from tests.tensorrt.simulated_gpu import SimulatedCuda
 
 ROOT = Path(__file__).parent.parent.parent
 FAMILIES = ("llama", "qwen2")
@@ -253,7 +253,7 @@ def test_what_breaks_off_does_not_take_the_rest_along(
 @pytest.mark.usefixtures("trt")
 def test_engines_are_built_measured_and_given_up(
     tmp_path: Path,
-    cuda: FakeCuda,  # noqa: F811
+    cuda: SimulatedCuda,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -255,7 +255,9 @@ class Requested:
     rule: str
     piece: int  # rows that are read at once
     lookahead: int | None
-    requests: Sequence[tuple[Sequence[Sequence[int]], int, int, Sequence[Sequence[int]]]]  # histories, k, beams, barred
+    requests: Sequence[
+        tuple[Sequence[Sequence[int]], int, int, Sequence[Sequence[int]]]
+    ]  # histories, k, beams, excluded
     session: Sequence[int]  # items of its start, then those that are appended one by one
 
 
@@ -277,8 +279,8 @@ def requested(draw: st.DrawFn) -> Requested:
     requests = []
     for users in draw(st.lists(st.integers(1, batch + 1), min_size=1, max_size=2)):
         histories = draw(st.lists(items, min_size=users, max_size=users))
-        barred = draw(st.lists(st.lists(item, max_size=12), min_size=users, max_size=users))
-        requests.append((histories, draw(number), draw(number), barred))
+        excluded = draw(st.lists(st.lists(item, max_size=12), min_size=users, max_size=users))
+        requests.append((histories, draw(number), draw(number), excluded))
     return Requested(
         draw(st.sampled_from(FAMILIES)),
         catalog,
@@ -311,13 +313,13 @@ def pieces_of(rows: int) -> Iterator[None]:
 def ask(recommender: Recommender, asked: Requested) -> None:
     """Makes the requests, then those of a session that grows, slides and is restored."""
     recommender.lookahead = asked.lookahead
-    for histories, k, beams, barred in asked.requests:
-        recommender.recommend_batch(histories, k, beams, barred, exclude_history=k % 2 == 0)
-    _, k, beams, barred = asked.requests[-1]
+    for histories, k, beams, excluded in asked.requests:
+        recommender.recommend_batch(histories, k, beams, excluded, exclude_history=k % 2 == 0)
+    _, k, beams, excluded = asked.requests[-1]
     session = recommender.session(asked.session[: len(asked.session) // 2])
     for item in asked.session[len(asked.session) // 2 :]:
         session.append(item)
-        session.recommend(k, beams, barred[0])
+        session.recommend(k, beams, excluded[0])
     restored = recommender.restore_session(session.to_bytes())
     restored.recommend(beams, beams)
     restored.append(asked.session[0])
