@@ -16,6 +16,7 @@ import re
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import count
 from pathlib import Path
 from types import MappingProxyType
@@ -94,12 +95,15 @@ class Page:
             EarnError: matplotlib or Jinja2 is missing.
         """
         check_installed()
-        from jinja2 import Environment, StrictUndefined
+        from jinja2 import Environment, FunctionLoader, StrictUndefined
         from markupsafe import Markup
 
         numbers = count(1)
-        environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-        return environment.from_string(_TEMPLATE).render(
+        loader = FunctionLoader(lambda name: files(__package__).joinpath(name).read_text("utf-8"))
+        environment = Environment(
+            autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, loader=loader
+        )
+        return environment.get_template("page.html").render(
             page=self, colours=_COLOURS, svg=lambda picture: Markup(_svg(picture, next(numbers)))
         )
 
@@ -192,107 +196,3 @@ def _svg(picture: Picture, number: int) -> str:
     )
     box = f'viewBox="0 0 {WIDTH * 72:g} {picture.height * 72:g}"'
     return f'<svg {box} aria-hidden="true">{svg}'
-
-
-_TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{{ page.title }}</title>
-<style>
-:root { {% for name, pair in colours.items() %}--{{ name }}: {{ pair[0] }}; {% endfor %}}
-@media screen and (prefers-color-scheme: dark) {
-  :root { {% for name, pair in colours.items() %}--{{ name }}: {{ pair[1] }}; {% endfor %}}
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.6; overflow-wrap: break-word;
-  font-family: system-ui, -apple-system, "Segoe UI", "Helvetica Neue", "Noto Sans", Arial, sans-serif; }
-main { max-width: 58rem; margin: 0 auto; padding: 4rem 1.5rem 6rem; }
-h1 { font-size: 2.1rem; line-height: 1.2; letter-spacing: -0.02em; margin: 0 0 1rem; }
-h2 { font-size: 1.25rem; letter-spacing: -0.01em; margin: 0 0 0.75rem; }
-p { max-width: 44rem; margin: 0 0 1rem; }
-section { margin-top: 3.5rem; padding-top: 2rem; border-top: 1px solid var(--rule); }
-.summary { font-size: 1.15rem; line-height: 1.55; margin-bottom: 0; }
-.banner { display: flex; gap: 0.75rem; max-width: none; margin-bottom: 2.5rem; padding: 0.9rem 1.2rem;
-  border-left: 0.35rem solid; border-radius: 0.25rem; font-weight: 600; }
-.good { color: var(--good); background: color-mix(in srgb, var(--good) 10%, transparent); }
-.bad { color: var(--paper); background: var(--bad); border-color: var(--bad); font-size: 1.3rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 1.5rem; margin: 2.5rem 0 0; }
-.tiles dt { color: var(--muted); font-size: 0.85rem; line-height: 1.4; }
-.tiles dd { margin: 0; font-size: 1.6rem; font-weight: 600; letter-spacing: -0.02em; }
-.tiles div { display: flex; flex-direction: column-reverse; justify-content: flex-end;
-  border-top: 2px solid var(--main); padding-top: 0.6rem; }
-.wide { overflow-x: auto; margin: 1.5rem 0; }
-table { border-collapse: collapse; min-width: 60%; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.45rem 1.2rem 0.45rem 0; text-align: left; vertical-align: top; }
-th { color: var(--muted); font-weight: 500; border-bottom: 1px solid var(--muted); white-space: nowrap; }
-td { border-bottom: 1px solid var(--rule); }
-.number { text-align: right; padding: 0.45rem 0 0.45rem 1.2rem; white-space: nowrap; }
-.marked td { font-weight: 600; color: var(--main); }
-figure { margin: 1.5rem 0; }
-figcaption { max-width: 44rem; margin-top: 0.5rem; color: var(--muted); font-size: 0.88rem; line-height: 1.5; }
-svg { display: block; width: 100%; min-width: 40rem; height: auto; }
-svg * { stroke-linejoin: round; stroke-linecap: butt; }
-svg text { font-family: inherit !important; }
-@media print {
-  html { font-size: 9.5pt; }
-  main { max-width: none; padding: 0; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  section { margin-top: 2rem; padding-top: 1.2rem; }
-  h2, section > p { break-after: avoid; }
-  figure, tr, p, .tiles { break-inside: avoid; }
-  .wide { overflow: visible; }
-  svg { min-width: 0; }
-}
-</style>
-</head>
-<body>
-<main>
-<header>
-{% if page.banner %}
-<p class="banner {{ 'good' if page.banner.is_good else 'bad' }}">
-<span aria-hidden="true">{{ '✓' if page.banner.is_good else '✕' }}</span><span>{{ page.banner.text }}</span></p>
-{% endif %}
-<h1>{{ page.title }}</h1>
-<p class="summary">{{ page.summary }}</p>
-{% if page.tiles %}
-<dl class="tiles">
-{% for value, label in page.tiles %}
-<div><dt>{{ label }}</dt><dd>{{ value }}</dd></div>
-{% endfor %}
-</dl>
-{% endif %}
-</header>
-{% for section in page.sections %}
-<section>
-<h2>{{ section.title }}</h2>
-{% for part in section.parts %}
-{% if part is string %}
-<p>{{ part }}</p>
-{% elif part.rows is defined %}
-<div class="wide"><table>
-<thead><tr>
-{%- for cell in part.header %}<th{% if loop.index > part.text_columns %} class="number"{% endif %}>{{ cell }}</th>
-{%- endfor %}</tr></thead>
-<tbody>
-{% for row in part.rows %}
-{% set row_number = loop.index0 %}
-<tr{% if row_number in part.marked %} class="marked"{% endif %}>
-{%- for cell in row %}<td{% if loop.index > part.text_columns %} class="number"{% endif %}>{{ cell }}</td>
-{%- endfor %}</tr>
-{% endfor %}
-</tbody>
-</table></div>
-{% else %}
-<figure><div class="wide">{{ svg(part) }}</div><figcaption>{{ part.caption }}</figcaption></figure>
-{% endif %}
-{% endfor %}
-</section>
-{% endfor %}
-</main>
-</body>
-</html>
-"""
