@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from earn.model.attention_figures import BINS, HEAD, TAIL, Analysis, most_loss, place_names
-from earn.report.page import COLOURS
+from earn.report.plots import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from earn.report.calibration_rows import LengthRow, PrecisionRow, RangeRow, SensitivityRow
-from earn.report.page import COLOURS
+from earn.report.plots import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

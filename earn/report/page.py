@@ -11,36 +11,20 @@ matplotlib and Jinja2 are imported when a page is rendered, not before.
 
 from __future__ import annotations
 
-import io
-import re
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from earn.errors import EarnError
 from earn.files import written_whole
+from earn.report.plots import PALETTE, svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# name: in light mode and in print, in dark mode. Blue, orange and grey differ for every kind of colour blindness.
-_COLOURS: Mapping[str, tuple[str, str]] = {
-    "paper": ("#ffffff", "#14181f"),
-    "ink": ("#1c2430", "#e6e9ef"),
-    "muted": ("#5b6574", "#9ba6b5"),
-    "rule": ("#dde2e9", "#323a47"),
-    "main": ("#1f6fb2", "#6ab2ee"),
-    "pale": ("#c2d6e8", "#38536d"),
-    "mark": ("#b8500c", "#f0994f"),
-    "good": ("#0d7468", "#5cc4b2"),
-    "bad": ("#a92c18", "#f58d76"),
-}
-COLOURS: Mapping[str, str] = MappingProxyType({name: light for name, (light, _) in _COLOURS.items()})  # for figures
 
 
 @dataclass(frozen=True)
@@ -58,8 +42,10 @@ class Picture:
     """A figure with the sentence that says what it shows."""
 
     caption: str
-    draw: Callable[[Figure], None]  # draws into an empty figure, with COLOURS; called when the page is rendered
-    height: float = 3.0  # inches; every figure is WIDTH wide
+    draw: Callable[
+        [Figure], None
+    ]  # draws into an empty figure, with COLOURS of `plots`; called when the page is rendered
+    height: float = 3.0  # inches; the width is the same for all
 
 
 @dataclass(frozen=True)
@@ -104,7 +90,7 @@ class Page:
             autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, loader=loader
         )
         return environment.get_template("page.html").render(
-            page=self, colours=_COLOURS, svg=lambda picture: Markup(_svg(picture, next(numbers)))
+            page=self, colours=PALETTE, svg=lambda picture: Markup(svg(picture.draw, picture.height, next(numbers)))
         )
 
     def write(self, path: Path) -> None:
@@ -141,58 +127,3 @@ def check_installed() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise EarnError(f"Reports need {error.name}. Install it: pip install 'earn-edge[report]'") from error
-
-
-WIDTH = 9.0  # inches
-_STYLE: Mapping[str, object] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": COLOURS["muted"],
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.labelcolor": COLOURS["muted"],
-    "axes.linewidth": 0.7,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 9.0,
-    "axes.titlesize": 9.0,
-    "axes.titleweight": "bold",
-    "axes.unicode_minus": True,
-    "figure.facecolor": "none",
-    "font.size": 8.5,
-    "grid.color": COLOURS["rule"],
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "lines.color": COLOURS["main"],
-    "svg.fonttype": "none",  # text stays text
-    "text.color": COLOURS["ink"],
-    "text.parse_math": False,  # a dollar sign is a dollar sign
-    "xtick.color": COLOURS["muted"],
-    "xtick.major.size": 0.0,
-    "ytick.color": COLOURS["muted"],
-    "ytick.major.size": 0.0,
-}
-
-
-def _svg(picture: Picture, number: int) -> str:
-    """The picture as an <svg> element that takes its colours and its font from the page."""
-    from matplotlib import style
-    from matplotlib.figure import Figure
-
-    text = io.StringIO()
-    with style.context(["default", {**_STYLE, "svg.hashsalt": f"figure {number}"}]):  # the salt keeps ids apart
-        figure = Figure(figsize=(WIDTH, picture.height), layout="constrained")
-        picture.draw(figure)
-        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = text.getvalue()
-    svg = svg[svg.index(">", svg.index("<svg")) + 1 :]
-    svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace(" xlink:href=", " href=")
-    names = {light: name for name, light in COLOURS.items()}
-    svg = re.sub(
-        r"(?<=: )#[0-9a-f]{6}", lambda found: f"var(--{names[found[0]]})" if found[0] in names else found[0], svg
-    )
-    box = f'viewBox="0 0 {WIDTH * 72:g} {picture.height * 72:g}"'
-    return f'<svg {box} aria-hidden="true">{svg}'

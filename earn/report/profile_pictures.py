@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from earn.profiling.rows import PREFILLS, SEARCH, STEP, TOTAL, BundleProfile, Case, Limit, ProfileResult, label
-from earn.report.page import COLOURS
+from earn.report.plots import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

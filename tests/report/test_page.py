@@ -11,7 +11,8 @@ import matplotlib
 import pytest
 
 from earn.errors import EarnError
-from earn.report.page import COLOURS, Banner, Page, Picture, Section, Table
+from earn.report.page import Banner, Page, Picture, Section, Table
+from earn.report.plots import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
