@@ -34,7 +34,7 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     text_columns: int = 1  # so many, from the left, are set as text
-    marked: Collection[int] = ()  # numbers of the rows to stand out
+    marked: Collection[int] = ()  # indices of the rows to stand out
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,19 @@ class Picture:
     """A figure with the sentence that says what it shows."""
 
     caption: str
-    draw: Callable[
-        [Figure], None
-    ]  # draws into an empty figure, with COLOURS of `plots`; called when the page is rendered
+    draw: Callable[[Figure], None]  # into an empty figure, with COLOURS of `plots`, when the page is rendered
     height: float = 3.0  # inches; the width is the same for all
+
+
+Parts = Sequence[str | Table | Picture]  # of a section; a string is a paragraph
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it; a string is a paragraph."""
+    """A heading and what stands below it."""
 
     title: str
-    parts: Sequence[str | Table | Picture]
+    parts: Parts
 
 
 @dataclass(frozen=True)
