@@ -88,9 +88,14 @@ def test_linear_layers_that_read_one_tensor_share_a_range() -> None:
     channels = ChannelRange(np.array([-4.0, -1.0], np.float32), np.array([2.0, 6.0], np.float32))
     seen = Observations(dict.fromkeys("abc", channels), dict.fromkeys("abc", (-2.0, 3.0)))
     found = replace(FOUND, products={"late": layers}, before={"late": seen}, after={"late": seen})
-    assert [
-        replace(HEAD, layer=index, product=name) for index, name in ((0, "gate_up"), (0, "o_proj"), (None, "head"))
-    ] == [*report_of(found, HELD_OUT, Settings(), "bundle", "bundle-int8", "ml").ranges]
+    ranges = report_of(found, HELD_OUT, Settings(), "bundle", "bundle-int8", "ml").ranges
+    assert [(row.unit, row.product) for row in ranges] == [
+        ("late.0", "gate_up"),
+        ("late.0", "o_proj"),
+        ("head", "head"),
+    ]
+    assert ranges[2] == HEAD
+    assert ranges[2].change == 0.5
 
 
 def test_the_page_shows_every_figure() -> None:
@@ -103,7 +108,7 @@ def test_the_page_shows_every_figure() -> None:
         "0.2500 0.2400 −0.0100",
         "✓ met 0.1250 0.1240 −0.0010 (−0.0030 to +0.0010)",
         "late.0 ✓ passes 0.9600",
-        "90.00%, for histories of 2 items",
+        "90.00%, for histories of 4 items",
         "1 of 2 passed: int8.",
         "int8 (chosen) ✓ passes 12.5 MiB 25.0% 20.0 ms 0.9600 0.1240",
         "int4 ✕ fails 6.8 KiB 0.0% not measured 0.9499 0.1000",
@@ -160,9 +165,8 @@ def test_ranges_that_stayed_are_not_said_to_shrink() -> None:
 def test_names_are_escaped() -> None:
     evil = "<script>$x_{"
     odd = report_with(replace(INT8, precision=replace(INT8.precision, name=evil), sensitivity={evil: 0.1}))
-    page = calibration_page(
-        replace(odd, source=evil, ranges=tuple(replace(row, product=evil) for row in REPORT.ranges))
-    )
+    ranges = tuple(replace(row, product=evil) for row in REPORT.ranges)
+    page = calibration_page(replace(odd, source=evil, ranges=ranges))
     assert "<script" not in page.html()
     assert page.html().count("&lt;script&gt;$x_{") > 5
 
@@ -171,23 +175,10 @@ def test_the_json_beside_the_page_holds_the_same_figures(tmp_path: Path) -> None
     write_report(REPORT, tmp_path / "report.html")
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.json"}
     written = json.loads((tmp_path / "report.json").read_text("utf-8"))
-    names = [
-        "source",
-        "out",
-        "precision",
-        "engine",
-        "method",
-        "data",
-        "passed",
-        "forced",
-        "samples",
-        "users",
-        "seed",
-        "gate",
-    ]
+    plain = "source out precision engine method data passed forced samples users seed gate"
     rows = {name: list(written.pop(name)) for name in ("ranges", "sensitivity", "precisions", "attempts")}
     lengths = written.pop("overlap_by_length")
-    assert written.keys() == set(names)
+    assert written.keys() == set(plain.split())
     assert [RangeRow(**row) for row in rows["ranges"]] == list(REPORT.ranges)
     assert [PrecisionRow(**row) for row in rows["precisions"]] == list(REPORT.precisions)
     assert [LengthRow(**row) for row in lengths] == list(REPORT.lengths)

@@ -22,8 +22,7 @@ from earn.profiling.rows import (
     ProfileSettings,
     RequestPart,
 )
-from earn.report.profile import check_page, noisy_cases, profile_page
-from earn.report.profile_pictures import figures, milliseconds
+from earn.report.profile import check_page, figures, milliseconds, noisy_cases, profile_page
 
 MACHINE = Machine("Some CPU", 2, 4, 1 << 25, None, 0.25, "Linux 6 x86_64", {"python": "3.11.9", "numpy": "2.4.6"})
 LOADING = Loading(3, 50.0, Percentiles(120.0, 130.0, 131.0), 17.0, 50 << 20, 80 << 20, 90 << 20)
