@@ -246,7 +246,7 @@ def _draw_sensitivity(errors: Mapping[str, float], floats: Collection[str], figu
     """The error of every layer."""
     axes = figure.subplots()
     colours = ["none" if name in floats else COLOURS["main"] for name in errors]
-    axes.bar(range(len(errors)), errors.values(), 0.65, color=colours, edgecolor=COLOURS["main"], linewidth=1.2)
+    axes.bar(range(len(errors)), list(errors.values()), 0.65, color=colours, edgecolor=COLOURS["main"], linewidth=1.2)
     percent(axes.yaxis)
     _name_layers(axes, list(errors), room=40)
 
