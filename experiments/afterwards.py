@@ -130,7 +130,7 @@ def quantize_all(runs: Sequence[Run], out: Path) -> None:
     from earn.calibration.calibrate import Settings, calibrate
     from earn.calibration.samples import draw_samples
     from earn.export.bundle import export_bundle
-    from earn.report.calibration_summary import report_calibration
+    from earn.report.calibration import report_calibration
     from earn.runtime.evaluation import target_ranks
     from earn.runtime.recommender import Recommender
 

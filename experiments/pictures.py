@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from earn.files import written_whole
-from earn.report.page import COLOURS
+from earn.report.plots import COLOURS
 from experiments.grid import PAPER_ABLATIONS
 from experiments.tables import ABLATED, MODEL, Row, groups, model_name, share_of, usual_split
 

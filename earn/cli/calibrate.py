@@ -89,8 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from earn.calibration.samples import draw_samples
     from earn.catalog import CATALOG_FILE, Catalog
     from earn.data.dataset import load_dataset
-    from earn.report.calibration import check_page
-    from earn.report.calibration_summary import report_calibration
+    from earn.report.calibration import check_page, report_calibration
     from earn.report.page import check_installed
 
     settings = Settings(

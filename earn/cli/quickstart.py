@@ -217,7 +217,7 @@ def _calibrate(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
     """Writes the int8 bundle and its report; returns the gate's figures."""
     from earn.calibration.calibrate import Settings, calibrate
     from earn.calibration.samples import HELD_OUT, SAMPLES, draw_samples
-    from earn.report.calibration_summary import report_calibration
+    from earn.report.calibration import report_calibration
 
     try:
         histories, held_out = draw_samples(dataset, SAMPLES, HELD_OUT, args.seed, exclude_history=True)

@@ -11,35 +11,20 @@ matplotlib and Jinja2 are imported when a page is rendered, not before.
 
 from __future__ import annotations
 
-import io
-import re
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import count
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from earn.errors import EarnError
 from earn.files import written_whole
+from earn.report.plots import PALETTE, svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# name: in light mode and in print, in dark mode. Blue, orange and grey differ for every kind of colour blindness.
-_COLOURS: Mapping[str, tuple[str, str]] = {
-    "paper": ("#ffffff", "#14181f"),
-    "ink": ("#1c2430", "#e6e9ef"),
-    "muted": ("#5b6574", "#9ba6b5"),
-    "rule": ("#dde2e9", "#323a47"),
-    "main": ("#1f6fb2", "#6ab2ee"),
-    "pale": ("#c2d6e8", "#38536d"),
-    "mark": ("#b8500c", "#f0994f"),
-    "good": ("#0d7468", "#5cc4b2"),
-    "bad": ("#a92c18", "#f58d76"),
-}
-COLOURS: Mapping[str, str] = MappingProxyType({name: light for name, (light, _) in _COLOURS.items()})  # for figures
 
 
 @dataclass(frozen=True)
@@ -49,7 +34,7 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     text_columns: int = 1  # so many, from the left, are set as text
-    marked: Collection[int] = ()  # numbers of the rows to stand out
+    marked: Collection[int] = ()  # indices of the rows to stand out
 
 
 @dataclass(frozen=True)
@@ -57,16 +42,19 @@ class Picture:
     """A figure with the sentence that says what it shows."""
 
     caption: str
-    draw: Callable[[Figure], None]  # draws into an empty figure, with COLOURS; called when the page is rendered
-    height: float = 3.0  # inches; every figure is WIDTH wide
+    draw: Callable[[Figure], None]  # into an empty figure, with COLOURS of `plots`, when the page is rendered
+    height: float = 3.0  # inches; the width is the same for all
+
+
+Parts = Sequence[str | Table | Picture]  # of a section; a string is a paragraph
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it; a string is a paragraph."""
+    """A heading and what stands below it."""
 
     title: str
-    parts: Sequence[str | Table | Picture]
+    parts: Parts
 
 
 @dataclass(frozen=True)
@@ -94,13 +82,16 @@ class Page:
             EarnError: matplotlib or Jinja2 is missing.
         """
         check_installed()
-        from jinja2 import Environment, StrictUndefined
+        from jinja2 import Environment, FunctionLoader, StrictUndefined
         from markupsafe import Markup
 
         numbers = count(1)
-        environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-        return environment.from_string(_TEMPLATE).render(
-            page=self, colours=_COLOURS, svg=lambda picture: Markup(_svg(picture, next(numbers)))
+        loader = FunctionLoader(lambda name: files(__package__).joinpath(name).read_text("utf-8"))
+        environment = Environment(
+            autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, loader=loader
+        )
+        return environment.get_template("page.html").render(
+            page=self, colours=PALETTE, svg=lambda picture: Markup(svg(picture.draw, picture.height, next(numbers)))
         )
 
     def write(self, path: Path) -> None:
@@ -137,162 +128,3 @@ def check_installed() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise EarnError(f"Reports need {error.name}. Install it: pip install 'earn-edge[report]'") from error
-
-
-WIDTH = 9.0  # inches
-_STYLE: Mapping[str, object] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": COLOURS["muted"],
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.labelcolor": COLOURS["muted"],
-    "axes.linewidth": 0.7,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 9.0,
-    "axes.titlesize": 9.0,
-    "axes.titleweight": "bold",
-    "axes.unicode_minus": True,
-    "figure.facecolor": "none",
-    "font.size": 8.5,
-    "grid.color": COLOURS["rule"],
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "lines.color": COLOURS["main"],
-    "svg.fonttype": "none",  # text stays text
-    "text.color": COLOURS["ink"],
-    "text.parse_math": False,  # a dollar sign is a dollar sign
-    "xtick.color": COLOURS["muted"],
-    "xtick.major.size": 0.0,
-    "ytick.color": COLOURS["muted"],
-    "ytick.major.size": 0.0,
-}
-
-
-def _svg(picture: Picture, number: int) -> str:
-    """The picture as an <svg> element that takes its colours and its font from the page."""
-    from matplotlib import style
-    from matplotlib.figure import Figure
-
-    text = io.StringIO()
-    with style.context(["default", {**_STYLE, "svg.hashsalt": f"figure {number}"}]):  # the salt keeps ids apart
-        figure = Figure(figsize=(WIDTH, picture.height), layout="constrained")
-        picture.draw(figure)
-        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = text.getvalue()
-    svg = svg[svg.index(">", svg.index("<svg")) + 1 :]
-    svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace(" xlink:href=", " href=")
-    names = {light: name for name, light in COLOURS.items()}
-    svg = re.sub(
-        r"(?<=: )#[0-9a-f]{6}", lambda found: f"var(--{names[found[0]]})" if found[0] in names else found[0], svg
-    )
-    box = f'viewBox="0 0 {WIDTH * 72:g} {picture.height * 72:g}"'
-    return f'<svg {box} aria-hidden="true">{svg}'
-
-
-_TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{{ page.title }}</title>
-<style>
-:root { {% for name, pair in colours.items() %}--{{ name }}: {{ pair[0] }}; {% endfor %}}
-@media screen and (prefers-color-scheme: dark) {
-  :root { {% for name, pair in colours.items() %}--{{ name }}: {{ pair[1] }}; {% endfor %}}
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.6; overflow-wrap: break-word;
-  font-family: system-ui, -apple-system, "Segoe UI", "Helvetica Neue", "Noto Sans", Arial, sans-serif; }
-main { max-width: 58rem; margin: 0 auto; padding: 4rem 1.5rem 6rem; }
-h1 { font-size: 2.1rem; line-height: 1.2; letter-spacing: -0.02em; margin: 0 0 1rem; }
-h2 { font-size: 1.25rem; letter-spacing: -0.01em; margin: 0 0 0.75rem; }
-p { max-width: 44rem; margin: 0 0 1rem; }
-section { margin-top: 3.5rem; padding-top: 2rem; border-top: 1px solid var(--rule); }
-.summary { font-size: 1.15rem; line-height: 1.55; margin-bottom: 0; }
-.banner { display: flex; gap: 0.75rem; max-width: none; margin-bottom: 2.5rem; padding: 0.9rem 1.2rem;
-  border-left: 0.35rem solid; border-radius: 0.25rem; font-weight: 600; }
-.good { color: var(--good); background: color-mix(in srgb, var(--good) 10%, transparent); }
-.bad { color: var(--paper); background: var(--bad); border-color: var(--bad); font-size: 1.3rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 1.5rem; margin: 2.5rem 0 0; }
-.tiles dt { color: var(--muted); font-size: 0.85rem; line-height: 1.4; }
-.tiles dd { margin: 0; font-size: 1.6rem; font-weight: 600; letter-spacing: -0.02em; }
-.tiles div { display: flex; flex-direction: column-reverse; justify-content: flex-end;
-  border-top: 2px solid var(--main); padding-top: 0.6rem; }
-.wide { overflow-x: auto; margin: 1.5rem 0; }
-table { border-collapse: collapse; min-width: 60%; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.45rem 1.2rem 0.45rem 0; text-align: left; vertical-align: top; }
-th { color: var(--muted); font-weight: 500; border-bottom: 1px solid var(--muted); white-space: nowrap; }
-td { border-bottom: 1px solid var(--rule); }
-.number { text-align: right; padding: 0.45rem 0 0.45rem 1.2rem; white-space: nowrap; }
-.marked td { font-weight: 600; color: var(--main); }
-figure { margin: 1.5rem 0; }
-figcaption { max-width: 44rem; margin-top: 0.5rem; color: var(--muted); font-size: 0.88rem; line-height: 1.5; }
-svg { display: block; width: 100%; min-width: 40rem; height: auto; }
-svg * { stroke-linejoin: round; stroke-linecap: butt; }
-svg text { font-family: inherit !important; }
-@media print {
-  html { font-size: 9.5pt; }
-  main { max-width: none; padding: 0; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  section { margin-top: 2rem; padding-top: 1.2rem; }
-  h2, section > p { break-after: avoid; }
-  figure, tr, p, .tiles { break-inside: avoid; }
-  .wide { overflow: visible; }
-  svg { min-width: 0; }
-}
-</style>
-</head>
-<body>
-<main>
-<header>
-{% if page.banner %}
-<p class="banner {{ 'good' if page.banner.is_good else 'bad' }}">
-<span aria-hidden="true">{{ '✓' if page.banner.is_good else '✕' }}</span><span>{{ page.banner.text }}</span></p>
-{% endif %}
-<h1>{{ page.title }}</h1>
-<p class="summary">{{ page.summary }}</p>
-{% if page.tiles %}
-<dl class="tiles">
-{% for value, label in page.tiles %}
-<div><dt>{{ label }}</dt><dd>{{ value }}</dd></div>
-{% endfor %}
-</dl>
-{% endif %}
-</header>
-{% for section in page.sections %}
-<section>
-<h2>{{ section.title }}</h2>
-{% for part in section.parts %}
-{% if part is string %}
-<p>{{ part }}</p>
-{% elif part.rows is defined %}
-<div class="wide"><table>
-<thead><tr>
-{%- for cell in part.header %}<th{% if loop.index > part.text_columns %} class="number"{% endif %}>{{ cell }}</th>
-{%- endfor %}</tr></thead>
-<tbody>
-{% for row in part.rows %}
-{% set row_number = loop.index0 %}
-<tr{% if row_number in part.marked %} class="marked"{% endif %}>
-{%- for cell in row %}<td{% if loop.index > part.text_columns %} class="number"{% endif %}>{{ cell }}</td>
-{%- endfor %}</tr>
-{% endfor %}
-</tbody>
-</table></div>
-{% else %}
-<figure><div class="wide">{{ svg(part) }}</div><figcaption>{{ part.caption }}</figcaption></figure>
-{% endif %}
-{% endfor %}
-</section>
-{% endfor %}
-</main>
-</body>
-</html>
-"""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import matplotlib
 import pytest
 
 from earn.errors import EarnError
-from earn.report.page import COLOURS, Banner, Page, Picture, Section, Table
+from earn.report.page import Banner, Page, Picture, Section, Table, check_place
+from earn.report.plots import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,3 +147,24 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         Page("t", "s", [Section("x", [Picture("c", fail)])]).write(path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_place_for_the_page_is_checked_before_anything_is_measured(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (tmp_path / "file").write_text("")
+    check_place(tmp_path / "new" / "page.html", bundle)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "file"]  # nothing is left behind
+    for path, says in (
+        ("page.txt", "Give a file that ends in .html"),
+        ("bundle/page.html", "lies in a bundle"),
+        ("file/page.html", "cannot be written"),
+    ):
+        with pytest.raises(EarnError, match=says):
+            check_place(tmp_path / path, bundle)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that nobody can write to")
+def test_a_folder_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(EarnError, match=re.escape(f"cannot be written ({os.strerror(2)}: /proc)")):
+        check_place(Path("/proc/page.html"))

@@ -1,15 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
-
-from earn.errors import EarnError
 from earn.profiling.machine import Machine
 from earn.profiling.rows import (
     BundleProfile,
@@ -22,8 +16,7 @@ from earn.profiling.rows import (
     ProfileSettings,
     RequestPart,
 )
-from earn.report.profile import check_page, noisy_cases, profile_page
-from earn.report.profile_pictures import figures, milliseconds
+from earn.report.profile import figures, milliseconds, noisy_cases, profile_page
 
 MACHINE = Machine("Some CPU", 2, 4, 1 << 25, None, 0.25, "Linux 6 x86_64", {"python": "3.11.9", "numpy": "2.4.6"})
 LOADING = Loading(3, 50.0, Percentiles(120.0, 130.0, 131.0), 17.0, 50 << 20, 80 << 20, 90 << 20)
@@ -93,12 +86,6 @@ def test_the_pictures_name_stages_bundles_and_limits() -> None:
     wanted = {"early prefill", "late prefill", "decode step 1", "decode step 2", "search", "earn", "dense"}
     assert wanted | {"10.0 ms", "25.0 ms", "tokens of the prompt", "2 callers"} <= texts
     assert "earn: 30.0 GB/s of memory, 200 GOP/s of products" in texts
-
-
-def test_one_bundle_stands_alone() -> None:
-    text = text_of(profile_of(side("earn")))
-    assert "Profile of earn " in text
-    assert "times as long" not in text
 
 
 def test_noise_is_said_first() -> None:
@@ -177,30 +164,3 @@ def test_figures_have_three_digits() -> None:
         *("0.00042", "0.50", "1.23", "12.3", "1,234")
     ]
     assert [figures(value) for value in (0.1234, 12.34, 1234.5)] == ["0.123", "12.3", "1,234"]
-
-
-def test_a_place_for_the_page_is_checked_before_anything_is_measured(tmp_path: Path) -> None:
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    (tmp_path / "file").write_text("")
-    check_page(tmp_path / "new" / "page.html", bundle)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "file"]  # nothing is left behind
-    for path, says in (
-        ("page.txt", "Give a file that ends in .html"),
-        ("bundle/page.html", "lies in a bundle"),
-        ("file/page.html", "cannot be written"),
-    ):
-        with pytest.raises(EarnError, match=says):
-            check_page(tmp_path / path, bundle)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that nobody can write to")
-def test_a_folder_that_cannot_be_written_is_refused() -> None:
-    with pytest.raises(EarnError, match=re.escape(f"cannot be written ({os.strerror(2)}: /proc)")):
-        check_page(Path("/proc/page.html"))
-
-
-def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(EarnError, match=r"earn-edge\[report\]"):
-        check_page(tmp_path / "page.html")

@@ -1,0 +1,115 @@
+"""How the figures of every report look: colours, style, legends, and inline SVG that follows the page.
+
+matplotlib is imported when a figure is drawn, not before.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+# name: in light mode and in print, in dark mode. Blue, orange and grey differ for every kind of colour blindness.
+PALETTE: Mapping[str, tuple[str, str]] = {
+    "paper": ("#ffffff", "#14181f"),
+    "ink": ("#1c2430", "#e6e9ef"),
+    "muted": ("#5b6574", "#9ba6b5"),
+    "rule": ("#dde2e9", "#323a47"),
+    "main": ("#1f6fb2", "#6ab2ee"),
+    "pale": ("#c2d6e8", "#38536d"),
+    "mark": ("#b8500c", "#f0994f"),
+    "good": ("#0d7468", "#5cc4b2"),
+    "bad": ("#a92c18", "#f58d76"),
+}
+COLOURS: Mapping[str, str] = {name: light for name, (light, _) in PALETTE.items()}  # to draw with
+WIDTH = 9.0  # inches, of every figure
+_DARK = 0.55  # opacity beyond which text on a coloured area is light
+_STYLE: Mapping[str, object] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": COLOURS["muted"],
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelcolor": COLOURS["muted"],
+    "axes.linewidth": 0.7,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9.0,
+    "axes.titlesize": 9.0,
+    "axes.titleweight": "bold",
+    "axes.unicode_minus": True,
+    "errorbar.capsize": 3.0,
+    "figure.facecolor": "none",
+    "font.size": 8.5,
+    "grid.color": COLOURS["rule"],
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "lines.color": COLOURS["main"],
+    "lines.linewidth": 1.8,
+    "svg.fonttype": "none",  # text stays text
+    "text.color": COLOURS["ink"],
+    "text.parse_math": False,  # a dollar sign is a dollar sign
+    "xtick.color": COLOURS["muted"],
+    "xtick.major.size": 0.0,
+    "ytick.color": COLOURS["muted"],
+    "ytick.major.size": 0.0,
+}
+
+
+def svg(draw: Callable[[Figure], None], height: float, number: int) -> str:
+    """The <svg> element of what `draw` draws into an empty figure; its colours and its font are the page's.
+
+    Args:
+        height: inches.
+        number: of the figure on its page; keeps the ids of different figures apart.
+    """
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    text = io.StringIO()
+    with style.context(["default", {**_STYLE, "svg.hashsalt": f"figure {number}"}]):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        draw(figure)
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    content = text.getvalue()
+    content = content[content.index(">", content.index("<svg")) + 1 :]
+    content = re.sub(r"<style.*?</style>", "", content, count=1, flags=re.DOTALL)
+    content = re.sub(r'<g id="[^"]*"', "<g", content).replace(" xlink:href=", " href=")
+    for name, colour in COLOURS.items():
+        content = content.replace(f": {colour}", f": var(--{name})")
+    return f'<svg viewBox="0 0 {WIDTH * 72:g} {height * 72:g}" aria-hidden="true">{content}'
+
+
+def legend(figure: Figure) -> None:
+    """Names what all panels of a figure show, each name once, above them."""
+    named: dict[str, Artist] = {}
+    for axes in figure.axes:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, handle)
+    figure.legend(list(named.values()), list(named), loc="outside upper left", ncols=8, handlelength=2.2)
+
+
+def percent(axis: Axis) -> None:
+    """Labels an axis of shares in percent."""
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_formatter(PercentFormatter(1))
+
+
+def limit_line(axes: Axes, value: float, label: str = "") -> None:
+    """A dashed line at a value that something is held to; a name is for the legend."""
+    axes.axhline(value, color=COLOURS["mark"], linestyle="--", linewidth=1.2, label=label or None)
+
+
+def ink_on(opacity: float) -> str:
+    """The colour of text that can be read on an area of this opacity."""
+    return COLOURS["paper" if opacity > _DARK else "ink"]
