@@ -7,19 +7,19 @@ A request is a list of steps, each a call that says how many milliseconds it too
 
 from __future__ import annotations
 
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
-from pathlib import Path
+from multiprocessing.connection import Connection
 from typing import Any
 
 from earn.console import note
+from earn.errors import EarnError
 from earn.runtime.recommender import Recommendation
 
 NEAR_TIE = 1e-4  # difference of scores below which two searches may order items otherwise
@@ -80,12 +80,15 @@ def measure(
     failed: Callable[[str, Exception], None] | None = None,
     time_is_up: Callable[[], bool] = lambda: False,
     pause: float = PAUSE,
+    finished: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Timings]:
     """Asks all sides in turn, round by round.
 
     Args:
         failed: is told of a side that raises an error, which is left out then; None: the error goes on.
-        time_is_up: asked after every round but the last; what has been measured by then counts.
+        time_is_up: asked after every round; what has been measured by then counts.
+        pause: seconds before each side's turn.
+        finished: called after every round with the number of rounds done and the number of all.
     """
     timings = {name: Timings() for name in sides}
     for turn in range(rounds):
@@ -100,6 +103,7 @@ def measure(
                     raise
                 failed(name, error)
                 del timings[name]
+        finished(turn + 1, rounds)
         if time_is_up():
             break
     return timings
@@ -130,7 +134,7 @@ class Clock:
 
     def note(self, text: str) -> None:
         """Progress, beside the results."""
-        print(f"[{time.perf_counter() - self._started:6.1f} s] {text}", file=sys.stderr, flush=True)
+        note(f"[{time.perf_counter() - self._started:6.1f} s] {text}")
 
 
 def one_line(error: Exception) -> str:
@@ -139,33 +143,60 @@ def one_line(error: Exception) -> str:
 
 
 class OwnProcess:
-    """An object in a process of its own. Its methods are timed there."""
+    """An object in a process of its own, where its methods are timed; it is made there when it is first asked."""
 
     def __init__(self, make: Callable[..., object], *arguments: object) -> None:
-        """Makes the object when it is first asked."""
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (make, arguments))
+        context = get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
 
     def __enter__(self) -> OwnProcess:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._pool.shutdown()
+        self._process.kill()
+        self._process.join()
 
-    def ask(self, method: str, *arguments: object) -> Answer:
-        """Calls a method."""
-        return self._pool.submit(_call, method, arguments).result()
+    def ask(self, method: str, *arguments: object, seconds: float | None = None) -> Answer:
+        """Calls a method.
+
+        Args:
+            seconds: that it has, the object's making included; any time if None.
+
+        Raises:
+            TimeoutError: it was not done by then.
+            EarnError: the process ended.
+            Exception: the method raised it.
+        """
+        try:
+            self._connection.send((method, arguments))
+            if not self._connection.poll(seconds):
+                raise TimeoutError(f"it was not done after {seconds:.1f} s")
+            answer: Answer | Exception = self._connection.recv()
+        except (EOFError, ConnectionError) as error:
+            self._process.join()
+            message = f"The process ended with {self._process.exitcode}. If that is -9, memory was short."
+            raise EarnError(message) from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
-_here: dict[str, object] = {}  # in a process of its own: the object
-
-
-def _begin(make: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    _here["object"] = make(*arguments)
-
-
-def _call(method: str, arguments: tuple[object, ...]) -> Answer:
-    call = getattr(_here["object"], method)
-    return timed(lambda: call(*arguments))()
+def _serve(connection: Connection, make: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    """In a process of its own: answers until it is killed, or nobody is left to ask."""
+    subject: object = None
+    while True:
+        try:
+            method, own = connection.recv()
+        except EOFError:
+            return
+        try:
+            subject = make(*arguments) if subject is None else subject
+            connection.send(timed(partial(getattr(subject, method), *own))())
+        except Exception as error:
+            connection.send(error)
 
 
 def is_same_list(want: Sequence[str], got: Sequence[Recommendation]) -> bool:
@@ -192,20 +223,10 @@ def item_ids(lists: Lists) -> list[list[str]]:
     return [[item.item_id for item in items] for items in lists]
 
 
-def machine() -> str:
-    """The CPU's name, as far as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def versions(*packages: str) -> dict[str, str]:
     """Versions of those that are installed."""
     installed = {}
     for name in packages:
-        try:
+        with suppress(PackageNotFoundError):
             installed[name] = version(name)
-        except PackageNotFoundError:
-            note(f"without {name}, which is not installed")
     return installed
