@@ -42,14 +42,13 @@ Bundles are written to the folder for temporary files (TMPDIR; /dev/shm spares a
 from __future__ import annotations
 
 import argparse
-import math
 import platform
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -60,20 +59,8 @@ if not __package__:  # run as a script, for which Python looks in this folder al
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import gpu_sides, sides
-from benchmarks.gpu_sides import BEAMS, CHECKED, PER_REPEAT, Row
-from benchmarks.measure import (
-    Clock,
-    Lists,
-    Side,
-    Step,
-    item_ids,
-    measure,
-    one_line,
-    overlap,
-    same_order,
-    timed,
-    versions,
-)
+from benchmarks.gpu_sides import BEAMS, CHECKED, PER_REPEAT, Check, Row
+from benchmarks.measure import Clock, Side, Step, item_ids, measure, one_line, overlap, same_order, timed, versions
 from benchmarks.sides import ITEMS, Generate, History
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.console import complain, note, show, show_json, table
@@ -114,35 +101,6 @@ class Pace:
 
 WRITING, LOADING, BUILDING, CELL = Pace(10, 0.4e9), Pace(10, 1e9), Pace(60, 0.3e9), 10.0
 CHECKING = 60.0  # seconds that the CPU has at the most for a check between measurements
-
-
-@dataclass
-class Check:
-    """Lists of EARN at one shape: those of the CPU, and those that rows are to be compared by."""
-
-    name: str  # of the shape
-    folder: Path  # of the bundle
-    histories: Sequence[History]
-    on_cpu: list[list[str]] | None = None
-    rows: list[tuple[Row, Lists]] = field(default_factory=list)
-
-    def ask_cpu(self, count: int, clock: Clock, seconds: float = math.inf) -> None:
-        """Asks the CPU about the first histories, for so long at the most."""
-        clock.note(f"{self.name}: asking the CPU for {min(count, len(self.histories))} lists")
-        found = gpu_sides.cpu_lists(self.folder, self.histories[:count], max(0.0, min(seconds, clock.left)))
-        if isinstance(found, str):
-            clock.note(f"{self.name}: no lists of the CPU: {found}")
-        else:
-            self.on_cpu = found
-
-    def compare(self) -> None:
-        """Fills the rows in."""
-        if self.on_cpu is None:
-            return
-        for row, lists in self.rows:
-            some = lists[: len(self.on_cpu)]
-            row.top10_overlap_with_cpu = overlap(self.on_cpu, item_ids(some))
-            row.same_order_as_cpu = same_order(self.on_cpu, some)
 
 
 @dataclass(frozen=True)

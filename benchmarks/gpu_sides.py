@@ -32,7 +32,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from statistics import NormalDist
@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.measure import OwnProcess, item_ids, one_line
+from benchmarks.measure import Clock, Lists, OwnProcess, item_ids, one_line, overlap, same_order
 from benchmarks.sides import ITEMS, History, backbone_config
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import from_json
@@ -309,3 +309,32 @@ def cpu_lists(folder: Path, histories: Sequence[History], seconds: float) -> lis
             return one_line(error)
     found: list[list[str]] = lists
     return found
+
+
+@dataclass
+class Check:
+    """Lists of EARN at one shape: those of the CPU, and those that rows are to be compared by."""
+
+    name: str  # of the shape
+    folder: Path  # of the bundle
+    histories: Sequence[History]
+    on_cpu: list[list[str]] | None = None
+    rows: list[tuple[Row, Lists]] = field(default_factory=list)
+
+    def ask_cpu(self, count: int, clock: Clock, seconds: float = math.inf) -> None:
+        """Asks the CPU about the first histories, for so long at the most."""
+        clock.note(f"{self.name}: asking the CPU for {min(count, len(self.histories))} lists")
+        found = cpu_lists(self.folder, self.histories[:count], max(0.0, min(seconds, clock.left)))
+        if isinstance(found, str):
+            clock.note(f"{self.name}: no lists of the CPU: {found}")
+        else:
+            self.on_cpu = found
+
+    def compare(self) -> None:
+        """Fills the rows in."""
+        if self.on_cpu is None:
+            return
+        for row, lists in self.rows:
+            some = lists[: len(self.on_cpu)]
+            row.top10_overlap_with_cpu = overlap(self.on_cpu, item_ids(some))
+            row.same_order_as_cpu = same_order(self.on_cpu, some)

@@ -246,10 +246,8 @@ class Generate:
             prefix_allowed_tokens_fn=allowed if constrained else None,
             early_stopping=True,
         )
-        found = found[:, length:].tolist()
-        if not constrained:
-            return []
-        return [self.named(found[start : start + ITEMS]) for start in range(0, len(found), ITEMS)]
+        rows = found[:, length:].tolist() if constrained else []
+        return [self.named(rows[start : start + ITEMS]) for start in range(0, len(rows), ITEMS)]
 
     def named(self, identifiers: Sequence[Tokens]) -> list[str]:
         """The first items that identifiers name."""
@@ -343,7 +341,7 @@ class Runtime:
         self._folder, self._threads = folder, threads
         self._engines: dict[Path, Engine] = {}
         self._recommenders: dict[Contender, Recommender] = {}
-        self._session: Session | None = None
+        self._session: Session  # once it is open
 
     def manifest(self, side: Contender) -> Manifest:
         """A side's; the graphs serve every rule, for all but three tokens of this vocabulary are an identifier's."""
@@ -359,11 +357,11 @@ class Runtime:
 
     def append(self, item: str) -> None:
         """The session's next item."""
-        self._open_session().append(item)
+        self._session.append(item)
 
     def show(self, beams: int) -> list[Recommendation]:
         """The session's list."""
-        return self._open_session().recommend(ITEMS, beams)
+        return self._session.recommend(ITEMS, beams)
 
     def figures(self, side: Contender, histories: Sequence[History], beams: int, requests: int) -> RequestFigures:
         """Looks at every call that requests make."""
@@ -398,8 +396,3 @@ class Runtime:
             catalog = Catalog.load(self._folder_of(side) / CATALOG_FILE)
             self._recommenders[side] = Recommender(self._engine(side), self.manifest(side), catalog)
         return self._recommenders[side]
-
-    def _open_session(self) -> Session:
-        if self._session is None:
-            raise ValueError("No session is open.")
-        return self._session

@@ -18,9 +18,9 @@ import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from benchmarks import gpu, gpu_bundles, gpu_sides, sides
-from benchmarks.gpu import Check
 from benchmarks.gpu_sides import (
     BLOCK,
+    Check,
     Row,
     blocks,
     cpu_lists,
