@@ -26,10 +26,13 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 import math
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -43,7 +46,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.measure import Clock, Lists, OwnProcess, item_ids, one_line, overlap, same_order
+from benchmarks.measure import Clock, Lists, item_ids, one_line, overlap, same_order
 from benchmarks.sides import ITEMS, History, backbone_config
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import from_json
@@ -262,6 +265,20 @@ def unload(recommenders: dict[str, Recommender]) -> None:
         torch.cuda.empty_cache()
 
 
+# Reads a JSON list of histories and prints as many lists of item ids; in a process of its own, which can be ended.
+ASK_CPU = """
+import json, sys
+from earn.errors import EarnError
+from earn.runtime.recommender import Recommender
+try:
+    recommender = Recommender.load(sys.argv[1], verify=False)
+    lists = [recommender.recommend(history, int(sys.argv[2]), int(sys.argv[3])) for history in json.load(sys.stdin)]
+except EarnError as error:
+    sys.exit(str(error))
+print(json.dumps([[item.item_id for item in own] for own in lists]))
+"""
+
+
 def real_histories(data: Dataset | None, catalog: Catalog, what: str) -> list[list[str]]:
     """Those of some users of the data set; [] without one.
 
@@ -289,25 +306,20 @@ def in_batches(recommender: Recommender, histories: Sequence[History], batch: in
     ]
 
 
-class OnCpu:
-    """A bundle on the CPU."""
-
-    def __init__(self, folder: Path) -> None:
-        self._recommender = Recommender.load(folder, verify=False)
-
-    def lists(self, histories: Sequence[History]) -> list[list[str]]:
-        """One after the other."""
-        return item_ids(in_batches(self._recommender, histories, 1))
-
-
 def cpu_lists(folder: Path, histories: Sequence[History], seconds: float) -> list[list[str]] | str:
     """The lists of a bundle on the CPU, from a process that has so much time; or why there are none."""
-    with OwnProcess(OnCpu, folder) as process:
-        try:
-            _, lists = process.ask("lists", histories, seconds=seconds)
-        except Exception as error:  # ONNX Runtime raises classes of its own
-            return one_line(error)
-    found: list[list[str]] = lists
+    command = [sys.executable, "-c", ASK_CPU, str(folder), str(ITEMS), str(BEAMS)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(histories), capture_output=True, text=True, timeout=seconds, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        return f"the CPU was not done after {seconds:.1f} s"
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["perhaps memory was short"]
+        return f"the process ended with {done.returncode}: {last[0]}"
+    found: list[list[str]] = json.loads(done.stdout)
     return found
 
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from typing import Any
 
 from earn.console import note
-from earn.errors import EarnError
 from earn.runtime.recommender import Recommendation
 
 NEAR_TIE = 1e-4  # difference of scores below which two searches may order items otherwise
@@ -143,60 +141,33 @@ def one_line(error: Exception) -> str:
 
 
 class OwnProcess:
-    """An object in a process of its own, where its methods are timed; it is made there when it is first asked."""
+    """An object in a process of its own. Its methods are timed there."""
 
     def __init__(self, make: Callable[..., object], *arguments: object) -> None:
-        context = get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
-        self._process.start()
-        theirs.close()
+        """Makes the object when it is first asked."""
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (make, arguments))
 
     def __enter__(self) -> OwnProcess:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.join()
+        self._pool.shutdown()
 
-    def ask(self, method: str, *arguments: object, seconds: float | None = None) -> Answer:
-        """Calls a method.
-
-        Args:
-            seconds: that it has, the object's making included; any time if None.
-
-        Raises:
-            TimeoutError: it was not done by then.
-            EarnError: the process ended.
-            Exception: the method raised it.
-        """
-        try:
-            self._connection.send((method, arguments))
-            if not self._connection.poll(seconds):
-                raise TimeoutError(f"it was not done after {seconds:.1f} s")
-            answer: Answer | Exception = self._connection.recv()
-        except (EOFError, ConnectionError) as error:
-            self._process.join()
-            message = f"The process ended with {self._process.exitcode}. If that is -9, memory was short."
-            raise EarnError(message) from error
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    def ask(self, method: str, *arguments: object) -> Answer:
+        """Calls a method."""
+        return self._pool.submit(_call, method, arguments).result()
 
 
-def _serve(connection: Connection, make: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    """In a process of its own: answers until it is killed, or nobody is left to ask."""
-    subject: object = None
-    while True:
-        try:
-            method, own = connection.recv()
-        except EOFError:
-            return
-        try:
-            subject = make(*arguments) if subject is None else subject
-            connection.send(timed(partial(getattr(subject, method), *own))())
-        except Exception as error:
-            connection.send(error)
+_here: dict[str, object] = {}  # in a process of its own: the object
+
+
+def _begin(make: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    _here["object"] = make(*arguments)
+
+
+def _call(method: str, arguments: tuple[object, ...]) -> Answer:
+    call = getattr(_here["object"], method)
+    return timed(lambda: call(*arguments))()
 
 
 def is_same_list(want: Sequence[str], got: Sequence[Recommendation]) -> bool:

@@ -218,12 +218,12 @@ def test_sides_take_turns_and_one_that_fails_is_left_out() -> None:
 
 
 def test_the_cpu_has_no_more_time_than_it_is_given(toy_bundle: Path) -> None:
-    assert cpu_lists(toy_bundle, [["1"]], 0.1) == "TimeoutError: it was not done after 0.1 s"
+    assert cpu_lists(toy_bundle, [["1"]], 0.1) == "the CPU was not done after 0.1 s"
 
 
 def test_the_cpu_says_what_is_wrong(toy_bundle: Path) -> None:
     found = cpu_lists(toy_bundle, [["no item"]], 60)
-    assert "EarnError: The catalog has no item 'no item'" in found
+    assert "the process ended with 1: The catalog has no item 'no item'" in found
 
 
 def test_without_time_every_row_is_there_and_empty(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
