@@ -42,15 +42,13 @@ Bundles are written to the folder for temporary files (TMPDIR; /dev/shm spares a
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import platform
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -60,23 +58,12 @@ import torch
 if not __package__:  # run as a script, for which Python looks in this folder alone
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import gpu_sides
-from benchmarks.gpu_sides import BEAMS, CHECKED, ITEMS, PER_REPEAT, Generate, History, Row
-from benchmarks.measure import (
-    Clock,
-    Lists,
-    Side,
-    Step,
-    item_ids,
-    measure,
-    one_line,
-    overlap,
-    same_order,
-    timed,
-    versions,
-)
+from benchmarks import gpu_sides, sides
+from benchmarks.gpu_sides import BEAMS, CHECKED, PER_REPEAT, Check, Row
+from benchmarks.measure import Clock, Side, Step, item_ids, measure, one_line, overlap, same_order, timed, versions
+from benchmarks.sides import ITEMS, Generate, History
 from earn.catalog import CATALOG_FILE, Catalog
-from earn.console import table
+from earn.console import complain, note, show, show_json, table
 from earn.data.dataset import Dataset, load_dataset
 from earn.errors import EarnError
 from earn.manifest import Manifest
@@ -94,7 +81,10 @@ PRECISIONS = ("fp32", "fp16")
 SPLITS = ("earn", "dense")
 CHECKED_LATE = 2  # the same for shapes that are not measured in fp32
 PACKAGES = ("torch", "transformers", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx", "tensorrt")
-FIGURES = ("earn_ms", "dense_ms", "hf_generate_ms", "hf_unconstrained_ms", "top10_overlap_with_cpu")
+COLUMNS = (
+    *("shape", "engine", "precision", "batch"),
+    *("earn_ms", "dense_ms", "hf_generate_ms", "hf_unconstrained_ms", "top10_overlap_with_cpu"),
+)
 
 
 @dataclass(frozen=True)
@@ -111,35 +101,6 @@ class Pace:
 
 WRITING, LOADING, BUILDING, CELL = Pace(10, 0.4e9), Pace(10, 1e9), Pace(60, 0.3e9), 10.0
 CHECKING = 60.0  # seconds that the CPU has at the most for a check between measurements
-
-
-@dataclass
-class Check:
-    """Lists of EARN at one shape: those of the CPU, and those that rows are to be compared by."""
-
-    name: str  # of the shape
-    folder: Path  # of the bundle
-    histories: Sequence[History]
-    on_cpu: list[list[str]] | None = None
-    rows: list[tuple[Row, Lists]] = field(default_factory=list)
-
-    def ask_cpu(self, count: int, clock: Clock, seconds: float = math.inf) -> None:
-        """Asks the CPU about the first histories, for so long at the most."""
-        clock.note(f"{self.name}: asking the CPU for {min(count, len(self.histories))} lists")
-        found = gpu_sides.cpu_lists(self.folder, self.histories[:count], max(0.0, min(seconds, clock.left)))
-        if isinstance(found, str):
-            clock.note(f"{self.name}: no lists of the CPU: {found}")
-        else:
-            self.on_cpu = found
-
-    def compare(self) -> None:
-        """Fills the rows in."""
-        if self.on_cpu is None:
-            return
-        for row, lists in self.rows:
-            some = lists[: len(self.on_cpu)]
-            row.top10_overlap_with_cpu = overlap(self.on_cpu, item_ids(some))
-            row.same_order_as_cpu = same_order(self.on_cpu, some)
 
 
 @dataclass(frozen=True)
@@ -164,7 +125,7 @@ def main() -> None:
             prepare(arguments.shapes, arguments.prepare, arguments.data)
             return
         if device == "cuda" and not torch.cuda.is_available():
-            print(f"torch {torch.__version__} sees no CUDA device here. Check it with nvidia-smi.", file=sys.stderr)
+            complain(f"torch {torch.__version__} sees no CUDA device here. Check it with nvidia-smi.")
             sys.exit(2)
         with tempfile.TemporaryDirectory(prefix="earn-gpu.") as name:
             rows, trained = run(arguments, device, Path(name))
@@ -214,9 +175,9 @@ def prepare(shapes: Sequence[str], folder: Path, data: str | None) -> None:
     catalog = load_dataset(data).catalog() if data else None
     for shape in shapes:
         shutil.rmtree(folder / shape, ignore_errors=True)
-        gpu_bundles.prepare(gpu_bundles.SHAPES[shape], folder / shape, SHAPES[shape], catalog)
+        gpu_bundles.prepare(sides.SHAPES[shape], folder / shape, SHAPES[shape], catalog)
         size = sum(path.stat().st_size for path in (folder / shape).rglob("*") if path.is_file())
-        print(f"{folder / shape}: {size / 1e6:.1f} MB", file=sys.stderr, flush=True)
+        note(f"{folder / shape}: {size / 1e6:.1f} MB")
 
 
 def run(arguments: argparse.Namespace, device: str, work: Path) -> tuple[list[Row], list[Row]]:
@@ -224,7 +185,7 @@ def run(arguments: argparse.Namespace, device: str, work: Path) -> tuple[list[Ro
     lacking = {engine: gpu_sides.why_not(engine) for engine in arguments.engines}
     for engine, why in lacking.items():
         if why:
-            print(f"without {engine}: {why}", file=sys.stderr, flush=True)
+            note(f"without {engine}: {why}")
     engines = [engine for engine, why in lacking.items() if not why]
     if not engines:
         raise EarnError(f"None of these engines can run here: {', '.join(lacking)}. The reasons stand above.")
@@ -308,7 +269,7 @@ def run_precision(asked: Asked, checks: dict[str, Check], rows: Sequence[Row], w
 def make_generate(asked: Asked, dense: Manifest, precision: str, catalog: Catalog) -> Generate | None:
     """Hugging Face's side, if there is room for it."""
     try:
-        return Generate(gpu_sides.random_model(dense.sizes, precision, asked.device), dense, catalog)
+        return Generate(gpu_sides.random_model(dense.sizes, precision, asked.device), dense.model, catalog)
     except Exception as error:  # torch and transformers raise many; this runtime's sides can still be measured
         asked.clock.note(f"without hf_generate: {one_line(error)}")
         return None
@@ -344,8 +305,8 @@ def measure_row(
         for split, recommender in ours.items()
     }
     if generate is not None:
-        calls["hf_generate"] = (partial(generate.search, histories), 1)
-        calls["hf_unconstrained"] = (partial(generate.search, histories, constrained=False), 1)
+        calls["hf_generate"] = (partial(generate.search, histories, BEAMS), 1)
+        calls["hf_unconstrained"] = (partial(generate.search, histories, BEAMS, constrained=False), 1)
     sides = {name: Side(partial(_one_step, timed(call)), count, warm_up=0) for name, (call, count) in calls.items()}
     if asked.device == "cuda":
         torch.cuda.empty_cache()  # what torch keeps of the last batch, the engine may need for this one
@@ -389,10 +350,10 @@ def compare_trained(asked: Asked, bundles: Mapping[str, Path], data: Dataset, wo
 def report(rows: Sequence[Row], trained: Sequence[Row], device: str) -> None:
     """The table and the line of JSON."""
     cells = [
-        [row.shape, row.engine, row.precision, str(row.batch), *(str(getattr(row, name) or "-") for name in FIGURES)]
+        ["-" if value is None else str(value) for value in (getattr(row, name) for name in COLUMNS)]
         for row in (*rows, *trained)
     ]
-    print(table(("shape", "engine", "precision", "batch", *FIGURES), cells))
+    show(table(COLUMNS, cells))
     result = {
         "gpu": torch.cuda.get_device_name(0) if device == "cuda" else None,
         "engines": sorted({row.engine for row in rows if row.earn_ms is not None}),
@@ -401,7 +362,7 @@ def report(rows: Sequence[Row], trained: Sequence[Row], device: str) -> None:
         "beams": BEAMS,
         "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
     }
-    print(json.dumps(result))
+    show_json(result)
 
 
 if __name__ == "__main__":

@@ -32,12 +32,11 @@ from onnx.external_data_helper import uses_external_data
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.gpu_sides import DEPTH, Weight, backbone_config, drawn_name, save_weights, vector
+from benchmarks.gpu_sides import Weight, drawn_name, save_weights, vector
+from benchmarks.sides import Shape, backbone_config, check_depth, make_catalog, make_splits
 from earn.calibration.precisions import PRECISIONS, find_form
 from earn.calibration.quantize import quantize
 from earn.catalog import CATALOG_FILE, Catalog
-from earn.config import EarnConfig, Prompt
-from earn.errors import EarnError
 from earn.export.fuse import check_fused, fuse_projections
 from earn.export.onnx_stages import trace_stages
 from earn.export.simplify import LAYER_LINEARS, drop_dead, simplify
@@ -49,43 +48,12 @@ from earn.specs import Sizes
 RULE = "vocab"
 MAX_BATCH, MAX_BEAMS = 32, 20
 INSTRUCTION = TAIL = (0, 0)  # tokens before and behind the history
-OTHER_TOKENS = 3  # of the vocabulary: the instruction's one, two registers
 ALIGNMENT = 4096  # of a weight's place in its file
 _FUSED = re.compile(r"(layers\.\d+)\.([qkv]{2,})_proj\.weight")
 NOT_THERE = "not written yet"  # in place of a sum
 
 
-@dataclass(frozen=True)
-class GpuShape:
-    """A row of the table of shapes."""
-
-    family: str
-    backbone: Mapping[str, int]  # settings of the family's configuration
-    early_layers: int
-    history: int = 41  # items of four codes; with registers and four other tokens a prompt of 170
-    items: int = 12_000
-    codebook: int = 256
-
-
-def _widths(hidden: int, intermediate: int, layers: int, heads: int, key_value_heads: int) -> dict[str, int]:
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": key_value_heads,
-    }
-
-
-SHAPES: Mapping[str, GpuShape] = {
-    "tiny": GpuShape("qwen2", _widths(64, 128, 4, 4, 2), 1, history=10, items=200, codebook=16),
-    "0.5b": GpuShape("qwen2", _widths(896, 4864, 24, 14, 2), 6),
-    "llama-7b": GpuShape("llama", _widths(4096, 11008, 32, 32, 32), 8),
-    "qwen2.5-7b": GpuShape("qwen2", _widths(3584, 18944, 28, 28, 4), 7),
-}
-
-
-def prepare(shape: GpuShape, folder: Path, precisions: Sequence[str], catalog: Catalog | None = None) -> None:
+def prepare(shape: Shape, folder: Path, precisions: Sequence[str], catalog: Catalog | None = None) -> None:
     """Writes folder/<split>/<precision> for both splits of a shape.
 
     Args:
@@ -94,62 +62,15 @@ def prepare(shape: GpuShape, folder: Path, precisions: Sequence[str], catalog: C
     Raises:
         EarnError: the catalog has identifiers of other lengths than DEPTH.
     """
-    catalog = catalog or make_catalog(shape)
-    if set(map(len, catalog.identifiers)) != {DEPTH}:
-        raise EarnError(f"The catalog has identifiers of other lengths than {DEPTH}. Take one where all have {DEPTH}.")
-    for split, config in make_splits(shape, len(catalog.tokens)).items():
-        backbone = hollow_backbone(_sizes(shape, len(catalog.tokens) + OTHER_TOKENS))
+    catalog = check_depth(catalog or make_catalog(shape))
+    tokens = len(catalog.tokens)
+    for split, config in make_splits(shape, tokens, INSTRUCTION, TAIL, shape.history).items():
+        backbone = hollow_backbone(shape.sizes(tokens))
         bundle = bundle_model(EarnModel(backbone, config, catalog), RULE, MAX_BATCH, MAX_BEAMS)
         graphs = trace(bundle)
         for precision in precisions:
             _write(graphs, bundle.manifest, catalog, precision, folder / split / precision)
         gc.collect()  # the exporter leaves copies of the weights in cycles
-
-
-def make_catalog(shape: GpuShape) -> Catalog:
-    """Random distinct identifiers."""
-    generator = np.random.default_rng(0)
-    codes = np.unique(generator.integers(0, shape.codebook, (2 * shape.items, DEPTH)), axis=0)
-    codes = generator.permutation(codes)[: shape.items]
-    identifiers = tuple(tuple(f"<{letter}_{code}>" for letter, code in zip("abcd", row, strict=True)) for row in codes)
-    return Catalog(tuple(map(str, range(shape.items))), identifiers, ("",) * shape.items)
-
-
-def make_splits(shape: GpuShape, tokens: int) -> dict[str, EarnConfig]:
-    """EARN, and its dense twin, whose prompt has the same tokens: those of the registers are text to it."""
-    prefix, suffix = (tokens + 1,), (tokens + 2,)
-    earn = EarnConfig(
-        early_layers=shape.early_layers,
-        prefix_ids=prefix,
-        suffix_ids=suffix,
-        prompt=Prompt(head=INSTRUCTION, tail=TAIL),
-        token_ids=tuple(range(1, tokens + 1)),
-        max_history=shape.history,
-    )
-    dense = replace(
-        earn,
-        early_layers=shape.backbone["num_hidden_layers"],
-        prefix_ids=(),
-        suffix_ids=(),
-        prompt=Prompt(head=(*prefix, *INSTRUCTION), tail=(*TAIL, *suffix)),
-    )
-    return {"dense": dense, "earn": earn}
-
-
-def _sizes(shape: GpuShape, tokens: int) -> Sizes:
-    own = shape.backbone
-    return Sizes(
-        family=shape.family,
-        layers=own["num_hidden_layers"],
-        early_layers=shape.early_layers,
-        hidden=own["hidden_size"],
-        intermediate=own["intermediate_size"],
-        heads=own["num_attention_heads"],
-        key_value_heads=own["num_key_value_heads"],
-        head_size=own["hidden_size"] // own["num_attention_heads"],
-        embedding_rows=tokens,
-        logits=tokens,
-    )
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from statistics import NormalDist
@@ -44,36 +44,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.measure import one_line
+from benchmarks.measure import Clock, Lists, item_ids, one_line, overlap, same_order
+from benchmarks.sides import ITEMS, History, backbone_config
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import from_json
 from earn.data.dataset import Dataset
 from earn.errors import EarnError
 from earn.files import read_json, write_json
 from earn.manifest import ENGINES_FOLDER, GRAPH_FILES, MANIFEST_FILE, Manifest
-from earn.model.reference import build_trie, descend
-from earn.prompts import whole_prompt
 from earn.runtime.cuda import Cuda
 from earn.runtime.engine import ENGINES, load_engine
 from earn.runtime.engine_files import TENSORRT
 from earn.runtime.recommender import Recommendation, Recommender
 from earn.specs import Sizes
 
-DEPTH = 4  # codes per item
-ITEMS, BEAMS = 10, 20
+BEAMS = 20
 PER_REPEAT = 4  # requests of this runtime beside each of generate
 CHECKED = 24  # histories whose lists are compared
 
-History = Sequence[str]  # item ids
-Lists = list[list[Recommendation]]
 WEIGHTS_FILE = "weights.json"
 BLOCK = 256  # rows that are drawn at once
 LEVELS = 1 << 16  # of a drawn value
-POSITIONS = 2048
 
-CONFIGS: Mapping[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen2": Qwen2Config}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 # Standard deviation by kind; of a product it is divided by the root of its rows, so that what goes through keeps its
@@ -190,25 +184,6 @@ def drawn_name(parameter: str) -> str:
     return ".".join(part for part in (layer, name, "bias" if what == "bias" else None) if part)
 
 
-def backbone_config(sizes: Sizes) -> PretrainedConfig:
-    """The configuration of a backbone whose vocabulary is a bundle's."""
-    return CONFIGS[sizes.family](
-        vocab_size=sizes.embedding_rows,
-        hidden_size=sizes.hidden,
-        intermediate_size=sizes.intermediate,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.key_value_heads,
-        max_position_embeddings=POSITIONS,
-        rms_norm_eps=1e-6,
-        rope_theta=10_000.0,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-
-
 def random_model(sizes: Sizes, precision: str, device: str) -> PreTrainedModel:
     """Hugging Face's dense model with the weights of the bundles of these sizes."""
     with torch.device(device):
@@ -290,53 +265,6 @@ def unload(recommenders: dict[str, Recommender]) -> None:
         torch.cuda.empty_cache()
 
 
-class Generate:
-    """Hugging Face's generate over the dense model."""
-
-    def __init__(self, model: PreTrainedModel, manifest: Manifest, catalog: Catalog) -> None:
-        """Takes a model in the token numbers of the dense twin's bundle, whose prompt it reads."""
-        self._model, self._config, self._depth = model, manifest.model, catalog.depth
-        self._identifiers = [tuple(row) for row in catalog.codes.tolist()]
-        self._index = catalog.index
-        self._trie = build_trie(self._identifiers)
-        self._named: dict[tuple[int, ...], list[str]] = {}
-        for item_id, identifier in zip(catalog.item_ids, self._identifiers, strict=True):
-            self._named.setdefault(identifier, []).append(item_id)
-
-    @torch.no_grad()
-    def search(self, histories: Sequence[History], constrained: bool = True) -> list[list[str]]:
-        """The best items of histories of one length; without the constraint only the work is done."""
-        prompts = [
-            whole_prompt([self._identifiers[self._index[item_id]] for item_id in history], self._config)
-            for history in histories
-        ]
-        tokens = torch.tensor(prompts, device=self._model.device)
-        length = tokens.shape[1]
-
-        def allowed(batch: int, sequence: torch.Tensor) -> list[int]:
-            return list(descend(self._trie, sequence[length:].tolist()))
-
-        found = self._model.generate(  # type: ignore[operator]
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            num_beams=BEAMS,
-            num_return_sequences=ITEMS,
-            max_new_tokens=self._depth,
-            do_sample=False,
-            prefix_allowed_tokens_fn=allowed if constrained else None,
-            early_stopping=True,
-        )
-        return self._items(found[:, length:].tolist()) if constrained else []
-
-    def _items(self, found: Sequence[Sequence[int]]) -> list[list[str]]:
-        """The items that identifiers name, by history; one may name several."""
-        lists = []
-        for start in range(0, len(found), ITEMS):
-            own = found[start : start + ITEMS]
-            lists.append([item_id for identifier in own for item_id in self._named[tuple(identifier)]][:ITEMS])
-        return lists
-
-
 # Reads a JSON list of histories and prints as many lists of item ids; in a process of its own, which can be ended.
 ASK_CPU = """
 import json, sys
@@ -369,7 +297,7 @@ def random_histories(catalog: Catalog, count: int, length: int) -> list[list[str
     return [[catalog.item_ids[item] for item in history] for history in drawn]
 
 
-def in_batches(recommender: Recommender, histories: Sequence[History], batch: int) -> Lists:
+def in_batches(recommender: Recommender, histories: Sequence[History], batch: int) -> list[list[Recommendation]]:
     """The lists of many histories, so many at a time."""
     return [
         items
@@ -393,3 +321,32 @@ def cpu_lists(folder: Path, histories: Sequence[History], seconds: float) -> lis
         return f"the process ended with {done.returncode}: {last[0]}"
     found: list[list[str]] = json.loads(done.stdout)
     return found
+
+
+@dataclass
+class Check:
+    """Lists of EARN at one shape: those of the CPU, and those that rows are to be compared by."""
+
+    name: str  # of the shape
+    folder: Path  # of the bundle
+    histories: Sequence[History]
+    on_cpu: list[list[str]] | None = None
+    rows: list[tuple[Row, Lists]] = field(default_factory=list)
+
+    def ask_cpu(self, count: int, clock: Clock, seconds: float = math.inf) -> None:
+        """Asks the CPU about the first histories, for so long at the most."""
+        clock.note(f"{self.name}: asking the CPU for {min(count, len(self.histories))} lists")
+        found = cpu_lists(self.folder, self.histories[:count], max(0.0, min(seconds, clock.left)))
+        if isinstance(found, str):
+            clock.note(f"{self.name}: no lists of the CPU: {found}")
+        else:
+            self.on_cpu = found
+
+    def compare(self) -> None:
+        """Fills the rows in."""
+        if self.on_cpu is None:
+            return
+        for row, lists in self.rows:
+            some = lists[: len(self.on_cpu)]
+            row.top10_overlap_with_cpu = overlap(self.on_cpu, item_ids(some))
+            row.same_order_as_cpu = same_order(self.on_cpu, some)

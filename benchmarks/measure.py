@@ -7,16 +7,14 @@ A request is a list of steps, each a call that says how many milliseconds it too
 
 from __future__ import annotations
 
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 from earn.console import note
@@ -80,12 +78,15 @@ def measure(
     failed: Callable[[str, Exception], None] | None = None,
     time_is_up: Callable[[], bool] = lambda: False,
     pause: float = PAUSE,
+    finished: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Timings]:
     """Asks all sides in turn, round by round.
 
     Args:
         failed: is told of a side that raises an error, which is left out then; None: the error goes on.
-        time_is_up: asked after every round but the last; what has been measured by then counts.
+        time_is_up: asked after every round; what has been measured by then counts.
+        pause: seconds before each side's turn.
+        finished: called after every round with the number of rounds done and the number of all.
     """
     timings = {name: Timings() for name in sides}
     for turn in range(rounds):
@@ -100,6 +101,7 @@ def measure(
                     raise
                 failed(name, error)
                 del timings[name]
+        finished(turn + 1, rounds)
         if time_is_up():
             break
     return timings
@@ -130,7 +132,7 @@ class Clock:
 
     def note(self, text: str) -> None:
         """Progress, beside the results."""
-        print(f"[{time.perf_counter() - self._started:6.1f} s] {text}", file=sys.stderr, flush=True)
+        note(f"[{time.perf_counter() - self._started:6.1f} s] {text}")
 
 
 def one_line(error: Exception) -> str:
@@ -192,20 +194,10 @@ def item_ids(lists: Lists) -> list[list[str]]:
     return [[item.item_id for item in items] for items in lists]
 
 
-def machine() -> str:
-    """The CPU's name, as far as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def versions(*packages: str) -> dict[str, str]:
     """Versions of those that are installed."""
     installed = {}
     for name in packages:
-        try:
+        with suppress(PackageNotFoundError):
             installed[name] = version(name)
-        except PackageNotFoundError:
-            note(f"without {name}, which is not installed")
     return installed

@@ -4,8 +4,8 @@
     python benchmarks/passes.py runs/beauty data/Beauty --users 1000
 
 A pass reads all weights, however few its rows, so passes count more than rows. Every rule answers the same test users
-without lookahead and with it (see earn.runtime.search), which gives the same lists. Prints means per request: rows of
-each pass, all rows, passes, the time of a request, Recall@10 and NDCG@10.
+without lookahead and with it (see earn.runtime.search), which gives the same lists. Prints a table of means per request
+(rows of each pass, all rows, passes, milliseconds, Recall@10, NDCG@10), then one line of JSON.
 """
 
 from __future__ import annotations
@@ -16,37 +16,32 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import SCORING_RULES
+from earn.console import note, show, show_json, table
 from earn.data.dataset import load_dataset
 from earn.export.bundle import export_bundle
 from earn.manifest import Manifest
 from earn.metrics import ndcg, recall, target_rank
 from earn.model.earn_model import EarnModel
-from earn.runtime.engine import Engine, load_engine
-from earn.runtime.memory import Array
+from earn.profiling.profiler import TimedEngine
+from earn.runtime.engine import load_engine
 from earn.runtime.recommender import Recommender
 
 ITEMS, BEAMS = 10, 20
 LOOKAHEADS: Mapping[str, int | None] = {"off": 0, "on": None}
-
-
-class Counter:
-    """An engine that notes the rows of every pass."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.device = engine.device
-        self.rows: list[int] = []
-
-    def run(self, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        """Runs the stage."""
-        if stage == "late":
-            self.rows.append(feeds["hidden"].shape[1])
-        self._engine.run(stage, feeds, outputs)
+COLUMNS = {  # of the table: the key of a figure, and how it is written
+    "rows of each pass": ("pass_rows", "{}"),
+    "all": ("rows", "{:.1f}"),
+    "passes": ("passes", "{:.2f}"),
+    "ms": ("milliseconds", "{:.2f}"),
+    "R@10": ("recall", "{:.4f}"),
+    "N@10": ("ndcg", "{:.4f}"),
+}
 
 
 def main() -> None:
@@ -62,37 +57,44 @@ def main() -> None:
     examples = dataset.examples("test", arguments.users)
     histories = dataset.histories(examples)
     targets = [dataset.interactions.item_ids[example.target] for example in examples]
-    print(f"{len(examples)} users, {BEAMS} beams, k = {ITEMS}")
-    print(f"{'rule':7}{'ahead':>6}{'rows of each pass':>26}{'all':>7}{'passes':>8}{'ms':>8}{'R@10':>8}{'N@10':>8}")
+    runs = []
     with tempfile.TemporaryDirectory() as folder:
         for rule in SCORING_RULES:
             bundle = Path(folder) / rule
             manifest = export_bundle(model, bundle, histories[:8], rule)
             gc.collect()
             for label, lookahead in LOOKAHEADS.items():
-                print(f"{rule:7}{label:>6}{measure(bundle, manifest, lookahead, histories, targets)}", flush=True)
+                figures = measure(bundle, manifest, lookahead, histories, targets)
+                runs.append({"rule": rule, "lookahead": label, **figures})
+                note(f"{rule}, lookahead {label}: {figures['passes']:.2f} passes")
+    cells = [[it["rule"], it["lookahead"], *(form.format(it[key]) for key, form in COLUMNS.values())] for it in runs]
+    show(f"{len(examples)} users, {BEAMS} beams, k = {ITEMS}\n{table(('rule', 'lookahead', *COLUMNS), cells)}")
+    show_json({"users": len(examples), "beams": BEAMS, "runs": runs})
 
 
 def measure(
     bundle: Path, manifest: Manifest, lookahead: int | None, histories: Sequence[Sequence[str]], targets: Sequence[str]
-) -> str:
+) -> dict[str, Any]:
     """The figures of one row of the table."""
-    counter = Counter(load_engine("cpu", bundle, manifest))
-    recommender = Recommender(counter, manifest, Catalog.load(bundle / CATALOG_FILE), lookahead)
+    engine = TimedEngine(load_engine("cpu", bundle, manifest))
+    recommender = Recommender(engine, manifest, Catalog.load(bundle / CATALOG_FILE), lookahead)
     rows = np.zeros((len(histories), recommender.trie.depth))
     ranks = []
     started = time.perf_counter()
     for user, (history, target) in enumerate(zip(histories, targets, strict=True)):
-        counter.rows.clear()
-        found = recommender.recommend(history, ITEMS, BEAMS)
-        passes = counter.rows[1:]  # behind the prefill
+        engine.calls.clear()
+        items = recommender.recommend(history, ITEMS, BEAMS)
+        passes = [call.rows for call in engine.calls if call.stage == "late"][1:]  # behind the prefill
         rows[user, : len(passes)] = passes
-        ranks.append(target_rank([item.item_id for item in found], target))
-    taken = 1000 * (time.perf_counter() - started) / len(histories)
-    place = np.array(ranks)
-    each = "  ".join(f"{mean:.1f}" for mean in rows.mean(axis=0)[:-1])
-    quality = f"{recall(place, ITEMS).mean():8.4f}{ndcg(place, ITEMS).mean():8.4f}"
-    return f"{each:>26}{rows.sum(axis=1).mean():7.1f}{(rows > 0).sum(axis=1).mean():8.2f}{taken:8.2f}{quality}"
+        ranks.append(target_rank([item.item_id for item in items], target))
+    return {
+        "pass_rows": rows.mean(axis=0)[:-1].round(1).tolist(),
+        "rows": rows.sum(axis=1).mean(),
+        "passes": (rows > 0).sum(axis=1).mean(),
+        "milliseconds": 1000 * (time.perf_counter() - started) / len(histories),
+        "recall": recall(np.array(ranks), ITEMS).mean(),
+        "ndcg": ndcg(np.array(ranks), ITEMS).mean(),
+    }
 
 
 if __name__ == "__main__":

@@ -18,10 +18,14 @@ Weights are random, the catalog is real: its identifiers decide how early a beam
     earn_int8_vocab    the same under the rule "vocab", under which every beam goes on in every step
     earn_int8_session  an open session: the user chose one more item, show the new list
 
+`--all-sides` adds dense and EARN in fp32 under "vocab", int8 with refined activations, and int8-dynamic.
+
 All read as many tokens: 50 of the prompt's constant head, the history, a tail and a register; registers are text to
-the dense sides. Each peer, and this runtime, has a process of its own; sides take turns within every history; medians
-are over histories and requests. No figure is printed unless dense fp32 in this runtime gives generate's ten items, and
-CTranslate2 torch's log-probabilities: those of fp32, and in int8 nearly those.
+the dense sides. Each peer, and this runtime, has a process of its own, which keeps the memory that it frees: in one
+process they slow each other, and where glibc gives memory back, CTranslate2 asks for a gigabyte anew in every request.
+Sides take turns within every history; medians are over histories and requests. No figure is printed unless dense fp32
+in this runtime gives generate's ten items, and CTranslate2 torch's log-probabilities: those of fp32, and in int8 nearly
+those.
 
 What is not fair to whom:
     generate       is in fp32, reads the constant head anew, and copies the prompt once per beam
@@ -33,7 +37,7 @@ Nothing here is about accuracy: weights are random, and no gate is asked.
 
 `speedup_vs_*` are the other side's time by that of earn_int8, `vocab_*` and `session_*` by those of these sides.
 `operation_ratio_vs_dense` is how many times fewer operations EARN needs: `speedup_vs_dense`, if all ran at one rate.
-`prefill_share_of_gemm_rate`: what the early stage's prefill reaches of the rate of its bare products on this machine.
+`prefill_share_of_gemm_rate`: what the early stage's prefill reaches of the rate of its bare matmuls on this machine.
 `search_share`: the part of a request that is spent outside the graphs.
 
 Prints a table per setting, then one line of JSON.
@@ -42,11 +46,11 @@ Prints a table per setting, then one line of JSON.
 from __future__ import annotations
 
 import argparse
-import json
+import gc
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -59,54 +63,54 @@ import numpy as np
 if not __package__:  # run as a script, for which Python looks in this folder alone
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measure import OwnProcess, Side, Step, Timings, is_same_list, machine, measure, versions
+from benchmarks import sides
+from benchmarks.measure import OwnProcess, Side, Step, Timings, is_same_list, measure, versions
 from benchmarks.sides import (
-    CALIBRATED,
     DEPTH,
     HEAD,
     ITEMS,
-    KEEP_MEMORY,
     MOST_ITEMS,
-    SHAPES,
+    SIDES,
+    Contender,
     CTranslate2,
-    HuggingFace,
-    Items,
-    Ours,
-    Profile,
+    RequestFigures,
     Runtime,
     Task,
-    convert,
-    log_probabilities,
-    make_task,
-    write_bundles,
 )
-from earn.console import note, table
+from earn.calibration.bench import Mix
+from earn.calibration.calibrate import Settings, calibrate
+from earn.calibration.gate import HeldOut
+from earn.calibration.refine import LEVELS
+from earn.console import note, progress, show, show_json, table
 from earn.data.dataset import load_dataset
+from earn.errors import EarnError
+from earn.export.bundle import export_bundle
+from earn.model.earn_model import EarnModel
+from earn.profiling.machine import this_machine
 from earn.runtime.cache import cache_bytes
 from earn.runtime.recommender import Recommendation
 
+SHAPES = {"qwen2.5-0.5b": sides.SHAPES["0.5b"], "tiny": sides.SHAPES["tiny"]}
+CALIBRATED = {  # a bundle's name: the precision, and what is not plainly quantized
+    "int8": ("int8", Mix()),
+    "int8-refined": ("int8", Mix(fine_kinds=LEVELS[0])),
+    "int8-dynamic": ("int8-dynamic", Mix()),
+}
 HISTORIES = 3
 SESSION_HISTORIES = 12  # of each length: how many passes a request takes varies more than what they should show
 SESSIONS = {"session_ms_history_10": 10, "session_ms_history_200": 200}  # items of further sessions' histories
 NEAR = {"float32": 0.001, "int8": 0.3}  # mean difference of log-probabilities from torch's, beside their spread
 SAME_LIST = 0.8  # share of a list that two ways to the same answer must have in common in int8
+CTRANSLATE2 = tuple(name for name, side in SIDES.items() if side.kind == "ctranslate2")
+ALIKE = (("earn_int8_session", "earn_int8"), CTRANSLATE2)
 PACKAGES = ("torch", "transformers", "onnxruntime", "ctranslate2")
+KEEP_MEMORY = {  # environment of the processes; read by glibc
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+}
 
-CHECKED = Ours("dense", "fp32", "vocab")  # does what generate does
-OURS = {
-    "dense_int8": Ours("dense", "int8", "trie"),
-    "earn_fp32": Ours("earn", "fp32", "trie"),
-    "earn_int8": Ours("earn", "int8", "trie"),
-    "earn_int8_vocab": Ours("earn", "int8", "vocab"),
-}
-MORE = {  # sides of --all-sides
-    "dense_fp32_vocab": CHECKED,
-    "earn_fp32_vocab": Ours("earn", "fp32", "vocab"),
-    "earn_int8_refined": Ours("earn", "int8-refined", "trie"),
-    "earn_int8_dynamic": Ours("earn", "int8-dynamic", "trie"),
-}
-CTRANSLATE2 = {"ctranslate2_int8_plain": 0, "ctranslate2_int8_static_prompt": HEAD}  # tokens of the static prompt
-ALIKE = (("earn_int8_session", "earn_int8"), tuple(CTRANSLATE2))
+Items = Sequence[int]  # item indices
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,18 @@ PROMPTS, BEAMS = (100, 200, 400, 1000), (10, 20, 50)
 
 def main() -> None:
     """Measures and prints."""
+    try:
+        run(parse())
+    except EarnError as error:
+        sys.exit(str(error))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+
+    def sizes(text: str) -> tuple[int, ...]:
+        return tuple(map(int, text.split(",")))
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the headline setting alone")
     parser.add_argument("--prompts", type=sizes, default=PROMPTS, metavar="N,N,...", help="tokens (default: all four)")
@@ -146,65 +162,89 @@ def main() -> None:
     parser.add_argument("--data", default="ml-100k", help="whose items make the catalog (default: %(default)s)")
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
     parser.add_argument("--threads", type=int, default=None, help="threads of all sides (default: all cores)")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures every setting and prints its table; then the line of JSON."""
     threads, plan = arguments.threads or os.cpu_count() or 1, QUICK
-    ours = {**OURS, **(MORE if arguments.all_sides else {})}
+    chosen = {name: side for name, side in SIDES.items() if arguments.all_sides or not side.is_extra}
     if not arguments.quick:
         asked = [Setting(prompt, beams) for prompt in arguments.prompts for beams in arguments.beams]
         plan = Plan(tuple(dict.fromkeys((HEADLINE, *asked))), 1, 3)
-    task = make_task(load_dataset(arguments.data).catalog(), SHAPES[arguments.shape], threads)
+    task = sides.make_task(load_dataset(arguments.data).catalog(), SHAPES[arguments.shape], threads)
     histories = np.random.default_rng(0).integers(0, len(task.catalog), (SESSION_HISTORIES, MOST_ITEMS)).tolist()
     os.environ.update(KEEP_MEMORY)
-    found: dict[Setting, dict[str, Timings]] = {}
+    timings: dict[Setting, dict[str, Timings]] = {}
     generate_bytes: dict[Setting, int] = {}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        has_ctranslate2 = write(task, folder, histories, {side.precision for side in ours.values()})
-        peers = {"hf": OwnProcess(HuggingFace, task), "ours": OwnProcess(Runtime, folder / "bundles", threads)}
+        has_ctranslate2 = write(task, folder, histories, chosen)
+        peers = {
+            "hf": OwnProcess(sides.make_generate, task),
+            "ours": OwnProcess(Runtime, folder / "bundles", threads),
+        }
         if has_ctranslate2:
             peers["ctranslate2"] = OwnProcess(CTranslate2, folder / "ctranslate2", threads, "int8")
         for peer in peers.values():
             stack.enter_context(peer)
         for setting in plan.settings:
-            note(f"measuring: prompt {setting.prompt}, {setting.beams} beams")
-            found[setting] = measure(make_sides(task, peers, setting, plan, ours, histories), SESSION_HISTORIES)
+            title = f"{arguments.shape}, prompt {setting.prompt}, {setting.beams} beams"
+            asked_sides = make_sides(task, peers, setting, plan, chosen, histories)
+            timings[setting] = measure(asked_sides, SESSION_HISTORIES, finished=progress(title))
             _, generate_bytes[setting] = peers["hf"].ask("cache_bytes")
-            check_answers(task, peers["ours"], setting, found[setting], histories)
-            print_table(f"{arguments.shape}, prompt {setting.prompt}, {setting.beams} beams", found[setting])
-        result = {**figures(found[HEADLINE]), **shares(task, peers["ours"], histories, plan.requests)}
-    others = {setting: sides for setting, sides in found.items() if setting != HEADLINE}
+            check_answers(task, peers["ours"], setting, timings[setting], histories)
+            show(f"{title}, {DEPTH} codes\n{timings_table(timings[setting])}\n")
+        result = {**figures(timings[HEADLINE]), **shares(task, peers["ours"], histories, plan.requests)}
+    others = {setting: own for setting, own in timings.items() if setting != HEADLINE}
     about = {
         "hf_cache_bytes": generate_bytes[HEADLINE],
-        "settings": [{"prompt": it.prompt, "beams": it.beams, **medians(sides)} for it, sides in others.items()],
+        "settings": [{"prompt": it.prompt, "beams": it.beams, **medians(own)} for it, own in others.items()],
         "shape": arguments.shape,
         "prompt": HEADLINE.prompt,
         "beams": HEADLINE.beams,
         "items": len(task.catalog),
         "threads": threads,
-        "machine": machine(),
+        "machine": this_machine().cpu,
         "versions": versions(*PACKAGES),
     }
-    print(json.dumps({**result, **about}))
+    show_json({**result, **about})
 
 
-def sizes(text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them."""
-    return tuple(map(int, text.split(",")))
-
-
-def write(task: Task, folder: Path, histories: Sequence[Items], precisions: Collection[str]) -> bool:
-    """Writes bundles, and the model for CTranslate2 if it is installed."""
-    backbone, drawn = task.backbone(), [history[: HEADLINE.history] for history in histories]
+def write(task: Task, folder: Path, histories: Sequence[Items], chosen: Mapping[str, Contender]) -> bool:
+    """Writes bundles, and the model for CTranslate2 if it is installed; says whether it is."""
+    backbone, items = task.backbone(), [history[: HEADLINE.history] for history in histories]
     if has_ctranslate2 := find_spec("ctranslate2") is not None:
         note("converting for ctranslate2")
-        convert(backbone, folder / "ctranslate2")
-        sequences = [[*task.prompt(history), *task.identifiers[history[0]]] for history in drawn]
-        check_ctranslate2(folder / "ctranslate2", task.threads, sequences, log_probabilities(backbone, sequences))
+        sides.convert(backbone, folder / "ctranslate2")
+        sequences = [[*task.prompt(history), *task.identifiers[history[0]]] for history in items]
+        want = sides.log_probabilities(backbone, sequences)
+        check_ctranslate2(folder / "ctranslate2", task.threads, sequences, want)
     else:
         note("without ctranslate2_int8, which is not installed: pip install ctranslate2")
-    calibrated = [name for name in CALIBRATED if name in precisions]
-    write_bundles(task, backbone, folder / "bundles", drawn[0], calibrated)
+    precisions = {side.precision for side in chosen.values()}
+    history = task.item_ids(items[0])
+    for split, config in task.splits.items():
+        model = EarnModel(backbone, config, task.catalog).eval()
+        write_bundles(model, folder / "bundles" / split, history, [name for name in CALIBRATED if name in precisions])
     return has_ctranslate2
+
+
+def write_bundles(model: EarnModel, folder: Path, history: list[str], calibrated: Sequence[str]) -> None:
+    """Exports to folder/fp32 and calibrates to folder/<name>.
+
+    No gate is asked: calibration only gives the graphs their form and ranges, for which one history serves.
+    """
+    note(f"exporting {folder.name}")
+    export_bundle(model, folder / "fp32", [history], "vocab")
+    gc.collect()  # the exporter leaves copies of the weights in cycles
+    users = HeldOut((tuple(history),), (history[0],))
+    for name in calibrated:
+        note(f"calibrating {folder.name} to {name}")
+        precision, mix = CALIBRATED[name]
+        settings = Settings(least_overlap=0, mix=mix, explain=False, compare=False, requests=0)
+        calibrate(folder / "fp32", folder / name, [history, history[::-1]], users, precision, settings)
+        gc.collect()
 
 
 def check_ctranslate2(folder: Path, threads: int, sequences: Sequence[Sequence[int]], want: Any) -> None:
@@ -222,50 +262,59 @@ def make_sides(
     peers: Mapping[str, OwnProcess],
     setting: Setting,
     plan: Plan,
-    ours: Mapping[str, Ours],
+    chosen: Mapping[str, Contender],
     histories: Sequence[Items],
 ) -> dict[str, Side]:
-    """All sides of a setting."""
-    beams, requests, runtime = setting.beams, plan.requests, peers["ours"]
+    """All sides of a setting; a round is a history."""
+    beams = setting.beams
 
-    def hugging_face(history: Items) -> list[Step]:
-        return [partial(peers["hf"].ask, "search", history, beams)]
+    def hugging_face(contender: Contender, history: Items) -> list[Step]:
+        return [partial(peers["hf"].ask, "search", [task.item_ids(history)], beams)]
 
-    def ctranslate2(static: int, history: Items) -> list[Step]:
-        return [partial(peers["ctranslate2"].ask, "search", task.prompt(history), beams, static)]
+    def ctranslate2(contender: Contender, history: Items) -> list[Step]:
+        return [partial(peers["ctranslate2"].ask, "search", task.prompt(history), beams, contender.static)]
 
-    def request(side: Ours, history: Items) -> list[Step]:
-        return [partial(runtime.ask, "recommend", side, task.item_ids(history), beams)]
+    def request(contender: Contender, history: Items) -> list[Step]:
+        return [partial(peers["ours"].ask, "recommend", contender, task.item_ids(history), beams)]
 
-    def session(history: Items) -> list[Step]:
-        *before, chosen = task.item_ids(history)
-        runtime.ask("open", OURS["earn_int8"], before)
-        return [partial(runtime.ask, "append", chosen), partial(runtime.ask, "show", beams)]
+    def session(contender: Contender, history: Items) -> list[Step]:
+        *before, item = task.item_ids(history)
+        peers["ours"].ask("open", contender, before)
+        return [partial(peers["ours"].ask, "append", item), partial(peers["ours"].ask, "show", beams)]
 
-    def side(ask: Callable[[Items], list[Step]], items: int, requests: int, rounds: int, warm_up: int = 1) -> Side:
-        return Side(lambda turn: ask(histories[turn][:items]), requests, rounds, warm_up)
+    steps: Mapping[str, Callable[[Contender, Items], list[Step]]] = {
+        "hf": hugging_face,
+        "ctranslate2": ctranslate2,
+        "ours": request,
+        "session": session,
+    }
 
-    full = setting.history
-    sides = {"hf_generate": side(hugging_face, full, 1, plan.generate_histories, 0)}
-    if "ctranslate2" in peers:
-        for name, static in CTRANSLATE2.items():
-            sides[name] = side(partial(ctranslate2, static), full, requests, HISTORIES)
-    sides |= {name: side(partial(request, own), full, requests, HISTORIES) for name, own in ours.items()}
-    sides["earn_int8_session"] = side(session, full, requests, HISTORIES)
+    def side(contender: Contender, items: int, requests: int, rounds: int, warm_up: int = 1) -> Side:
+        ask = steps[contender.kind]
+        return Side(lambda turn: ask(contender, histories[turn][:items]), requests, rounds, warm_up)
+
+    found = {}
+    for name, contender in chosen.items():
+        if contender.kind == "hf":
+            found[name] = side(contender, setting.history, 1, plan.generate_histories, warm_up=0)
+        elif contender.kind != "ctranslate2" or "ctranslate2" in peers:
+            found[name] = side(contender, setting.history, plan.requests, HISTORIES)
     if setting == HEADLINE:
-        sides |= {name: side(session, length, 2, SESSION_HISTORIES) for name, length in SESSIONS.items()}
-    return sides
+        open_session = SIDES["earn_int8_session"]
+        found |= {name: side(open_session, items, 2, SESSION_HISTORIES) for name, items in SESSIONS.items()}
+    return found
 
 
 def check_answers(
-    task: Task, runtime: OwnProcess, setting: Setting, found: Mapping[str, Timings], histories: Sequence[Items]
+    task: Task, runtime: OwnProcess, setting: Setting, timings: Mapping[str, Timings], histories: Sequence[Items]
 ) -> None:
     """Stops where generate and this runtime recommend different items, or two ways of one side do."""
-    for history, want in zip(histories, found["hf_generate"].answers, strict=False):
-        _, got = runtime.ask("recommend", CHECKED, task.item_ids(history[: setting.history]), setting.beams)
+    for history, (want,) in zip(histories, timings["hf_generate"].answers, strict=False):
+        items = task.item_ids(history[: setting.history])
+        _, got = runtime.ask("recommend", SIDES["dense_fp32_vocab"], items, setting.beams)
         check_same_work(want, got)
     for one, other in ALIKE:
-        for pair in zip(found[one].answers, found[other].answers, strict=True) if one in found else ():
+        for pair in zip(timings[one].answers, timings[other].answers, strict=True) if one in timings else ():
             first, second = ({getattr(item, "item_id", item) for item in answer} for answer in pair)
             if len(first & second) < SAME_LIST * ITEMS:
                 sys.exit(f"{one} and {other} give {first} and {second}, so their times say nothing.")
@@ -278,61 +327,54 @@ def check_same_work(want: Sequence[str], got: Sequence[Recommendation]) -> None:
         sys.exit(f"dense fp32 here and generate differ, so their times say nothing: {items} instead of {want}")
 
 
-def print_table(title: str, found: Mapping[str, Timings]) -> None:
+def timings_table(timings: Mapping[str, Timings]) -> str:
     """Every side's times, and how many times as long as earn_int8 it took."""
-    rows = [
-        [
-            name,
-            f"{side.median:.2f}",
-            f"{min(side.totals):.2f}",
-            f"{max(side.totals):.2f}",
-            str(len(side.totals)),
-            f"{side.median / found['earn_int8'].median:.2f}",
-        ]
-        for name, side in found.items()
-    ]
-    header = ("", "median ms", "least", "most", "requests", "times earn_int8")
-    print(f"{title}, {DEPTH} codes\n{table(header, rows)}\n", flush=True)
+    base = timings["earn_int8"].median
+    rows = []
+    for name, side in timings.items():
+        times = (side.median, min(side.totals), max(side.totals))
+        rows.append([name, *(f"{ms:.2f}" for ms in times), str(len(side.totals)), f"{side.median / base:.2f}"])
+    return table(("", "median ms", "least", "most", "requests", "times earn_int8"), rows)
 
 
-def medians(found: Mapping[str, Timings]) -> dict[str, float]:
+def medians(timings: Mapping[str, Timings]) -> dict[str, float]:
     """Every side's milliseconds."""
-    return {name if name in SESSIONS else f"{name}_ms": side.median for name, side in found.items()}
+    return {name if name in SESSIONS else f"{name}_ms": side.median for name, side in timings.items()}
 
 
 def shares(task: Task, runtime: OwnProcess, histories: Sequence[Items], requests: int) -> dict[str, Any]:
-    """What EARN leaves out, how near its prefill comes to bare products, what the search costs."""
+    """What EARN leaves out, how near its prefill comes to bare matmuls, what the search costs."""
     items = [task.item_ids(history[: HEADLINE.history]) for history in histories]
-    profiles: dict[str, Profile] = {}
+    own: dict[str, RequestFigures] = {}
     held: dict[str, int] = {}
     for name in ("dense", "earn"):
-        side = OURS[f"{name}_int8"]
-        _, profiles[name] = runtime.ask("profile", side, items, HEADLINE.beams, requests)
+        side = SIDES[f"{name}_int8"]
+        _, own[name] = runtime.ask("figures", side, items, HEADLINE.beams, requests)
         _, manifest = runtime.ask("manifest", side)
         held[name] = cache_bytes(manifest.sizes, manifest.limits, HEADLINE.prompt, HEADLINE.beams)
-    dense, earn = profiles["dense"], profiles["earn"]
+    dense, earn = own["dense"], own["earn"]
     return {
         "operation_ratio_vs_dense": round(dense.operations / earn.operations, 2),
-        "prefill_share_of_gemm_rate": round(earn.prefill_rate / earn.gemm_rate, 3),
+        "prefill_share_of_gemm_rate": round(earn.prefill_rate / earn.matmul_rate, 3),
         "search_share": round(earn.search_share, 3),
-        "operations": {name: round(profile.operations) for name, profile in profiles.items()},
-        "gemm_rate": round(earn.gemm_rate),
+        "operations": {name: round(figures.operations) for name, figures in own.items()},
+        "gemm_rate": round(earn.matmul_rate),
         "prompt_rows": earn.prompt_rows,
-        "pass_rows": {name: profile.pass_rows for name, profile in profiles.items()},
+        "pass_rows": {name: figures.pass_rows for name, figures in own.items()},
         "cache_bytes": held["earn"],
         "dense_cache_bytes": held["dense"],
     }
 
 
-def figures(found: Mapping[str, Timings]) -> dict[str, Any]:
+def figures(timings: Mapping[str, Timings]) -> dict[str, Any]:
     """The headline's times and how they compare; nothing stands for what was not measured."""
-    ms = {name: side.median for name, side in found.items()}
+    ms = {name: side.median for name, side in timings.items()}
     ways = {name: ms[name] for name in CTRANSLATE2 if name in ms}
     faster = min(ways, key=lambda name: ways[name], default=None)
     peer = ways[faster] if faster else None
-    append, recommend = found["earn_int8_session"].step_medians
+    append, recommend = timings["earn_int8_session"].step_medians
     return {
-        **medians(found),
+        **medians(timings),
         "ctranslate2_int8_ms": peer,
         "ctranslate2_faster": faster,
         "speedup_vs_hf": ratio(ms["hf_generate"], ms["earn_int8"]),

@@ -4,7 +4,8 @@
     python benchmarks/quantization.py runs/beauty-bundle data/Beauty --users 1000
 
 Every row is calibrated and judged as `earn calibrate` does it, without its ladder of finer and finer tries. Prints a
-table of means over the held-out users with standard errors, and the size of the graphs beside the float ones.
+table of means over the held-out users with standard errors, and the size of the graphs beside the float ones, then one
+line of JSON.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from earn.calibration.calibrate import Settings, calibrate
 from earn.calibration.equalize import ALPHA
 from earn.calibration.refine import LEVELS
 from earn.calibration.samples import draw_samples
+from earn.console import note, show, show_json, table
 from earn.data.dataset import load_dataset
 
 SAMPLES = 128
+COLUMNS = ("choice", "overlap 20", "+-", "overlap 10", "NDCG@10", "fp32", "size")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def main() -> None:
     parser.add_argument("--exclude-history", action="store_true")
     arguments = parser.parse_args()
     dataset = load_dataset(arguments.data)
-    print(f"{'':36}{'overlap 20':>12}{'+-':>8}{'overlap 10':>12}{'NDCG@10':>9}{'fp32':>8}{'size':>7}")
+    runs: dict[str, list[float]] = {}
     for row in ROWS:
         histories, held_out = draw_samples(dataset, row.samples, arguments.users, 0, arguments.exclude_history)
         settings = Settings(
@@ -79,12 +82,18 @@ def main() -> None:
             out = Path(folder) / "bundle"
             found = calibrate(arguments.bundle, out, histories, held_out, row.precision, settings)
         verdict = found.chosen.verdict
-        error = verdict.overlaps.std() / np.sqrt(verdict.users)
-        print(
-            f"{row.label:36}{verdict.beam_set_overlap:12.4f}{error:8.4f}{verdict.top10_overlap:12.4f}"
-            f"{verdict.ndcg.after:9.4f}{verdict.ndcg.before:8.4f}{found.chosen.graph_bytes / found.float_bytes:7.3f}",
-            flush=True,
+        figures = (
+            verdict.beam_set_overlap,
+            verdict.overlaps.std() / np.sqrt(verdict.users),
+            verdict.top10_overlap,
+            verdict.ndcg.after,
+            verdict.ndcg.before,
+            found.chosen.graph_bytes / found.float_bytes,
         )
+        runs[row.label] = [round(float(figure), 4) for figure in figures]
+        note(f"{row.label}: overlap {verdict.beam_set_overlap:.4f}")
+    show(table(COLUMNS, [[label, *(f"{figure:.4f}" for figure in figures)] for label, figures in runs.items()]))
+    show_json([dict(zip(COLUMNS, (label, *figures), strict=True)) for label, figures in runs.items()])
 
 
 if __name__ == "__main__":

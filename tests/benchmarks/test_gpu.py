@@ -17,11 +17,10 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from benchmarks import gpu, gpu_bundles, gpu_sides
-from benchmarks.gpu import Check
+from benchmarks import gpu, gpu_bundles, gpu_sides, sides
 from benchmarks.gpu_sides import (
     BLOCK,
-    DEPTH,
+    Check,
     Row,
     blocks,
     cpu_lists,
@@ -65,7 +64,7 @@ def catalog() -> Catalog:
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small shape of each family."""
     folder = tmp_path_factory.mktemp(request.param)
-    row = replace(gpu_bundles.SHAPES["tiny"], family=request.param)
+    row = replace(sides.SHAPES["tiny"], family=request.param)
     gpu_bundles.prepare(row, folder, ("fp32", "fp16"), catalog())
     return folder
 
@@ -167,15 +166,18 @@ def test_parameters_have_the_names_of_drawn_weights(parameter: str, name: str) -
 
 
 def test_shapes_are_those_that_the_table_says() -> None:
-    assert gpu.SHAPES.keys() == gpu_bundles.SHAPES.keys()
-    for name, row in gpu_bundles.SHAPES.items():
-        lengths = {prompt_rows(config, DEPTH) for config in gpu_bundles.make_splits(row, 1024).values()}
+    assert gpu.SHAPES.keys() == sides.SHAPES.keys()
+    texts = gpu_bundles.INSTRUCTION, gpu_bundles.TAIL
+    for name, row in sides.SHAPES.items():
+        lengths = {
+            prompt_rows(config, sides.DEPTH) for config in sides.make_splits(row, 1024, *texts, row.history).values()
+        }
         assert lengths == ({46} if name == "tiny" else {170})
 
 
 def test_a_catalog_with_other_identifiers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EarnError, match="other lengths than 4"):
-        gpu_bundles.prepare(gpu_bundles.SHAPES["tiny"], tmp_path, ("fp32",), toy_catalog())
+        gpu_bundles.prepare(sides.SHAPES["tiny"], tmp_path, ("fp32",), toy_catalog())
 
 
 def test_lists_are_compared() -> None:
@@ -225,7 +227,7 @@ def test_the_cpu_says_what_is_wrong(toy_bundle: Path) -> None:
 
 
 def test_without_time_every_row_is_there_and_empty(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    gpu_bundles.prepare(gpu_bundles.SHAPES["tiny"], tmp_path / "tiny", gpu.SHAPES["tiny"], catalog())
+    gpu_bundles.prepare(sides.SHAPES["tiny"], tmp_path / "tiny", gpu.SHAPES["tiny"], catalog())
     arguments = asked_for(tmp_path, minutes=0.0)
     rows, trained = gpu.run(arguments, "cpu", tmp_path / "work")
     assert rows == [Row("tiny", "cpu", precision, batch) for precision in ("fp32", "fp16") for batch in (1, 2)]
@@ -241,7 +243,7 @@ def test_what_breaks_off_does_not_take_the_rest_along(
     def fail(*arguments: Any, **settings: Any) -> Manifest:
         raise OSError("no space left")
 
-    gpu_bundles.prepare(gpu_bundles.SHAPES["tiny"], tmp_path / "tiny", gpu.SHAPES["tiny"], catalog())
+    gpu_bundles.prepare(sides.SHAPES["tiny"], tmp_path / "tiny", gpu.SHAPES["tiny"], catalog())
     monkeypatch.setattr(gpu_sides, "write_bundle", fail)
     rows, _ = gpu.run(asked_for(tmp_path), "cpu", tmp_path / "work")
     assert len(rows) == 4
@@ -258,7 +260,7 @@ def test_engines_are_built_measured_and_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(gpu.SHAPES, "tiny", ("fp16",))
-    gpu_bundles.prepare(gpu_bundles.SHAPES["tiny"], tmp_path / "tiny", gpu.SHAPES["tiny"], catalog())
+    gpu_bundles.prepare(sides.SHAPES["tiny"], tmp_path / "tiny", gpu.SHAPES["tiny"], catalog())
     arguments = asked_for(tmp_path, engines=["tensorrt-rtx", "tensorrt"], batches=[2])
     rows, _ = gpu.run(arguments, "cpu", tmp_path / "work")
     assert "without tensorrt-rtx: EarnError: This needs onnxruntime_ep_nv_tensorrt_rtx" in capsys.readouterr().err

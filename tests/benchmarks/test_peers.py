@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks import peers
 from benchmarks.measure import Answer, Side, Step, Timings, measure
-from benchmarks.peers import CTRANSLATE2, HEADLINE, SESSIONS, check_same_work, figures
-from benchmarks.sides import SHAPES, make_task
+from benchmarks.peers import CTRANSLATE2, HEADLINE, SESSIONS, SHAPES, check_same_work, figures
+from benchmarks.sides import SIDES, make_generate, make_task
 from earn.catalog import Catalog
 from earn.prompts import whole_prompt
 from earn.runtime.recommender import Recommendation
@@ -61,7 +61,12 @@ def test_all_sides_read_as_many_tokens() -> None:
     earn = whole_prompt([task.identifiers[item] for item in history], task.splits["earn"])
     assert task.prompt(history) == earn
     assert len(earn) == HEADLINE.prompt == 200
-    assert task.named([task.identifiers[5], task.identifiers[1], task.identifiers[2]]) == ["5", "0", "1", "2"]
+    assert make_generate(task).named([task.identifiers[5], task.identifiers[1], task.identifiers[2]]) == [
+        "5",
+        "0",
+        "1",
+        "2",
+    ]
 
 
 def test_a_peer_that_is_not_installed_is_left_out_by_name(
@@ -70,7 +75,7 @@ def test_a_peer_that_is_not_installed_is_left_out_by_name(
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     monkeypatch.setattr(peers, "write_bundles", lambda *arguments: None)
     task = make_task(catalog(), SHAPES["tiny"], threads=1)
-    assert not peers.write(task, tmp_path, [[0, 1]], ("int8",))
+    assert not peers.write(task, tmp_path, [[0, 1]], SIDES)
     assert "without ctranslate2_int8" in capsys.readouterr().err
 
 
