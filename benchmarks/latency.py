@@ -48,10 +48,10 @@ if not __package__:  # run as a script, for which Python looks in this folder al
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.near_ties import is_same_list
-from earn.calibration.bench import Mix
-from earn.calibration.calibrate import Settings, calibrate
+from earn.calibration.calibrate import CalibrationSettings, calibrate
 from earn.calibration.gate import HeldOut
 from earn.calibration.refine import LEVELS
+from earn.calibration.variants import MixedPrecision
 from earn.catalog import Catalog
 from earn.config import EarnConfig, Prompt
 from earn.export.bundle import export_bundle
@@ -70,10 +70,10 @@ BUNDLES = {"dense_fp32": ("dense", "vocab"), "earn_fp32": ("earn", "vocab"), "ea
 
 # The calibrated sides: the bundle that each is made from, its precision, and what is not plainly quantized.
 CALIBRATED = {
-    "earn_int8": ("earn_fp32", "int8", Mix()),
-    "earn_int8_refined": ("earn_fp32", "int8", Mix(fine_kinds=LEVELS[0])),
-    "earn_int8_dynamic": ("earn_fp32", "int8-dynamic", Mix()),
-    "earn_int8_trie": ("earn_fp32_trie", "int8", Mix()),
+    "earn_int8": ("earn_fp32", "int8", MixedPrecision()),
+    "earn_int8_refined": ("earn_fp32", "int8", MixedPrecision(refined_kinds=LEVELS[0])),
+    "earn_int8_dynamic": ("earn_fp32", "int8-dynamic", MixedPrecision()),
+    "earn_int8_trie": ("earn_fp32_trie", "int8", MixedPrecision()),
 }
 
 
@@ -209,11 +209,11 @@ def export(
         export_bundle(model, folder / name, [list(map(str, history))], scoring)
         del model
         gc.collect()  # the exporter leaves copies of the weights in cycles
-    for name, (source, precision, mix) in CALIBRATED.items():
+    for name, (source, precision, mixed) in CALIBRATED.items():
         note(f"calibrating {name}")
         items = [str(item) for item in history]
         users = HeldOut((tuple(items),), (items[0],))
-        settings = Settings(least_overlap=0, mix=mix, explain=False, compare=False, requests=0)
+        settings = CalibrationSettings(least_overlap=0, mixed=mixed, explain=False, compare=False, requests=0)
         calibrate(folder / source, folder / name, [items, items[::-1]], users, precision, settings)
         gc.collect()
     sides = (*BUNDLES, *CALIBRATED)

@@ -27,9 +27,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.latency import DEPTH, ITEMS, Shape, generate, make_backbone, note
-from earn.calibration.bench import Mix
-from earn.calibration.calibrate import Settings, calibrate
+from earn.calibration.calibrate import CalibrationSettings, calibrate
 from earn.calibration.gate import HeldOut
+from earn.calibration.variants import MixedPrecision
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import EarnConfig, Prompt
 from earn.export.bundle import export_bundle
@@ -159,7 +159,7 @@ def write_bundles(task: Task, backbone: PreTrainedModel, folder: Path, history: 
     """Exports and calibrates: folder/<split>/<precision>; `history` serves to check and to calibrate the graphs."""
     items = task.item_ids(history)
     users = HeldOut((tuple(items),), (items[0],))
-    settings = Settings(least_overlap=0, mix=Mix(), explain=False, compare=False, requests=0)
+    settings = CalibrationSettings(least_overlap=0, mixed=MixedPrecision(), explain=False, compare=False, requests=0)
     for split, config in task.splits.items():
         note(f"exporting {split}")
         model = EarnModel(backbone, config, task.catalog).eval()

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from earn.calibration.bench import Mix
-from earn.calibration.calibrate import Settings, calibrate
+from earn.calibration.calibrate import CalibrationSettings, calibrate
 from earn.calibration.equalize import ALPHA
 from earn.calibration.refine import LEVELS
 from earn.calibration.samples import draw_samples
+from earn.calibration.variants import MixedPrecision
 from earn.data.dataset import load_dataset
 
 SAMPLES = 128
@@ -33,7 +33,6 @@ class Row:
     label: str
     precision: str = "int8"
     engine: str | None = None
-    method: str = "minmax"
     samples: int = SAMPLES
     alpha: float | None = ALPHA
     fine: tuple[str, ...] = ()
@@ -43,7 +42,6 @@ ROWS = (
     Row("int8"),
     Row("int8, not equalized", alpha=None),
     *(Row(f"int8, exponent {alpha}", alpha=alpha) for alpha in (0.5, 0.6, 0.8, 0.9)),
-    *(Row(f"int8, {method}", method=method) for method in ("percentile", "entropy")),
     *(Row(f"int8, {samples} samples", samples=samples) for samples in (32, 64, 256)),
     Row("int8, form for TensorRT", engine="tensorrt"),
     Row("int8-dynamic", "int8-dynamic"),
@@ -68,14 +66,13 @@ def main() -> None:
     print(f"{'':36}{'overlap 20':>12}{'+-':>8}{'overlap 10':>12}{'NDCG@10':>9}{'fp32':>8}{'size':>7}")
     for row in ROWS:
         histories, held_out = draw_samples(dataset, row.samples, arguments.users, 0, arguments.exclude_history)
-        settings = Settings(
+        settings = CalibrationSettings(
             row.engine,
-            row.method,
             row.alpha,
             least_overlap=0,
             explain=False,
             compare=False,
-            mix=Mix(fine_kinds=row.fine),
+            mixed=MixedPrecision(refined_kinds=row.fine),
             requests=0,
         )
         with tempfile.TemporaryDirectory() as folder:

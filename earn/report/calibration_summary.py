@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from earn.calibration.calibrate import Calibration, Candidate, Settings
+from earn.calibration.calibrate import Calibration, CalibrationSettings, Candidate
 from earn.calibration.gate import HeldOut
-from earn.calibration.linear_layers import HEAD, Product
+from earn.calibration.linear_layers import HEAD, LinearLayer
+from earn.calibration.precisions import RANGE_METHOD
 from earn.report.calibration import write_report
 from earn.report.calibration_rows import AttemptRow, LengthRow, PrecisionRow, RangeRow, Report, SensitivityRow
 
@@ -24,7 +25,9 @@ _TOGETHER = {
 }
 
 
-def report_of(found: Calibration, held_out: HeldOut, settings: Settings, source: str, out: str, data: str) -> Report:
+def report_of(
+    found: Calibration, held_out: HeldOut, settings: CalibrationSettings, source: str, out: str, data: str
+) -> Report:
     """The report of a calibration; `source`, `out` and `data` are what to call them on the page."""
     chosen = found.chosen
     return Report(
@@ -32,7 +35,7 @@ def report_of(found: Calibration, held_out: HeldOut, settings: Settings, source:
         out=out,
         precision=chosen.precision.name,
         engine=chosen.form.engine,
-        method=settings.method,
+        method=RANGE_METHOD,
         data=data,
         passed=chosen.verdict.passed,
         forced=settings.force,
@@ -42,14 +45,14 @@ def report_of(found: Calibration, held_out: HeldOut, settings: Settings, source:
         gate=chosen.verdict.as_json(),
         ranges=tuple(_ranges(found)) if chosen.precision.method == "static" else (),
         sensitivity=tuple(
-            SensitivityRow(unit, error, unit in chosen.mix.float_units) for unit, error in chosen.sensitivity.items()
+            SensitivityRow(unit, error, unit in chosen.mixed.float_layers) for unit, error in chosen.sensitivity.items()
         ),
         overlap_by_length=tuple(_by_length(chosen, held_out)),
         precisions=(_float_row(found), *(_row(found, candidate) for candidate in found.candidates)),
         attempts=tuple(
             AttemptRow(
-                attempt.mix.fine_kinds,
-                attempt.mix.float_units,
+                attempt.mixed.refined_kinds,
+                attempt.mixed.float_layers,
                 attempt.verdict.beam_set_overlap,
                 attempt.verdict.passed,
             )
@@ -59,7 +62,7 @@ def report_of(found: Calibration, held_out: HeldOut, settings: Settings, source:
 
 
 def report_calibration(
-    found: Calibration, held_out: HeldOut, settings: Settings, source: Path, out: Path, data: str, page: Path
+    found: Calibration, held_out: HeldOut, settings: CalibrationSettings, source: Path, out: Path, data: str, page: Path
 ) -> Path:
     """Writes the page of a calibration of the bundle `source` to `out`; returns its path.
 
@@ -73,12 +76,12 @@ def report_calibration(
 
 def _ranges(found: Calibration) -> Iterator[RangeRow]:
     """One row for every tensor that goes into products."""
-    for stage, products in found.products.items():
-        readers: dict[str, list[Product]] = {}
+    for stage, products in found.linear_layers.items():
+        readers: dict[str, list[LinearLayer]] = {}
         for product in products:
             readers.setdefault(product.activation, []).append(product)
         for tensor, reading in readers.items():
-            before, (lowest, highest) = found.before[stage].channels[tensor], found.after[stage].ranges[tensor]
+            before, (lowest, highest) = found.before[stage][tensor], found.after[stage][tensor].whole
             yield RangeRow(
                 stage,
                 reading[0].layer,
@@ -90,7 +93,7 @@ def _ranges(found: Calibration) -> Iterator[RangeRow]:
             )
 
 
-def _called(reading: Sequence[Product]) -> str:
+def _called(reading: Sequence[LinearLayer]) -> str:
     kinds = frozenset(product.kind for product in reading)
     return HEAD if HEAD in kinds else _TOGETHER.get(kinds, "+".join(sorted(kinds)))
 
