@@ -29,6 +29,7 @@ from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Ranking, Verdict, appl
 from earn.calibration.linear_layers import LinearLayer
 from earn.calibration.precisions import (
     FASTEST,
+    PRECISIONS,
     QUANTIZED,
     RANGE_METHOD,
     GraphForm,
@@ -233,9 +234,8 @@ def _others(wanted: Sequence[tuple[Precision, GraphForm]]) -> list[tuple[Precisi
     """The other precisions that can be written for the same engine."""
     engine = wanted[0][1].engine
     known = {row.name for row, _ in wanted}
-    return [
-        (row, find_form(row, engine)) for row in QUANTIZED.values() if engine in row.engines and row.name not in known
-    ]
+    others = [PRECISIONS[name] for name in QUANTIZED if name not in known]
+    return [(row, find_form(row, engine)) for row in others if engine in row.engines]
 
 
 def _equalize(variants: GraphVariants, ranges: Mapping[str, StageRanges], alpha: float | None) -> None:

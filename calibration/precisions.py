@@ -54,7 +54,7 @@ PRECISIONS: Mapping[str, Precision] = {
         ),
     )
 }
-QUANTIZED: Mapping[str, Precision] = {name: row for name, row in PRECISIONS.items() if row.method != "none"}
+QUANTIZED = tuple(name for name, row in PRECISIONS.items() if row.method != "none")  # what a bundle can become
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def find_precisions(name: str, engine: str | None) -> list[Precision]:
     if name not in QUANTIZED:
         names = ", ".join((FASTEST, *QUANTIZED))
         raise EarnError(f"There is no precision {name!r} to calibrate to. Take one of: {names}.")
-    return [QUANTIZED[name]]
+    return [PRECISIONS[name]]
 
 
 def find_form(precision: Precision, engine: str | None) -> GraphForm:

@@ -1,11 +1,11 @@
-"""Refined activations: the error of rounding to 8 bits is rounded to 8 bits too, and subtracted through the same weights.
+"""Refined activations: the error of rounding to 8 bits is itself rounded to 8 bits and subtracted.
 
     x W  ~  q(x) W - q'(q(x) - x) W        q' has steps 1/254 of those of q
 
 The error q(x) - x lies within half a step of q, so its range needs no calibration. The result has the resolution of
-16-bit activations for one more 8-bit multiplication. The weights are stored once. Refining pays where few values are far
-larger than the rest, so that most fall on few steps: in silu(gate) * up, which down_proj reads. It pays before the head
-too, whose errors reorder items directly.
+16-bit activations for one more 8-bit multiplication by the same weights. Refining pays where few values are far larger
+than the rest, so that most fall on few steps: in silu(gate) * up, which down_proj reads. It pays before the head too,
+whose errors reorder items directly.
 """
 
 from __future__ import annotations

@@ -6,14 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earn.calibration.precisions import FASTEST, QUANTIZED, RANGE_METHOD
+from earn.calibration.precisions import FASTEST, PRECISIONS, QUANTIZED, RANGE_METHOD
 from earn.cli.arguments import DATA_HELP, bundle_folder, command, fraction, natural, positive
 from earn.console import Steps, note, progress, results_kept_clean, show, show_json, size, table
 
 if TYPE_CHECKING:
     from earn.calibration.calibrate import Calibration
-    from earn.calibration.precisions import FASTEST, QUANTIZED, RANGE_METHOD
-from earn.cli.arguments import Subparsers
+    from earn.cli.arguments import Subparsers
 
 FEW_USERS = 300  # below, chance hides a small loss of accuracy
 FAILED = 1  # exit status where the gate fails
@@ -39,7 +38,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help="folder of earn export, in fp32")
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
     parser.add_argument("--out", metavar="BUNDLE2", type=Path, required=True, help="folder of the new bundle")
-    labels = ", ".join(row.label for row in QUANTIZED.values())
+    labels = ", ".join(PRECISIONS[name].label for name in QUANTIZED)
     parser.add_argument(
         "--precision",
         default=FASTEST,
@@ -105,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     check(args.bundle, args.out, args.precision, settings)
     check_installed()
     out = args.out.resolve()
-    if args.precision in QUANTIZED and (why := QUANTIZED[args.precision].experimental):
+    if args.precision in QUANTIZED and (why := PRECISIONS[args.precision].experimental):
         note(f"      {args.precision} is experimental: {why}.")
     page = args.report or out.with_name(f"{out.name}-report.html")
     check_page(page, args.bundle, args.out)
