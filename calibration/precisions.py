@@ -68,7 +68,7 @@ class GraphForm:
 
 
 FORMS: Mapping[str, GraphForm] = {
-    # ONNX Runtime fuses uint8 activations with int8 weights to integer products. Of signed ones it leaves part in float
+    # ONNX Runtime fuses uint8 activations with int8 weights to integer matmuls. Of signed ones it leaves part in float
     # and dequantizes their weights in every call, which is slower than fp32.
     "cpu": GraphForm("cpu", signed_activations=False, block_operator=True, int8_embedding=True),
     # TensorRT takes zero points of 0 only, and no operator outside the standard ONNX domain.
