@@ -77,10 +77,10 @@ from benchmarks.sides import (
     Runtime,
     Task,
 )
-from earn.calibration.bench import Mix
-from earn.calibration.calibrate import Settings, calibrate
+from earn.calibration.calibrate import CalibrationSettings, calibrate
 from earn.calibration.gate import HeldOut
 from earn.calibration.refine import LEVELS
+from earn.calibration.variants import MixedPrecision
 from earn.console import note, progress, show, show_json, table
 from earn.data.dataset import load_dataset
 from earn.errors import EarnError
@@ -92,9 +92,9 @@ from earn.runtime.recommender import Recommendation
 
 SHAPES = {"qwen2.5-0.5b": sides.SHAPES["0.5b"], "tiny": sides.SHAPES["tiny"]}
 CALIBRATED = {  # a bundle's name: the precision, and what is not plainly quantized
-    "int8": ("int8", Mix()),
-    "int8-refined": ("int8", Mix(fine_kinds=LEVELS[0])),
-    "int8-dynamic": ("int8-dynamic", Mix()),
+    "int8": ("int8", MixedPrecision()),
+    "int8-refined": ("int8", MixedPrecision(refined_kinds=LEVELS[0])),
+    "int8-dynamic": ("int8-dynamic", MixedPrecision()),
 }
 HISTORIES = 3
 SESSION_HISTORIES = 12  # of each length: how many passes a request takes varies more than what they should show
@@ -241,8 +241,8 @@ def write_bundles(model: EarnModel, folder: Path, history: list[str], calibrated
     users = HeldOut((tuple(history),), (history[0],))
     for name in calibrated:
         note(f"calibrating {folder.name} to {name}")
-        precision, mix = CALIBRATED[name]
-        settings = Settings(least_overlap=0, mix=mix, explain=False, compare=False, requests=0)
+        precision, mixed = CALIBRATED[name]
+        settings = CalibrationSettings(least_overlap=0, mixed=mixed, explain=False, compare=False, requests=0)
         calibrate(folder / "fp32", folder / name, [history, history[::-1]], users, precision, settings)
         gc.collect()
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from earn.calibration.bench import Mix
-from earn.calibration.calibrate import Settings, calibrate
+from earn.calibration.calibrate import CalibrationSettings, calibrate
 from earn.calibration.equalize import ALPHA
 from earn.calibration.refine import LEVELS
 from earn.calibration.samples import draw_samples
+from earn.calibration.variants import MixedPrecision
 from earn.console import note, show, show_json, table
 from earn.data.dataset import load_dataset
 
@@ -69,13 +69,13 @@ def main() -> None:
     runs: dict[str, list[float]] = {}
     for row in ROWS:
         histories, held_out = draw_samples(dataset, row.samples, arguments.users, 0, arguments.exclude_history)
-        settings = Settings(
+        settings = CalibrationSettings(
             engine=row.engine,
             alpha=row.alpha,
             least_overlap=0,
             explain=False,
             compare=False,
-            mix=Mix(fine_kinds=row.fine),
+            mixed=MixedPrecision(refined_kinds=row.fine),
             requests=0,
         )
         with tempfile.TemporaryDirectory() as folder:

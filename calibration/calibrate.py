@@ -1,11 +1,11 @@
-"""Turns a float bundle into one of a lower precision, and lets it out only if it recommends the same.
+"""Turns a float bundle into one of a lower precision, and writes the quantized bundle only if it passes the gate.
 
-    observe      real histories through the float graphs, prompts and decode steps, as in service
-    equalize     outliers of activations go into the weights; observed once more
-    quantize     all products
-    judge        held-out users; where the gate stays shut, activations are refined, at first before the products that
-                 need it most; then the most sensitive layers go back to float, more and more
-    write        beside the place, then renamed
+    collect      ranges of activations: real histories through the float graphs, prompts and decode steps as in service
+    equalize     move outliers of activations into the weights
+    collect      the ranges that are left
+    quantize     all linear layers
+    judge        ask held-out users; while the gate fails, refine activations, then leave sensitive layers in float
+    write        into a folder beside the bundle's, then rename it
 
 The graphs that are judged are, byte for byte, those that are written.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,44 +23,51 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from earn.calibration.bench import Bench, Mix
-from earn.calibration.collect import RANGE_METHODS, Observations, observe
+from earn.calibration.collect import StageRanges, collect_activations
 from earn.calibration.equalize import ALPHA, equalize
-from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Ranking, Verdict, judge
-from earn.calibration.linear_layers import Product
-from earn.calibration.precisions import FASTEST, PRECISIONS, Form, Precision, find_form, find_precisions
+from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Ranking, Verdict, apply_gate
+from earn.calibration.linear_layers import LinearLayer
+from earn.calibration.precisions import (
+    FASTEST,
+    PRECISIONS,
+    QUANTIZED,
+    RANGE_METHOD,
+    GraphForm,
+    Precision,
+    find_form,
+    find_precisions,
+)
 from earn.calibration.quantize import quantize
 from earn.calibration.refine import LEVELS
-from earn.calibration.sensitivity import sensitivities
+from earn.calibration.sensitivity import layer_sensitivities
+from earn.calibration.variants import EQUALIZED, FLOAT, GraphVariants, MixedPrecision
 from earn.catalog import CATALOG_FILE
 from earn.errors import EarnError
 from earn.files import folder_written_whole
 from earn.manifest import Manifest, refuse_foreign_folder
-from earn.runtime.engine import load_engine
 from earn.runtime.evaluation import median_ms
-from earn.runtime.recommender import DEFAULT_BEAMS, Recommender
+from earn.runtime.recommender import DEFAULT_BEAMS
 from earn.specs import STAGES
 
 OLDEST_ONNXRUNTIME = (1, 22)  # the first with the quantizer of 4-bit blocks
 NOISE = 1.1  # a factor between medians that may be chance
-MOST_FLOAT = 0.5  # of the units: beyond that a precision does not deserve its name
+MOST_FLOAT = 0.5  # of the layers: beyond that a precision does not deserve its name
 
 Progress = Callable[[str], Callable[[int, int], None]]  # what goes on -> a callback (done, all)
 
 
 @dataclass(frozen=True)
-class Settings:
+class CalibrationSettings:
     """How to calibrate and judge."""
 
     engine: str | None = None  # whose form is written; the precision's usual one if None
-    method: str = "minmax"  # one of RANGE_METHODS
     alpha: float | None = ALPHA  # exponent of the equalization; None: outliers stay where they are
-    beams: int = DEFAULT_BEAMS
+    beams: int = DEFAULT_BEAMS  # at most the bundle's
     least_overlap: float = LEAST_OVERLAP
     force: bool = False  # write a bundle that fails, and say so in its manifest
-    explain: bool = True  # measure every layer's sensitivity for the report, even where the gate opens at once
+    explain: bool = True  # measure every layer's sensitivity for the report, even where the gate passes at once
     compare: bool = True  # judge the engine's other precisions too, for the report
-    mix: Mix | None = None  # try this alone
+    mixed: MixedPrecision | None = None  # try this alone
     requests: int = 30  # to time each candidate with, and as many to the float bundle, in turn; 0: it is not timed
     seed: int = 0
 
@@ -69,7 +76,7 @@ class Settings:
 class Attempt:
     """One try to pass the gate."""
 
-    mix: Mix
+    mixed: MixedPrecision
     verdict: Verdict
 
 
@@ -78,33 +85,33 @@ class Candidate:
     """A precision, quantized and judged."""
 
     precision: Precision
-    form: Form
+    form: GraphForm
     folder: Path  # of its graphs
-    attempts: tuple[Attempt, ...]  # the last one is what stands in the folder
+    attempts: tuple[Attempt, ...]  # the last one is in the folder
     graph_bytes: int
     milliseconds: float | None  # median of a request; None where this machine cannot tell
-    sensitivity: dict[str, float]  # by unit; empty where it was not measured
+    sensitivity: Mapping[str, float]  # by layer; empty where it was not measured
 
     @property
     def verdict(self) -> Verdict:
-        """The gate's on what stands in the folder."""
+        """Of the gate on the graphs in the folder."""
         return self.attempts[-1].verdict
 
     @property
-    def mix(self) -> Mix:
-        """What is not plainly quantized in it."""
-        return self.attempts[-1].mix
+    def mixed(self) -> MixedPrecision:
+        """What is more precise in the graphs in the folder."""
+        return self.attempts[-1].mixed
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """All that a calibration found."""
+    """What a calibration did and measured."""
 
     chosen: Candidate
     candidates: tuple[Candidate, ...]
-    before: dict[str, Observations]  # by stage; empty where nothing had to be observed
-    after: dict[str, Observations]  # once outliers were moved into weights; likewise
-    products: dict[str, list[Product]]  # by stage
+    before: Mapping[str, StageRanges]  # by stage; empty where no precision needs ranges
+    after: Mapping[str, StageRanges]  # once outliers were moved into weights; likewise
+    linear_layers: Mapping[str, list[LinearLayer]]  # by stage
     manifest: Manifest | None  # of the bundle that was written, if one was
     float_bytes: int  # of the float graphs
     float_milliseconds: float | None
@@ -117,8 +124,21 @@ class Calibration:
             "precision": self.chosen.precision.name,
             **{name: figures[name] for name in ("passed", "beam_set_overlap", "top10_overlap", "recall@10", "ndcg@10")},
             "size_ratio": self.chosen.graph_bytes / self.float_bytes,
-            "float_layers": list(self.chosen.mix.float_units),
+            "float_layers": list(self.chosen.mixed.float_layers),
         }
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What all precisions are judged with."""
+
+    variants: GraphVariants
+    histories: Sequence[Sequence[str]]  # some are replayed to measure sensitivity
+    held_out: HeldOut
+    rankings: list[Ranking]  # the float bundle's, for the held-out users
+    float_milliseconds: float | None  # median of a request to the float bundle; None: nothing is timed
+    settings: CalibrationSettings
+    progress: Progress
 
 
 def calibrate(
@@ -127,7 +147,7 @@ def calibrate(
     histories: Sequence[Sequence[str]],
     held_out: HeldOut,
     precision: str = FASTEST,
-    settings: Settings | None = None,
+    settings: CalibrationSettings | None = None,
     progress: Progress = lambda label: lambda done, total: None,
 ) -> Calibration:
     """Calibrates a bundle and writes the new one, if it passes the gate.
@@ -136,58 +156,68 @@ def calibrate(
         source: a bundle in fp32.
         out: folder of the new bundle; a bundle that stands there is replaced.
         histories: item ids of real users to calibrate with (see `samples.choose`).
-        held_out: other users, who judge.
+        held_out: other users, for the gate.
         precision: a row of PRECISIONS, or "fastest": the faster of AUTOMATIC that passes.
 
     Raises:
         EarnError: the source is not in fp32, `out` is something else than a bundle, or a name is unknown.
     """
     source, out = Path(source), Path(out)
-    settings = settings or Settings()
-    plan = check(source, out, precision, settings)
+    settings = settings or CalibrationSettings()
+    wanted = check(source, out, precision, settings)
+    compared = _others(wanted) if settings.compare else []
+    precisions = [row for row, _ in wanted + compared]
     out.resolve().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as folder:
-        run = _Run(Bench(source, Path(folder)), histories, held_out, settings, progress)
-        candidates = [run.candidate(row, form) for row, form in plan]
+        variants = GraphVariants(source, Path(folder))
+        settings = replace(settings, beams=min(settings.beams, variants.manifest.limits.beams))
+        before: Mapping[str, StageRanges] = {}
+        after: Mapping[str, StageRanges] = {}
+        if any(row.equalizes for row in precisions):
+            before = collect_activations(variants, FLOAT, histories, settings.beams, progress("collect, float"))
+            _equalize(variants, before, settings.alpha)
+        if any(row.method == "static" for row in precisions):
+            after = collect_activations(variants, EQUALIZED, histories, settings.beams, progress("collect, equalized"))
+        for row, form in wanted + compared:
+            _quantize(variants, row, form, after)
+
+        rankings = held_out.rankings(variants.recommender(source), progress("ask, fp32"))
+        timed = settings.requests and any(form.engine == "cpu" for _, form in wanted)
+        float_milliseconds = _median_ms(variants, [source], held_out, settings)[0] if timed else None
+        trial = _Trial(variants, histories, held_out, rankings, float_milliseconds, settings, progress)
+        candidates = [_judge(trial, row, form) for row, form in wanted]
         chosen = _best(candidates)
-        if settings.explain:
-            explained = replace(chosen, sensitivity=run.sensitivity(chosen.precision))
+        if settings.explain and not chosen.sensitivity:
+            explained = replace(chosen, sensitivity=_sensitivity(trial, chosen.precision))
             candidates[candidates.index(chosen)] = chosen = explained
+
         manifest = None
         if chosen.verdict.passed or settings.force:
-            manifest = _write(run.bench, chosen, out, len(histories), settings)
-        if settings.compare:
-            engine = chosen.form.engine
-            others = [row for row in PRECISIONS.values() if engine in row.engines and row.method != "none"]
-            known = {candidate.precision.name for candidate in candidates}
-            candidates += [
-                run.candidate(row, find_form(row, engine), may_mix=False) for row in others if row.name not in known
-            ]
+            manifest = _write(variants, chosen, out, len(histories), settings)
+        candidates += [_judge(trial, row, form, only_plain=True) for row, form in compared]
         return Calibration(
             chosen=chosen,
             candidates=tuple(candidates),
-            before=run.observed.get("float", {}),
-            after=run.observed.get("equalized", {}),
-            products={stage: run.bench.products(stage) for stage in STAGES},
+            before=before,
+            after=after,
+            linear_layers={stage: variants.linear_layers(stage) for stage in STAGES},
             manifest=manifest,
             float_bytes=_graph_bytes(source),
-            float_milliseconds=run.float_milliseconds,
+            float_milliseconds=float_milliseconds,
             samples=len(histories),
         )
 
 
-def check(source: Path, out: Path, precision: str, settings: Settings) -> list[tuple[Precision, Form]]:
+def check(source: Path, out: Path, precision: str, settings: CalibrationSettings) -> list[tuple[Precision, GraphForm]]:
     """Refuses what cannot be done, before anything is done; returns the precisions to make with their forms.
 
     Raises:
         EarnError: see `calibrate`; or ONNX Runtime is too old.
     """
-    found = Manifest.load(source, verify=False).precision
-    if found != "fp32":
-        raise EarnError(f"{source}: is in {found} already. Give the bundle that earn export wrote.")
-    plan = [(row, find_form(row, settings.engine)) for row in find_precisions(precision, settings.engine)]
-    if settings.method not in RANGE_METHODS:
-        raise EarnError(f"There is no range method {settings.method!r}. Take one of: {', '.join(RANGE_METHODS)}.")
+    present = Manifest.load(source, verify=False).precision
+    if present != "fp32":
+        raise EarnError(f"{source}: is in {present} already. Give the bundle that earn export wrote.")
+    wanted = [(row, find_form(row, settings.engine)) for row in find_precisions(precision, settings.engine)]
     if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < OLDEST_ONNXRUNTIME:
         oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
         raise EarnError(
@@ -197,7 +227,92 @@ def check(source: Path, out: Path, precision: str, settings: Settings) -> list[t
     if old == new or old in new.parents or new in old.parents:
         raise EarnError(f"{out}: is, holds or lies in the bundle to calibrate. Choose another folder for the new one.")
     refuse_foreign_folder(out)
-    return plan
+    return wanted
+
+
+def _others(wanted: Sequence[tuple[Precision, GraphForm]]) -> list[tuple[Precision, GraphForm]]:
+    """The other precisions that can be written for the same engine."""
+    engine = wanted[0][1].engine
+    known = {row.name for row, _ in wanted}
+    others = [PRECISIONS[name] for name in QUANTIZED if name not in known]
+    return [(row, find_form(row, engine)) for row in others if engine in row.engines]
+
+
+def _equalize(variants: GraphVariants, ranges: Mapping[str, StageRanges], alpha: float | None) -> None:
+    """Makes the equalized variant, which is as the float one if alpha is None."""
+
+    def change(stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
+        if alpha is not None:
+            equalize(graph, ranges[stage], alpha)
+        return graph
+
+    variants.derive(FLOAT, EQUALIZED, change)
+
+
+def _quantize(
+    variants: GraphVariants, precision: Precision, form: GraphForm, ranges: Mapping[str, StageRanges]
+) -> None:
+    """Makes the variant of the precision's name."""
+
+    def change(stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
+        return quantize(graph, precision, form, {name: seen.whole for name, seen in ranges.get(stage, {}).items()})
+
+    variants.derive(_base(precision), precision.name, change)
+
+
+def _judge(trial: _Trial, precision: Precision, form: GraphForm, only_plain: bool = False) -> Candidate:
+    """Asks the gate about a precision; while it fails, about less and less coarse ones, unless `only_plain`."""
+    folder = trial.variants.folder / f"{precision.name}-bundle"
+    options = [trial.settings.mixed or MixedPrecision()]
+    may_mix = not only_plain and trial.settings.mixed is None
+    if may_mix and precision.method == "static":
+        options += [MixedPrecision(refined_kinds=kinds) for kinds in LEVELS]
+    attempts = _try_until_passed(trial, precision, options, folder)
+    sensitivity: Mapping[str, float] = {}
+    if may_mix and not attempts[-1].verdict.passed:
+        sensitivity = _sensitivity(trial, precision)
+        attempts += _try_until_passed(trial, precision, _with_float_layers(options[-1], sensitivity), folder)
+    milliseconds = None
+    if trial.float_milliseconds is not None and form.engine == "cpu":
+        beside, taken = _median_ms(trial.variants, [trial.variants.source, folder], trial.held_out, trial.settings)
+        milliseconds = trial.float_milliseconds * taken / beside
+    return Candidate(precision, form, folder, tuple(attempts), _graph_bytes(folder), milliseconds, sensitivity)
+
+
+def _try_until_passed(
+    trial: _Trial, precision: Precision, options: Sequence[MixedPrecision], folder: Path
+) -> list[Attempt]:
+    """Writes and judges one option after the other; the last one tried stays in the folder."""
+    attempts: list[Attempt] = []
+    for mixed in options:
+        trial.variants.write_bundle_graphs(_base(precision), precision.name, mixed, folder)
+        rankings = trial.held_out.rankings(trial.variants.recommender(folder), trial.progress(f"ask, {precision.name}"))
+        limit, seed = trial.settings.least_overlap, trial.settings.seed
+        verdict = apply_gate(trial.rankings, rankings, trial.held_out.targets, limit, seed)
+        attempts.append(Attempt(mixed, verdict))
+        if verdict.passed:
+            break
+    return attempts
+
+
+def _with_float_layers(mixed: MixedPrecision, sensitivity: Mapping[str, float]) -> list[MixedPrecision]:
+    """With the most sensitive layers in float, more and more of them."""
+    layers = sorted(sensitivity, key=lambda layer: -sensitivity[layer])
+    options: list[MixedPrecision] = []
+    count, most = 0, int(MOST_FLOAT * len(layers))
+    while count < most:
+        count = min(most, count + 1 + count // 2)
+        options.append(replace(mixed, float_layers=tuple(layers[:count])))
+    return options
+
+
+def _sensitivity(trial: _Trial, precision: Precision) -> Mapping[str, float]:
+    """Every layer's; empty for fp16, of which no layer can stay in float."""
+    if precision.method == "half":
+        return {}
+    progress = trial.progress(f"layers, {precision.name}")
+    base, beams = _base(precision), trial.settings.beams
+    return layer_sensitivities(trial.variants, base, precision.name, trial.histories, beams, progress)
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate:
@@ -206,168 +321,53 @@ def _best(candidates: Sequence[Candidate]) -> Candidate:
     If none passes, the one that came nearest.
     """
     passing = [row for row in candidates if row.verdict.passed]
-    rows = [row for row in passing if not row.mix.float_units] or passing
+    rows = [row for row in passing if not row.mixed.float_layers] or passing
     least = min((row.milliseconds or 0.0 for row in rows), default=0.0)
     rows = [row for row in rows if (row.milliseconds or 0.0) <= NOISE * least]
     return max(rows or candidates, key=lambda row: row.verdict.beam_set_overlap)
 
 
-class _Run:
-    """What the precisions of one calibration share: observations, equalized graphs, the float bundle's answers."""
-
-    def __init__(
-        self,
-        bench: Bench,
-        histories: Sequence[Sequence[str]],
-        held_out: HeldOut,
-        settings: Settings,
-        progress: Progress,
-    ) -> None:
-        self.bench = bench
-        self.float_milliseconds: float | None = None
-        self._histories = histories
-        self._held_out = held_out
-        self._settings = replace(settings, beams=min(settings.beams, bench.manifest.limits.beams))
-        self._progress = progress
-        self.observed: dict[str, dict[str, Observations]] = {}  # by variant and stage
-        self._rankings: list[Ranking] | None = None
-        self._sensitivities: dict[str, dict[str, float]] = {}  # by precision and unit
-
-    def observations(self, variant: str) -> dict[str, Observations]:
-        """What goes into the products of a variant, by stage; observed when first asked for."""
-        if variant == "equalized":
-            self._equalize()
-        if variant not in self.observed:
-            # Extremes decide what is moved; how a range is chosen matters for what is rounded alone.
-            method = "minmax" if variant == "float" else self._settings.method
-            self.observed[variant] = observe(
-                self.bench.paths(variant),
-                self.bench.manifest,
-                self.bench.catalog,
-                self._histories,
-                self._settings.beams,
-                method,
-                self._progress(f"observe, {variant}"),
-            )
-        return self.observed[variant]
-
-    def candidate(self, precision: Precision, form: Form, may_mix: bool = True) -> Candidate:
-        """Quantizes and judges; while the gate stays shut, less and less coarsely."""
-        self._quantize(precision, form)
-        folder = self.bench.folder / f"{precision.name}-bundle"
-        attempts: list[Attempt] = []
-        for mix in self._mixes(precision, may_mix):
-            self.bench.finish(_base(precision), precision.name, mix, folder)
-            attempts.append(Attempt(mix, self._judge(precision.name, folder)))
-            if attempts[-1].verdict.passed:
-                break
-        timed = self._milliseconds(folder) if form.engine == "cpu" and self._settings.requests else None
-        sensitivity = self._sensitivities.get(precision.name, {})
-        return Candidate(precision, form, folder, tuple(attempts), _graph_bytes(folder), timed, sensitivity)
-
-    def _mixes(self, precision: Precision, may_mix: bool) -> Iterator[Mix]:
-        """What to try, one after the other: all plain, finer activations, the most sensitive layers in float."""
-        yield self._settings.mix or Mix()
-        if not may_mix or self._settings.mix is not None:
-            return
-        fine: tuple[str, ...] = ()
-        if precision.method == "static":
-            for fine in LEVELS:
-                yield Mix(fine_kinds=fine)
-        if precision.method == "half":
-            return
-        sensitivity = self.sensitivity(precision)
-        units = sorted(sensitivity, key=lambda unit: -sensitivity[unit])
-        count, most = 0, int(MOST_FLOAT * len(units))
-        while count < most:
-            count = min(most, count + 1 + count // 2)
-            yield Mix(tuple(units[:count]), fine)
-
-    def sensitivity(self, precision: Precision) -> dict[str, float]:
-        """Every unit's, measured when first asked for; nothing where no unit can be taken back to float."""
-        if precision.method != "half" and precision.name not in self._sensitivities:
-            self._sensitivities[precision.name] = sensitivities(
-                self.bench,
-                _base(precision),
-                precision.name,
-                load_engine("cpu", self.bench.source, self.bench.manifest),
-                self._histories,
-                self._settings.beams,
-                self._progress(f"layers, {precision.name}"),
-            )
-        return self._sensitivities.get(precision.name, {})
-
-    def _equalize(self) -> None:
-        seen = self.observations("float")
-
-        def change(stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
-            if self._settings.alpha is not None:
-                equalize(graph, seen[stage].channels, self._settings.alpha)
-            return graph
-
-        if not self.bench.has("equalized"):
-            self.bench.change("float", "equalized", change)
-
-    def _quantize(self, precision: Precision, form: Form) -> None:
-        """Makes the variant of that name."""
-        base = _base(precision)
-        if base == "equalized":
-            self._equalize()
-        observed = self.observations(base) if precision.method == "static" else {}
-
-        def change(stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
-            return quantize(graph, precision, form, observed[stage].ranges if observed else {})
-
-        self.bench.change(base, precision.name, change)
-
-    def _judge(self, name: str, folder: Path) -> Verdict:
-        if self._rankings is None:
-            self._rankings = self._held_out.rankings(self._load(self.bench.source), self._progress("ask, fp32"))
-        after = self._held_out.rankings(self._load(folder), self._progress(f"ask, {name}"))
-        return judge(self._rankings, after, self._held_out.targets, self._settings.least_overlap, self._settings.seed)
-
-    def _milliseconds(self, folder: Path) -> float:
-        """The median time of a request, beside the float bundle's in the same run."""
-        sides = {"before": self._load(self.bench.source), "after": self._load(folder)}
-        beams, requests = self._settings.beams, self._settings.requests
-        taken = median_ms(sides, self._held_out.histories, beams, beams, self._held_out.exclude_history, requests)
-        self.float_milliseconds = self.float_milliseconds or taken["before"]
-        return self.float_milliseconds * taken["after"] / taken["before"]
-
-    def _load(self, folder: Path) -> Recommender:
-        manifest = self.bench.manifest
-        return Recommender(load_engine("cpu", folder, manifest), manifest, self.bench.catalog)
-
-
 def _base(precision: Precision) -> str:
-    """The variant that a precision starts from."""
-    return "equalized" if precision.equalizes else "float"
+    """The variant that a precision is made from."""
+    return EQUALIZED if precision.equalizes else FLOAT
+
+
+def _median_ms(
+    variants: GraphVariants, folders: Sequence[Path], held_out: HeldOut, settings: CalibrationSettings
+) -> list[float]:
+    """The median milliseconds of a request to the graphs in each folder, asked in turn."""
+    sides = {str(folder): variants.recommender(folder) for folder in folders}
+    beams = settings.beams
+    taken = median_ms(sides, held_out.histories, beams, beams, held_out.exclude_history, settings.requests)
+    return list(taken.values())
 
 
 def _graph_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.onnx*"))
 
 
-def _write(bench: Bench, chosen: Candidate, out: Path, samples: int, settings: Settings) -> Manifest:
-    """Puts the bundle in its place."""
-    tools = {**bench.manifest.tools, **{module.__name__: module.__version__ for module in (onnx, onnxruntime, np)}}
+def _write(
+    variants: GraphVariants, chosen: Candidate, out: Path, samples: int, settings: CalibrationSettings
+) -> Manifest:
+    """Moves the chosen graphs into the new bundle."""
+    packages = {module.__name__: module.__version__ for module in (onnx, onnxruntime, np)}
     with folder_written_whole(out) as folder:
         for path in chosen.folder.iterdir():
             shutil.move(path, folder / path.name)
-        shutil.copy(bench.source / CATALOG_FILE, folder / CATALOG_FILE)
+        shutil.copy(variants.source / CATALOG_FILE, folder / CATALOG_FILE)
         manifest = replace(
-            bench.manifest,
+            variants.manifest,
             precision=chosen.precision.name,
-            tools=tools,
+            tools={**variants.manifest.tools, **packages},
             parity=None,  # said how near the float graphs were to torch
             accuracy=chosen.verdict.as_json(),
             calibration={
                 "engine": chosen.form.engine,
-                "method": settings.method if chosen.precision.method == "static" else None,
+                "method": RANGE_METHOD if chosen.precision.method == "static" else None,
                 "samples": samples,
                 "seed": settings.seed,
-                "fine_products": list(chosen.mix.fine_kinds),
-                "float_layers": list(chosen.mix.float_units),
+                "fine_products": list(chosen.mixed.refined_kinds),
+                "float_layers": list(chosen.mixed.float_layers),
             },
         ).with_files(folder)
         manifest.save(folder)

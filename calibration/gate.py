@@ -1,6 +1,6 @@
 """The gate: a quantized bundle must recommend what the float bundle recommends, to users that it was not calibrated on.
 
-Logits are not asked: small errors there may swap items, large ones may not. Asked are
+Errors of logits are not asked: a small one may swap items, and a large one may not. The gate asks for
     overlap     of the set of the best BEAM_SET items, averaged over users (that of the best TOP is shown beside)
     NDCG@10     whose loss must not be significant: the paired bootstrap interval of (after - before) reaches 0
 """
@@ -30,7 +30,7 @@ def beam_set(recommender: Recommender) -> int:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Users who judge: their histories as item ids, and what each chose next."""
+    """Users that the gate asks about: their histories as item ids, and what each chose next."""
 
     histories: tuple[tuple[str, ...], ...]
     targets: tuple[str, ...]
@@ -42,15 +42,17 @@ class HeldOut:
         histories = tuple(tuple(item_ids[item] for item in example.history) for example in examples)
         return cls(histories, tuple(item_ids[example.target] for example in examples), exclude_history)
 
-    def rankings(self, recommender: Recommender, progress: Callable[[int, int], None]) -> list[Ranking]:
+    def rankings(
+        self, recommender: Recommender, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[Ranking]:
         """The best items of each user, one request at a time as on a device (a batch would share its ranges)."""
         width = beam_set(recommender)
-        result = []
-        for number, history in enumerate(self.histories):
-            found = recommender.recommend(history, width, width, exclude_history=self.exclude_history)
-            result.append([item.item_id for item in found])
-            progress(number + 1, len(self.histories))
-        return result
+        rankings = []
+        for history in self.histories:
+            items = recommender.recommend(history, width, width, exclude_history=self.exclude_history)
+            rankings.append([item.item_id for item in items])
+            progress(len(rankings), len(self.histories))
+        return rankings
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,8 @@ class Measure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate measured, and whether it opens."""
+    """What the gate measured."""
 
-    passed: bool
     users: int
     beam_set: int  # items that are compared
     beam_set_overlap: float
@@ -73,8 +74,28 @@ class Verdict:
     recall: Measure  # at 10
     ndcg: Measure  # at 10
     interval: tuple[float, float]  # of the change of NDCG@10
-    least_overlap: float
+    least_overlap: float  # of the beam set, to pass
     overlaps: NDArray[np.float64]  # [users] of the beam set
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it does not pass."""
+        reasons = []
+        if not self.beam_set_overlap >= self.least_overlap:  # so that no number fails too
+            reasons.append(
+                f"the best {self.beam_set} items overlap by {self.beam_set_overlap:.4f}, less than {self.least_overlap}"
+            )
+        if self.interval[1] < 0:
+            reasons.append(
+                f"NDCG@10 falls from {self.ndcg.before:.4f} to {self.ndcg.after:.4f}, by "
+                f"{-self.interval[1]:.4f} to {-self.interval[0]:.4f}"
+            )
+        return reasons
+
+    @property
+    def passed(self) -> bool:
+        """Whether the gate passes."""
+        return not self.reasons
 
     def as_json(self) -> dict[str, Any]:
         """The figures, without those of single users."""
@@ -89,23 +110,8 @@ class Verdict:
             "limits": {"beam_set_overlap": self.least_overlap},
         }
 
-    @property
-    def reasons(self) -> list[str]:
-        """Why it does not pass."""
-        reasons = []
-        if self.beam_set_overlap < self.least_overlap:
-            reasons.append(
-                f"the best {self.beam_set} items overlap by {self.beam_set_overlap:.4f}, less than {self.least_overlap}"
-            )
-        if self.interval[1] < 0:
-            reasons.append(
-                f"NDCG@10 falls from {self.ndcg.before:.4f} to {self.ndcg.after:.4f}, by "
-                f"{-self.interval[1]:.4f} to {-self.interval[0]:.4f}"
-            )
-        return reasons
 
-
-def judge(
+def apply_gate(
     before: Sequence[Ranking],
     after: Sequence[Ranking],
     targets: Sequence[str],
@@ -118,30 +124,27 @@ def judge(
         least_overlap: mean share of the beam set that must stay, 0 to 1.
         seed: of the bootstrap.
     """
-    overlaps = _overlaps(before, after, BEAM_SET)
     ranks = [
         np.array([target_rank(list(ranking), target) for ranking, target in zip(side, targets, strict=True)])
         for side in (before, after)
     ]
     gains = [ndcg(side, 10) for side in ranks]
-    interval = bootstrap_interval(gains[1] - gains[0], seed)
-    overlap = float(overlaps.mean())
+    overlaps = _overlaps(before, after, BEAM_SET)
     return Verdict(
-        passed=overlap >= least_overlap and interval[1] >= 0,
         users=len(targets),
         beam_set=max(map(len, before), default=0),
-        beam_set_overlap=overlap,
+        beam_set_overlap=float(overlaps.mean()),
         top10_overlap=float(_overlaps(before, after, TOP).mean()),
         recall=Measure(*(float(recall(side, 10).mean()) for side in ranks)),
         ndcg=Measure(*(float(gain.mean()) for gain in gains)),
-        interval=interval,
+        interval=bootstrap_interval(gains[1] - gains[0], seed),
         least_overlap=least_overlap,
         overlaps=overlaps,
     )
 
 
 def _overlaps(before: Sequence[Ranking], after: Sequence[Ranking], cutoff: int) -> NDArray[np.float64]:
-    """The share of each user's best items before that are among the best after."""
+    """The share of each user's best items before that are among the best after [users]."""
     return np.array(
         [
             len(set(old[:cutoff]) & set(new[:cutoff])) / len(old[:cutoff]) if old else 1.0

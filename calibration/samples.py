@@ -1,9 +1,8 @@
-"""Which histories calibrate and which judge: real ones, spread over lengths and popularity, no user on both sides."""
+"""Draws the histories to calibrate with, spread over lengths and popularity, and other users for the gate."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,42 +13,35 @@ from earn.errors import EarnError
 from earn.metrics import Example
 
 SAMPLES = 128  # histories to calibrate with
-HELD_OUT = 1000  # users who judge
+HELD_OUT = 1000  # users for the gate
 LEAST_SAMPLES = 32  # fewer histories miss the values that decide a range
 LEAST_HELD_OUT = 32  # fewer users say nothing about overlap
 STRATA = 4  # parts by length, and by popularity within each
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Two groups of users that have nobody in common."""
-
-    calibration: tuple[Example, ...]
-    held_out: tuple[Example, ...]
-
-
 def draw_samples(
     dataset: Dataset, samples: int = SAMPLES, users: int = HELD_OUT, seed: int = 0, exclude_history: bool = False
 ) -> tuple[list[list[str]], HeldOut]:
-    """Histories of a data set's test users to calibrate with, and other users to judge; see `choose`."""
+    """Histories of a data set's test users to calibrate with, and other users for the gate; see `choose`."""
     ids = dataset.interactions.item_ids
     counts = np.bincount(np.concatenate(dataset.split.train), minlength=len(ids))
-    chosen = choose(dataset.examples(), counts, samples, users, seed)
-    return dataset.histories(chosen.calibration), HeldOut.of(chosen.held_out, ids, exclude_history)
+    calibration, held_out = choose(dataset.examples(), counts, samples, users, seed)
+    return dataset.histories(calibration), HeldOut.of(held_out, ids, exclude_history)
 
 
-def choose(examples: Sequence[Example], counts: NDArray[np.int64], samples: int, users: int, seed: int = 0) -> Samples:
-    """Draws both groups.
+def choose(
+    examples: Sequence[Example], counts: NDArray[np.int64], samples: int, users: int, seed: int = 0
+) -> tuple[list[Example], list[Example]]:
+    """Draws users to calibrate with and users to hold out; nobody is in both groups.
 
-    The calibration's users are spread evenly over STRATA parts by length of the history and as many by the mean
-    popularity of its items, so that rare kinds are heard; the held-out ones are drawn as they come, so that their
-    means are those of all users.
+    The first are spread evenly over STRATA parts by length of the history, and within each over as many by the mean
+    popularity of its items, so that rare strata are sampled. The held-out ones are drawn at random from the rest.
 
     Args:
         examples: one per user.
         counts: [items] interactions of each item in training.
         samples: histories to calibrate with.
-        users: most histories to judge by; all that are left if there are fewer.
+        users: most users to hold out; all that are left if there are fewer.
 
     Raises:
         EarnError: too few samples or users are asked for, or there are too few.
@@ -64,10 +56,10 @@ def choose(examples: Sequence[Example], counts: NDArray[np.int64], samples: int,
             "judge by. Give more data, or take fewer samples."
         )
     generator = np.random.default_rng(seed)
-    chosen = _spread(_strata(examples, counts), samples, generator)
-    rest = np.setdiff1d(np.arange(len(examples)), chosen)
-    judges = generator.permutation(rest)[:users]
-    return Samples(tuple(examples[place] for place in chosen), tuple(examples[place] for place in np.sort(judges)))
+    calibration = _spread(_strata(examples, counts), samples, generator)
+    rest = np.setdiff1d(np.arange(len(examples)), calibration)
+    held_out = np.sort(generator.permutation(rest)[:users])
+    return [examples[index] for index in calibration], [examples[index] for index in held_out]
 
 
 def _strata(examples: Sequence[Example], counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -89,9 +81,9 @@ def _parts(values: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.int64]
 
 
 def _spread(strata: NDArray[np.int64], count: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """So many places, drawn from all strata in turn; those that run out are passed over."""
+    """So many indices, drawn from all strata in turn; those that run out are passed over."""
     order = generator.permutation(len(strata))
     order = order[np.argsort(strata[order], kind="stable")]
     first = np.searchsorted(strata[order], strata[order])
-    turn = np.arange(len(order)) - first  # a place's number within its stratum
+    turn = np.arange(len(order)) - first  # how many of the same stratum come before
     return np.sort(order[np.argsort(turn, kind="stable")][:count])

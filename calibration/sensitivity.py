@@ -1,80 +1,77 @@
-"""How much each layer suffers from quantization: it alone quantized, measured at the stage's own output."""
+"""How sensitive each layer is to quantization: it alone quantized, measured at its stage's output."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from earn.calibration.bench import Bench, Mix
-from earn.calibration.linear_layers import HEAD
-from earn.calibration.quantize import EMBEDDING
-from earn.runtime.engine import Engine
-from earn.runtime.memory import HOST, Array, Host
+from earn.calibration.linear_layers import EMBEDDING, HEAD
+from earn.calibration.variants import GraphVariants, MixedPrecision
+from earn.runtime.engine import Engine, load_engine
+from earn.runtime.memory import HOST, Array
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
 
 HISTORIES = 8  # whose prompts and decode steps are replayed for every layer
 
+Call = tuple[dict[str, Array], Array]  # a stage's inputs, and its first output
 
-@dataclass
+
 class Recorder:
-    """An engine that keeps what went in and out of another."""
+    """An engine that keeps what goes in and out of another."""
 
-    device: ClassVar[Host] = HOST
-    engine: Engine
-    calls: dict[str, list[tuple[dict[str, Array], Array]]] = field(
-        default_factory=lambda: {stage: [] for stage in STAGES}
-    )
+    device = HOST
+
+    def __init__(self, engine: Engine) -> None:
+        self.calls: dict[str, list[Call]] = {stage: [] for stage in STAGES}
+        self._engine = engine
 
     def run(self, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """Runs the stage."""
-        self.engine.run(stage, feeds, outputs)
+        self._engine.run(stage, feeds, outputs)
         inputs = {name: np.array(array) for name, array in feeds.items()}
         self.calls[stage].append((inputs, np.array(next(iter(outputs.values())))))
 
 
-def sensitivities(
-    bench: Bench,
+def layer_sensitivities(
+    variants: GraphVariants,
     base: str,
     quantized: str,
-    engine: Engine,
     histories: Sequence[Sequence[str]],
     beams: int,
     progress: Callable[[int, int], None],
 ) -> dict[str, float]:
-    """The relative error of its stage's output (hidden states or logits) for every unit that alone is quantized.
+    """The relative error of its stage's output (hidden states or logits) for every layer that alone is quantized.
 
     Args:
-        base, quantized: variants on the bench.
-        engine: runs the float graphs.
+        base, quantized: variants; the layers but one are taken from the base.
         histories: of these, HISTORIES are replayed.
     """
-    recorder = Recorder(engine)
-    recommender = Recommender(recorder, bench.manifest, bench.catalog)
+    recorder = Recorder(load_engine("cpu", variants.source, variants.manifest))
+    recommender = Recommender(recorder, variants.manifest, variants.catalog)
     for history in histories[:HISTORIES]:
-        recommender.recommend(history, beams, beams)  # or the search would end with the first
-    units = bench.units(quantized)
+        recommender.recommend(history, beams, beams)  # with k below the beams the search could end early
+    layers = variants.layers(quantized)
     errors = {}
-    for number, unit in enumerate(units):
-        stage = {HEAD: "late", EMBEDDING: "early"}.get(unit, unit.partition(".")[0])
-        others = Mix(float_units=tuple(other for other in units if other != unit))
-        errors[unit] = _error(bench.mix(base, quantized, stage, others), recorder.calls[stage])
-        progress(number + 1, len(units))
+    for done, layer in enumerate(layers, start=1):
+        stage = {HEAD: "late", EMBEDDING: "early"}.get(layer, layer.partition(".")[0])
+        others = MixedPrecision(float_layers=tuple(other for other in layers if other != layer))
+        errors[layer] = _error(variants.write_mixed(base, quantized, stage, others), recorder.calls[stage])
+        progress(done, len(layers))
     return errors
 
 
-def _error(path: Path, calls: Sequence[tuple[dict[str, Array], Array]]) -> float:
-    """||got - want|| / ||want|| of the graph's first output over all calls."""
+def _error(path: Path, calls: Sequence[Call]) -> float:
+    """||actual - expected|| / ||expected|| of the graph's first output over all calls."""
     session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name = session.get_outputs()[0].name
-    off = size = 0.0
-    for feeds, want in calls:
-        got = session.run([name], feeds)[0]
-        off += float(np.square(got - want, dtype=np.float64).sum())
-        size += float(np.square(want, dtype=np.float64).sum())
-    return float(np.sqrt(off / size)) if size else 0.0
+    difference = size = 0.0
+    for feeds, expected in calls:
+        actual = session.run([name], feeds)[0]
+        difference += float(np.square(actual - expected, dtype=np.float64).sum())
+        size += float(np.square(expected, dtype=np.float64).sum())
+    return float(np.sqrt(difference / size)) if size else 0.0

@@ -127,7 +127,7 @@ def _sequence_rows(recommender: Recommender) -> int:
 
 def quantize_all(runs: Sequence[Run], out: Path) -> None:
     """A float and an int8 bundle of every trained EARN run, what the gate says of the latter, and all users' ranks."""
-    from earn.calibration.calibrate import Settings, calibrate
+    from earn.calibration.calibrate import CalibrationSettings, calibrate
     from earn.calibration.samples import draw_samples
     from earn.export.bundle import export_bundle
     from earn.report.calibration import report_calibration
@@ -141,13 +141,13 @@ def quantize_all(runs: Sequence[Run], out: Path) -> None:
         note(f"{run.name}: export and quantize")
         dataset = load_data(run, out)
         histories, held_out = draw_samples(dataset, seed=run.seed, exclude_history=True)
-        source, settings = folder / BUNDLE, Settings(compare=False, seed=run.seed)
+        source, settings = folder / BUNDLE, CalibrationSettings(compare=False, seed=run.seed)
         export_bundle(load_model(run, out), source, histories[:8])
         report = folder / REPORT
         found = calibrate(source, folder / INT8_BUNDLE, histories, held_out, "int8", settings, progress)
         page = report_calibration(found, held_out, settings, source, folder / INT8_BUNDLE, dataset.source, report)
         verdict = found.summary()
-        refined = list(found.chosen.mix.fine_kinds)
+        refined = list(found.chosen.mixed.refined_kinds)
         if verdict["passed"]:
             asked = read_json(folder / RESULT)["asked"]
             users, item_ids = dataset.examples(users=asked["most_users"]), dataset.interactions.item_ids

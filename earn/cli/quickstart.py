@@ -215,7 +215,7 @@ def _relay(name: str, process: subprocess.Popen[str], lines: list[str]) -> None:
 
 def _calibrate(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
     """Writes the int8 bundle and its report; returns the gate's figures."""
-    from earn.calibration.calibrate import Settings, calibrate
+    from earn.calibration.calibrate import CalibrationSettings, calibrate
     from earn.calibration.samples import HELD_OUT, SAMPLES, draw_samples
     from earn.report.calibration import report_calibration
 
@@ -225,7 +225,7 @@ def _calibrate(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
         note(f"      left out: {error}")
         return {"passed": False}
     source, out, page = (args.out / name for name in ("earn-bundle", f"{INT8}-bundle", f"{INT8}-report.html"))
-    settings = Settings(compare=False, seed=args.seed)
+    settings = CalibrationSettings(compare=False, seed=args.seed)
     with results_kept_clean():
         calibration = calibrate(source, out, histories, held_out, INT8, settings, progress)
     page = report_calibration(calibration, held_out, settings, source, out, dataset.source, page)

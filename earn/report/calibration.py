@@ -13,8 +13,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from earn.calibration.calibrate import Calibration, Candidate, Settings
+from earn.calibration.calibrate import Calibration, CalibrationSettings, Candidate
 from earn.calibration.gate import HeldOut, Verdict
+from earn.calibration.precisions import RANGE_METHOD
 from earn.errors import EarnError
 from earn.files import write_json
 from earn.report.calibration_figures import LengthRow, PrecisionRow, RangeRow, Report, report_of
@@ -29,7 +30,7 @@ FAR = 20  # times the median magnitude: an outlier that would hide the others on
 
 
 def report_calibration(
-    found: Calibration, held_out: HeldOut, settings: Settings, source: Path, out: Path, data: str, page: Path
+    found: Calibration, held_out: HeldOut, settings: CalibrationSettings, source: Path, out: Path, data: str, page: Path
 ) -> Path:
     """Writes the page of a calibration of the bundle `source` to `out`; returns its path.
 
@@ -78,7 +79,7 @@ def calibration_page(report: Report) -> Page:
             Section("Overlap by length of the history", _lengths(report.lengths, verdict.least_overlap)),
             Section("Precisions compared", _precisions(report.precisions, verdict)),
             Section("Sensitivity of the layers", _sensitivity(report.found.chosen)),
-            Section("Ranges of the activations", _ranges(report.ranges, report.settings.method)),
+            Section("Ranges of the activations", _ranges(report.ranges, RANGE_METHOD)),
             Section("How this was measured", [_settings(report)]),
         ),
     )
@@ -128,8 +129,8 @@ def _gate(chosen: Candidate) -> Parts:
         return parts
     tries = [
         (
-            ", ".join(attempt.mix.fine_kinds) or "none",
-            ", ".join(attempt.mix.float_units) or "none",
+            ", ".join(attempt.mixed.refined_kinds) or "none",
+            ", ".join(attempt.mixed.float_layers) or "none",
             _result(attempt.verdict.passed),
             f"{attempt.verdict.beam_set_overlap:.4f}",
         )
@@ -228,7 +229,7 @@ def _draw_precisions(rows: Sequence[PrecisionRow], limit: float, figure: Figure)
 
 
 def _sensitivity(chosen: Candidate) -> Parts:
-    errors, floats = chosen.sensitivity, chosen.mix.float_units
+    errors, floats = chosen.sensitivity, chosen.mixed.float_layers
     if not errors:
         return ["The sensitivity of the layers was not measured."]
     worst = max(errors, key=lambda name: errors[name])

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from earn.calibration.calibrate import Calibration, Settings
+from earn.calibration.calibrate import Calibration, CalibrationSettings
 from earn.calibration.gate import HeldOut, Verdict
-from earn.calibration.linear_layers import HEAD, Product
+from earn.calibration.linear_layers import HEAD, LinearLayer
+from earn.calibration.precisions import RANGE_METHOD
 
 LENGTHS = 5  # parts of the users, by length of their histories
 TOGETHER = {  # what linear layers that read one tensor are called together; others by their own names
@@ -80,7 +81,7 @@ class Report:
     """A calibration, and what else its page and its figures show."""
 
     found: Calibration
-    settings: Settings
+    settings: CalibrationSettings
     source: str  # what the page calls the bundle, the new one, and the data
     out: str
     data: str
@@ -97,7 +98,7 @@ class Report:
             "data": self.data,
             "precision": chosen.precision.name,
             "engine": chosen.form.engine,
-            "method": self.settings.method,
+            "method": RANGE_METHOD,
             "samples": self.found.samples,
             "users": verdict.users,
             "seed": self.settings.seed,
@@ -106,15 +107,15 @@ class Report:
             "gate": verdict.as_json(),
             "ranges": [asdict(row) for row in self.ranges],
             "sensitivity": [
-                {"name": name, "error": error, "is_float": name in chosen.mix.float_units}
+                {"name": name, "error": error, "is_float": name in chosen.mixed.float_layers}
                 for name, error in chosen.sensitivity.items()
             ],
             "overlap_by_length": [asdict(row) for row in self.lengths],
             "precisions": [asdict(row) for row in self.precisions],
             "attempts": [
                 {
-                    "fine_products": attempt.mix.fine_kinds,
-                    "float_layers": attempt.mix.float_units,
+                    "fine_products": attempt.mixed.refined_kinds,
+                    "float_layers": attempt.mixed.float_layers,
                     "beam_set_overlap": attempt.verdict.beam_set_overlap,
                     "passed": attempt.verdict.passed,
                 }
@@ -123,7 +124,9 @@ class Report:
         }
 
 
-def report_of(found: Calibration, held_out: HeldOut, settings: Settings, source: str, out: str, data: str) -> Report:
+def report_of(
+    found: Calibration, held_out: HeldOut, settings: CalibrationSettings, source: str, out: str, data: str
+) -> Report:
     """The report of a calibration; `source`, `out` and `data` are what to call them on the page."""
     chosen, float_bytes = found.chosen, found.float_bytes
     ndcg = chosen.verdict.ndcg.before
@@ -139,12 +142,12 @@ def report_of(found: Calibration, held_out: HeldOut, settings: Settings, source:
 
 def _range_rows(found: Calibration) -> Iterator[RangeRow]:
     """One row for every tensor that goes into linear layers."""
-    for stage, layers in found.products.items():
-        readers: dict[str, list[Product]] = {}
+    for stage, layers in found.linear_layers.items():
+        readers: dict[str, list[LinearLayer]] = {}
         for layer in layers:
             readers.setdefault(layer.activation, []).append(layer)
         for tensor, reading in readers.items():
-            before, after = found.before[stage].channels[tensor], found.after[stage].ranges[tensor]
+            before, after = found.before[stage][tensor], found.after[stage][tensor].whole
             kinds = tuple(sorted({layer.kind for layer in reading}))
             name = HEAD if HEAD in kinds else TOGETHER.get(kinds, "+".join(kinds))
             lowest, highest = float(before.lowest.min()), float(before.highest.max())

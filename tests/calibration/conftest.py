@@ -1,14 +1,21 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
 from earn.calibration.gate import HeldOut
 from earn.export.bundle import export_bundle
+from earn.runtime.recommender import Recommender
 from tests.support import random_catalog, small_model
 
 ITEMS, CALIBRATING, JUDGING = 300, 32, 48
@@ -41,3 +48,38 @@ def make_case(family: str, folder: Path) -> Case:
         tuple(map(tuple, users[CALIBRATING:])), tuple(str(item) for item in generator.integers(0, ITEMS, JUDGING))
     )
     return Case(folder, users[:CALIBRATING], held_out)
+
+
+def best(recommender: Recommender, history: Sequence[str], k: int = 20) -> list[str]:
+    """Item ids, best first."""
+    return [item.item_id for item in recommender.recommend(history, k, 20)]
+
+
+def small_graph(
+    nodes: Sequence[onnx.NodeProto], weights: Mapping[str, NDArray[np.float32]], width: int, columns: int
+) -> onnx.ModelProto:
+    """x [m, width] to y [m, columns]."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", columns])],
+        [numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def constants_of(graph: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    """The values of the initializers."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+
+
+def optimized_operators(graph: Path | bytes, folder: Path) -> Counter[str]:
+    """Operators of the graph that ONNX Runtime really runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    onnxruntime.InferenceSession(
+        graph if isinstance(graph, bytes) else str(graph), options, providers=["CPUExecutionProvider"]
+    )
+    optimized = onnx.load(str(folder / "optimized.onnx"), load_external_data=False)
+    return Counter(node.op_type for node in optimized.graph.node)

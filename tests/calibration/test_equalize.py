@@ -7,44 +7,45 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from earn.calibration.bench import Bench, Mix
-from earn.calibration.collect import ChannelRange, Observations, observe
-from earn.calibration.equalize import channels, equalize
-from earn.runtime.engine import load_engine
-from earn.runtime.recommender import Recommender
+from earn.calibration.collect import ChannelRange, collect_activations
+from earn.calibration.equalize import equalize, smoothing_pairs
+from earn.calibration.variants import GraphVariants, MixedPrecision
 from earn.specs import STAGES
-from tests.calibration.conftest import Case, make_case
+from tests.calibration.conftest import Case, best, constants_of, make_case, small_graph
 
 
 @pytest.mark.parametrize("family", ["tiny-llama", "tiny-qwen2", "tiny-qwen3"])
 def test_the_function_stays_the_same_and_outliers_shrink(family: str, tmp_path: Path) -> None:
     case = make_case(family, tmp_path / "bundle")
-    bench = Bench(case.bundle, tmp_path)
-    add_outliers(bench)
-    before = watch(bench, "outliers", case)
+    variants = GraphVariants(case.bundle, tmp_path)
+    add_outliers(variants)
+    before = collect_activations(variants, "outliers", case.histories[:8], 10)
 
     def change(stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
-        equalize(graph, before[stage].channels)
+        equalize(graph, before[stage])
         return graph
 
-    bench.change("outliers", "equalized", change)
-    after = watch(bench, "equalized", case)
+    variants.derive("outliers", "equalized", change)
+    after = collect_activations(variants, "equalized", case.histories[:8], 10)
     for stage in STAGES:
-        for channel in channels(bench.light("outliers", stage)):
-            for reader in channel.readers:
-                spreads = [spread(seen[stage].channels[reader.activation]) for seen in (before, after)]
+        for pair in smoothing_pairs(variants.load_without_weights("outliers", stage)):
+            for reader in pair.readers:
+                spreads = [spread(seen[stage][reader.activation]) for seen in (before, after)]
                 assert spreads[1] < spreads[0]
-    lists = [rankings(bench, variant, tmp_path, case) for variant in ("outliers", "equalized")]
+    lists = [rankings(variants, variant, tmp_path / f"{variant}-graphs", case) for variant in ("outliers", "equalized")]
     assert lists[0] == lists[1]
 
 
-def test_every_layer_has_three_such_places(case: Case, tmp_path: Path) -> None:
-    bench = Bench(case.bundle, tmp_path)
+def test_every_layer_has_three_pairs(case: Case, tmp_path: Path) -> None:
+    variants = GraphVariants(case.bundle, tmp_path)
     found = {
-        stage: [[reader.name for reader in row.readers] for row in channels(bench.light("float", stage))]
+        stage: [
+            [reader.name for reader in row.readers]
+            for row in smoothing_pairs(variants.load_without_weights("float", stage))
+        ]
         for stage in STAGES
     }
-    late = bench.manifest.sizes.stage_layers("late")
+    late = variants.manifest.sizes.stage_layers("late")
     assert len(found["early"]) == 3
     assert len(found["late"]) == 3 * late + 1
     assert ["head"] in found["late"]
@@ -58,66 +59,50 @@ def test_scales_by_hand() -> None:
     """Two channels, s = |x| ** 0.7 / |w| ** 0.3: the channel is divided by it, the weight's row multiplied."""
     graph = normed([[1.0, -2.0], [0.5, 0.25]])
     equalize(graph, {"normed": ChannelRange(np.array([-100, -1], np.float32), np.array([50, 1], np.float32))})
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    weights = constants_of(graph)
     scale = np.array([100**0.7 / 2**0.3, 1 / 0.5**0.3])
     np.testing.assert_allclose(weights["norm"], 1 / scale, rtol=1e-5)
     np.testing.assert_allclose(weights["head.weight"], np.array([[1, -2], [0.5, 0.25]]) * scale[:, None], rtol=1e-5)
 
 
-def test_a_tensor_that_others_read_too_is_left_alone() -> None:
+@pytest.mark.parametrize(
+    "other",
+    [helper.make_node("Neg", ["normed"], ["other"]), helper.make_node("Mul", ["x", "norm"], ["other"])],
+    ids=["the tensor is read elsewhere", "two norms share the vector"],
+)
+def test_what_another_node_reads_is_left_alone(other: onnx.NodeProto) -> None:
     graph = normed([[1.0, 2.0], [3.0, 4.0]])
-    graph.graph.node.append(helper.make_node("Neg", ["normed"], ["other"]))
+    graph.graph.node.append(other)
     graph.graph.output.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, ["m", 2]))
-    assert channels(graph) == []
-
-
-def test_a_vector_that_two_norms_share_is_left_alone() -> None:
-    graph = normed([[1.0, 2.0], [3.0, 4.0]])
-    graph.graph.node.append(helper.make_node("Mul", ["x", "norm"], ["other"]))
-    graph.graph.output.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, ["m", 2]))
-    assert channels(graph) == []
+    assert smoothing_pairs(graph) == []
 
 
 def normed(weight: list[list[float]]) -> onnx.ModelProto:
-    """x * norm, then a product."""
-    graph = helper.make_graph(
-        [
-            helper.make_node("Mul", ["x", "norm"], ["normed"]),
-            helper.make_node("MatMul", ["normed", "head.weight"], ["y"], "head"),
-        ],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", 2])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", 2])],
-        [
-            numpy_helper.from_array(np.ones(2, np.float32), "norm"),
-            numpy_helper.from_array(np.array(weight, np.float32), "head.weight"),
-        ],
-    )
-    return helper.make_model(graph)
+    """x * norm, then a linear layer."""
+    nodes = [
+        helper.make_node("Mul", ["x", "norm"], ["normed"]),
+        helper.make_node("MatMul", ["normed", "head.weight"], ["y"], "head"),
+    ]
+    weights = {"norm": np.ones(2, np.float32), "head.weight": np.array(weight, np.float32)}
+    return small_graph(nodes, weights, 2, 2)
 
 
-def add_outliers(bench: Bench) -> None:
+def add_outliers(variants: GraphVariants) -> None:
     """Makes some channels of every norm fifty times larger, and their readers' rows smaller, as trained models have."""
 
     def change(stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
         weights = {tensor.name: tensor for tensor in graph.graph.initializer}
-        for channel in channels(graph):
-            for name, factor in [(channel.source, 50.0), *((reader.weight, 1 / 50) for reader in channel.readers)]:
-                values = numpy_helper.to_array(weights[name]).copy()
-                if name == channel.source:
-                    values[..., :2] *= factor
-                else:
-                    values[:2] *= factor
-                weights[name].CopyFrom(numpy_helper.from_array(values, name))
+        for pair in smoothing_pairs(graph):
+            source = numpy_helper.to_array(weights[pair.source]).copy()
+            source[..., :2] *= 50
+            weights[pair.source].CopyFrom(numpy_helper.from_array(source, pair.source))
+            for reader in pair.readers:
+                rows = numpy_helper.to_array(weights[reader.weight]).copy()
+                rows[:2] /= 50
+                weights[reader.weight].CopyFrom(numpy_helper.from_array(rows, reader.weight))
         return graph
 
-    bench.change("float", "outliers", change)
-
-
-def watch(bench: Bench, variant: str, case: Case) -> dict[str, Observations]:
-    return observe(
-        bench.paths(variant), bench.manifest, bench.catalog, case.histories[:8], 10, "minmax", lambda *_: None
-    )
+    variants.derive("float", "outliers", change)
 
 
 def spread(seen: ChannelRange) -> float:
@@ -125,7 +110,7 @@ def spread(seen: ChannelRange) -> float:
     return float(seen.magnitude.max() / np.median(seen.magnitude))
 
 
-def rankings(bench: Bench, variant: str, tmp_path: Path, case: Case) -> list[list[str]]:
-    bench.finish(variant, variant, Mix(), folder := tmp_path / f"{variant}-done")
-    recommender = Recommender(load_engine("cpu", folder, bench.manifest), bench.manifest, bench.catalog)
-    return [[item.item_id for item in recommender.recommend(history, 10, 20)] for history in case.histories[:8]]
+def rankings(variants: GraphVariants, variant: str, folder: Path, case: Case) -> list[list[str]]:
+    variants.write_bundle_graphs(variant, variant, MixedPrecision(), folder)
+    recommender = variants.recommender(folder)
+    return [best(recommender, history, 10) for history in case.histories[:8]]

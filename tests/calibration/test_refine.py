@@ -8,11 +8,12 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
-from earn.calibration.precisions import FORMS, PRECISIONS, Form
+from earn.calibration.precisions import FORMS, PRECISIONS, GraphForm
 from earn.calibration.quantize import quantize
 from earn.calibration.refine import refine
+from tests.calibration.conftest import optimized_operators, small_graph
 
 ROWS, WIDTH, COLUMNS = 400, 24, 16
 
@@ -37,42 +38,33 @@ def test_weights_are_there_once_and_operators_are_standard(engine: str) -> None:
     assert Counter(node.op_type for node in refined.graph.node)["MatMul"] == 2
 
 
-def test_both_products_are_fused(tmp_path: Path) -> None:
+def test_both_multiplications_are_fused(tmp_path: Path) -> None:
     weight = np.random.default_rng(0).standard_normal((WIDTH, COLUMNS)).astype(np.float32)
     _, refined = graphs(weight, np.ones((ROWS, WIDTH), np.float32), FORMS["cpu"])
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    onnxruntime.InferenceSession(refined.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    operators = Counter(node.op_type for node in onnx.load(str(tmp_path / "optimized.onnx")).graph.node)
+    operators = optimized_operators(refined.SerializeToString(), tmp_path)
     assert operators["MatMulIntegerToFloat"] == 2
     assert not operators["MatMul"]
 
 
-def test_float_products_stay_as_they_are() -> None:
-    graph = product(np.ones((WIDTH, COLUMNS), np.float32))
+def test_layers_in_float_stay_as_they_are() -> None:
+    graph = head(np.ones((WIDTH, COLUMNS), np.float32))
     before = graph.SerializeToString()
     refine(graph, {"head"})
     assert graph.SerializeToString() == before
 
 
-def graphs(weight: NDArray[np.float32], activation: NDArray[np.float32], form: Form) -> list[onnx.ModelProto]:
-    """The product in static int8, plain and refined."""
+def graphs(weight: NDArray[np.float32], activation: NDArray[np.float32], form: GraphForm) -> list[onnx.ModelProto]:
+    """The head in static int8, plain and refined."""
     ranges = {"x": (float(activation.min()), float(activation.max()))}
-    result = [quantize(product(weight), PRECISIONS["int8"], form, ranges) for _ in range(2)]
-    refine(result[1], {"head"})
-    return result
+    plain, refined = (quantize(head(weight), PRECISIONS["int8"], form, ranges) for _ in range(2))
+    refine(refined, {"head"})
+    return [plain, refined]
 
 
-def product(weight: NDArray[np.float32]) -> onnx.ModelProto:
-    """A head alone."""
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "head.weight"], ["y"], "head")],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", WIDTH])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", COLUMNS])],
-        [numpy_helper.from_array(weight, "head.weight")],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+def head(weight: NDArray[np.float32]) -> onnx.ModelProto:
+    """An item head alone."""
+    node = helper.make_node("MatMul", ["x", "head.weight"], ["y"], "head")
+    return small_graph([node], {"head.weight": weight}, WIDTH, COLUMNS)
 
 
 def run(graph: onnx.ModelProto, activation: NDArray[np.float32]) -> NDArray[np.float32]:

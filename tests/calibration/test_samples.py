@@ -22,33 +22,33 @@ def users(count: int, seed: int = 0) -> list[Example]:
     return examples
 
 
-def test_nobody_is_on_both_sides_and_the_draw_repeats() -> None:
+def test_nobody_is_in_both_groups_and_the_draw_repeats() -> None:
     examples = users(400)
     first, again, other = (choose(examples, COUNTS, 64, 100, seed) for seed in (0, 0, 1))
-    calibrating, judging = ({example.user for example in group} for group in (first.calibration, first.held_out))
-    assert (len(calibrating), len(judging)) == (64, 100)
-    assert not calibrating & judging
-    assert [example.user for example in first.calibration] == [example.user for example in again.calibration]
-    assert [example.user for example in first.held_out] == [example.user for example in again.held_out]
-    assert [example.user for example in first.calibration] != [example.user for example in other.calibration]
+    names = [[[example.user for example in group] for group in draw] for draw in (first, again, other)]
+    calibration, held_out = map(set, names[0])
+    assert (len(calibration), len(held_out)) == (64, 100)
+    assert not calibration & held_out
+    assert names[0] == names[1]
+    assert names[0][0] != names[2][0]
 
 
-def test_all_that_are_left_judge_where_fewer_are_there_than_wanted() -> None:
-    assert len(choose(users(100), COUNTS, 64, 1000).held_out) == 36
+def test_all_others_are_held_out_where_fewer_are_left_than_wanted() -> None:
+    assert len(choose(users(100), COUNTS, 64, 1000)[1]) == 36
 
 
-def test_rare_kinds_are_heard() -> None:
+def test_rare_strata_are_sampled() -> None:
     examples = users(400)
-    chosen = choose(examples, COUNTS, 64, 100)
+    calibration, _ = choose(examples, COUNTS, 64, 100)
     share = np.mean([len(example.history) == 40 for example in examples])
-    heard = np.mean([len(example.history) == 40 for example in chosen.calibration])
+    sampled = np.mean([len(example.history) == 40 for example in calibration])
     assert share == pytest.approx(0.05)
-    assert heard > 0.04  # every quarter by length gives a quarter of the samples
-    rare = [example for example in chosen.calibration if example.history.max() < 5]
+    assert sampled > 0.04  # every quarter by length gives a quarter of the samples
+    rare = [example for example in calibration if example.history.max() < 5]
     assert len(rare) >= 64 / 16
 
 
-def test_every_stratum_gives_alike() -> None:
+def test_every_stratum_gives_equally_many() -> None:
     """Sixteen kinds of users, unequal in number only in what they buy: 4 lengths x 4 levels of popularity."""
     examples = [
         Example(f"{length}-{level}-{number}", np.full(length, 10 * level), 0)
@@ -56,16 +56,20 @@ def test_every_stratum_gives_alike() -> None:
         for level in range(4)
         for number in range(10)
     ]
-    chosen = choose(examples, COUNTS, 32, 32)
-    kinds = [example.user.rpartition("-")[0] for example in chosen.calibration]
+    calibration, _ = choose(examples, COUNTS, 32, 32)
+    kinds = [example.user.rpartition("-")[0] for example in calibration]
     assert {kinds.count(kind) for kind in kinds} == {2}
     assert len(set(kinds)) == 16
 
 
-def test_too_few_is_an_error() -> None:
-    with pytest.raises(EarnError, match="2 samples are too few"):
-        choose(users(100), COUNTS, 2, 50)
-    with pytest.raises(EarnError, match="1 users are too few to judge by"):
-        choose(users(100), COUNTS, 32, 1)
-    with pytest.raises(EarnError, match="There are 60 users, too few for 32"):
-        choose(users(60), COUNTS, LEAST_SAMPLES, 50)
+@pytest.mark.parametrize(
+    ("there", "samples", "held_out", "reason"),
+    [
+        (100, 2, 50, "2 samples are too few"),
+        (100, 32, 1, "1 users are too few"),
+        (60, LEAST_SAMPLES, 50, "There are 60 users, too few for 32"),
+    ],
+)
+def test_too_few_is_an_error(there: int, samples: int, held_out: int, reason: str) -> None:
+    with pytest.raises(EarnError, match=reason):
+        choose(users(there), COUNTS, samples, held_out)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from earn.calibration.precisions import PRECISIONS
+from earn.calibration.precisions import PRECISIONS, QUANTIZED
 from earn.manifest import Manifest
 from tests.cli.conftest import USERS, Earn
 
@@ -60,7 +60,7 @@ def test_a_bundle_that_fails_is_not_written_unless_forced(
     outcome = earn(*argv, *options)
     assert outcome.status == 1
     assert "fails" in outcome.out
-    assert "The gate stays shut: the best 20 items overlap by" in outcome.err
+    assert "The gate fails: the best 20 items overlap by" in outcome.err
     assert not (tmp_path / "bad").exists()
     assert (tmp_path / "bad-report-failed.html").is_file()
     forced = earn(*argv, *options, "--force")
@@ -78,11 +78,25 @@ def test_bad_input_is_refused(exported: Path, data: Path, earn: Earn, tmp_path: 
         "not written for the engine 'cuda'"
         in earn("calibrate", exported, data, *out, *options, "--engine", "cuda").error
     )
-    for place in (exported / "page.html", tmp_path / "x" / "page.html"):
-        assert "lies in a bundle" in earn("calibrate", exported, data, *out, *options, "--report", place).error
+    for page in (exported / "page.html", tmp_path / "x" / "page.html"):
+        assert "lies in a bundle" in earn("calibrate", exported, data, *out, *options, "--report", page).error
+    error = earn("calibrate", exported, data, *out, *options, "--method", "percentile").error
+    assert "removed" in error
+    assert "minmax" in error
     assert "ends in .html" in earn("calibrate", exported, data, *out, *options, "--report", tmp_path / "a.json").error
     assert "no bundle" in earn("calibrate", tmp_path / "none", data, *out, *options).error
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine.json").write_text("{}")
     outcome = earn("calibrate", exported, data, *out, *options, "--report", tmp_path / "mine.html")
     assert "stands where the report's figures go" in outcome.error
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_docs_and_warning_say_what_the_table_marks_experimental(
+    name: str, exported: Path, data: Path, earn: Earn, tmp_path: Path
+) -> None:
+    row, page = PRECISIONS[name], Path(__file__).parents[2] / "docs" / "calibration.md"
+    assert f"| {row.label.replace(name, f'`{name}`')} |" in page.read_text(encoding="utf-8")
+    outcome = earn("calibrate", exported, data, "--out", tmp_path / "x", "--precision", name)
+    assert outcome.status == 2  # too few users, which is found out after the warning
+    assert ("is experimental" in outcome.err) == bool(row.experimental)

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import ModelProto
 
-from earn.calibration.linear_layers import activations, products
+from earn.calibration.linear_layers import activations, linear_layers
 from earn.calibration.precisions import PRECISIONS, find_form
 from earn.calibration.quantize import quantize, with_float
 from earn.calibration.refine import LEVELS, refine
@@ -74,11 +74,11 @@ def written(case: str, stage: str, variant: str, engine: str = "tensorrt") -> Mo
     precision = PRECISIONS[variant.split(",")[0].split(" ")[0]]
     if precision.method == "none":
         return plain
-    found = products(plain)
-    ranges = dict.fromkeys(activations(found), (-4.0, 3.0))
+    linears = linear_layers(plain)
+    ranges = dict.fromkeys(activations(linears), (-4.0, 3.0))
     graph = quantize(onnx.load_from_string(exported(case)[stage]), precision, find_form(precision, engine), ranges)
     if variant == REFINED:
-        refine(graph, {product.name for product in found if product.kind in LEVELS[-1]})
+        refine(graph, {linear.name for linear in linears if linear.kind in LEVELS[-1]})
     if variant.endswith(MIXED):
-        graph = with_float(graph, plain, [product.name for product in found if product.kind == "o_proj"])
+        graph = with_float(graph, plain, [linear.name for linear in linears if linear.kind == "o_proj"])
     return graph

@@ -9,18 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from earn.calibration.bench import Mix
-from earn.calibration.calibrate import Attempt, Calibration, Candidate, Settings
-from earn.calibration.collect import ChannelRange, Observations
+from earn.calibration.calibrate import Attempt, Calibration, CalibrationSettings, Candidate
+from earn.calibration.collect import ChannelRange
 from earn.calibration.gate import HeldOut, Measure, Verdict
-from earn.calibration.linear_layers import Product
+from earn.calibration.linear_layers import LinearLayer
 from earn.calibration.precisions import PRECISIONS, find_form
+from earn.calibration.variants import MixedPrecision
 from earn.errors import EarnError
 from earn.report.calibration import calibration_page, check_page, write_report
 from earn.report.calibration_figures import LengthRow, PrecisionRow, RangeRow, Report, report_of
 
 GOOD = Verdict(
-    passed=True,
     users=5,
     beam_set=20,
     beam_set_overlap=0.96,
@@ -31,17 +30,19 @@ GOOD = Verdict(
     least_overlap=0.95,
     overlaps=np.array([1.0, 0.9, 1.0, 0.9, 1.0]),
 )
-BAD = replace(GOOD, passed=False, beam_set_overlap=0.9499, ndcg=Measure(0.125, 0.1), interval=(-0.03, -0.02))
+BAD = replace(GOOD, beam_set_overlap=0.9499, ndcg=Measure(0.125, 0.1), interval=(-0.03, -0.02))
 INT8 = Candidate(
     precision=PRECISIONS["int8"],
     form=find_form(PRECISIONS["int8"], "cpu"),
     folder=Path("int8"),
-    attempts=(Attempt(Mix(), BAD), Attempt(Mix(("late.0",), ("down_proj",)), GOOD)),
+    attempts=(Attempt(MixedPrecision(), BAD), Attempt(MixedPrecision(("late.0",), ("down_proj",)), GOOD)),
     graph_bytes=13_107_200,
     milliseconds=20.0,
     sensitivity={"early.0": 0.01, "late.0": 0.03, "head": 0.0},
 )
-INT4 = replace(INT8, precision=PRECISIONS["int4"], attempts=(Attempt(Mix(), BAD),), graph_bytes=7000, milliseconds=None)
+INT4 = replace(
+    INT8, precision=PRECISIONS["int4"], attempts=(Attempt(MixedPrecision(), BAD),), graph_bytes=7000, milliseconds=None
+)
 FOUND = Calibration(INT8, (INT8, INT4), {}, {}, {}, None, 52_428_800, 40.0, 128)
 HELD_OUT = HeldOut(tuple(("1",) * count for count in (1, 1, 2, 4, 8)), ("1",) * 5)
 KINDS = ("qkv", "o_proj", "gate_up", "down_proj")
@@ -52,7 +53,9 @@ OUTLIER = RangeRow("early", 1, "down_proj", -1.5, 2.0, -300.0, 10.0)
 def report_with(*candidates: Candidate, force: bool = False, ranges: tuple[RangeRow, ...] = ()) -> Report:
     """The report of a calibration that chose the first candidate; its ranges need no graphs here."""
     found = replace(FOUND, chosen=candidates[0], candidates=candidates)
-    return replace(report_of(found, HELD_OUT, Settings(force=force), "bundle", "bundle-int8", "ml"), ranges=ranges)
+    return replace(
+        report_of(found, HELD_OUT, CalibrationSettings(force=force), "bundle", "bundle-int8", "ml"), ranges=ranges
+    )
 
 
 def layer_ranges(stage: str, layers: int) -> tuple[RangeRow, ...]:
@@ -83,13 +86,14 @@ def test_the_rows_hold_what_was_measured() -> None:
 
 def test_linear_layers_that_read_one_tensor_share_a_range() -> None:
     layers = [
-        Product(kind, index, kind, tensor, "w", "o")
+        LinearLayer(kind, index, kind, tensor, "w", "o")
         for kind, index, tensor in (("gate_proj", 0, "a"), ("up_proj", 0, "a"), ("o_proj", 0, "b"), ("head", None, "c"))
     ]
-    channels = ChannelRange(np.array([-4.0, -1.0], np.float32), np.array([2.0, 6.0], np.float32))
-    seen = Observations(dict.fromkeys("abc", channels), dict.fromkeys("abc", (-2.0, 3.0)))
-    found = replace(FOUND, products={"late": layers}, before={"late": seen}, after={"late": seen})
-    ranges = report_of(found, HELD_OUT, Settings(), "bundle", "bundle-int8", "ml").ranges
+    wide = ChannelRange(np.array([-4.0, -1.0], np.float32), np.array([2.0, 6.0], np.float32))
+    narrow = ChannelRange(np.array([-2.0, -1.0], np.float32), np.array([2.0, 3.0], np.float32))
+    before, after = ({"late": dict.fromkeys("abc", ranges)} for ranges in (wide, narrow))
+    found = replace(FOUND, linear_layers={"late": layers}, before=before, after=after)
+    ranges = report_of(found, HELD_OUT, CalibrationSettings(), "bundle", "bundle-int8", "ml").ranges
     assert [(row.unit, row.product) for row in ranges] == [
         ("late.0", "gate_up"),
         ("late.0", "o_proj"),
@@ -125,7 +129,7 @@ def test_the_page_shows_every_figure() -> None:
 
 @pytest.mark.parametrize(("force", "said"), [(False, "No bundle was written."), (True, "It was written all the same")])
 def test_a_gate_that_fails_stands_above_everything(force: bool, said: str) -> None:
-    text = text_of(report_with(replace(PLAIN, attempts=(Attempt(Mix(), BAD),)), force=force))
+    text = text_of(report_with(replace(PLAIN, attempts=(Attempt(MixedPrecision(), BAD),)), force=force))
     assert text.startswith(f"✕ The gate is not passed. {said}")
     assert all(reason in text for reason in BAD.reasons)
     assert "✕ not met 0.9499" in text

@@ -1,0 +1,99 @@
+"""A working folder with variants of a bundle's graphs: in float, equalized, and one per precision.
+
+A variant's stage is <variant>.<stage>.onnx, with its weights beside it. One stage is in memory at a time. A graph that
+combines two variants is written without copying a weight, and sessions map the weights that they need.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+from earn.calibration.linear_layers import EMBEDDING, LinearLayer, linear_layers
+from earn.calibration.quantize import with_float
+from earn.calibration.refine import refine
+from earn.catalog import CATALOG_FILE, Catalog
+from earn.export.weights import lay_out_weights
+from earn.manifest import GRAPH_FILES, Manifest
+from earn.runtime.engine import load_engine
+from earn.runtime.recommender import Recommender
+from earn.specs import STAGES
+
+FLOAT, EQUALIZED = "float", "equalized"  # the variants that precisions are made from
+
+
+@dataclass(frozen=True)
+class MixedPrecision:
+    """What is more precise than the rest of a quantized graph."""
+
+    float_layers: tuple[str, ...] = ()  # such as "late.3", "embedding" or "head"
+    refined_kinds: tuple[str, ...] = ()  # kinds of linear layers that read refined activations
+
+
+class GraphVariants:
+    """The variants of a bundle's graphs."""
+
+    def __init__(self, source: Path, folder: Path) -> None:
+        self.source = source
+        self.folder = folder
+        self.manifest = Manifest.load(source)
+        self.catalog = Catalog.load(source / CATALOG_FILE)
+        for stage in STAGES:
+            self._write(FLOAT, stage, onnx.load(str(source / GRAPH_FILES[stage])))
+
+    def derive(self, base: str, variant: str, change: Callable[[str, onnx.ModelProto], onnx.ModelProto]) -> None:
+        """Makes a variant of another one; `change` takes a stage and its graph with weights."""
+        for stage in STAGES:
+            self._write(variant, stage, change(stage, onnx.load(str(self.path(base, stage)))))
+
+    def path(self, variant: str, stage: str) -> Path:
+        """The file of a variant's stage."""
+        return self.folder / f"{variant}.{stage}.onnx"
+
+    def load_without_weights(self, variant: str, stage: str) -> onnx.ModelProto:
+        """A variant's stage; its large weights stay on disk."""
+        return onnx.load(str(self.path(variant, stage)), load_external_data=False)
+
+    def linear_layers(self, stage: str) -> list[LinearLayer]:
+        """The linear layers of a stage."""
+        return linear_layers(self.load_without_weights(FLOAT, stage))
+
+    def layers(self, quantized: str) -> list[str]:
+        """Names of what can stay in float in a quantized variant, from the embedding to the head."""
+        names = [linear.layer_name(stage) for stage in STAGES for linear in self.linear_layers(stage)]
+        constants = self.load_without_weights(quantized, STAGES[0]).graph.initializer
+        tables = [tensor.data_type for tensor in constants if tensor.name.startswith(EMBEDDING)]
+        return list(dict.fromkeys([EMBEDDING, *names] if TensorProto.INT8 in tables else names))
+
+    def write_mixed(self, base: str, quantized: str, stage: str, mixed: MixedPrecision) -> Path:
+        """Writes a stage's quantized graph with some layers as in the base; it shares the weights of both."""
+        linears = self.linear_layers(stage)
+        in_float = {linear.name for linear in linears if linear.layer_name(stage) in mixed.float_layers}
+        in_float |= {EMBEDDING}.intersection(mixed.float_layers)  # only the early stage has it
+        graph = with_float(
+            self.load_without_weights(quantized, stage), self.load_without_weights(base, stage), in_float
+        )
+        refine(graph, {linear.name for linear in linears if linear.kind in mixed.refined_kinds})
+        path = self.path("mixed", stage)
+        onnx.save(graph, str(path))
+        return path
+
+    def write_bundle_graphs(self, base: str, quantized: str, mixed: MixedPrecision, folder: Path) -> None:
+        """Writes both stages' graphs as a bundle has them; the folder is emptied before."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for stage in STAGES:
+            path = self.write_mixed(base, quantized, stage, mixed)
+            lay_out_weights(onnx.load(str(path)), folder / GRAPH_FILES[stage])
+
+    def recommender(self, folder: Path) -> Recommender:
+        """Recommends by the graphs in a folder of `write_bundle_graphs`, or in the source."""
+        return Recommender(load_engine("cpu", folder, self.manifest), self.manifest, self.catalog)
+
+    def _write(self, variant: str, stage: str, graph: onnx.ModelProto) -> None:
+        lay_out_weights(graph, self.path(variant, stage), external_data_bytes=0)
