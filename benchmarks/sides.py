@@ -36,7 +36,7 @@ from earn.manifest import Manifest
 from earn.model.earn_model import EarnModel
 from earn.model.reference import Trie, build_trie, descend
 from earn.profiling.profiler import TimedEngine
-from earn.profiling.roofline import product_rate, stage_work
+from earn.profiling.roofline import MatmulBench, stage_work
 from earn.prompts import whole_prompt
 from earn.runtime.engine import Engine, load_engine
 from earn.runtime.recommender import Recommendation, Recommender
@@ -298,7 +298,7 @@ class Runtime:
         operations, rate, share = (statistics.median(column) for column in zip(*found, strict=True))
         prompt_rows = [call.rows for call in calls[:pieces]]
         pass_rows = [call.rows for call in calls[pieces:] if call.stage == "early"]
-        gemm_rate = product_rate(manifest, prompt_rows[0], self._threads)
+        gemm_rate = MatmulBench(manifest, self._threads).rate(prompt_rows[0])
         return Profile(operations, rate, gemm_rate, share, prompt_rows, pass_rows)
 
     def _recommender(self, ours: Ours) -> Recommender:
