@@ -73,11 +73,6 @@ class Work:
     def __add__(self, other: Work) -> Work:
         return Work(self.operations + other.operations, self.bytes + other.bytes)
 
-    @property
-    def intensity(self) -> float:
-        """Operations per byte."""
-        return self.operations / self.bytes
-
 
 def layer_shapes(sizes: Sizes) -> list[tuple[int, int]]:
     """The weights [inner,outer] of one layer as graphs have them, those of queries, keys and values side by side."""
