@@ -212,7 +212,8 @@ def _graph(precision: str, shapes: Sequence[tuple[int, int]]) -> onnx.ModelProto
     from onnx import helper, numpy_helper
 
     arithmetic, generator = ARITHMETIC[precision], np.random.default_rng(0)
-    nodes, weights = [], []
+    nodes: list[onnx.NodeProto] = []
+    weights: list[onnx.TensorProto] = []
 
     def constant(values: NDArray[Any]) -> str:
         weights.append(numpy_helper.from_array(values, f"w{len(weights)}"))
