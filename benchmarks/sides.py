@@ -34,7 +34,7 @@ from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.model.reference import build_trie, descend
 from earn.profiling.profiler import TimedEngine
-from earn.profiling.roofline import product_rate, stage_work
+from earn.profiling.roofline import MatmulBench, stage_work
 from earn.prompts import whole_prompt
 from earn.runtime.engine import Engine, load_engine
 from earn.runtime.recommender import Recommendation, Recommender
@@ -379,7 +379,7 @@ class Runtime:
         operations, rate, share = (statistics.median(column) for column in zip(*columns, strict=True))
         prompt_rows = [call.rows for call in calls[:pieces]]
         pass_rows = [call.rows for call in calls[pieces:] if call.stage == "early"]
-        matmul_rate = product_rate(manifest, prompt_rows[0], self._threads)
+        matmul_rate = MatmulBench(manifest, self._threads).rate(prompt_rows[0])
         return RequestFigures(operations, rate, matmul_rate, share, prompt_rows, pass_rows)
 
     def _folder_of(self, side: Contender) -> Path:

@@ -69,17 +69,29 @@ def _parser(subparsers: Subparsers, name: str, summary: str, description: str, e
     )
 
 
+def add_bundle(parser: Parser) -> None:
+    """Declares the bundle that a command works with."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help="folder of earn export or earn calibrate")
+
+
+def add_threads(parser: argparse._ActionsContainer) -> None:
+    """Declares how many threads a request gets."""
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="threads of a request (default: the physical cores)"
+    )
+
+
 def _checked(convert: Callable[[str], Value], is_valid: Callable[[Value], bool], kind: str) -> Callable[[str], Value]:
     """A type for argparse: converts a text and refuses what is not of this kind."""
 
     def parse(text: str) -> Value:
         try:
             value = convert(text)
+            if is_valid(value):  # no comparison holds for nan
+                return value
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {kind}") from None
-        if not is_valid(value):  # no comparison holds for nan
-            raise argparse.ArgumentTypeError(f"{text!r} is not {kind}")
-        return value
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is not {kind}")
 
     return parse
 

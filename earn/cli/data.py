@@ -39,10 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from earn.data.dataset import load_dataset
 
     facts = describe(load_dataset(args.source))
-    if args.json:
-        show_json(facts)
-    else:
-        show(_text(facts))
+    show_json(facts) if args.json else show(_text(facts))
     return 0
 
 
@@ -74,18 +71,14 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 def _text(facts: dict[str, Any]) -> str:
     history, identifiers, split = facts["history"], facts["identifiers"], facts["split"]
-    origin = "brought by the data" if identifiers["from"] == "data" else "built by residual k-means"
-    rule = "brought by the data" if split["from"] == "data" else "leave-one-out"
-    return pairs(
-        [
-            ("data", facts["name"]),
-            ("users", f"{facts['users']:,}"),
-            ("items", f"{facts['items']:,}"),
-            ("interactions", f"{facts['interactions']:,}"),
-            ("items per user", f"{history['min']} to {history['max']}, median {history['median']:g}"),
-            ("identifiers", f"{origin}, up to {identifiers['depth']} tokens"),
-            ("", f"{identifiers['distinct']:,} distinct, {identifiers['shared']:,} name several items"),
-            ("split", rule),
-            ("", f"{split['train']:,} training users, {split['valid']:,} valid, {split['test']:,} test"),
-        ]
-    )
+    origins = {"data": "brought by the data", "built": "built by residual k-means"}
+    rows = [
+        ("data", facts["name"]),
+        *((name, f"{facts[name]:,}") for name in ("users", "items", "interactions")),
+        ("items per user", f"{history['min']} to {history['max']}, median {history['median']:g}"),
+        ("identifiers", f"{origins[identifiers['from']]}, up to {identifiers['depth']} tokens"),
+        ("", f"{identifiers['distinct']:,} distinct, {identifiers['shared']:,} name several items"),
+        ("split", origins.get(split["from"], split["from"])),
+        ("", f"{split['train']:,} training users, {split['valid']:,} valid, {split['test']:,} test"),
+    ]
+    return pairs(rows)

@@ -109,34 +109,35 @@ def _trie(catalog: Catalog) -> dict[str, Any]:
 
 
 def _text(facts: dict[str, Any]) -> str:
-    files = [f"{name}, {size(count)}" for name, count in facts["files"].items()]
-    return pairs(
-        [
-            *_model_rows(facts),
-            *_cache_rows(facts["cache_bytes"]),
-            *_listed("files", [*files, f"together {size(facts['bundle_bytes'])}"]),
-            *_engine_rows(facts["engines"]),
-            ("written by", ", ".join(f"{name} {version}" for name, version in facts["tools"].items())),
-            *_trie_rows(facts["trie"]),
-        ]
-    )
-
-
-def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values; what has no name goes on with the line above."""
     sizes, registers, prompt, limits = (facts[key] for key in ("sizes", "registers", "prompt", "limits"))
-    heads = f"{sizes['heads']} heads, {sizes['key_value_heads']} of keys and values"
-    parts = ", ".join(f"{prompt[part]} {part}" for part in ("head", "separator", "tail"))
-    return [
+    cache, trie = facts["cache_bytes"], facts["trie"]
+    texts = ", ".join(f"{prompt[part]} {part}" for part in ("head", "separator", "tail"))
+    files = [f"{name}, {size(count)}" for name, count in facts["files"].items()]
+    files.append(f"together {size(facts['bundle_bytes'])}")
+    shares = ", ".join(f"{share:.0%} after {tokens}" for tokens, share in trie["determined_after"].items())
+    rows = [
         ("backbone", f"{sizes['family']}, {sizes['layers']} layers, hidden size {sizes['hidden']}"),
-        ("", f"{heads}, {sizes['head_size']} numbers each"),
+        (
+            "",
+            f"{sizes['heads']} heads, {sizes['key_value_heads']} of keys and values, {sizes['head_size']} numbers each",
+        ),
         ("", f"{sizes['embedding_rows']:,} token embeddings, {sizes['logits']:,} logits"),
         ("split", f"k = {sizes['early_layers']} of {sizes['layers']} layers see every token"),
         ("registers", f"{registers['prefix']} prefix, {registers['suffix']} suffix"),
-        ("prompt", f"the newest {prompt['max_history']} items; tokens of text: {parts}"),
+        ("prompt", f"the newest {prompt['max_history']} items; tokens of text: {texts}"),
         ("scoring", f"{facts['scoring']}: over {SCORING_RULES[facts['scoring']].meaning}"),
         *_precision_rows(facts),
         ("limits", f"{limits['batch']} users per pass, {limits['beams']} beams, {limits['prompt']} tokens of prompt"),
+        ("cache", f"{size(cache['bundle'])} at {cache['prompt']} prompt tokens and {cache['beams']} beams"),
+        ("", f"{size(cache['dense'])} if it were dense, {cache['dense'] / cache['bundle']:.1f} times as much"),
+        *(("" if index else "files", file) for index, file in enumerate(files)),
+        *_engine_rows(facts["engines"]),
+        ("written by", ", ".join(f"{name} {version}" for name, version in facts["tools"].items())),
+        ("trie", f"{trie['items']:,} items, {trie['identifiers']:,} identifiers, {trie['nodes']:,} nodes"),
+        ("", f"identifiers of up to {trie['depth']} tokens; determined are {shares} of them"),
     ]
+    return pairs(rows)
 
 
 def _precision_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -165,23 +166,3 @@ def _engine_rows(record: dict[str, Any] | None) -> list[tuple[str, str]]:
         ("engines", f"TensorRT {record['tensorrt']}, {together}, for {HARDWARE[record['hardware']].meaning}"),
         ("", f"built on {record['gpu']}, architecture {record['architecture']}, CUDA {record['driver']}"),
     ]
-
-
-def _cache_rows(cache: dict[str, int]) -> list[tuple[str, str]]:
-    return [
-        ("cache", f"{size(cache['bundle'])} at {cache['prompt']} prompt tokens and {cache['beams']} beams"),
-        ("", f"{size(cache['dense'])} if it were dense, {cache['dense'] / cache['bundle']:.1f} times as much"),
-    ]
-
-
-def _trie_rows(trie: dict[str, Any]) -> list[tuple[str, str]]:
-    shares = ", ".join(f"{share:.0%} after {tokens}" for tokens, share in trie["determined_after"].items())
-    return [
-        ("trie", f"{trie['items']:,} items, {trie['identifiers']:,} identifiers, {trie['nodes']:,} nodes"),
-        ("", f"identifiers of up to {trie['depth']} tokens; determined are {shares} of them"),
-    ]
-
-
-def _listed(name: str, values: list[str]) -> list[tuple[str, str]]:
-    """One value a line, the name beside the first."""
-    return [("" if index else name, value) for index, value in enumerate(values)]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from earn.cli.arguments import DATA_HELP, above_zero, bundle_folder, command, natural, positive
+from earn.cli.arguments import DATA_HELP, above_zero, add_bundle, add_threads, bundle_folder, command, natural, positive
 from earn.cli.engine import add_engine, chosen_engine
 from earn.console import Steps, note, show, show_json, size, table
 from earn.errors import EarnError
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from earn.data.dataset import Dataset
     from earn.manifest import Manifest
     from earn.profiling.profiler import Subject
-    from earn.profiling.rows import BundleProfile, ProfileResult, ProfileSettings
+    from earn.profiling.rows import BundleProfile, Case, Limit, Percentiles, ProfileResult, ProfileSettings
 
-QUICK = {"seconds": 2.0, "requests": 20, "loads": 1, "window": 0.3}  # in place of the settings' own
+# In place of the settings' own.
+QUICK: dict[str, Any] = {"seconds": 2.0, "requests": 20, "loads": 1, "window": 0.3}
+TIMES = ("p50 ms", "p90 ms", "p99 ms")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -38,7 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
         earn profile BUNDLE --data ml-100k --histories 5,20 --beams 10,20 --threads 2 --json
         """,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help="folder of earn export or earn calibrate")
+    add_bundle(parser)
     parser.add_argument(
         "--against",
         metavar="OTHER",
@@ -49,46 +52,38 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--report", metavar="FILE", type=Path, help="write a page with pictures, an .html file")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON; tables go to stderr")
-    _add_requests(parser.add_argument_group("requests"))
-    _add_measurement(parser.add_argument_group("measurement"))
-
-
-def _add_requests(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
+    requests = parser.add_argument_group("requests")
+    requests.add_argument(
         "--histories",
         type=numbers,
         metavar="N,N,...",
         help="lengths in items (default: the longest that the bundles read, half and a quarter of it)",
     )
-    group.add_argument(
+    requests.add_argument(
         "--data", metavar="DATA", help=f"whose users' histories are asked (default: random items); {DATA_HELP}"
     )
-    group.add_argument(
+    requests.add_argument(
         "--beams", type=numbers, metavar="N,N,...", help="widths of the search (default: 20, or the most they take)"
     )
-    group.add_argument("-k", type=positive, default=10, help="items of an answer (default: %(default)s)")
-    group.add_argument("--seed", type=natural, default=0, metavar="N", help="of the histories (default: 0)")
-
-
-def _add_measurement(group: argparse._ArgumentGroup) -> None:
-    add_engine(group)
-    group.add_argument(
-        "--threads", type=positive, metavar="N", help="threads of a request (default: the physical cores)"
-    )
-    group.add_argument(
+    requests.add_argument("-k", type=positive, default=10, help="items of an answer (default: %(default)s)")
+    requests.add_argument("--seed", type=natural, default=0, metavar="N", help="of the histories (default: 0)")
+    measurement = parser.add_argument_group("measurement")
+    add_engine(measurement)
+    add_threads(measurement)
+    measurement.add_argument(
         "--callers",
         type=numbers,
         default=(1, 2, 4),
         metavar="N,N,...",
         help="how many ask at once, for the requests per second (default: 1,2,4)",
     )
-    group.add_argument(
+    measurement.add_argument(
         "--seconds",
         type=above_zero,
         metavar="S",
         help="most time for one bundle, one length and one width (default: 10, quick: 2)",
     )
-    group.add_argument("--quick", action="store_true", help="fewer requests and loads, the longest history alone")
+    measurement.add_argument("--quick", action="store_true", help="fewer requests and loads, the longest history alone")
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -98,6 +93,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and reports."""
+    from earn.data.dataset import load_dataset
     from earn.manifest import Manifest
     from earn.profiling.profiler import load_subjects, parts, profile
     from earn.report.profile import check_page, profile_page
@@ -106,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report:
         check_page(args.report, *folders)
     manifests = [Manifest.load(folder, verify=False) for folder in folders]
-    dataset = _dataset(args)
+    dataset = None if args.data is None else load_dataset(args.data)
     args.engine = chosen_engine(args.engine, args.bundle)
     settings = _settings(args, manifests, dataset)
     steps = Steps(1 + parts(settings))
@@ -132,14 +128,6 @@ def bundle_names(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def _dataset(args: argparse.Namespace) -> Dataset | None:
-    if args.data is None:
-        return None
-    from earn.data.dataset import load_dataset
-
-    return load_dataset(args.data)
-
-
 def _settings(args: argparse.Namespace, manifests: Sequence[Manifest], dataset: Dataset | None) -> ProfileSettings:
     from earn.profiling.rows import ProfileSettings
 
@@ -147,20 +135,19 @@ def _settings(args: argparse.Namespace, manifests: Sequence[Manifest], dataset: 
     if dataset is not None:
         longest = min(longest, max(len(example.history) for example in dataset.examples()))
     usual = (longest,) if args.quick else sorted({max(1, longest // part) for part in (4, 2, 1)})
-    values = {
-        "lengths": tuple(sorted(args.histories or usual)),
-        "beams": args.beams or (min(20, *(manifest.limits.beams for manifest in manifests)),),
-        "k": args.k,
-        "callers": args.callers,
-        "engine": args.engine,
-        "threads": args.threads,
-        "histories": f"random items of the catalog, seed {args.seed}: a trained model searches otherwise with real ones"
-        if dataset is None
-        else f"of users of {dataset.source}, seed {args.seed}",
-        "seed": args.seed,
-        **(QUICK if args.quick else {}),
-    }
-    return ProfileSettings(**values | ({} if args.seconds is None else {"seconds": args.seconds}))
+    origin = f"random items of the catalog, seed {args.seed}: a trained model searches otherwise with real ones"
+    settings = ProfileSettings(
+        lengths=tuple(sorted(args.histories or usual)),
+        beams=args.beams or (min(20, *(manifest.limits.beams for manifest in manifests)),),
+        k=args.k,
+        callers=args.callers,
+        engine=args.engine,
+        threads=args.threads,
+        histories=origin if dataset is None else f"of users of {dataset.source}, seed {args.seed}",
+        seed=args.seed,
+    )
+    changes = {**(QUICK if args.quick else {}), **({} if args.seconds is None else {"seconds": args.seconds})}
+    return replace(settings, **changes)
 
 
 def _histories(
@@ -189,7 +176,7 @@ def _histories(
 
 
 def _text(result: ProfileResult) -> str:
-    parts = [_cases(result), *(_stages(bundle) for bundle in result.bundles), _bundles(result), _machine(result)]
+    parts = [_cases(result), *map(_stages, result.bundles), _bundles(result), _machine(result)]
     return "\n\n".join(parts)
 
 
@@ -198,57 +185,53 @@ def _cases(result: ProfileResult) -> str:
     rows = [
         (
             bundle.name,
-            f"{case.items}",
-            f"{case.tokens}",
-            f"{case.beams}",
-            f"{case.requests}",
-            *(f"{value:.2f}" for value in (case.total.ms.p50, case.total.ms.p90, case.total.ms.p99)),
-            "-" if case.share is None else f"{case.share:.0%}",
+            *map(str, (case.items, case.tokens, case.beams, case.requests)),
+            *_times(case.total.ms),
+            _percent(case),
             size(case.cache_bytes),
             "noisy" if case.noisy else "",
         )
         for bundle in result.bundles
         for case in bundle.cases
     ]
-    header = ("bundle", "items", "tokens", "beams", "requests", "p50 ms", "p90 ms", "p99 ms", "of limit", "cache", "")
-    return table(header, rows)
+    return table(("bundle", "items", "tokens", "beams", "requests", *TIMES, "of limit", "cache", ""), rows)
 
 
 def _stages(bundle: BundleProfile) -> str:
     """The parts of requests with the longest history."""
     from earn.profiling.rows import label
 
-    case = bundle.main
     rows = [
-        (
-            label(name),
-            *(f"{value:.2f}" for value in (stage.ms.p50, stage.ms.p90, stage.ms.p99)),
-            "-" if stage.limit is None else f"{stage.limit.share:.0%}",
-            f"{stage.taken:.0%}",
-        )
-        for name, stage in case.stages.items()
+        (label(name), *_times(stage.ms), _percent(stage.limit), f"{stage.taken:.0%}")
+        for name, stage in bundle.main.stages.items()
     ]
-    header = (f"{bundle.name}, {case.items} items", "p50 ms", "p90 ms", "p99 ms", "of limit", "of requests")
-    return table(header, rows)
+    return table((f"{bundle.name}, {bundle.main.items} items", *TIMES, "of limit", "of requests"), rows)
+
+
+def _times(ms: Percentiles) -> list[str]:
+    return [f"{value:.2f}" for value in (ms.p50, ms.p90, ms.p99)]
+
+
+def _percent(limited: Case | Limit | None) -> str:
+    """How much of the machine's limit is reached, where that is known."""
+    return "-" if limited is None or limited.share is None else f"{limited.share:.0%}"
 
 
 def _bundles(result: ProfileResult) -> str:
     """What each bundle takes, and how many it serves."""
-    callers = [row.callers for row in result.bundles[0].callers]
     rows = [
         (
             bundle.name,
             bundle.precision,
             size(bundle.bundle_bytes),
-            f"{bundle.loading.ms.p50:.0f}",
-            f"{bundle.loading.ms.p99:.0f}",
+            *(f"{value:.0f}" for value in (bundle.loading.ms.p50, bundle.loading.ms.p99)),
             "-" if bundle.loading.peak_bytes is None else size(bundle.loading.peak_bytes),
             *(f"{row.per_second:.1f}" for row in bundle.callers),
         )
         for bundle in result.bundles
     ]
-    header = ("bundle", "precision", "files", "load p50 ms", "p99 ms", "peak memory")
-    return table((*header, *(f"{count} at once, 1/s" for count in callers)), rows)
+    callers = [f"{count} at once, 1/s" for count in result.settings.callers]
+    return table(("bundle", "precision", "files", "load p50 ms", "p99 ms", "peak memory", *callers), rows)
 
 
 def _machine(result: ProfileResult) -> str:
@@ -260,11 +243,9 @@ def _machine(result: ProfileResult) -> str:
         f"Histories: {settings.histories}.",
     ]
     if result.memory_bandwidth is not None:
-        rates = [
-            f"{max(bundle.product_rates.values()) / 1e9:.0f} GOP/s of products for {bundle.name}"
-            for bundle in result.bundles
-        ]
-        lines.append(f"Limits: {result.memory_bandwidth / 1e9:.1f} GB/s of memory, {', '.join(rates)}.")
+        peaks = {bundle.name: max(bundle.product_rates.values()) / 1e9 for bundle in result.bundles}
+        rates = ", ".join(f"{peak:.0f} GOP/s of products for {name}" for name, peak in peaks.items())
+        lines.append(f"Limits: {result.memory_bandwidth / 1e9:.1f} GB/s of memory, {rates}.")
     if result.note:
         lines.append(result.note)
     if result.disturbed:

@@ -26,10 +26,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from earn.cli.arguments import DATA_HELP, command, natural, positive
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
     from earn.cli.arguments import Subparsers
     from earn.data import Example
     from earn.data.dataset import Dataset
-    from earn.manifest import Manifest
     from earn.model.earn_model import EarnModel
     from earn.runtime.recommender import Recommender
 
@@ -101,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
     from earn.files import write_json
     from earn.model.earn_model import EarnModel
     from earn.report.page import check_installed
+    from earn.runtime.cache import cache_bytes
     from earn.runtime.evaluation import median_ms
     from earn.runtime.recommender import Recommender
 
@@ -132,8 +131,11 @@ def run(args: argparse.Namespace) -> int:
     histories = dataset.histories(users)
     latency = median_ms(bundles, histories, K, BEAMS, True, TIMED_REQUESTS, WARM_UP_REQUESTS)
     for name, milliseconds in latency.items():
+        manifest = bundles[name].manifest
         figures = summary["earn"][INT8] if name == INT8 else summary[name]["bundle"]
-        figures |= {"p50_ms": milliseconds, **bundle_sizes(bundles[name].manifest)}
+        figures["p50_ms"] = milliseconds
+        figures["cache_bytes"] = cache_bytes(manifest.sizes, manifest.limits, manifest.limits.prompt, BEAMS)
+        figures["bundle_bytes"] = manifest.bundle_bytes
     summary["seconds"] = round(steps.seconds, 1)
     write_json(args.out / SUMMARY, summary)
     _report(args, summary, bundles["earn"], dataset, users)
@@ -164,25 +166,16 @@ def _train_twins(args: argparse.Namespace) -> None:
         EarnError: one failed; the other is stopped then.
     """
     common = [args.data, "--backbone", args.backbone, "--epochs", args.epochs, "--seed", args.seed, *RECIPE]
-    twins = {name: [*common, *own, "--out", args.out / f"{name}-checkpoint"] for name, own in TWINS.items()}
-    processes = {name: _start_training(options) for name, options in twins.items()}
-    printed: dict[str, list[str]] = {name: [] for name in twins}
-    readers = [Thread(target=_relay, args=(name, processes[name], printed[name])) for name in twins]
-    failed = ""
-    try:
-        for reader in readers:
-            reader.start()
-        while not failed and any(process.poll() is None for process in processes.values()):
-            time.sleep(0.1)
-            failed = next((name for name, process in processes.items() if process.poll()), "")
-    finally:  # after a failure or Ctrl-C too
-        for process, reader in zip(processes.values(), readers, strict=True):
-            process.terminate()
-            process.wait()
-            reader.join()
-    if failed:
-        reason = printed[failed][-1].removeprefix("earn: error: ") if printed[failed] else "It printed nothing."
-        raise EarnError(f"The training of {failed} failed with status {processes[failed].returncode}. {reason}")
+    trainings = {
+        name: _start_training([*common, *own, "--out", args.out / f"{name}-checkpoint"]) for name, own in TWINS.items()
+    }
+    with ThreadPoolExecutor(len(trainings)) as pool:
+        try:
+            for ended in as_completed([pool.submit(_follow, *training) for training in trainings.items()]):
+                ended.result()
+        finally:  # after a failure or Ctrl-C too
+            for process in trainings.values():
+                process.terminate()
 
 
 def _start_training(options: Sequence[object]) -> subprocess.Popen[str]:
@@ -202,15 +195,22 @@ def _start_training(options: Sequence[object]) -> subprocess.Popen[str]:
     )
 
 
-def _relay(name: str, process: subprocess.Popen[str], lines: list[str]) -> None:
-    """Collects what a training prints, and shows the indented lines, which tell its progress."""
+def _follow(name: str, process: subprocess.Popen[str]) -> None:
+    """Shows the indented lines that a training prints, which tell its progress, until it ends.
+
+    Raises:
+        EarnError: it failed; gives its last line.
+    """
     assert process.stdout is not None
+    last = "It printed nothing."
     with process.stdout as output:
         for line in output:
-            if line.strip():
-                lines.append(line.strip())
+            last = line.strip() or last
             if line.startswith("      "):
                 note(f"      {name}: {line.strip()}")
+    if process.wait():
+        reason = last.removeprefix("earn: error: ")
+        raise EarnError(f"The training of {name} failed with status {process.returncode}. {reason}")
 
 
 def _calibrate(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
@@ -243,35 +243,24 @@ def quality(
     """
     from earn.data import popularity_ranks
     from earn.export.stages import torch_recommender
+    from earn.metrics import summarise
     from earn.runtime.evaluation import target_ranks
 
     item_ids = dataset.interactions.item_ids
+
+    def at_ten(ranks: NDArray[np.int64]) -> dict[str, float]:
+        return {name: value for name, value in summarise(ranks).items() if name in ("recall@10", "ndcg@10")}
 
     def searched(recommender: Recommender, label: str) -> dict[str, float]:
         return at_ten(target_ranks(recommender, users, item_ids, True, progress(label)))
 
     figures: dict[str, Any] = {"popularity": at_ten(popularity_ranks(dataset.split, len(item_ids), users))}
     for name, recommender in bundles.items():
-        bundle = searched(recommender, f"{name}, bundle")
-        in_torch = {"torch": searched(torch_recommender(models[name]), f"{name}, torch")} if name in models else None
-        figures[name] = {**in_torch, "bundle": bundle} if in_torch else bundle
+        figures[name] = searched(recommender, f"{name}, bundle")
+        if name in models:
+            in_torch = searched(torch_recommender(models[name]), f"{name}, torch")
+            figures[name] = {"torch": in_torch, "bundle": figures[name]}
     return figures
-
-
-def at_ten(ranks: NDArray[np.int64]) -> dict[str, float]:
-    """Recall@10 and NDCG@10 of targets' ranks."""
-    from earn.metrics import summarise
-
-    figures = summarise(ranks)
-    return {name: figures[name] for name in ("recall@10", "ndcg@10")}
-
-
-def bundle_sizes(manifest: Manifest) -> dict[str, int]:
-    """Bytes of the cache at a full prompt, and of the bundle."""
-    from earn.runtime.cache import cache_bytes
-
-    cache = cache_bytes(manifest.sizes, manifest.limits, manifest.limits.prompt, BEAMS)
-    return {"cache_bytes": cache, "bundle_bytes": manifest.bundle_bytes}
 
 
 def _report(
@@ -311,9 +300,7 @@ def _comparison(summary: Mapping[str, Any]) -> str:
     rows = {
         "popularity": summary["popularity"],
         "dense": summary["dense"]["bundle"],
-        "EARN (torch)": summary["earn"]["torch"],
-        "EARN (bundle)": summary["earn"]["bundle"],
-        "EARN (int8)": summary["earn"][INT8],
+        **{f"EARN ({kind})": figures for kind, figures in summary["earn"].items()},
     }
     columns: dict[str, tuple[str, Callable[[float], str]]] = {
         "Recall@10": ("recall@10", "{:.4f}".format),

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from earn.cli.arguments import bundle_folder, command, item_ids, positive
+from earn.cli.arguments import add_bundle, add_threads, command, item_ids, positive
 from earn.cli.engine import add_engine, chosen_engine
 from earn.console import show, show_json, table
 
@@ -34,7 +34,7 @@ def add_parser(subparsers: Subparsers) -> None:
         earn recommend BUNDLE --history 50,172,181 -k 5 --exclude-history --json
         """,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help="folder of earn export")
+    add_bundle(parser)
     parser.add_argument(
         "--history", type=item_ids, required=True, metavar="IDS", help="item ids with commas between them"
     )
@@ -54,9 +54,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="what to do with ids that the catalog lacks (default: %(default)s)",
     )
     add_engine(parser)
-    parser.add_argument(
-        "--threads", type=positive, metavar="N", help="threads of a request (default: the physical cores)"
-    )
+    add_threads(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of a table")
 
 
@@ -67,18 +65,14 @@ def run(args: argparse.Namespace) -> int:
     recommender = Recommender.load(args.bundle, chosen_engine(args.engine, args.bundle), args.threads)
     k = args.k or min(10, recommender.manifest.limits.beams)
     items = recommender.recommend(args.history, k, args.beams, args.exclude, args.exclude_history, args.unknown)
-    if args.json:
-        show_json([asdict(item) for item in items])
-    else:
-        show(items_table(items))
+    show_json([asdict(item) for item in items]) if args.json else show(items_table(items))
     return 0
 
 
 def items_table(items: Sequence[Recommendation]) -> str:
     """Recommended items as a table."""
     rows = [
-        (f"{rank}", item.item_id, f"{item.score:.3f}", _printable(item.title))
-        for rank, item in enumerate(items, start=1)
+        (f"{rank}", item.item_id, f"{item.score:.3f}", _printable(item.title)) for rank, item in enumerate(items, 1)
     ]
     return table(("rank", "item", "score", "title"), rows)
 

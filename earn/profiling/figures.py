@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
@@ -61,9 +61,9 @@ class Request:
         return parts
 
     def parts(self) -> dict[str, float]:
-        """The milliseconds of each part; they add up to the request's."""
+        """The milliseconds of each part, and of all of them together."""
         parts = {name: sum(call.milliseconds for call in calls) for name, calls in self.by_stage().items()}
-        return {**parts, SEARCH: self.milliseconds - sum(parts.values())}
+        return {**parts, SEARCH: self.milliseconds - sum(parts.values()), TOTAL: self.milliseconds}
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -82,10 +82,19 @@ def is_tight(values: Sequence[float], tolerance: float) -> bool:
     return interval is not None and max(middle - interval[0], interval[1] - middle) <= tolerance * middle
 
 
-def case_of(requests: Sequence[Request], manifest: Manifest, items: int, beams: int, tolerance: float) -> Case:
-    """The figures of one case, without limits."""
+def case_of(
+    requests: Sequence[Request],
+    manifest: Manifest,
+    items: int,
+    beams: int,
+    tolerance: float,
+    meter: LimitMeter | None = None,
+) -> Case:
+    """The figures of one case; without a meter it has no limits."""
     totals = [request.milliseconds for request in requests]
     tokens = round(statistics.median(request.tokens for request in requests))
+    stages = stages_of(requests, meter)
+    least = sum(stage.taken * stage.limit.least_ms for stage in stages.values() if stage.limit)
     return Case(
         items=items,
         tokens=tokens,
@@ -94,21 +103,24 @@ def case_of(requests: Sequence[Request], manifest: Manifest, items: int, beams: 
         interval_ms=median_interval(totals),
         noisy=not is_tight(totals, tolerance),
         cache_bytes=cache_bytes(manifest.sizes, manifest.limits, tokens, beams),
-        stages=stages_of(requests),
+        stages=stages,
+        least_ms=None if meter is None else least,  # a step counts as often as it is taken
     )
 
 
-def stages_of(requests: Sequence[Request]) -> dict[str, RequestPart]:
+def stages_of(requests: Sequence[Request], meter: LimitMeter | None = None) -> dict[str, RequestPart]:
     """Each part of the requests, in the order of a request, then the search and the total."""
-    parts = [{**request.parts(), TOTAL: request.milliseconds} for request in requests]
-    names = dict.fromkeys(name for part in sorted(parts, key=len, reverse=True) for name in part)
+    parts, calls = [request.parts() for request in requests], [request.by_stage() for request in requests]
     low, high = np.percentile([part[TOTAL] for part in parts], (40, 60))
     middle = [part for part in parts if low <= part[TOTAL] <= high]
     stages = {}
-    for name in names:
-        times = [part[name] for part in parts if name in part]
+    for name in max(parts, key=len):  # the longest search has every step
+        times = Percentiles.of([part[name] for part in parts if name in part])
+        taken = sum(name in part for part in parts) / len(parts)
         typical = statistics.fmean(part.get(name, 0.0) for part in middle)
-        stages[name] = RequestPart(Percentiles.of(times), typical, len(times) / len(parts))
+        stage_calls = [stage[name] for stage in calls if name in stage]
+        limit = meter.limit(stage_calls, times.p50) if meter and stage_calls else None
+        stages[name] = RequestPart(times, typical, taken, limit)
     return stages
 
 
@@ -120,30 +132,16 @@ class LimitMeter:
         self._bench = MatmulBench(manifest, threads)
         self.rates: dict[int, float] = {}  # by rows
 
-    def add_to(self, case: Case, requests: Sequence[Request]) -> Case:
-        """The case with the limits of its stages and of the whole request: a step counts as often as it is taken."""
-        calls: dict[str, list[list[Call]]] = {}
-        for request in requests:
-            for name, part in request.by_stage().items():
-                calls.setdefault(name, []).append(part)
-        stages = {
-            name: replace(stage, limit=self._limit(calls[name], stage.ms.p50) if name in calls else None)
-            for name, stage in case.stages.items()
-        }
-        least = sum(stage.taken * stage.limit.least_ms for stage in stages.values() if stage.limit)
-        return replace(case, stages=stages, least_ms=least)
-
-    def _limit(self, parts: Sequence[Sequence[Call]], p50: float) -> Limit:
-        works = [reduce(add, (self._work(call) for call in calls)) for calls in parts]
-        work = Work(
-            round(statistics.median(each.operations for each in works)),
-            round(statistics.median(each.bytes for each in works)),
-        )
+    def limit(self, parts: Sequence[Sequence[Call]], p50: float) -> Limit:
+        """The limit of one part, whose calls of each request are given, and whose median is known."""
+        works = [reduce(add, map(self._work, calls)) for calls in parts]
+        operations = round(statistics.median(work.operations for work in works))
+        read = round(statistics.median(work.bytes for work in works))
         rows = round(statistics.median(calls[0].rows for calls in parts))
         if rows not in self.rates:
             self.rates[rows] = self._bench.rate(rows)
-        least = least_ms(work, self.rates[rows], self._bandwidth)
-        return Limit(rows, work.operations, work.bytes, self.rates[rows], least, least / p50)
+        least = least_ms(Work(operations, read), self.rates[rows], self._bandwidth)
+        return Limit(rows, operations, read, self.rates[rows], least, least / p50)
 
     def _work(self, call: Call) -> Work:
         return stage_work(self._manifest, call.stage, call.rows, call.cached, call.kept)

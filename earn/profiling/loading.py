@@ -1,6 +1,6 @@
 """Loads a bundle in a process of its own: what that takes, and how much memory.
 
-    python -m earn.profiling.loading      reads a request as JSON from stdin, prints a `Load` as JSON
+    python -m earn.profiling.loading      reads the arguments of `load_here` as JSON from stdin, prints a `Load` as JSON
 
 Memory is that of a process which does nothing else. The files lie in the system's cache from the second load on.
 """
@@ -34,20 +34,10 @@ class Load:
     peak_bytes: int | None  # after all requests
 
 
-@dataclass(frozen=True)
-class LoadOrder:
-    """What the process is to do."""
-
-    folder: str
-    engine: str
-    threads: int | None
-    histories: Sequence[Sequence[str]]
-    k: int
-    beams: int
-
-
-def load_fresh(order: LoadOrder) -> Load:
-    """Loads the bundle in a new process and asks it for recommendations.
+def load_fresh(
+    folder: str, engine: str, threads: int | None, histories: Sequence[Sequence[str]], k: int, beams: int
+) -> Load:
+    """`load_here` in a new process.
 
     Raises:
         EarnError: the process failed; gives its last words.
@@ -55,7 +45,7 @@ def load_fresh(order: LoadOrder) -> Load:
     paths = [path or os.getcwd() for path in sys.path]  # what can be imported here can be imported there
     done = subprocess.run(
         [sys.executable, "-m", "earn.profiling.loading"],
-        input=json.dumps(asdict(order)),
+        input=json.dumps((folder, engine, threads, histories, k, beams)),
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -63,7 +53,7 @@ def load_fresh(order: LoadOrder) -> Load:
     )
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise EarnError(f"{order.folder}: cannot be loaded in a process of its own ({words[-1]}).")
+        raise EarnError(f"{folder}: cannot be loaded in a process of its own ({words[-1]}).")
     return Load(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -85,20 +75,22 @@ def summarise(loads: Sequence[Load]) -> Loading:
     )
 
 
-def load_here(order: LoadOrder) -> Load:
-    """Loads the bundle in this process, which should have done nothing before."""
+def load_here(
+    folder: str, engine: str, threads: int | None, histories: Sequence[Sequence[str]], k: int, beams: int
+) -> Load:
+    """Loads the bundle in this process, which should have done nothing before, and asks it for recommendations."""
     started = time.perf_counter()
     import onnxruntime  # noqa: F401  the engines import it when they are made
 
     from earn.runtime.recommender import Recommender
 
     imported, imported_bytes = time.perf_counter(), peak_bytes()
-    recommender = Recommender.load(Path(order.folder), order.engine, order.threads)
+    recommender = Recommender.load(Path(folder), engine, threads)
     loaded, loaded_bytes = time.perf_counter(), peak_bytes()
-    recommender.recommend(order.histories[0], order.k, order.beams)
+    recommender.recommend(histories[0], k, beams)
     first = time.perf_counter()
-    for history in order.histories[1:]:
-        recommender.recommend(history, order.k, order.beams)
+    for history in histories[1:]:
+        recommender.recommend(history, k, beams)
     return Load(
         import_ms=1000 * (imported - started),
         load_ms=1000 * (loaded - imported),
@@ -110,4 +102,4 @@ def load_here(order: LoadOrder) -> Load:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(load_here(LoadOrder(**json.load(sys.stdin))))))
+    print(json.dumps(asdict(load_here(*json.load(sys.stdin)))))

@@ -22,7 +22,7 @@ from earn.catalog import CATALOG_FILE, Catalog
 from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.profiling.figures import Call, LimitMeter, Request, case_of, is_tight
-from earn.profiling.loading import LoadOrder, load_fresh, summarise
+from earn.profiling.loading import load_fresh, summarise
 from earn.profiling.machine import others_busy, this_machine, this_moment
 from earn.profiling.roofline import check_onnx, memory_bandwidth, weight_bytes
 from earn.profiling.rows import BundleProfile, Callers, Loading, ProfileResult, ProfileSettings
@@ -195,11 +195,8 @@ def _window(
 def load_all(subjects: Sequence[Subject], histories: Sequence[History], settings: ProfileSettings) -> list[Loading]:
     """What loading takes, in processes of their own, the subjects in turn."""
     k, beams = min(settings.k, max(settings.beams)), max(settings.beams)
-    asked = histories[:MEMORY_REQUESTS]
-    orders = [
-        LoadOrder(str(subject.folder), settings.engine, settings.threads, asked, k, beams) for subject in subjects
-    ]
-    rounds = [[load_fresh(order) for order in orders] for _ in range(settings.loads)]
+    options = (settings.engine, settings.threads, histories[:MEMORY_REQUESTS], k, beams)
+    rounds = [[load_fresh(str(each.folder), *options) for each in subjects] for _ in range(settings.loads)]
     return [summarise(loads) for loads in zip(*rounds, strict=True)]
 
 
@@ -264,15 +261,11 @@ def _bundle(
 ) -> BundleProfile:
     """The figures of one bundle; `measured` has the requests of each case."""
     manifest, sizes = subject.manifest, subject.manifest.sizes
+    meter = None if bandwidth is None else LimitMeter(manifest, settings.threads, bandwidth)
     figures = [
-        case_of(requests, manifest, items, beams, settings.tolerance)
+        case_of(requests, manifest, items, beams, settings.tolerance, meter)
         for (items, beams), requests in zip(cases(settings), measured, strict=True)
     ]
-    rates: Mapping[int, float] = {}
-    if bandwidth is not None:
-        limits = LimitMeter(manifest, settings.threads, bandwidth)
-        figures = [limits.add_to(case, requests) for case, requests in zip(figures, measured, strict=True)]
-        rates = limits.rates
     return BundleProfile(
         name=subject.name,
         folder=str(subject.folder),
@@ -284,5 +277,5 @@ def _bundle(
         loading=loading,
         cases=tuple(figures),
         callers=callers,
-        product_rates=dict(sorted(rates.items())),
+        product_rates=dict(sorted(meter.rates.items())) if meter else {},
     )

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,12 +36,24 @@ if TYPE_CHECKING:
     import onnx
 
 BLOCK = 32  # weights of int4 that share a scale
-WEIGHT_BYTES: Mapping[str, float] = {  # of one weight, by precision
-    "fp32": 4,
-    "fp16": 2,
-    "int8-dynamic": 1,
-    "int8": 1,
-    "int4": 0.5 + 4 / BLOCK,  # a scale in fp32 for each block
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How the linear layers of a precision compute."""
+
+    weight_bytes: float  # of one weight
+    inputs: type[Any]  # numpy's type of the rows
+    outputs: type[Any]
+
+
+_INT8 = Arithmetic(1, np.uint8, np.float32)
+ARITHMETIC: Mapping[str, Arithmetic] = {
+    "fp32": Arithmetic(4, np.float32, np.float32),
+    "fp16": Arithmetic(2, np.float16, np.float16),
+    "int8-dynamic": _INT8,  # the same matmul once the rows are rounded
+    "int8": _INT8,
+    "int4": Arithmetic(0.5 + 4 / BLOCK, np.float32, np.float32),  # a scale in fp32 for each block
 }
 CACHE_BYTES = 4  # of one number in the cache: fp32 whatever the precision
 COLD_BYTES = 64 << 20  # weights of a measurement, at least, where the model has as many
@@ -61,50 +73,12 @@ class Work:
     def __add__(self, other: Work) -> Work:
         return Work(self.operations + other.operations, self.bytes + other.bytes)
 
-    @property
-    def intensity(self) -> float:
-        """Operations per byte."""
-        return self.operations / self.bytes
-
-
-@dataclass(frozen=True)
-class WeightMatmul:
-    """A matmul of rows with a weight [inner,outer]."""
-
-    layer: str  # such as "early.0", or "head": as a calibrated manifest names what stays in float
-    inner: int
-    outer: int
-    of_kept: bool  # runs for the kept rows alone
-
-    @property
-    def weights(self) -> int:
-        """Numbers in the weight."""
-        return self.inner * self.outer
-
-
-def stage_products(sizes: Sizes, stage: str) -> Iterator[WeightMatmul]:
-    """The products of a stage. Of its last layer all rows give keys and values, and kept ones alone go on."""
-    layers, hidden, query = sizes.stage_layers(stage), sizes.hidden, sizes.heads * sizes.head_size
-    for layer in range(layers):
-        name, is_last = f"{stage}.{layer}", layer == layers - 1
-        yield WeightMatmul(name, hidden, query, is_last)
-        yield WeightMatmul(name, hidden, 2 * sizes.key_value_heads * sizes.head_size, False)
-        yield WeightMatmul(name, query, hidden, is_last)
-        for inner, outer in MLP:
-            yield WeightMatmul(name, getattr(sizes, inner), getattr(sizes, outer), is_last)
-    if stage == "late":
-        yield WeightMatmul("head", hidden, sizes.logits, True)
-
-
-MLP = (("hidden", "intermediate"), ("hidden", "intermediate"), ("intermediate", "hidden"))  # gate, up, down
-
 
 def layer_shapes(sizes: Sizes) -> list[tuple[int, int]]:
     """The weights [inner,outer] of one layer as graphs have them, those of queries, keys and values side by side."""
-    query = sizes.heads * sizes.head_size
+    hidden, query, middle = sizes.hidden, sizes.heads * sizes.head_size, sizes.intermediate
     joined = query + 2 * sizes.key_value_heads * sizes.head_size
-    mlp = [(getattr(sizes, inner), getattr(sizes, outer)) for inner, outer in MLP]
-    return [(sizes.hidden, joined), (query, sizes.hidden), *mlp]
+    return [(hidden, joined), (query, hidden), (hidden, middle), (hidden, middle), (middle, hidden)]
 
 
 def stage_work(manifest: Manifest, stage: str, rows: int, cached: int, kept: int, batch: int = 1) -> Work:
@@ -117,15 +91,22 @@ def stage_work(manifest: Manifest, stage: str, rows: int, cached: int, kept: int
         batch: b.
     """
     sizes, layers = manifest.sizes, manifest.sizes.stage_layers(stage)
-    products = list(stage_products(sizes, stage))
-    multiplied = sum((kept if product.of_kept else rows) * product.weights for product in products)
+    layer, head = _layer_weights(sizes), sizes.hidden * sizes.logits if stage == "late" else 0
+    row = 2 * sizes.key_value_heads * sizes.head_size  # numbers of a cached row: keys and values
+    multiplied = kept * head
     if layers:
+        # Of the last layer all rows give keys and values, and kept ones alone go on.
+        multiplied += (layers - 1) * rows * layer + kept * layer + (rows - kept) * sizes.hidden * row
         queries = (layers - 1) * rows + kept
         # Each query is multiplied with every key, and its shares with every value.
         multiplied += 2 * queries * (cached + rows) * sizes.heads * sizes.head_size
-    cache = layers * 2 * sizes.key_value_heads * sizes.head_size * CACHE_BYTES * (cached + rows)
-    weights = sum(product.weights * _weight_bytes(manifest, product.layer) for product in products)
-    return Work(2 * batch * multiplied, round(weights) + batch * cache)
+    weights = sum(layer * _weight_bytes(manifest, f"{stage}.{index}") for index in range(layers))
+    weights += head * _weight_bytes(manifest, "head")
+    return Work(2 * batch * multiplied, round(weights) + batch * layers * row * CACHE_BYTES * (cached + rows))
+
+
+def _layer_weights(sizes: Sizes) -> int:
+    return sum(inner * outer for inner, outer in layer_shapes(sizes))
 
 
 def weight_bytes(manifest: Manifest) -> int:
@@ -136,7 +117,7 @@ def weight_bytes(manifest: Manifest) -> int:
 def _weight_bytes(manifest: Manifest, layer: str) -> float:
     """Bytes of one weight of a layer or the head; calibration may have left it in float."""
     floats = (manifest.calibration or {}).get("float_layers", ())
-    return WEIGHT_BYTES["fp32" if layer in floats else manifest.precision]
+    return ARITHMETIC["fp32" if layer in floats else manifest.precision].weight_bytes
 
 
 def least_ms(work: Work, rate: float, bandwidth: float) -> float:
@@ -162,15 +143,6 @@ def memory_bandwidth(threads: int | None = None) -> float:
     return size / seconds
 
 
-def product_rate(manifest: Manifest, rows: int, threads: int | None = None) -> float:
-    """Operations per second of products of so many rows with the weights of a layer, in the bundle's precision.
-
-    Raises:
-        EarnError: onnx is missing.
-    """
-    return MatmulBench(manifest, threads).rate(rows)
-
-
 class MatmulBench:
     """A graph of a model's products alone, and how fast ONNX Runtime's CPU runs it.
 
@@ -185,21 +157,21 @@ class MatmulBench:
         check_onnx()
         import onnxruntime
 
-        self._kind = MATMUL_KINDS[manifest.precision]
+        self._arithmetic = ARITHMETIC[manifest.precision]
         self._shapes = layer_shapes(manifest.sizes) * _layers(manifest)
         options = session_options(threads, spinning=False, arena=False)
-        graph = _graph(self._kind, self._shapes).SerializeToString()
+        graph = _graph(manifest.precision, self._shapes).SerializeToString()
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def rate(self, rows: int) -> float:
         """Operations per second of products of so many rows."""
         binding, buffers = self._session.io_binding(), []
         for inner in {inner for inner, _ in self._shapes}:
-            values = np.ones((1, rows, inner), self._kind.inputs)
+            values = np.ones((1, rows, inner), self._arithmetic.inputs)
             binding.bind_input(f"x{inner}", "cpu", 0, values.dtype, values.shape, values.ctypes.data)
             buffers.append(values)
         # All results go to one place: nothing reads them, and results that were kept would push weights from the cache.
-        result = np.empty(rows * max(outer for _, outer in self._shapes), self._kind.outputs)
+        result = np.empty(rows * max(outer for _, outer in self._shapes), self._arithmetic.outputs)
         for index, (_, outer) in enumerate(self._shapes):
             binding.bind_output(f"y{index}", "cpu", 0, result.dtype, (1, rows, outer), result.ctypes.data)
         operations = 2 * rows * sum(inner * outer for inner, outer in self._shapes)
@@ -228,93 +200,53 @@ def fastest(run: Callable[[], object], least: int = 3, seconds: float = SECONDS)
 def _layers(manifest: Manifest) -> int:
     """Layers whose weights no cache holds, or all of them."""
     cold = max(COLD_BYTES, 4 * (last_cache_bytes() or 0))
-    layer = sum(inner * outer for inner, outer in layer_shapes(manifest.sizes))
-    needed = math.ceil(cold / (layer * WEIGHT_BYTES[manifest.precision]))
-    return min(manifest.sizes.layers, needed)
+    layer = _layer_weights(manifest.sizes) * ARITHMETIC[manifest.precision].weight_bytes
+    return min(manifest.sizes.layers, math.ceil(cold / layer))
 
 
-@dataclass(frozen=True)
-class MatmulKind:
-    """How a precision's matmuls look in a graph."""
+def _graph(precision: str, shapes: Sequence[tuple[int, int]]) -> onnx.ModelProto:
+    """x<inner> [1,rows,inner] -> y<index> [1,rows,outer] for every shape.
 
-    inputs: type[Any]  # numpy's type of the rows
-    outputs: type[Any]
-    add: Callable[[_Graph, str, str, int, int], None]  # graph, x, y, inner, outer: adds y = x times a new weight
+    Weights are random: ONNX Runtime keeps equal ones once, which would stay in the caches.
+    """
+    from onnx import helper, numpy_helper
 
+    arithmetic, generator = ARITHMETIC[precision], np.random.default_rng(0)
+    nodes: list[onnx.NodeProto] = []
+    weights: list[onnx.TensorProto] = []
 
-class _Graph:
-    """A graph in the making. Weights are random: ONNX Runtime keeps equal ones once, which would stay in the caches."""
+    def constant(values: NDArray[Any]) -> str:
+        weights.append(numpy_helper.from_array(values, f"w{len(weights)}"))
+        return weights[-1].name
 
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-        self.generator = np.random.default_rng(0)
-
-    def weight(self, values: NDArray[Any]) -> str:
-        """Adds a constant; returns its name."""
-        from onnx import numpy_helper
-
-        self.weights.append(numpy_helper.from_array(values, f"w{len(self.weights)}"))
-        return self.weights[-1].name
-
-    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Adds a node; returns its output."""
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
+    def node(operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
-
-
-def _graph(kind: MatmulKind, shapes: Sequence[tuple[int, int]]) -> onnx.ModelProto:
-    """x<inner> [1,rows,inner] -> y<index> [1,rows,outer] for every shape."""
-    from onnx import helper
 
     def tensors(dtype: type[Any], widths: Mapping[str, int]) -> list[onnx.ValueInfoProto]:
         element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return [helper.make_tensor_value_info(name, element, [1, "m", width]) for name, width in widths.items()]
 
-    graph = _Graph()
     for index, (inner, outer) in enumerate(shapes):
-        kind.add(graph, f"x{inner}", f"y{index}", inner, outer)
-    inputs = tensors(kind.inputs, {f"x{inner}": inner for inner, _ in shapes})
-    outputs = tensors(kind.outputs, {f"y{index}": outer for index, (_, outer) in enumerate(shapes)})
+        x, y = f"x{inner}", f"y{index}"
+        if precision == "int4":
+            blocks = math.ceil(inner / BLOCK)
+            weight = constant(generator.integers(0, 256, (outer, blocks, BLOCK // 2), np.uint8))
+            scales = constant(np.full(outer * blocks, 0.01, np.float32))
+            sizes = {"K": inner, "N": outer, "bits": 4, "block_size": BLOCK}
+            node("MatMulNBits", [x, weight, scales], y, domain="com.microsoft", **sizes)
+        elif arithmetic is _INT8:  # ONNX Runtime fuses it to one integer matmul; the weight has a scale per column
+            scale, zero = constant(np.array(0.02, np.float32)), constant(np.array(120, np.uint8))
+            weight = constant(generator.integers(-127, 128, (inner, outer), np.int8))
+            scales, zeros = constant(np.full(outer, 0.01, np.float32)), constant(np.zeros(outer, np.int8))
+            rows = node("DequantizeLinear", [x, scale, zero], f"{y}.x")
+            columns = node("DequantizeLinear", [weight, scales, zeros], f"{y}.w", axis=1)
+            node("MatMul", [rows, columns], y)
+        else:
+            weight = constant(generator.random((inner, outer), np.float32).astype(arithmetic.inputs))
+            node("MatMul", [x, weight], y)
+    inputs = tensors(arithmetic.inputs, {f"x{inner}": inner for inner, _ in shapes})
+    outputs = tensors(arithmetic.outputs, {f"y{index}": outer for index, (_, outer) in enumerate(shapes)})
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(
-        helper.make_graph(graph.nodes, "matmuls", inputs, outputs, graph.weights), opset_imports=opsets, ir_version=8
-    )
-
-
-def _add_float(dtype: type[Any]) -> Callable[[_Graph, str, str, int, int], None]:
-    def add(graph: _Graph, x: str, y: str, inner: int, outer: int) -> None:
-        weight = graph.weight(graph.generator.random((inner, outer), np.float32).astype(dtype))
-        graph.node("MatMul", [x, weight], y)
-
-    return add
-
-
-def _add_int8(graph: _Graph, x: str, y: str, inner: int, outer: int) -> None:
-    """Adds what ONNX Runtime fuses to one integer matmul; the weight has a scale per column."""
-    scale, zero = graph.weight(np.array(0.02, np.float32)), graph.weight(np.array(120, np.uint8))
-    rows = graph.node("DequantizeLinear", [x, scale, zero], f"{y}.x")
-    weight = graph.weight(graph.generator.integers(-127, 128, (inner, outer), np.int8))
-    scales, zeros = graph.weight(np.full(outer, 0.01, np.float32)), graph.weight(np.zeros(outer, np.int8))
-    columns = graph.node("DequantizeLinear", [weight, scales, zeros], f"{y}.w", axis=1)
-    graph.node("MatMul", [rows, columns], y)
-
-
-def _add_int4(graph: _Graph, x: str, y: str, inner: int, outer: int) -> None:
-    blocks = math.ceil(inner / BLOCK)
-    weight = graph.weight(graph.generator.integers(0, 256, (outer, blocks, BLOCK // 2), np.uint8))
-    scales = graph.weight(np.full(outer * blocks, 0.01, np.float32))
-    sizes = {"K": inner, "N": outer, "bits": 4, "block_size": BLOCK}
-    graph.node("MatMulNBits", [x, weight, scales], y, domain="com.microsoft", **sizes)
-
-
-_INT8 = MatmulKind(np.uint8, np.float32, _add_int8)
-MATMUL_KINDS: Mapping[str, MatmulKind] = {
-    "fp32": MatmulKind(np.float32, np.float32, _add_float(np.float32)),
-    "fp16": MatmulKind(np.float16, np.float16, _add_float(np.float16)),
-    "int8-dynamic": _INT8,  # the same matmul once the rows are rounded
-    "int8": _INT8,
-    "int4": MatmulKind(np.float32, np.float32, _add_int4),
-}
+    graph = helper.make_graph(nodes, "matmuls", inputs, outputs, weights)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)

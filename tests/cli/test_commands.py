@@ -23,22 +23,18 @@ from tests.support import toy_catalog
 MEASURES = {f"{name}@{cutoff}" for name in ("recall", "ndcg") for cutoff in (5, 10, 20)}
 
 
-def test_data_counts_what_is_there(data: Path, earn: Earn) -> None:
+def test_data_counts_what_is_there(data: Path, earn: Earn, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = earn("data", data, "--json").json
     assert (facts["name"], facts["users"], facts["items"]) == ("walks", USERS, ITEMS)
     assert 8 <= facts["history"]["min"] <= facts["history"]["median"] <= facts["history"]["max"] <= 12
     assert facts["identifiers"] == {"from": "built", "depth": 4, "distinct": ITEMS, "shared": 0}
     assert facts["split"] == {"from": "leave-one-out", "train": USERS, "valid": USERS, "test": USERS}
     assert f"{USERS} training users" in earn("data", data).out
-
-
-def test_the_split_of_the_data_is_kept_and_shown(data: Path, earn: Earn, monkeypatch: pytest.MonkeyPatch) -> None:
-    interactions = load_interactions(data)
     held_out = tuple((2, 1) if user % 3 else (0, 0) for user in range(USERS))
-    monkeypatch.setattr(dataset, "load_interactions", lambda _: replace(interactions, held_out=held_out))
+    interactions = replace(load_interactions(data), held_out=held_out)
+    monkeypatch.setattr(dataset, "load_interactions", lambda _: interactions)
     asked = USERS * 2 // 3
-    facts = earn("data", data, "--json").json
-    assert facts["split"] == {"from": "data", "train": USERS, "valid": asked, "test": asked}
+    assert earn("data", data, "--json").json["split"] == {"from": "data", "train": USERS, "valid": asked, "test": asked}
     assert "brought by the data" in earn("data", data).out
 
 
@@ -55,43 +51,23 @@ def test_data_without_users_to_ask_says_why(held_out: tuple[tuple[int, int], ...
         Dataset("toy", short, split_of(short)).examples("valid")
 
 
-def test_a_data_set_of_the_variables_folder_is_remembered_by_its_path(
-    data: Path, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_training_remembers_the_path_of_its_data(
+    checkpoint: Path, data: Path, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    record = json.loads((checkpoint / "training.json").read_text())
+    assert (record["data"], record["settings"]["epochs"]) == (str(data.resolve()), 2)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("EARN_DATA", raising=False)
-    assert "$EARN_DATA is not set" in earn("data", data.name).error
-    monkeypatch.setenv("EARN_DATA", str(data.parent))
-    assert earn("data", data.name, "--json").json["name"] == "walks"
+    monkeypatch.setenv("EARN_DATA", str(data.parent))  # where a name is looked for
     assert load_dataset(data.name).source == str(data.resolve())
 
 
-def test_training_says_where_the_data_came_from(checkpoint: Path, data: Path) -> None:
-    record = json.loads((checkpoint / "training.json").read_text())
-    assert record["data"] == str(data.resolve())
-    assert record["settings"]["epochs"] == 2
-
-
-def test_training_spares_what_stands_there(checkpoint: Path, data: Path, earn: Earn) -> None:
+def test_training_spares_what_stands_there(checkpoint: Path, data: Path, earn: Earn, tmp_path: Path) -> None:
     assert "exists and is not empty" in earn("train", data, "--out", checkpoint).error
-
-
-def test_training_needs_something_to_resume(data: Path, backbone: Path, earn: Earn, tmp_path: Path) -> None:
-    outcome = earn("train", data, "--out", tmp_path / "new", "--backbone", backbone, "--resume")
-    assert "no interrupted training to resume" in outcome.error
-
-
-def test_a_dense_model_has_no_registers(data: Path, backbone: Path, earn: Earn, tmp_path: Path) -> None:
-    outcome = earn("train", data, "--out", tmp_path, "--backbone", backbone, "--dense", "--epochs", 1)
-    assert outcome.status == 0
-    settings = json.loads((tmp_path / "config.json").read_text())["earn"]
-    assert (settings["early_layers"], settings["prefix_ids"], settings["suffix_ids"]) == (4, [], [])
-    assert "validation NDCG@10" in outcome.out
-    assert outcome.out.count("\n") == 1  # the trainer's own figures are no results
+    assert "no interrupted training to resume" in earn("train", data, "--out", tmp_path / "new", "--resume").error
 
 
 @pytest.mark.parametrize("is_left_out", [False, True])
-def test_validation_lists_leave_the_history_out_if_told(
+def test_a_dense_model_has_no_registers_and_is_validated_as_told(
     is_left_out: bool, data: Path, backbone: Path, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -102,8 +78,12 @@ def test_validation_lists_leave_the_history_out_if_told(
 
     monkeypatch.setattr("earn.export.validation.target_ranks", ranks)
     options = ["--exclude-history"] if is_left_out else []
-    earn("train", data, "--out", tmp_path, "--backbone", backbone, "--dense", "--epochs", 1, *options)
+    outcome = earn("train", data, "--out", tmp_path, "--backbone", backbone, "--dense", "--epochs", 1, *options)
     assert asked == [is_left_out]
+    settings = json.loads((tmp_path / "config.json").read_text())["earn"]
+    assert (settings["early_layers"], settings["prefix_ids"], settings["suffix_ids"]) == (4, [], [])
+    assert "validation NDCG@10" in outcome.out
+    assert outcome.out.count("\n") == 1  # the trainer's own figures are no results
 
 
 @pytest.mark.parametrize(("options", "registers"), [((), (1, 1)), (("--prefix-registers", "0"), (0, 1))])
@@ -123,29 +103,25 @@ def test_checkpoint_and_bundle_evaluate_alike(checkpoint: Path, exported: Path, 
 
 def test_evaluation_prints_a_table_and_takes_a_sample(exported: Path, data: Path, earn: Earn) -> None:
     outcome = earn("evaluate", exported, data, "--users", 5, "--split", "valid", "--exclude-history")
-    lines = [line.split() for line in outcome.out.splitlines()]
-    assert [line[0] for line in lines[2:]] == [
-        *("Recall@5", "Recall@10", "Recall@20"),
-        *("NDCG@5", "NDCG@10", "NDCG@20"),
-        "users",
-    ]
+    lines = [line.split() for line in outcome.out.splitlines()[2:]]
+    names = [f"{name}@{cutoff}" for name in ("Recall", "NDCG") for cutoff in (5, 10, 20)]
+    assert [line[0] for line in lines] == [*names, "users"]
     assert lines[-1][1] == "5"
 
 
-def test_evaluation_refuses_other_items(exported: Path, data: Path, earn: Earn, tmp_path: Path) -> None:
-    other = Path(shutil.copytree(data, tmp_path / "other"))
-    with (other / "walks.item").open("a") as file:
-        file.write("new\tNew\n")
-    assert f"1 of its {ITEMS + 1} items, such as 'new'" in earn("evaluate", exported, other).error
-
-
-def test_evaluation_refuses_other_items_under_the_same_ids(
-    exported: Path, data: Path, earn: Earn, tmp_path: Path
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("i7\t", "new\tNew\ni7\t", f"1 of its {ITEMS + 1} items, such as 'new'"),
+        ("Item 7", "Another", "item 'i7' is 'Another', but 'Item 7' in the catalog of"),
+    ],
+)
+def test_evaluation_refuses_other_items(
+    old: str, new: str, says: str, exported: Path, data: Path, earn: Earn, tmp_path: Path
 ) -> None:
     other = Path(shutil.copytree(data, tmp_path / "other"))
-    titles = (data / "walks.item").read_text()
-    (other / "walks.item").write_text(titles.replace("Item 7", "Another"))
-    assert "item 'i7' is 'Another', but 'Item 7' in the catalog of" in earn("evaluate", exported, other).error
+    (other / "walks.item").write_text((data / "walks.item").read_text().replace(old, new))
+    assert says in earn("evaluate", exported, other).error
 
 
 def test_items_are_told_apart_by_title_or_by_the_identifiers_of_the_data(data: Path) -> None:
@@ -202,8 +178,7 @@ def test_export_lists_its_files(checkpoint: Path, data: Path, earn: Earn, tmp_pa
 def test_export_asks_for_data_where_none_is_recorded(checkpoint: Path, earn: Earn, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
     (copy / "training.json").unlink()
-    outcome = earn("export", copy, "--out", tmp_path / "bundle")
-    assert "Give the data with --data" in outcome.error
+    assert "Give the data with --data" in earn("export", copy, "--out", tmp_path / "bundle").error
 
 
 def test_recommend_gives_items_with_titles(exported: Path, earn: Earn) -> None:
@@ -216,21 +191,17 @@ def test_recommend_gives_items_with_titles(exported: Path, earn: Earn) -> None:
     assert [line.split()[1] for line in lines[2:]] == [item["item_id"] for item in items]
 
 
-def test_recommend_excludes(exported: Path, earn: Earn) -> None:
-    def ids(*options: object) -> list[str]:
-        argv = ("recommend", exported, "--history", "i1,i2", "--beams", ITEMS, "-k", ITEMS, "--json", *options)
+def test_recommend_excludes_and_skips(exported: Path, earn: Earn) -> None:
+    def ids(*options: object, history: str = "i1,i2") -> list[str]:
+        argv = ("recommend", exported, "--history", history, "--beams", ITEMS, "-k", ITEMS, "--json", *options)
         return [item["item_id"] for item in earn(*argv).json]
 
     everything = ids()
     assert len(everything) == ITEMS
     assert ids("--exclude", "i5,i6") == [item for item in everything if item not in ("i5", "i6")]
     assert ids("--exclude-history") == [item for item in everything if item not in ("i1", "i2")]
-
-
-def test_recommend_and_unknown_items(exported: Path, earn: Earn) -> None:
+    assert ids("--unknown", "skip", history="i1,nope,i2") == everything
     assert "'nope'" in earn("recommend", exported, "--history", "i1,nope").error
-    skipped = earn("recommend", exported, "--history", "i1,nope", "--unknown", "skip", "--json").json
-    assert skipped == earn("recommend", exported, "--history", "i1", "--json").json
     assert "no engine 'gpu9'" in earn("recommend", exported, "--history", "i1", "--engine", "gpu9").error
 
 

@@ -22,7 +22,7 @@ from earn.profiling.figures import (
     median_interval,
     stages_of,
 )
-from earn.profiling.loading import Load, LoadOrder, load_fresh, load_here, summarise
+from earn.profiling.loading import Load, load_fresh, load_here, summarise
 from earn.profiling.profiler import (
     HISTORIES,
     Subject,
@@ -98,7 +98,7 @@ def test_a_prompt_that_is_read_in_pieces_is_one_prefill() -> None:
     calls = tuple(Call(stage, rows, cached, 1, 10.0 * place) for place, (stage, rows, cached) in enumerate(sizes, 1))
     found = Request(200.0, calls)
     assert found.tokens == 405
-    assert found.parts() == {"early_prefill": 30, "late_prefill": 30, "step_1": 90, "search": 50}
+    assert found.parts() == {"early_prefill": 30, "late_prefill": 30, "step_1": 90, "search": 50, "total": 200}
 
 
 def test_percentiles() -> None:
@@ -135,7 +135,14 @@ def test_calls_are_noted_with_their_shapes() -> None:
 
 def test_a_request_is_taken_apart() -> None:
     found = request(("early", 10), ("late", 2), ("early", 4), ("late", 1), ("early", 3), ("late", 0.5), total=25)
-    assert found.parts() == {"early_prefill": 10, "late_prefill": 2, "step_1": 5, "step_2": 3.5, "search": 4.5}
+    assert found.parts() == {
+        "early_prefill": 10,
+        "late_prefill": 2,
+        "step_1": 5,
+        "step_2": 3.5,
+        "search": 4.5,
+        "total": 25,
+    }
     assert found.tokens == 8
 
 
@@ -164,7 +171,7 @@ def test_a_search_is_timed_with_its_calls(manifest: Manifest) -> None:
     assert parts["late_prefill"] == pytest.approx(3)
     assert parts["step_1"] == pytest.approx(11 + 3)
     assert parts["search"] == pytest.approx(calls + 1)  # one reading before each call, and the last
-    assert sum(parts.values()) == pytest.approx(found.milliseconds)
+    assert parts.pop("total") == found.milliseconds == pytest.approx(sum(parts.values()))
     assert asked.ask(HISTORY[0], 2, 4, clock).calls is not found.calls
     assert len(asked.engine.calls) == calls  # of one request
 
@@ -231,7 +238,7 @@ def test_limits_are_those_of_the_median_request(manifest: Manifest, monkeypatch:
 
     requests = [asked(2), asked(4), asked(3), Request(60.0, asked(2).calls[:2])]
     limits = LimitMeter(manifest, None, bandwidth=1e12)
-    case = limits.add_to(case_of(requests, manifest, 2, 4, 0.05), requests)
+    case = case_of(requests, manifest, 2, 4, 0.05, limits)
     early = case.stages["early_prefill"].limit
     assert early is not None
     work = stage_work(manifest, "early", 9, 3, 1)
@@ -292,10 +299,9 @@ def test_loads_are_measured_in_processes_of_their_own(toy_bundle: Path) -> None:
 
 
 def test_a_load_that_fails_says_why(toy_bundle: Path, tmp_path: Path) -> None:
-    order = LoadOrder(str(tmp_path / "gone"), "cpu", 1, HISTORY, 2, 4)
     with pytest.raises(EarnError, match=r"gone: cannot be loaded in a process of its own .*there is no bundle"):
-        load_fresh(order)
-    assert load_here(replace(order, folder=str(toy_bundle))).load_ms > 0
+        load_fresh(str(tmp_path / "gone"), "cpu", 1, HISTORY, 2, 4)
+    assert load_here(str(toy_bundle), "cpu", 1, HISTORY, 2, 4).load_ms > 0
 
 
 def test_loads_are_summarised() -> None:
