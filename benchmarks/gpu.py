@@ -18,13 +18,9 @@ Optimum is not, carry the folder over (7 MB):
 Shapes are those of Qwen2.5-0.5B (6 of 24 layers early; fp32 and fp16), Llama-7B (8 of 32) and Qwen2.5-7B (7 of 28; both
 in fp16). A request is a batch of 1, 8 or 24 prompts of 170 tokens, 20 beams, identifiers of 4 codes, 10 items each. All
 sides read the same prompts, search the same catalog and have the same weights, which are random and drawn as fp16
-numbers (see `benchmarks/random_bundle.py`); fp16 bundles keep norms, softmax and caches in fp32.
+numbers (see `benchmarks/gpu_sides.py`); fp16 bundles keep norms, softmax and caches in fp32.
 
-The rule is "vocab": every beam goes on in every step, as it does in generate. Under "trie", the default of a bundle,
-random weights would draw beams to where items are determined and need fewer passes than a trained model's do.
-
-Times are those of the wall clock, with the host waiting for the items. The sides take turns after a warm-up; medians
-are compared. generate is timed by CUDA events too; how nearly both agree is printed.
+The rule is "vocab", under which every beam goes on in every step, as in generate.
 
 What is not fair to whom:
     generate       reads each prompt once per beam, and asks for the allowed tokens beam by beam on the host, as whoever
@@ -33,13 +29,12 @@ What is not fair to whom:
     all            the vocabulary holds the identifier tokens alone, not a tokenizer's 150,000 rows
 
 Checked in the same run: dense against generate, and EARN on the GPU against EARN on the CPU in fp32 (for 7B shapes in
-fp16 with two histories, if the time is long enough). Random weights give flatter lists than trained ones;
-`--bundle` (and `--bundle-fp16`, made of it by `earn calibrate --precision fp16`) compares those of a trained model, on
-the histories of `--data`. Where --data is given its items are the catalog of all shapes too, so it is to be given to
---prepare as well.
+fp16 with two histories). `--bundle` (and `--bundle-fp16`) compares the lists of a trained model's bundles on the
+histories of `--data`, whose items are the catalog of all shapes then; give it to --prepare as well.
 
-Prints a table, then one line of JSON: "runs" with a row per shape, engine, precision and batch, null where nothing was
-measured; progress says every figure as soon as it is there. What `--minutes` has no room for is left out by name.
+Sides take turns after a warm-up; medians of the wall clock are compared. Prints a table, then one line of JSON: "runs"
+with a row per shape, engine, precision and batch, null where nothing was measured. What `--minutes` has no room for is
+left out by name.
 Bundles are written to the folder for temporary files (TMPDIR; /dev/shm spares a slow disk where memory is enough):
 40 GB for the 7B shapes, and 13 GB more while TensorRT builds. Without a GPU the exit status is 2.
 """
@@ -48,17 +43,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 
@@ -67,38 +60,28 @@ import torch
 if not __package__:  # run as a script, for which Python looks in this folder alone
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.gpu_lists import (
-    CHECKED,
-    Check,
-    Row,
-    in_batches,
-    item_ids,
-    overlap,
-    random_histories,
-    real_histories,
-    same_order,
-)
-from benchmarks.gpu_sides import (
-    BEAMS,
-    ITEMS,
-    PER_REPEAT,
+from benchmarks import gpu_sides
+from benchmarks.gpu_sides import BEAMS, CHECKED, ITEMS, PER_REPEAT, Generate, History, Row
+from benchmarks.measure import (
     Clock,
-    Generate,
-    History,
-    Measured,
+    Lists,
     Side,
-    load,
+    Step,
+    item_ids,
     measure,
     one_line,
-    unload,
-    why_not,
+    overlap,
+    same_order,
+    timed,
+    versions,
 )
-from benchmarks.random_bundle import load_weights, random_model, write_bundle
 from earn.catalog import CATALOG_FILE, Catalog
+from earn.console import table
 from earn.data.dataset import Dataset, load_dataset
 from earn.errors import EarnError
 from earn.manifest import Manifest
-from earn.runtime.engine import ENGINES, NATIVE
+from earn.runtime.engine import ENGINES
+from earn.runtime.engine_files import TENSORRT
 from earn.runtime.recommender import Recommender
 
 SHAPES: Mapping[str, tuple[str, ...]] = {  # the precisions of each; fp32 first, which others are compared with
@@ -128,6 +111,35 @@ class Pace:
 
 WRITING, LOADING, BUILDING, CELL = Pace(10, 0.4e9), Pace(10, 1e9), Pace(60, 0.3e9), 10.0
 CHECKING = 60.0  # seconds that the CPU has at the most for a check between measurements
+
+
+@dataclass
+class Check:
+    """Lists of EARN at one shape: those of the CPU, and those that rows are to be compared by."""
+
+    name: str  # of the shape
+    folder: Path  # of the bundle
+    histories: Sequence[History]
+    on_cpu: list[list[str]] | None = None
+    rows: list[tuple[Row, Lists]] = field(default_factory=list)
+
+    def ask_cpu(self, count: int, clock: Clock, seconds: float = math.inf) -> None:
+        """Asks the CPU about the first histories, for so long at the most."""
+        clock.note(f"{self.name}: asking the CPU for {min(count, len(self.histories))} lists")
+        found = gpu_sides.cpu_lists(self.folder, self.histories[:count], max(0.0, min(seconds, clock.left)))
+        if isinstance(found, str):
+            clock.note(f"{self.name}: no lists of the CPU: {found}")
+        else:
+            self.on_cpu = found
+
+    def compare(self) -> None:
+        """Fills the rows in."""
+        if self.on_cpu is None:
+            return
+        for row, lists in self.rows:
+            some = lists[: len(self.on_cpu)]
+            row.top10_overlap_with_cpu = overlap(self.on_cpu, item_ids(some))
+            row.same_order_as_cpu = same_order(self.on_cpu, some)
 
 
 @dataclass(frozen=True)
@@ -175,7 +187,7 @@ def parse() -> argparse.Namespace:
     def sizes(text: str) -> list[int]:
         return [int(size) for size in text.split(",")]
 
-    gpu = ["cuda", NATIVE, *(name for name in ENGINES if name not in ("cpu", "cuda"))]
+    gpu = [name for name in ENGINES if name != "cpu"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", type=names(list(SHAPES)), default=[name for name in SHAPES if name != "tiny"])
     parser.add_argument("--batches", type=sizes, default=[1, 8, 24])
@@ -196,20 +208,20 @@ def parse() -> argparse.Namespace:
 def prepare(shapes: Sequence[str], folder: Path, data: str | None) -> None:
     """Writes folder/<shape> for every shape."""
     try:
-        from benchmarks import topology
+        from benchmarks import gpu_bundles
     except ImportError as error:
         raise EarnError(f"Preparing needs Optimum ({error}). Prepare elsewhere, and give --prepared here.") from error
     catalog = load_dataset(data).catalog() if data else None
     for shape in shapes:
         shutil.rmtree(folder / shape, ignore_errors=True)
-        topology.prepare(topology.SHAPES[shape], folder / shape, SHAPES[shape], catalog)
+        gpu_bundles.prepare(gpu_bundles.SHAPES[shape], folder / shape, SHAPES[shape], catalog)
         size = sum(path.stat().st_size for path in (folder / shape).rglob("*") if path.is_file())
         print(f"{folder / shape}: {size / 1e6:.1f} MB", file=sys.stderr, flush=True)
 
 
 def run(arguments: argparse.Namespace, device: str, work: Path) -> tuple[list[Row], list[Row]]:
     """All rows: those of the shapes, and those of trained bundles."""
-    lacking = {engine: why_not(engine) for engine in arguments.engines}
+    lacking = {engine: gpu_sides.why_not(engine) for engine in arguments.engines}
     for engine, why in lacking.items():
         if why:
             print(f"without {engine}: {why}", file=sys.stderr, flush=True)
@@ -254,7 +266,7 @@ def run_precision(asked: Asked, checks: dict[str, Check], rows: Sequence[Row], w
     """The rows of a shape in a precision; bundles and Hugging Face's model are made once for all engines."""
     clock, shape, precision = asked.clock, rows[0].shape, rows[0].precision
     places = {split: asked.prepared / shape / split / precision for split in SPLITS}
-    size = sum(weight.bytes for place in places.values() for weight in load_weights(place))
+    size = sum(weight.bytes for place in places.values() for weight in gpu_sides.load_weights(place))
     if clock.left < WRITING.of(size) + LOADING.of(size):
         clock.note(f"no time for {shape} {precision}")
         return
@@ -264,13 +276,13 @@ def run_precision(asked: Asked, checks: dict[str, Check], rows: Sequence[Row], w
         return
     clock.note(f"{shape} {precision}: writing {size / 1e9:.1f} GB")
     folders = {split: work / split for split in SPLITS}
-    write = partial(write_bundle, sums=NATIVE in asked.engines)
+    write = partial(gpu_sides.write_bundle, sums=TENSORRT in asked.engines)
     with ThreadPoolExecutor(len(SPLITS)) as pool:
         manifests = dict(zip(SPLITS, pool.map(write, places.values(), folders.values()), strict=True))
     catalog = Catalog.load(folders["earn"] / CATALOG_FILE)
-    drawn = random_histories(catalog, max(CHECKED, *asked.batches), manifests["earn"].limits.history)
+    drawn = gpu_sides.random_histories(catalog, max(CHECKED, *asked.batches), manifests["earn"].limits.history)
     if shape not in checks:
-        histories = real_histories(asked.data, catalog, f"what was prepared of {shape}") or drawn[:CHECKED]
+        histories = gpu_sides.real_histories(asked.data, catalog, f"what was prepared of {shape}") or drawn[:CHECKED]
         checks[shape] = Check(shape, folders["earn"], histories)
     check = checks[shape]
     generate = make_generate(asked, manifests["dense"], precision, catalog)
@@ -282,12 +294,12 @@ def run_precision(asked: Asked, checks: dict[str, Check], rows: Sequence[Row], w
                 continue
             measure_row(row, ours, generate, drawn[: row.batch], asked)
             if row.earn_ms is not None:
-                check.rows.append((row, in_batches(ours["earn"], check.histories, row.batch)))
-        unload(ours)
+                check.rows.append((row, gpu_sides.in_batches(ours["earn"], check.histories, row.batch)))
+        gpu_sides.unload(ours)
     if precision == "fp32":
         check.ask_cpu(CHECKED, clock, CHECKING)
     del generate
-    unload({})
+    gpu_sides.unload({})
     for folder in folders.values():
         if folder != check.folder or check.on_cpu is not None:
             shutil.rmtree(folder)
@@ -296,7 +308,7 @@ def run_precision(asked: Asked, checks: dict[str, Check], rows: Sequence[Row], w
 def make_generate(asked: Asked, dense: Manifest, precision: str, catalog: Catalog) -> Generate | None:
     """Hugging Face's side, if there is room for it."""
     try:
-        return Generate(random_model(dense.sizes, precision, asked.device), dense, catalog)
+        return Generate(gpu_sides.random_model(dense.sizes, precision, asked.device), dense, catalog)
     except Exception as error:  # torch and transformers raise many; this runtime's sides can still be measured
         asked.clock.note(f"without hf_generate: {one_line(error)}")
         return None
@@ -312,42 +324,47 @@ def load_sides(asked: Asked, engine: str, folders: Mapping[str, Path], size: int
     try:
         for split, folder in folders.items():
             asked.clock.note(f"loading {split} on {engine}")
-            ours[split] = load(engine, folder)
+            ours[split] = gpu_sides.load(engine, folder)
     except Exception as error:  # ONNX Runtime and TensorRT raise classes of their own
         asked.clock.note(f"without {engine}: {one_line(error)}")
-        unload(ours)
+        gpu_sides.unload(ours)
     return ours
+
+
+def _one_step(step: Step, turn: int) -> list[Step]:
+    return [step]
 
 
 def measure_row(
     row: Row, ours: Mapping[str, Recommender], generate: Generate | None, histories: Sequence[History], asked: Asked
 ) -> None:
     """Times one batch on all sides, and compares dense with generate."""
-    sides = {
-        split: Side(partial(recommender.recommend_batch, histories, ITEMS, BEAMS), PER_REPEAT)
+    calls: dict[str, tuple[Callable[[], object], int]] = {
+        split: (partial(recommender.recommend_batch, histories, ITEMS, BEAMS), PER_REPEAT)
         for split, recommender in ours.items()
     }
     if generate is not None:
-        sides["hf_generate"] = Side(partial(generate.search, histories), 1, in_torch=True)
-        sides["hf_unconstrained"] = Side(partial(generate.search, histories, constrained=False), 1, in_torch=True)
+        calls["hf_generate"] = (partial(generate.search, histories), 1)
+        calls["hf_unconstrained"] = (partial(generate.search, histories, constrained=False), 1)
+    sides = {name: Side(partial(_one_step, timed(call)), count, warm_up=0) for name, (call, count) in calls.items()}
     if asked.device == "cuda":
         torch.cuda.empty_cache()  # what torch keeps of the last batch, the engine may need for this one
-    found = measure(sides, asked.repeats, asked.clock, events=asked.device == "cuda")
+    clock = asked.clock
+
+    def failed(name: str, error: Exception) -> None:  # torch, ONNX Runtime and TensorRT raise classes of their own
+        clock.note(f"without {name}: {one_line(error)}")
+
+    warm = measure(sides, 1, failed, pause=0)
+    found = measure({name: sides[name] for name in warm}, asked.repeats, failed, lambda: clock.left < 0, pause=0)
     for name, side in found.items():
-        setattr(row, f"{name}_ms", side.median_ms)
+        setattr(row, f"{name}_ms", side.median)
     if {"dense", "hf_generate"} <= found.keys():
-        want, got = found["hf_generate"].answer, found["dense"].answer
+        want, got = found["hf_generate"].answers[-1], found["dense"].answers[-1]
         row.dense_overlap_with_hf = overlap(want, item_ids(got))
         if row.precision == "fp32" and (same := same_order(want, got)) < 1:
-            asked.clock.note(f"WARNING: dense and generate give other items for {1 - same:.0%} of the histories")
-    figures = ", ".join(said(name, side) for name, side in found.items())
-    asked.clock.note(f"{row.shape} {row.engine} {row.precision}, batch {row.batch}: {figures}")
-
-
-def said(name: str, side: Measured) -> str:
-    """A side's time, for progress; and how nearly CUDA events agree with the wall clock."""
-    agrees = f" (events {statistics.median(side.event_ms) / side.median_ms:.1%})" if side.event_ms else ""
-    return f"{name} {side.median_ms:.2f} ms{agrees}"
+            clock.note(f"WARNING: dense and generate give other items for {1 - same:.0%} of the histories")
+    figures = ", ".join(f"{name} {side.median:.2f} ms" for name, side in found.items())
+    clock.note(f"{row.shape} {row.engine} {row.precision}, batch {row.batch}: {figures}")
 
 
 def compare_trained(asked: Asked, bundles: Mapping[str, Path], data: Dataset, work: Path) -> list[Row]:
@@ -356,43 +373,35 @@ def compare_trained(asked: Asked, bundles: Mapping[str, Path], data: Dataset, wo
     for precision, folder in folders.items():
         shutil.copytree(bundles[precision], folder)
     catalog = Catalog.load(folders["fp32"] / CATALOG_FILE)
-    check = Check("trained", folders["fp32"], real_histories(data, catalog, str(bundles["fp32"])))
+    check = Check("trained", folders["fp32"], gpu_sides.real_histories(data, catalog, str(bundles["fp32"])))
     check.ask_cpu(CHECKED, asked.clock, CHECKING)
     for precision, folder in folders.items():
         for engine in asked.engines:
             ours = load_sides(asked, engine, {"earn": folder}, Manifest.load(folder).bundle_bytes)
             for batch in asked.batches if ours else ():
                 row = Row("trained", engine, precision, batch)
-                check.rows.append((row, in_batches(ours["earn"], check.histories, batch)))
-            unload(ours)
+                check.rows.append((row, gpu_sides.in_batches(ours["earn"], check.histories, batch)))
+            gpu_sides.unload(ours)
     check.compare()
     return [row for row, _ in check.rows]
 
 
 def report(rows: Sequence[Row], trained: Sequence[Row], device: str) -> None:
     """The table and the line of JSON."""
-    print(f"{'shape':12}{'engine':14}{'':6}{'batch':>6}" + "".join(f"{name:>24}" for name in FIGURES))
-    for row in (*rows, *trained):
-        figures = "".join(f"{getattr(row, name) if getattr(row, name) is not None else '-':>24}" for name in FIGURES)
-        print(f"{row.shape:12}{row.engine:14}{row.precision:6}{row.batch:6}{figures}")
+    cells = [
+        [row.shape, row.engine, row.precision, str(row.batch), *(str(getattr(row, name) or "-") for name in FIGURES)]
+        for row in (*rows, *trained)
+    ]
+    print(table(("shape", "engine", "precision", "batch", *FIGURES), cells))
     result = {
         "gpu": torch.cuda.get_device_name(0) if device == "cuda" else None,
         "engines": sorted({row.engine for row in rows if row.earn_ms is not None}),
         "runs": [asdict(row) for row in rows],
         "trained": [asdict(row) for row in trained],
         "beams": BEAMS,
-        "versions": {"python": platform.python_version(), **versions()},
+        "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
     }
     print(json.dumps(result))
-
-
-def versions() -> dict[str, str]:
-    """Those of the packages that are installed."""
-    found = {}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 if __name__ == "__main__":

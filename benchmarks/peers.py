@@ -4,6 +4,7 @@
     python benchmarks/peers.py --quick --data data/Beauty  # over the item trie of another catalog
     python benchmarks/peers.py                             # prompts of 100 to 1000 tokens, 10 to 50 beams: an hour
     python benchmarks/peers.py --prompts 1000 --beams 10   # some of these beside the headline setting
+    python benchmarks/peers.py --quick --all-sides         # what the rules and the kinds of int8 give, too
     python benchmarks/peers.py --quick --shape tiny        # a minute's check that everything runs
 
 Weights are random, the catalog is real: its identifiers decide how early a beam is determined.
@@ -43,15 +44,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -61,17 +59,19 @@ import numpy as np
 if not __package__:  # run as a script, for which Python looks in this folder alone
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.latency import DEPTH, ITEMS, SHAPES, check_same_work, machine, note
-from benchmarks.peer_engines import (
+from benchmarks.measure import OwnProcess, Side, Step, Timings, is_same_list, machine, measure, versions
+from benchmarks.sides import (
+    CALIBRATED,
+    DEPTH,
     HEAD,
+    ITEMS,
     KEEP_MEMORY,
     MOST_ITEMS,
-    Answer,
+    SHAPES,
     CTranslate2,
     HuggingFace,
     Items,
     Ours,
-    OwnProcess,
     Profile,
     Runtime,
     Task,
@@ -80,13 +80,14 @@ from benchmarks.peer_engines import (
     make_task,
     write_bundles,
 )
+from earn.console import note, table
 from earn.data.dataset import load_dataset
 from earn.runtime.cache import cache_bytes
+from earn.runtime.recommender import Recommendation
 
 HISTORIES = 3
 SESSION_HISTORIES = 12  # of each length: how many passes a request takes varies more than what they should show
 SESSIONS = {"session_ms_history_10": 10, "session_ms_history_200": 200}  # items of further sessions' histories
-PAUSE = 0.2  # seconds in which the threads of the side before fall asleep
 NEAR = {"float32": 0.001, "int8": 0.3}  # mean difference of log-probabilities from torch's, beside their spread
 SAME_LIST = 0.8  # share of a list that two ways to the same answer must have in common in int8
 PACKAGES = ("torch", "transformers", "onnxruntime", "ctranslate2")
@@ -98,11 +99,14 @@ OURS = {
     "earn_int8": Ours("earn", "int8", "trie"),
     "earn_int8_vocab": Ours("earn", "int8", "vocab"),
 }
+MORE = {  # sides of --all-sides
+    "dense_fp32_vocab": CHECKED,
+    "earn_fp32_vocab": Ours("earn", "fp32", "vocab"),
+    "earn_int8_refined": Ours("earn", "int8-refined", "trie"),
+    "earn_int8_dynamic": Ours("earn", "int8-dynamic", "trie"),
+}
 CTRANSLATE2 = {"ctranslate2_int8_plain": 0, "ctranslate2_int8_static_prompt": HEAD}  # tokens of the static prompt
 ALIKE = (("earn_int8_session", "earn_int8"), tuple(CTRANSLATE2))
-
-Step = Callable[[], Answer]
-Prepare = Callable[[Items], Sequence[Step]]  # from a history to the steps that are timed
 
 
 @dataclass(frozen=True)
@@ -132,62 +136,30 @@ QUICK = Plan((HEADLINE,), HISTORIES, 5)
 PROMPTS, BEAMS = (100, 200, 400, 1000), (10, 20, 50)
 
 
-@dataclass(frozen=True)
-class Side:
-    """Whom to ask what, and how often."""
-
-    prepare: Prepare
-    items: int  # of the history
-    requests: int  # of every history
-    histories: int = HISTORIES
-    warm_up: int = 1  # requests of every history before those
-
-
-@dataclass
-class Measured:
-    """What a side did."""
-
-    steps: list[list[float]] = field(default_factory=list)  # milliseconds, request by request
-    answers: list[Any] = field(default_factory=list)  # the last one of every history
-
-    @property
-    def totals(self) -> list[float]:
-        """Milliseconds of every request."""
-        return list(map(sum, self.steps))
-
-    @property
-    def median(self) -> float:
-        """Milliseconds of a request."""
-        return round(statistics.median(self.totals), 2)
-
-    @property
-    def step_medians(self) -> list[float]:
-        """Milliseconds of every step of a request."""
-        return [round(statistics.median(step), 2) for step in zip(*self.steps, strict=True)]
-
-
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the headline setting alone")
     parser.add_argument("--prompts", type=sizes, default=PROMPTS, metavar="N,N,...", help="tokens (default: all four)")
     parser.add_argument("--beams", type=sizes, default=BEAMS, metavar="N,N,...", help="default: 10,20,50")
+    parser.add_argument("--all-sides", action="store_true", help="fp32 under vocab, refined and dynamic int8 too")
     parser.add_argument("--data", default="ml-100k", help="whose items make the catalog (default: %(default)s)")
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
     parser.add_argument("--threads", type=int, default=None, help="threads of all sides (default: all cores)")
     arguments = parser.parse_args()
     threads, plan = arguments.threads or os.cpu_count() or 1, QUICK
+    ours = {**OURS, **(MORE if arguments.all_sides else {})}
     if not arguments.quick:
         asked = [Setting(prompt, beams) for prompt in arguments.prompts for beams in arguments.beams]
         plan = Plan(tuple(dict.fromkeys((HEADLINE, *asked))), 1, 3)
     task = make_task(load_dataset(arguments.data).catalog(), SHAPES[arguments.shape], threads)
     histories = np.random.default_rng(0).integers(0, len(task.catalog), (SESSION_HISTORIES, MOST_ITEMS)).tolist()
     os.environ.update(KEEP_MEMORY)
-    found: dict[Setting, dict[str, Measured]] = {}
+    found: dict[Setting, dict[str, Timings]] = {}
     generate_bytes: dict[Setting, int] = {}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        has_ctranslate2 = write(task, folder, histories)
+        has_ctranslate2 = write(task, folder, histories, {side.precision for side in ours.values()})
         peers = {"hf": OwnProcess(HuggingFace, task), "ours": OwnProcess(Runtime, folder / "bundles", threads)}
         if has_ctranslate2:
             peers["ctranslate2"] = OwnProcess(CTranslate2, folder / "ctranslate2", threads, "int8")
@@ -195,7 +167,7 @@ def main() -> None:
             stack.enter_context(peer)
         for setting in plan.settings:
             note(f"measuring: prompt {setting.prompt}, {setting.beams} beams")
-            found[setting] = measure(make_sides(task, peers, setting, plan), histories)
+            found[setting] = measure(make_sides(task, peers, setting, plan, ours, histories), SESSION_HISTORIES)
             _, generate_bytes[setting] = peers["hf"].ask("cache_bytes")
             check_answers(task, peers["ours"], setting, found[setting], histories)
             print_table(f"{arguments.shape}, prompt {setting.prompt}, {setting.beams} beams", found[setting])
@@ -210,7 +182,7 @@ def main() -> None:
         "items": len(task.catalog),
         "threads": threads,
         "machine": machine(),
-        "versions": {name: version(name) for name in PACKAGES if find_spec(name)},
+        "versions": versions(*PACKAGES),
     }
     print(json.dumps({**result, **about}))
 
@@ -220,7 +192,7 @@ def sizes(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
-def write(task: Task, folder: Path, histories: Sequence[Items]) -> bool:
+def write(task: Task, folder: Path, histories: Sequence[Items], precisions: Collection[str]) -> bool:
     """Writes bundles, and the model for CTranslate2 if it is installed."""
     backbone, drawn = task.backbone(), [history[: HEADLINE.history] for history in histories]
     if has_ctranslate2 := find_spec("ctranslate2") is not None:
@@ -230,7 +202,8 @@ def write(task: Task, folder: Path, histories: Sequence[Items]) -> bool:
         check_ctranslate2(folder / "ctranslate2", task.threads, sequences, log_probabilities(backbone, sequences))
     else:
         note("without ctranslate2_int8, which is not installed: pip install ctranslate2")
-    write_bundles(task, backbone, folder / "bundles", drawn[0])
+    calibrated = [name for name in CALIBRATED if name in precisions]
+    write_bundles(task, backbone, folder / "bundles", drawn[0], calibrated)
     return has_ctranslate2
 
 
@@ -244,9 +217,16 @@ def check_ctranslate2(folder: Path, threads: int, sequences: Sequence[Sequence[i
             sys.exit("CTranslate2 does not compute the same model, so its times say nothing.")
 
 
-def make_sides(task: Task, peers: Mapping[str, OwnProcess], setting: Setting, plan: Plan) -> dict[str, Side]:
+def make_sides(
+    task: Task,
+    peers: Mapping[str, OwnProcess],
+    setting: Setting,
+    plan: Plan,
+    ours: Mapping[str, Ours],
+    histories: Sequence[Items],
+) -> dict[str, Side]:
     """All sides of a setting."""
-    items, beams, requests, ours = setting.history, setting.beams, plan.requests, peers["ours"]
+    beams, requests, runtime = setting.beams, plan.requests, peers["ours"]
 
     def hugging_face(history: Items) -> list[Step]:
         return [partial(peers["hf"].ask, "search", history, beams)]
@@ -255,46 +235,30 @@ def make_sides(task: Task, peers: Mapping[str, OwnProcess], setting: Setting, pl
         return [partial(peers["ctranslate2"].ask, "search", task.prompt(history), beams, static)]
 
     def request(side: Ours, history: Items) -> list[Step]:
-        return [partial(ours.ask, "recommend", side, task.item_ids(history), beams)]
+        return [partial(runtime.ask, "recommend", side, task.item_ids(history), beams)]
 
     def session(history: Items) -> list[Step]:
         *before, chosen = task.item_ids(history)
-        ours.ask("open", OURS["earn_int8"], before)
-        return [partial(ours.ask, "append", chosen), partial(ours.ask, "show", beams)]
+        runtime.ask("open", OURS["earn_int8"], before)
+        return [partial(runtime.ask, "append", chosen), partial(runtime.ask, "show", beams)]
 
-    sides = {"hf_generate": Side(hugging_face, items, 1, plan.generate_histories, warm_up=0)}
+    def side(ask: Callable[[Items], list[Step]], items: int, requests: int, rounds: int, warm_up: int = 1) -> Side:
+        return Side(lambda turn: ask(histories[turn][:items]), requests, rounds, warm_up)
+
+    full = setting.history
+    sides = {"hf_generate": side(hugging_face, full, 1, plan.generate_histories, 0)}
     if "ctranslate2" in peers:
-        sides |= {name: Side(partial(ctranslate2, static), items, requests) for name, static in CTRANSLATE2.items()}
-    sides |= {name: Side(partial(request, side), items, requests) for name, side in OURS.items()}
-    sides["earn_int8_session"] = Side(session, items, requests)
+        for name, static in CTRANSLATE2.items():
+            sides[name] = side(partial(ctranslate2, static), full, requests, HISTORIES)
+    sides |= {name: side(partial(request, own), full, requests, HISTORIES) for name, own in ours.items()}
+    sides["earn_int8_session"] = side(session, full, requests, HISTORIES)
     if setting == HEADLINE:
-        sides |= {name: Side(session, length, 2, SESSION_HISTORIES) for name, length in SESSIONS.items()}
+        sides |= {name: side(session, length, 2, SESSION_HISTORIES) for name, length in SESSIONS.items()}
     return sides
 
 
-def measure(sides: Mapping[str, Side], histories: Sequence[Sequence[int]]) -> dict[str, Measured]:
-    """Asks all sides in turn, history by history."""
-    found = {name: Measured() for name in sides}
-    for number, drawn in enumerate(histories):
-        for name, side in sides.items():
-            if number >= side.histories:
-                continue
-            history = drawn[: side.items]
-            time.sleep(PAUSE)
-            for request in range(-side.warm_up, side.requests):
-                taken, answer = [], None
-                for step in side.prepare(history):
-                    milliseconds, answer = step()
-                    taken.append(milliseconds)
-                if request >= 0:
-                    found[name].steps.append(taken)
-            found[name].answers.append(answer)
-        note(f"history {number + 1} of {len(histories)} done")
-    return found
-
-
 def check_answers(
-    task: Task, runtime: OwnProcess, setting: Setting, found: Mapping[str, Measured], histories: Sequence[Items]
+    task: Task, runtime: OwnProcess, setting: Setting, found: Mapping[str, Timings], histories: Sequence[Items]
 ) -> None:
     """Stops where generate and this runtime recommend different items, or two ways of one side do."""
     for history, want in zip(histories, found["hf_generate"].answers, strict=False):
@@ -307,17 +271,31 @@ def check_answers(
                 sys.exit(f"{one} and {other} give {first} and {second}, so their times say nothing.")
 
 
-def print_table(title: str, found: Mapping[str, Measured]) -> None:
+def check_same_work(want: Sequence[str], got: Sequence[Recommendation]) -> None:
+    """Stops where the dense model's list here is not generate's; only near ties may stand in another order."""
+    if not is_same_list(want, got):
+        items = [item.item_id for item in got]
+        sys.exit(f"dense fp32 here and generate differ, so their times say nothing: {items} instead of {want}")
+
+
+def print_table(title: str, found: Mapping[str, Timings]) -> None:
     """Every side's times, and how many times as long as earn_int8 it took."""
-    print(f"{title}, {DEPTH} codes\n{'':32}{'median ms':>12}{'least':>10}{'most':>10}{'requests':>10}{'factor':>10}")
-    for name, side in found.items():
-        factor = f"{side.median / found['earn_int8'].median:.2f}x"
-        least, most = min(side.totals), max(side.totals)
-        print(f"{name:32}{side.median:12.2f}{least:10.2f}{most:10.2f}{len(side.totals):10}{factor:>10}")
-    print(flush=True)
+    rows = [
+        [
+            name,
+            f"{side.median:.2f}",
+            f"{min(side.totals):.2f}",
+            f"{max(side.totals):.2f}",
+            str(len(side.totals)),
+            f"{side.median / found['earn_int8'].median:.2f}",
+        ]
+        for name, side in found.items()
+    ]
+    header = ("", "median ms", "least", "most", "requests", "times earn_int8")
+    print(f"{title}, {DEPTH} codes\n{table(header, rows)}\n", flush=True)
 
 
-def medians(found: Mapping[str, Measured]) -> dict[str, float]:
+def medians(found: Mapping[str, Timings]) -> dict[str, float]:
     """Every side's milliseconds."""
     return {name if name in SESSIONS else f"{name}_ms": side.median for name, side in found.items()}
 
@@ -346,7 +324,7 @@ def shares(task: Task, runtime: OwnProcess, histories: Sequence[Items], requests
     }
 
 
-def figures(found: Mapping[str, Measured]) -> dict[str, Any]:
+def figures(found: Mapping[str, Timings]) -> dict[str, Any]:
     """The headline's times and how they compare; nothing stands for what was not measured."""
     ms = {name: side.median for name, side in found.items()}
     ways = {name: ms[name] for name in CTRANSLATE2 if name in ms}

@@ -33,7 +33,6 @@ class Row:
     label: str
     precision: str = "int8"
     engine: str | None = None
-    method: str = "minmax"
     samples: int = SAMPLES
     alpha: float | None = ALPHA
     fine: tuple[str, ...] = ()
@@ -43,7 +42,6 @@ ROWS = (
     Row("int8"),
     Row("int8, not equalized", alpha=None),
     *(Row(f"int8, exponent {alpha}", alpha=alpha) for alpha in (0.5, 0.6, 0.8, 0.9)),
-    *(Row(f"int8, {method}", method=method) for method in ("percentile", "entropy")),
     *(Row(f"int8, {samples} samples", samples=samples) for samples in (32, 64, 256)),
     Row("int8, form for TensorRT", engine="tensorrt"),
     Row("int8-dynamic", "int8-dynamic"),
@@ -69,9 +67,8 @@ def main() -> None:
     for row in ROWS:
         histories, held_out = draw_samples(dataset, row.samples, arguments.users, 0, arguments.exclude_history)
         settings = Settings(
-            row.engine,
-            row.method,
-            row.alpha,
+            engine=row.engine,
+            alpha=row.alpha,
             least_overlap=0,
             explain=False,
             compare=False,

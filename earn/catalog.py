@@ -79,17 +79,17 @@ class Catalog:
         """The distinct identifier tokens: by the depth of their first appearance, then in natural order."""
         depth: dict[str, int] = {}
         for identifier in self.identifiers:
-            for place, token in enumerate(identifier):
-                depth[token] = min(place, depth.get(token, place))
+            for position, token in enumerate(identifier):
+                depth[token] = min(position, depth.get(token, position))
         return tuple(sorted(depth, key=lambda token: (depth[token], _natural(token))))
 
     @cached_property
     def codes(self) -> NDArray[np.int32]:
         """The identifiers as indices into `tokens`: [items, depth], -1 after an identifier's end."""
-        number = {token: index for index, token in enumerate(self.tokens)}
+        index_of = {token: index for index, token in enumerate(self.tokens)}
         codes = np.full((len(self.item_ids), self.depth), -1, np.int32)
         for row, identifier in enumerate(self.identifiers):
-            codes[row, : len(identifier)] = [number[token] for token in identifier]
+            codes[row, : len(identifier)] = [index_of[token] for token in identifier]
         return codes
 
     @cached_property

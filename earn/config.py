@@ -19,11 +19,24 @@ MASKED = -30000.0
 
 MOST_REGISTERS = 128  # at either end of a prompt
 
-SCORING_RULES = {
-    # rule: over which tokens a token's log-probability is normalised
-    "trie": "the children of this prefix in the item trie",
-    "level": "the tokens that may stand at this depth of an identifier",
-    "vocab": "the model's whole vocabulary, as Hugging Face's generate does",
+
+@dataclass(frozen=True)
+class ScoringRule:
+    """How a token's log-probability is computed from the logits."""
+
+    over: str  # tokens that it is normalised over: "children", "level" or "vocabulary" (see earn.runtime.beam)
+    meaning: str  # the same in words
+    needs_whole_head: bool = False  # the item head keeps all rows, not those of identifier tokens alone
+    finishes_determined: bool = False  # a prefix that leads to one identifier has probability 1 from there on
+
+
+# A new rule is one more row; one that normalises over other tokens also needs a function in earn.runtime.beam.
+SCORING_RULES: Mapping[str, ScoringRule] = {
+    "trie": ScoringRule("children", "the children of this prefix in the item trie", finishes_determined=True),
+    "level": ScoringRule("level", "the tokens that may stand at this depth of an identifier"),
+    "vocab": ScoringRule(
+        "vocabulary", "the model's whole vocabulary, as Hugging Face's generate does", needs_whole_head=True
+    ),
 }
 
 
@@ -50,13 +63,6 @@ class Prompt:
     tail: tuple[int, ...] = ()  # instruction after the history
 
 
-POSITIONS = {
-    # name: where a row that reached the late stage stands
-    "original": "where it stands in the whole prompt",
-    "compact": "where it stands among the rows that reached it: prefix registers, then suffix, then generated tokens",
-}
-
-
 @dataclass(frozen=True)
 class EarnConfig:
     """The split of the backbone, its registers, its prompt and its identifier tokens, in the model's token ids."""
@@ -67,11 +73,14 @@ class EarnConfig:
     prompt: Prompt
     token_ids: tuple[int, ...]  # token id of each identifier token, in the catalog's order
     max_history: int = 20  # items of a history that the prompt holds; the newest are kept
-    positions: str = "original"  # one of POSITIONS, of the late stage's rows
+    positions: str = "original"  # of the late stage's rows: as in the whole prompt; files still name this one choice
 
     def __post_init__(self) -> None:
-        if self.positions not in POSITIONS:
-            raise EarnError(f"There are no {self.positions!r} positions. Take one of: {', '.join(POSITIONS)}.")
+        if self.positions != "original":
+            raise EarnError(
+                f"The model has {self.positions!r} positions, which were removed: rows of the late stage keep those "
+                "of the whole prompt. Train it again, or use the version of earn-edge that trained it."
+            )
         most = max(len(self.prefix_ids), len(self.suffix_ids))
         if most > MOST_REGISTERS:
             raise EarnError(f"There are {most} registers at one end of the prompt. Take {MOST_REGISTERS} at the most.")

@@ -1,7 +1,7 @@
 """What commands print: notes, numbered steps and progress to stderr, tables and JSON to stdout.
 
-Under torchrun several processes run the same command. The first one speaks for all; errors come from each, for one may
-fail alone.
+Under torchrun several processes run the same command. Only the first one prints, except errors: those come from each
+process, because one may fail alone.
 """
 
 from __future__ import annotations
@@ -15,34 +15,37 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Any, TextIO
+from importlib.util import find_spec
+from typing import Any
 
 _NUMBER = re.compile(r"[-+]?[\d.,]*( ?(%|ms|[KMG]iB|bytes))?|-")
+LOG_SHARE, LOG_SECONDS = 0.1, 30.0  # a redirected log gets a line of progress after so much of the work, or so long
 
 
 def note(text: str) -> None:
-    """A line that is no result."""
-    _say(text, sys.stderr)
+    """Prints a line that is no result to stderr."""
+    if _is_first_process():
+        print(text, file=sys.stderr, flush=True)
 
 
 def complain(text: str) -> None:
-    """An error."""
+    """Prints an error to stderr, from every process."""
     print(text, file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:
-    """A result for people."""
-    _say(text, sys.stdout)
+    """Prints a result for people to stdout."""
+    if _is_first_process():
+        print(text, flush=True)
 
 
 def show_json(value: Any) -> None:
-    """A result for programs: one line."""
-    _say(json.dumps(value), sys.stdout)
+    """Prints a result for programs to stdout: one line of JSON."""
+    show(json.dumps(value))
 
 
-def _say(text: str, stream: TextIO, end: str = "\n") -> None:
-    if os.environ.get("RANK", "0") == "0":  # torchrun's number of this process
-        print(text, end=end, file=stream, flush=True)
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
 
 
 class Steps:
@@ -50,14 +53,14 @@ class Steps:
 
     def __init__(self, total: int) -> None:
         self._total = total
-        self._number = 0
+        self._step = 0
         self._started = time.monotonic()
 
     def __call__(self, title: str) -> None:
         """Begins the next step."""
-        self._number += 1
+        self._step += 1
         minutes, seconds = divmod(round(self.seconds), 60)
-        note(f"[{self._number}/{self._total}] {minutes}:{seconds:02d}  {title}")
+        note(f"[{self._step}/{self._total}] {minutes}:{seconds:02d}  {title}")
 
     @property
     def seconds(self) -> float:
@@ -66,32 +69,41 @@ class Steps:
 
 
 def progress(label: str) -> Callable[[int, int], None]:
-    """A callback (done, all) that keeps one line of a terminal up to date; elsewhere it prints one at the end."""
+    """A callback (done, total) that shows how far a piece of work is, on stderr.
+
+    A terminal gets one line that tqdm keeps up to date; a redirected log gets a line every LOG_SHARE or LOG_SECONDS.
+    """
+    bar: Any = None
+    logged, logged_at = 0, time.monotonic()
 
     def update(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            end = "\n" if done >= total else ""
-            _say(f"\r      {label}: {done} of {total}", sys.stderr, end)
-        elif done >= total:
-            note(f"      {label}: {total}")
+        nonlocal bar, logged, logged_at
+        if not _is_first_process():
+            return
+        if sys.stderr.isatty() and find_spec("tqdm"):
+            from tqdm import tqdm
+
+            bar = bar or tqdm(total=total, desc=f"      {label}", file=sys.stderr, dynamic_ncols=True)
+            bar.update(done - bar.n)
+            if done >= total:
+                bar.close()
+        elif done >= total or done - logged >= LOG_SHARE * total or time.monotonic() - logged_at >= LOG_SECONDS:
+            logged, logged_at = done, time.monotonic()
+            note(f"      {label}: {done} of {total}")
 
     return update
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in plain text; columns of numbers stand to the right."""
-    columns = list(zip(header, *rows, strict=True))
-    lines = []
-    for row in (header, *rows):
-        cells = [
-            cell.rjust(max(map(len, column)))
-            if all(map(_NUMBER.fullmatch, column[1:]))
-            else cell.ljust(max(map(len, column)))
-            for cell, column in zip(row, columns, strict=True)
-        ]
-        lines.append("  ".join(cells).rstrip())
-    lines.insert(1, "  ".join("-" * max(map(len, column)) for column in columns))
-    return "\n".join(lines)
+    """A table in plain text with columns of numbers to the right; without tabulate, cells with tabs between them."""
+    try:
+        from tabulate import tabulate
+    except ImportError:  # a device may have numpy and onnxruntime alone
+        return "\n".join("\t".join(row) for row in (header, *rows))
+    columns = zip(header, *rows, strict=True)
+    sides = ["right" if all(map(_NUMBER.fullmatch, column[1:])) else "left" for column in columns]
+    text = tabulate(rows, header, tablefmt="simple", colalign=sides, disable_numparse=True)
+    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 def pairs(rows: Sequence[tuple[str, str]]) -> str:

@@ -185,13 +185,13 @@ def _from_json(value: dict[str, Any], where: str) -> Manifest:
         raise EarnError(f"{where}: incomplete ({error}). Export the checkpoint again.") from error
     manifest = from_json(Manifest, {**value, **ready}, where)
     for name in ("tools", "accuracy", "calibration"):
-        found = getattr(manifest, name)
-        if not isinstance(found, Mapping) and (found is not None or name == "tools"):
+        part = getattr(manifest, name)
+        if not isinstance(part, Mapping) and (part is not None or name == "tools"):
             raise EarnError(f"{where}: {name} is not an object. Export the checkpoint again.")
     for name, needed in _JUDGED.items():
-        found = getattr(manifest, name)
-        if found is not None and not needed <= found.keys():
-            raise EarnError(f"{where}: {name} lacks {min(needed - found.keys())!r}. Calibrate the bundle again.")
+        part = getattr(manifest, name)
+        if part is not None and not needed <= part.keys():
+            raise EarnError(f"{where}: {name} lacks {min(needed - part.keys())!r}. Calibrate the bundle again.")
     _check_consistent(manifest, where)
     return manifest
 

@@ -36,8 +36,8 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Profile:
-    """A range for every input of a stage."""
+class OptimizationProfile:
+    """A range for every input of a stage, as TensorRT's optimization profiles have."""
 
     name: str  # "decode" or "prefill"
     ranges: Mapping[str, Range]
@@ -47,16 +47,16 @@ class Profile:
         return all(own.holds(shapes[name]) for name, own in self.ranges.items())
 
 
-def profiles(stage: str, sizes: Sizes, limits: Limits) -> tuple[Profile, ...]:
+def profiles(stage: str, sizes: Sizes, limits: Limits) -> tuple[OptimizationProfile, ...]:
     """The ranges of the stage "early" or "late", decode first."""
     inputs = stage_specs(stage, sizes, limits).inputs
     return tuple(
-        Profile(name, {spec.name: _range(spec, axes) for spec in inputs})
+        OptimizationProfile(name, {spec.name: _range(spec, axes) for spec in inputs})
         for name, axes in _profile_axes(stage, limits).items()
     )
 
 
-def whole_profile(stage: str, sizes: Sizes, limits: Limits) -> Profile:
+def whole_profile(stage: str, sizes: Sizes, limits: Limits) -> OptimizationProfile:
     """One range for all calls, for engines that can have one alone; what is usual is a decoding pass."""
     inputs = stage_specs(stage, sizes, limits).inputs
     decode, prefill = _profile_axes(stage, limits).values()
@@ -65,19 +65,19 @@ def whole_profile(stage: str, sizes: Sizes, limits: Limits) -> Profile:
         for name, axis in decode.items()
     }
     axes["s+m"] = _sum("s+m", axes["s"], axes["m"])
-    return Profile("all", {spec.name: _range(spec, axes) for spec in inputs})
+    return OptimizationProfile("all", {spec.name: _range(spec, axes) for spec in inputs})
 
 
-def profile_for(stage: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int:
-    """The number of the profile for inputs of these shapes: of those that hold them the one made for as many rows.
+def profile_for(stage: Sequence[OptimizationProfile], shapes: Mapping[str, Sequence[int]]) -> int:
+    """The index of the profile for inputs of these shapes: of those that hold them, the one with the nearest row count.
 
     Raises:
         ValueError: none does; the runtime keeps its calls within the bundle's limits, so this is a defect.
     """
     tokens = "input_ids" if "input_ids" in shapes else "hidden"  # [b,m] or [b,m,d]
     distance = {
-        number: abs(math.log(shapes[tokens][1] / profile.ranges[tokens].usual[1]))
-        for number, profile in enumerate(stage)
+        index: abs(math.log(shapes[tokens][1] / profile.ranges[tokens].usual[1]))
+        for index, profile in enumerate(stage)
         if profile.holds(shapes)
     }
     if not distance:
@@ -85,7 +85,7 @@ def profile_for(stage: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -
     return min(distance, key=distance.__getitem__)
 
 
-def profile_hash(stages: Mapping[str, Sequence[Profile]]) -> str:
+def profile_hash(stages: Mapping[str, Sequence[OptimizationProfile]]) -> str:
     """A SHA-256 of all profiles: an engine that was built for others does not fit."""
     plain = {stage: [asdict(profile) for profile in own] for stage, own in stages.items()}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
@@ -108,11 +108,11 @@ def _profile_axes(stage: str, limits: Limits) -> dict[str, dict[str, Axis]]:
         "decode": {"m": (1, beams, rows), "s": (1, prompt, prompt + generated), "r": (1, beams, rows)},
         "prefill": {"m": (1, read, read), "s": (0, usual, before), "r": (1, min(kept, limits.readout), kept)},
     }
-    found = {}
+    profile_axes = {}
     for name, own in ranges.items():
         axes = {axis: Axis(axis, *sizes) for axis, sizes in {**own, "b": (1, 1, limits.batch)}.items()}
-        found[name] = {**axes, "s+m": _sum("s+m", axes["s"], axes["m"])}
-    return found
+        profile_axes[name] = {**axes, "s+m": _sum("s+m", axes["s"], axes["m"])}
+    return profile_axes
 
 
 def _sum(name: str, one: Axis, other: Axis) -> Axis:

@@ -92,7 +92,7 @@ class TensorSpec:
     @property
     def dynamic_axes(self) -> dict[int, str]:
         """Number and name of the axes whose size is not fixed."""
-        return {number: axis.name for number, axis in enumerate(self.axes) if not axis.is_fixed}
+        return {index: axis.name for index, axis in enumerate(self.axes) if not axis.is_fixed}
 
 
 @dataclass(frozen=True)

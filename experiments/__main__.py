@@ -13,8 +13,8 @@ Data sets are folders of their names in $EARN_DATA (MovieLens is fetched). A GPU
 Each run has a folder below OUT: checkpoint/ (a training that was interrupted goes on from its last epoch), made.json
 with what that is made of, result.json, ranks.npy with the place of each user's item, attention.json, speed.json,
 int8.json with the gate's verdict beside bundle/, int8-bundle/ and int8-report.html, log.txt. What is done is not done
-again, so the same command goes on with what is missing. experiments/results.py makes docs/results.md from these
-folders.
+again, so the same command goes on with what is missing. `python -m experiments.results` makes the tables of
+docs/results.md from these folders.
 
 Every figure is by constrained search over the whole catalog with 20 beams, for all test users; lists leave out the
 history, for nobody in these data sets chooses an item twice. Weights are chosen by NDCG@10 on validation users.
@@ -33,10 +33,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
 
-if not __package__:  # run as a script, for which Python looks in this folder alone
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from earn.cli.arguments import positive
 from earn.console import note, quiet
 from earn.errors import EarnError
 from earn.files import read_json
@@ -45,7 +41,7 @@ from experiments.grid import PRESETS, Preset, Run
 from experiments.runs import LOG, RESULT, check_made, measure, write_walks
 
 OUT = Path("runs/experiments")
-
+ROOT = Path(__file__).resolve().parent.parent  # where Python finds this package
 
 # Options that look at what was trained, instead of training.
 AFTERWARDS = {"analyze": analyze_all, "speed": time_all, "quantize": quantize_all}
@@ -53,7 +49,8 @@ AFTERWARDS = {"analyze": analyze_all, "speed": time_all, "quantize": quantize_al
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a preset."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m experiments", description=__doc__, formatter_class=raw)
     parser.add_argument(
         "preset", choices=PRESETS, help="; ".join(f"{name}: {row.about}" for name, row in PRESETS.items())
     )
@@ -65,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     instead.add_argument("--speed", action="store_true", help="time what was trained")
     instead.add_argument("--quantize", action="store_true", help="write int8 bundles of what was trained as EARN")
     parser.add_argument(
-        "--jobs", type=positive, default=1, metavar="N", help="trainings at once (default: %(default)s)"
+        "--jobs", type=_positive, default=1, metavar="N", help="trainings at once (default: %(default)s)"
     )
-    parser.add_argument("--threads", type=positive, metavar="N", help="of each training alone (default: cores by jobs)")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="of each training (default: cores by jobs)")
     args = parser.parse_args(argv)
     try:
         with quiet(), _ended_as_by_ctrl_c():
@@ -152,9 +149,20 @@ def _run_all(runs: Sequence[Run], args: argparse.Namespace) -> int:
 def _in_process(task: Sequence[Run], args: argparse.Namespace, threads: int, running: list[Popen[bytes]]) -> int:
     folder = args.out / task[0].trained.name
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, __file__, args.preset, "--out", str(args.out), "--threads", str(threads)]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments",
+        args.preset,
+        "--out",
+        str(args.out.resolve()),
+        "--threads",
+        str(threads),
+    ]
     with (folder / LOG).open("a", encoding="utf-8") as log:
-        process = Popen([*command, "--only", *(run.name for run in task)], stdout=log, stderr=log)
+        names = [run.name for run in task]
+        arguments = [*command, "--threads", str(threads), "--only", *names]
+        process = Popen(arguments, stdout=log, stderr=log, cwd=ROOT)
         running.append(process)
         return process.wait()
 
@@ -165,6 +173,12 @@ def _outcome(run: Run, out: Path) -> str:
         return "failed"
     figures = read_json(path)
     return f"Recall@10 {figures['recall@10']:.4f}, NDCG@10 {figures['ndcg@10']:.4f}"
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
 
 
 def _use_threads(threads: int | None) -> None:

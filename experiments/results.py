@@ -1,57 +1,104 @@
-"""Makes docs/results.json of what experiments measured, and docs/results.md with its pictures of that file alone.
+"""docs/results.json, of what experiments measured, and the generated parts of docs/results.md, of that file alone.
 
-python -m experiments.results --collect runs/experiments    # into docs/results.json, then the page
-python -m experiments.results                               # the page again
+    python -m experiments.results --collect runs/experiments    # into docs/results.json, then into the page
+    python -m experiments.results                               # tables and pictures again
+    python -m experiments.results --check                       # exit status 1 where they are not what the file says
+
+The prose of the page is written by hand. What stands between `<!-- table: NAME -->` and `<!-- end -->` is made by the
+function of that name in `experiments.tables`, the pictures by `experiments.pictures`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-
-if not __package__:  # run as a script, for which Python looks in this folder alone
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from earn.console import note
 from earn.errors import EarnError
 from earn.files import read_json, write_json, written_whole
 from earn.metrics import bootstrap_interval
 from experiments.afterwards import ATTENTION, INT8, INT8_RANKS, SPEED
-from experiments.grid import PRESETS, Run
-from experiments.results_page import HIDDEN, MEASURES, Row, page, run_name
-from experiments.results_pictures import draw_all
+from experiments.grid import PRESETS, REMOVED_RECIPES, REMOVED_VARIANTS, Run
+from experiments.pictures import draw_all
 from experiments.runs import RANKS, RESULT
+from experiments.tables import HIDDEN, MEASURES, TABLES, Row, run_name
 
-PLACES = 6
+DECIMALS = 6
 AFTERWARDS = ("speedup", "cache_reduction", "speed", "difference", "attention", "int8")  # parts of a row
 DOCS = Path(__file__).parent.parent / "docs"
+RESULTS, PAGE, PICTURES = "results.json", "results.md", "pictures"
+TABLE = re.compile(r"(<!-- table: ([a-z0-9 ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Collects, and writes the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--collect", type=Path, metavar="DIR", help="what experiments.py wrote; added to what is there")
+    """Collects, writes or checks; returns the exit status."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m experiments.results", description=__doc__, formatter_class=raw)
+    parser.add_argument("--collect", type=Path, metavar="DIR", help="results of runs, added to those that are known")
     parser.add_argument("--docs", type=Path, default=DOCS, metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args(argv)
+    file: Path = args.docs / RESULTS
     try:
         if args.collect:
-            write_rows(args.docs / "results.json", collect(args.collect), known_rows(args.docs / "results.json"))
-        rows = [row for row in known_rows(args.docs / "results.json") if run_name(row) in _grid()]
+            write_rows(file, collect(args.collect), known_rows(file))
+        rows = known_rows(file)
         if not rows:
-            raise EarnError(f"{args.docs / 'results.json'}: holds no run. Pass --collect, or another --docs.")
-        with written_whole(args.docs / "results.md") as path:
-            path.write_text(page(rows), encoding="utf-8")
-        draw_all(rows, args.docs / "pictures")
-    except EarnError as error:
+            raise EarnError(f"{file}: holds no run. Pass --collect, or another --docs.")
+        if args.check:
+            return _check(rows, args.docs)
+        text = page((args.docs / PAGE).read_text(encoding="utf-8"), rows)
+        with written_whole(args.docs / PAGE) as path:
+            path.write_text(text, encoding="utf-8")
+        draw_all(rows, args.docs / PICTURES)
+    except (EarnError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
-    note(f"{args.docs / 'results.md'}: {len(rows)} runs")
+    note(f"{args.docs / PAGE}: {len(rows)} runs")
     return 0
+
+
+def page(text: str, rows: Sequence[Row]) -> str:
+    """The page with its tables made anew.
+
+    Raises:
+        EarnError: there is no table of a name that the page asks for.
+    """
+
+    def made(match: re.Match[str]) -> str:
+        opening, name, _, end = match.groups()
+        if name not in TABLES:
+            raise EarnError(f"{PAGE}: there is no table {name!r}. Take one of: {', '.join(TABLES)}.")
+        return f"{opening}\n{TABLES[name](rows)}\n\n{end}"
+
+    return TABLE.sub(made, text)
+
+
+def differences(rows: Sequence[Row], docs: Path) -> Iterator[str]:
+    """The tables and pictures that are not what the rows say."""
+    text = (docs / PAGE).read_text(encoding="utf-8")
+    for old, new in zip(TABLE.finditer(text), TABLE.finditer(page(text, rows)), strict=True):
+        if old[0] != new[0]:
+            yield f"the table {old[2]!r}"
+    with TemporaryDirectory() as folder:
+        draw_all(rows, Path(folder))
+        for picture in sorted(Path(folder).iterdir()):
+            path = docs / PICTURES / picture.name
+            if not path.is_file() or path.read_bytes() != picture.read_bytes():
+                yield f"the picture {picture.name}"
+
+
+def _check(rows: Sequence[Row], docs: Path) -> int:
+    wrong = next(differences(rows, docs), None)
+    note(f"{docs / PAGE}: {f'{wrong} is not what {RESULTS} says' if wrong else f'is what {RESULTS} says'}")
+    return int(wrong is not None)
 
 
 def collect(out: Path) -> dict[str, Row]:
@@ -63,9 +110,7 @@ def collect(out: Path) -> dict[str, Row]:
             rows[name] = {**result, **_speed(out, run), **_difference(out, run), **_attention(out, run)}
             rows[name] |= _int8(out, run)
     if not rows:
-        raise EarnError(
-            f"{out}: holds no finished run but those of made-up data. Run experiments.py with --out {out} first."
-        )
+        raise EarnError(f"{out}: holds no finished run of real data. First: python -m experiments PRESET --out {out}")
     return rows
 
 
@@ -110,7 +155,7 @@ def _int8(out: Path, run: Run) -> Row:
 
 
 def _attention(out: Path, run: Run) -> Row:
-    """What the attention analysis found of a dense model, by layer, and the k that each rule suggests."""
+    """What the attention analysis found of a dense model, by layer, and the k that it suggests."""
     path = out / run.name / ATTENTION
     if not path.is_file():
         return {}
@@ -141,14 +186,21 @@ def write_rows(path: Path, found: Mapping[str, Row], known: Iterable[Row]) -> No
     for name in rows.keys() & _grid().keys():
         if _grid()[name].dense.name in changed and "difference" not in found.get(name, {}):
             rows[name].pop("difference", None)
-    for name in rows.keys() - _grid().keys():
+    order = {name: place for place, name in enumerate(_grid())}
+    for name in [name for name, row in rows.items() if name not in order and not _is_removed(row)]:
         note(f"{name}: left out, for it is no longer in the grid")
+        del rows[name]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, [_rounded(rows[name]) for name in _grid() if name in rows])
+    write_json(path, [_rounded(rows[name]) for name in sorted(rows, key=lambda name: order.get(name, len(order)))])
+
+
+def _is_removed(row: Row) -> bool:
+    """Whether a row was measured with code that is gone."""
+    return row["variant"] in REMOVED_VARIANTS or row["recipe"] in REMOVED_RECIPES
 
 
 def _same_figures(row: Row, known: Row) -> bool:
-    return all(known.get(measure) == round(row[measure], PLACES) for measure in MEASURES)
+    return all(known.get(measure) == round(row[measure], DECIMALS) for measure in MEASURES)
 
 
 def _grid() -> dict[str, Run]:
@@ -157,12 +209,12 @@ def _grid() -> dict[str, Run]:
 
 
 def _rounded(value: Any) -> Any:
-    """PLACES are enough for any share of users."""
+    """DECIMALS are enough for any share of users."""
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(item) for item in value]
-    return round(value, PLACES) if isinstance(value, float) else value
+    return round(value, DECIMALS) if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def check_made(run: Run, preset: Preset, out: Path) -> None:
 
 def _check_same(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:
     wanted = json.loads(json.dumps(wanted))
-    for name in {**wanted, **recorded}:
+    for name in wanted:
         if recorded.get(name) != wanted.get(name):
             raise EarnError(
                 f"{path}: made with {name} {recorded.get(name)}, the grid says {wanted.get(name)}. {remedy}"
@@ -179,7 +179,6 @@ def made_of(run: Run, preset: Preset) -> dict[str, Any]:
         "sizes": dict(backbone.sizes),
         "early_layers": run.early_layers,
         "registers": variant.registers,
-        "positions": variant.positions,
         "max_history": variant.max_history,
         **to_json(TrainSettings(**settings_of(run, preset))),
     }
@@ -213,7 +212,6 @@ def new_model(run: Run, dataset: Dataset) -> EarnModel:
         run.early_layers or None,
         variant.registers,
         variant.max_history,
-        positions=variant.positions,
         sizes=backbone.sizes,
         seed=run.seed,
     )

@@ -28,16 +28,14 @@ from earn.runtime.engine_files import (
     graph_hash,
     ranges_hash,
 )
-from earn.runtime.tensorrt_api import make_log, said, tensorrt, this_machine
-from earn.shape_ranges import Profile, profiles
+from earn.runtime.tensorrt_api import last_error, make_log, tensorrt, this_machine
+from earn.shape_ranges import OptimizationProfile, profiles
 from earn.specs import STAGES
 
 TIMING_CACHE = "timing.cache"
 LEVELS = range(6)  # of the builder's search for fast kernels; 3 is TensorRT's own choice
 
 Progress = Callable[[str, int, int], None]  # what is done, steps done, all steps
-
-_LEVEL_NAMES = {"none": "NONE", "same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,7 @@ def build_engines(
     check_form(manifest, folder)
     target = this_machine()
     out = folder / TENSORRT_FOLDER
-    known = out / TIMING_CACHE
-    timings = known.read_bytes() if known.is_file() else b""
+    timings = (out / TIMING_CACHE).read_bytes() if (out / TIMING_CACHE).is_file() else b""
     with folder_written_whole(out) as beside:
         for stage in STAGES:
             ranges = profiles(stage, manifest.sizes, manifest.limits)
@@ -111,7 +108,7 @@ def _record(manifest: Manifest, settings: BuildSettings, target: Target, folder:
 
 def _build_stage(
     graph: Path,
-    ranges: tuple[Profile, ...],
+    ranges: tuple[OptimizationProfile, ...],
     settings: BuildSettings,
     timings: bytes,
     out: Path,
@@ -136,8 +133,8 @@ def _build_stage(
         raise monitor.stopped_by
     if built is None:
         raise EarnError(
-            f"{graph}: TensorRT {package.__version__} cannot build it{said(log)}. If memory is short, export with "
-            "smaller --max-batch and --max-beams, or give a smaller --workspace."
+            f"{graph}: TensorRT {package.__version__} cannot build it{last_error(log)}. If memory is short, export "
+            "with smaller --max-batch and --max-beams, or give a smaller --workspace."
         )
     out.write_bytes(memoryview(built))
     return bytes(memoryview(cache.serialize()))
@@ -151,13 +148,13 @@ def _parse(parser: Any, graph: Path) -> None:
     """
     if parser.parse_from_file(str(graph)):
         return
-    found = []
-    for number in range(parser.num_errors):
-        error = parser.get_error(number)
+    reasons = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
         node = f"{error.node_operator()} {error.node_name()!r}: " if error.node_operator() else ""
-        found.append(f"{node}{error.desc()}")
+        reasons.append(f"{node}{error.desc()}")
     raise EarnError(
-        f"{graph}: TensorRT {tensorrt().__version__} does not take it: {'; '.join(found) or 'no reason given'}. "
+        f"{graph}: TensorRT {tensorrt().__version__} does not take it: {'; '.join(reasons) or 'no reason given'}. "
         "Export or calibrate the bundle again with this earn-edge, or take a later TensorRT."
     )
 
@@ -169,7 +166,7 @@ def _config(builder: Any, settings: BuildSettings) -> Any:
     config.clear_flag(package.BuilderFlag.TF32)
     if settings.version_compatible:
         config.set_flag(package.BuilderFlag.VERSION_COMPATIBLE)
-    level = getattr(package.HardwareCompatibilityLevel, _LEVEL_NAMES[settings.hardware], None)
+    level = getattr(package.HardwareCompatibilityLevel, HARDWARE[settings.hardware].level, None)
     if level is None:
         raise EarnError(f"TensorRT {package.__version__} has no hardware setting {settings.hardware!r}.")
     config.hardware_compatibility_level = level
@@ -178,11 +175,11 @@ def _config(builder: Any, settings: BuildSettings) -> Any:
     return config
 
 
-def _tensorrt_profile(builder: Any, profile: Profile) -> Any:
-    made = builder.create_optimization_profile()
+def _tensorrt_profile(builder: Any, profile: OptimizationProfile) -> Any:
+    tensorrt_profile = builder.create_optimization_profile()
     for name, own in profile.ranges.items():
-        made.set_shape(name, own.least, own.usual, own.most)
-    return made
+        tensorrt_profile.set_shape(name, own.least, own.usual, own.most)
+    return tensorrt_profile
 
 
 def _make_monitor(what: str, progress: Progress | None) -> Any:
@@ -202,9 +199,8 @@ def _make_monitor(what: str, progress: Progress | None) -> Any:
             self._guard(lambda: self._steps.pop(phase_name, None))
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            if progress:
-                told = progress
-                self._guard(lambda: told(f"{what}: {phase_name}", step + 1, self._steps.get(phase_name, step + 1)))
+            if report := progress:
+                self._guard(lambda: report(f"{what}: {phase_name}", step + 1, self._steps.get(phase_name, step + 1)))
             return self.stopped_by is None
 
         def _guard(self, work: Callable[[], object]) -> None:

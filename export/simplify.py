@@ -1,7 +1,7 @@
-"""Makes an exported stage graph small: constant shapes, shared constants, nothing copied or dead, names of products.
+"""Makes an exported stage graph small: constant shapes, shared constants, no copies, no dead nodes, named MatMuls.
 
-The exporter spells the target of a reshape as integer arithmetic on `Shape` nodes. Where shape inference knows the
-target, one constant says the same:
+The exporter writes the target of a reshape as integer arithmetic on `Shape` nodes. Where shape inference knows the
+target, it becomes one constant:
 
     a fixed size    that size
     0               the same-numbered axis of the input, copied
@@ -9,11 +9,11 @@ target, one constant says the same:
 
 `earn.model.stage` is written so that this holds for all of its reshapes; any other stays as it is.
 
-Products with a weight are named for their place in the stage, layers counted from 0 (`layers.1.down_proj`); the item
-head is `head`, the embedding's lookup `embedding`. The weight of each is called `<name>.weight`. What changes weights
-later finds them by these names.
+A MatMul with a weight gets the name of its linear layer in the stage, layers counted from 0 (`layers.1.down_proj`).
+The item head is `head`, the embedding's lookup `embedding`. The weight of each is called `<name>.weight`. Calibration
+finds the weights by these names.
 
-Weights may stand in external data: only the references to them are moved.
+Weights may be in external data: only the references to them are moved.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, nu
 
 from earn.errors import EarnError
 
-LAYER_PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LAYER_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 # The exporter's own names, such as /mlp/down_proj_1/MatMul: the number is the layer's, and layer 0 goes without.
-_LAYER_PRODUCT = re.compile(rf"/(?:mlp/)?({'|'.join(LAYER_PRODUCTS)})(?:_(\d+))?/(?:MatMul|Gemm)")
+_LAYER_MATMUL = re.compile(rf"/(?:mlp/)?({'|'.join(LAYER_LINEARS)})(?:_(\d+))?/(?:MatMul|Gemm)")
 _HEAD = re.compile(r"/head/(?:MatMul|Gemm)")
 REMEDY = "Check the versions of torch and optimum against constraints.txt."
 
@@ -40,14 +40,14 @@ def simplify(graph: ModelProto) -> ModelProto:
     """The same computation as a smaller graph; the one that is given stays as it is.
 
     Raises:
-        EarnError: the name of a product with a weight does not tell its place in the stage.
+        EarnError: the name of a MatMul with a weight does not tell its linear layer.
     """
     simplified = shape_inference.infer_shapes(graph, data_prop=True)  # a copy
     body = simplified.graph
     _fix_reshapes(body)
     _see_through_identities(body)
     _share_constants(body)
-    _name_products(body)
+    _name_matmuls(body)
     drop_dead(body)
     del body.value_info[:]
     return simplified
@@ -112,31 +112,31 @@ def _share_constants(graph: GraphProto) -> None:
         node.input[:] = [renamed.get(name, name) for name in node.input]
 
 
-def _name_products(graph: GraphProto) -> None:
-    """Names the products that have a weight, these weights, and the embedding's lookup."""
+def _name_matmuls(graph: GraphProto) -> None:
+    """Names the MatMuls that have a weight, these weights, and the embedding's lookup."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Gather" and node.input[0] == "embedding.weight":
             node.name = "embedding"
         elif node.op_type in ("MatMul", "Gemm") and node.input[1] in weights:
-            node.name = _product_name(node.name)
+            node.name = _linear_name(node.name)
             own = f"{node.name}.weight"
             if node.input[1] == own:
                 continue
             if own in weights:
-                raise EarnError(f"The exported graph has more than one product {node.name}. {REMEDY}")
+                raise EarnError(f"The exported graph has more than one linear layer {node.name}. {REMEDY}")
             weights[own] = graph.initializer.add()  # a copy: the exporter shares equal weights
             weights[own].CopyFrom(weights[node.input[1]])
             weights[own].name = node.input[1] = own
 
 
-def _product_name(exported: str) -> str:
-    """The name for a product's place, by the name that the exporter gave it."""
-    if match := _LAYER_PRODUCT.fullmatch(exported):
+def _linear_name(exported: str) -> str:
+    """The name of a linear layer, from the name that the exporter gave its MatMul."""
+    if match := _LAYER_MATMUL.fullmatch(exported):
         return f"layers.{match[2] or 0}.{match[1]}"
     if _HEAD.fullmatch(exported):
         return "head"
-    raise EarnError(f"The exported graph has a product {exported!r}: neither one of a layer nor the head. {REMEDY}")
+    raise EarnError(f"The exported graph has a MatMul {exported!r}: neither one of a layer nor the head. {REMEDY}")
 
 
 def drop_dead(graph: GraphProto) -> None:

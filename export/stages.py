@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import earn
-from earn.config import EarnConfig, Prompt, check_scoring
+from earn.config import SCORING_RULES, EarnConfig, Prompt, check_scoring
 from earn.manifest import Manifest, limits_of
 from earn.model.backbones import sizes_of
 from earn.model.earn_model import EarnModel
@@ -42,20 +42,20 @@ def bundle_model(
     """The stage modules and manifest of a model.
 
     Args:
-        scoring: one of SCORING_RULES. "vocab" needs the whole item head, the others its identifier rows alone.
+        scoring: one of SCORING_RULES; it decides which rows of the item head the bundle keeps.
         max_batch: users that one pass of the runtime may hold.
         max_beams: widest search that the bundle allows.
 
     Raises:
         EarnError: no such scoring rule.
     """
-    check_scoring(scoring)
+    rule = SCORING_RULES[check_scoring(scoring)]
     known = list(model.earn.token_ids)
     fixed = {*model.earn.prompt.head, *model.earn.prompt.separator, *model.earn.prompt.tail}
     fixed |= {*model.earn.prefix_ids, *model.earn.suffix_ids}
     embedded = known + sorted(fixed - set(known))
     others = sorted(set(range(model.lm_head.weight.shape[0])) - set(known))
-    predicted = known + (others if scoring == "vocab" else [])
+    predicted = known + (others if rule.needs_whole_head else [])
     early, late = model.early_stage(), model.late_stage()
     kind = LateStage if late.layers else DenseHead
     stages: dict[str, EarlyStage | LateStage] = {
@@ -65,7 +65,7 @@ def bundle_model(
     manifest = Manifest(
         sizes=sizes_of(model.config, model.earn.early_layers, len(embedded), len(predicted)),
         limits=limits_of(model.earn, model.catalog.depth, max_batch, max_beams),
-        model=_renumbered(model.earn, {token: number for number, token in enumerate(embedded)}),
+        model=_renumbered(model.earn, {token: row for row, token in enumerate(embedded)}),
         scoring=scoring,
         precision="fp32",
         files={},
@@ -89,9 +89,11 @@ class TorchEngine:
         """Runs the stage and copies its outputs to where they belong."""
         module = self._stages[stage]
         device = next(module.parameters()).device
-        found: dict[str, Tensor] = module(**{name: torch.tensor(array, device=device) for name, array in feeds.items()})
+        results: dict[str, Tensor] = module(
+            **{name: torch.tensor(array, device=device) for name, array in feeds.items()}
+        )
         for name, array in outputs.items():
-            array[...] = found[name].cpu().numpy()
+            array[...] = results[name].cpu().numpy()
 
 
 def torch_recommender(model: EarnModel, scoring: str = "trie") -> Recommender:
@@ -111,9 +113,11 @@ def _head_rows(head: nn.Linear, rows: Sequence[int]) -> nn.Linear:
     return cut
 
 
-def _renumbered(config: EarnConfig, number: Mapping[int, int]) -> EarnConfig:
+def _renumbered(config: EarnConfig, bundle_id: Mapping[int, int]) -> EarnConfig:
+    """The configuration with the bundle's token ids in place of the model's."""
+
     def of(tokens: Sequence[int]) -> tuple[int, ...]:
-        return tuple(number[token] for token in tokens)
+        return tuple(bundle_id[token] for token in tokens)
 
     return replace(
         config,

@@ -1,8 +1,9 @@
 """Beam search over the item trie as pure functions: scores in, beams out, all users of a batch at once.
 
 A step takes the log-probabilities of the children of the beams that are still open, and keeps each user's best.
-Finished beams keep their place with their score. Three rules normalise the scores (see `SCORING_RULES`); under "trie"
-a beam whose prefix leads to one leaf alone is finished at once, for every further token has probability 1.
+Finished beams keep their place with their score. How scores are normalised is a row of `earn.config.SCORING_RULES`.
+Under a rule that finishes determined beams, a beam whose prefix leads to one leaf alone is finished at once, because
+every further token has probability 1.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from earn.config import ScoringRule
 from earn.runtime.trie import Exclusions, Ints, ItemTrie
 
 Floats = NDArray[np.float64]
@@ -38,7 +40,7 @@ def step(
     is_open: NDArray[np.bool_],
     log_probabilities: Floats,
     trie: ItemTrie,
-    scoring: str,
+    rule: ScoringRule,
     width: int,
     exclusions: Exclusions,
 ) -> Beams:
@@ -48,18 +50,18 @@ def step(
         beams: n beams.
         is_open: [n], which of them go on; the others keep their place.
         log_probabilities: of all children of the open beams, as `children` orders them.
-        scoring: one of SCORING_RULES.
+        rule: how the log-probabilities were normalised.
         width: beams that each user keeps.
         exclusions: nodes that these leave without an item are not entered.
     """
     closed, opened = np.flatnonzero(~is_open), np.flatnonzero(is_open)
-    place, child = children(trie, beams.node[opened])
-    parent = opened[place]
+    index, child = children(trie, beams.node[opened])
+    parent = opened[index]
     score = beams.score[parent] + log_probabilities
     if exclusions.any:
         is_alive = exclusions.left(beams.user[parent], child) > 0
         parent, child, score = parent[is_alive], child[is_alive], score[is_alive]
-    if scoring == "trie":
+    if rule.finishes_determined:
         leaf = trie.determined[child]
         child = np.where(leaf >= 0, leaf, child)
     parent = np.concatenate((closed, parent))
@@ -72,38 +74,38 @@ def step(
     )
 
 
-def child_scores(nodes: Ints, logits: NDArray[np.float32], trie: ItemTrie, scoring: str) -> Floats:
+def child_scores(nodes: Ints, logits: NDArray[np.float32], trie: ItemTrie, rule: ScoringRule) -> Floats:
     """Log-probabilities of all children of some nodes, as `children` orders them.
 
     Args:
         nodes: [n], all of one level.
         logits: [n,v], what the model says after each of them.
-        scoring: one of SCORING_RULES.
+        rule: says over which tokens they are normalised.
     """
-    place, child = children(trie, nodes)
-    values = logits[place, trie.token[child]].astype(np.float64)
+    parent, child = children(trie, nodes)
+    values = logits[parent, trie.token[child]].astype(np.float64)
     level = trie.level_tokens[int(trie.level[nodes[0]])]
-    scores: Floats = values - NORMALISERS[scoring](logits, values, place, level)[place]
+    scores: Floats = values - NORMALISERS[rule.over](logits, values, parent, level)[parent]
     return scores
 
 
 def best(user: Ints, node: Ints, score: Floats, parent: Ints, width: int) -> Beams:
     """Each user's `width` best candidates, best first; among equals the one that stands first."""
     order = np.lexsort((-score, user))
-    kept = order[place_in_group(user[order]) < width]
+    kept = order[rank_in_group(user[order]) < width]
     return Beams(user[kept], node[kept], score[kept], parent[kept])
 
 
 def children(trie: ItemTrie, nodes: Ints) -> tuple[Ints, Ints]:
-    """All children of the nodes: for each child the place of its parent in `nodes`, and its node."""
+    """All children of the nodes: for each child the index of its parent in `nodes`, and its own node."""
     start = trie.child_start[nodes]
     count = trie.child_start[nodes + 1] - start
-    place = np.repeat(np.arange(len(nodes)), count)
-    offset = np.arange(len(place)) - np.repeat(np.cumsum(count) - count, count)
-    return place, start[place] + offset
+    parent = np.repeat(np.arange(len(nodes)), count)
+    offset = np.arange(len(parent)) - np.repeat(np.cumsum(count) - count, count)
+    return parent, start[parent] + offset
 
 
-def place_in_group(group: Ints) -> Ints:
+def rank_in_group(group: Ints) -> Ints:
     """For ascending group numbers: how many entries of its own group stand before each entry."""
     return np.arange(len(group)) - np.searchsorted(group, group)
 
@@ -115,25 +117,19 @@ def log_sum_exp(values: Floats) -> Floats:
     return total
 
 
-def _over_children(logits: NDArray[np.float32], values: Floats, place: Ints, level: Ints) -> Floats:
+def _over_children(logits: NDArray[np.float32], values: Floats, parent: Ints, level: Ints) -> Floats:
     """log-sum-exp of the children's logits, per open beam; an only child's is its logit, so it costs exactly 0."""
-    starts = np.searchsorted(place, np.arange(len(logits)))
+    starts = np.searchsorted(parent, np.arange(len(logits)))
     top = np.maximum.reduceat(values, starts)
-    total: Floats = np.log(np.add.reduceat(np.exp(values - top[place]), starts)) + top
+    total: Floats = np.log(np.add.reduceat(np.exp(values - top[parent]), starts)) + top
     return total
 
 
-def _over_level(logits: NDArray[np.float32], values: Floats, place: Ints, level: Ints) -> Floats:
-    return log_sum_exp(logits[:, level].astype(np.float64))
-
-
-def _over_vocabulary(logits: NDArray[np.float32], values: Floats, place: Ints, level: Ints) -> Floats:
-    return log_sum_exp(logits.astype(np.float64))
-
-
+# What is subtracted from a logit [n], by `ScoringRule.over`. Arguments: the logits [n,v]; those of the children, with
+# the index of each child's parent; the tokens that may stand at this depth.
 Normaliser = Callable[[NDArray[np.float32], Floats, Ints, Ints], Floats]
 NORMALISERS: Mapping[str, Normaliser] = {
-    "trie": _over_children,
-    "level": _over_level,
-    "vocab": _over_vocabulary,
+    "children": _over_children,
+    "level": lambda logits, values, parent, level: log_sum_exp(logits[:, level].astype(np.float64)),
+    "vocabulary": lambda logits, values, parent, level: log_sum_exp(logits.astype(np.float64)),
 }

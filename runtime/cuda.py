@@ -84,7 +84,7 @@ class Cuda:
         """
         self.runtime = cuda_runtime()
         self._lock = Lock()
-        self._free: dict[tuple[str, int], list[tuple[int, int]]] = {}  # heaps of number and address, by use and size
+        self._free: dict[tuple[str, int], list[tuple[int, int]]] = {}  # heaps of (age, address), by use and size
         self._taken = count()
         self._returned: deque[tuple[tuple[str, int], tuple[int, int]]] = deque()  # what finalizers give back
         self._discarded: deque[Any] = deque()  # graphs to destroy
@@ -111,10 +111,10 @@ class Cuda:
 
     def gpu(self) -> Gpu:
         """Name, architecture and driver."""
-        found = self.call("cudaGetDeviceProperties", 0)
-        name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
+        facts = self.call("cudaGetDeviceProperties", 0)
+        name = facts.name.decode() if isinstance(facts.name, bytes) else str(facts.name)
         driver = int(self.call("cudaDriverGetVersion"))
-        return Gpu(name.rstrip("\0"), f"{found.major}.{found.minor}", f"{driver // 1000}.{driver % 1000 // 10}")
+        return Gpu(name.rstrip("\0"), f"{facts.major}.{facts.minor}", f"{driver // 1000}.{driver % 1000 // 10}")
 
     def empty(self, shape: tuple[int, ...]) -> CudaArray:
         """See `earn.runtime.memory.Device`; all zero, so that rows not yet in use can be read, and masked."""
@@ -129,10 +129,10 @@ class Cuda:
         with self._lock:
             self._collect()
             free = self._free.setdefault((use, size), [])
-            number, address = heappop(free) if free else (next(self._taken), 0)
+            order, address = heappop(free) if free else (next(self._taken), 0)
         address = address or self._new(size)
         block = Block(address, size)
-        finalizer = weakref.finalize(block, self._returned.append, ((use, size), (number, address)))
+        finalizer = weakref.finalize(block, self._returned.append, ((use, size), (order, address)))
         finalizer.atexit = False  # the process's end frees all
         return block
 
@@ -143,11 +143,10 @@ class Cuda:
 
     def _new(self, size: int) -> int:
         try:
-            address = int(self.call("cudaMalloc", size))
+            return int(self.call("cudaMalloc", size))
         except EarnError:  # what is kept for later may be in the way
             self.release()
-            address = int(self.call("cudaMalloc", size))
-        return address
+            return int(self.call("cudaMalloc", size))
 
     def discard(self, graph: Any) -> None:
         """Destroys a graph at a later call; for finalizers, which may run in the middle of anything, any lock held."""
@@ -156,8 +155,8 @@ class Cuda:
     def _collect(self) -> None:
         """Takes back what finalizers have given up."""
         while self._returned:
-            kind, place = self._returned.popleft()
-            heappush(self._free.setdefault(kind, []), place)
+            kind, entry = self._returned.popleft()
+            heappush(self._free.setdefault(kind, []), entry)
         if self._discarded:
             self.finish()
         while self._discarded:
@@ -175,12 +174,8 @@ class Cuda:
 
     def copy(self, source: Any, target: CudaArray) -> None:
         """See `earn.runtime.memory.Device`; returns when it is done."""
-        if math.prod(target.shape):
-            self.send(source, target)
-            self.finish()
-
-    def send(self, source: Any, target: CudaArray) -> None:
-        """`copy` that may still be under way when it returns."""
+        if not target.nbytes:
+            return
         if not isinstance(source, CudaArray):
             source = np.broadcast_to(np.asarray(source, np.float32), target.shape)
             self.upload(np.ascontiguousarray(source), target.address)
@@ -192,6 +187,7 @@ class Cuda:
                 self.copy_rows(
                     target.address + user * row, target.shape[1] * row, source.address, row, row, len(target)
                 )
+        self.finish()
 
     def upload(self, source: Array, address: int) -> None:
         """Starts copying a host array of any type, in one piece, to an address; the array is kept until it is done."""

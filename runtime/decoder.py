@@ -29,7 +29,7 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Prompted:
+class ReadPrompts:
     """Prompts of a batch that the early stage has read."""
 
     early: KeyValueCache
@@ -65,7 +65,6 @@ class Decoder:
         self._readout = manifest.limits.readout
         self._head = constant_head(manifest.model)
         self._prefix = len(manifest.model.prefix_ids)
-        self._compact = manifest.model.positions == "compact"
         self._early_head = KeyValueCache(self._sizes, "early", len(self._head), 1, self.device)
         self._late_head = KeyValueCache(self._sizes, "late", self._prefix, 1, self.device)
         if self._head:
@@ -89,7 +88,7 @@ class Decoder:
         """Rows that a history of so many tokens takes behind the constant head."""
         return history + len(self._end)
 
-    def read(self, histories: Sequence[Sequence[int]], generated: int) -> Prompted:
+    def read(self, histories: Sequence[Sequence[int]], generated: int) -> ReadPrompts:
         """Reads the history tokens of each user; leaves room for `generated` rows more."""
         users, rows = len(histories), self.prompt_rows(max(map(len, histories)))
         tokens = np.zeros((users, rows), np.int64)
@@ -98,14 +97,14 @@ class Decoder:
             tokens[user, padding[user] :] = [*history, *self._end]
         return self._read(self.early_cache(rows + generated, users), tokens, padding)
 
-    def read_on(self, early: KeyValueCache, tokens: Sequence[int]) -> Prompted:
+    def read_on(self, early: KeyValueCache, tokens: Sequence[int]) -> ReadPrompts:
         """Reads one user's further history tokens behind those that the cache holds, and the prompt's end."""
         return self._read(early, np.array([[*tokens, *self._end]]), np.zeros(1, np.int64))
 
-    def _read(self, early: KeyValueCache, tokens: Ints, padding: Ints) -> Prompted:
+    def _read(self, early: KeyValueCache, tokens: Ints, padding: Ints) -> ReadPrompts:
         rows = tokens.shape[1]
         hidden = self._read_rows(early, tokens, padding, slice(rows - self._readout, rows))
-        return Prompted(early, padding, hidden, early.rows)
+        return ReadPrompts(early, padding, hidden, early.rows)
 
     def _read_rows(self, early: KeyValueCache, tokens: Ints, padding: Ints, kept: slice) -> Memory:
         """Reads prompt rows, in pieces: their attention then stays in the processor's caches, and masks half as much.
@@ -120,8 +119,8 @@ class Decoder:
         users, rows = tokens.shape
         before = early.rows
         pieces = -(-rows // PIECE)
-        for number in range(pieces):
-            start, stop = (rows * edge // pieces for edge in (number, number + 1))
+        for piece in range(pieces):
+            start, stop = (rows * edge // pieces for edge in (piece, piece + 1))
             first, last = max(start, kept.start), min(stop, kept.stop)
             wanted = np.arange(first, last) if first < last else np.array([start])  # a stage gives one row at least
             bias = causal_bias(stop - start, before + stop)
@@ -131,16 +130,16 @@ class Decoder:
             position = np.maximum(before + np.arange(start, stop) - padding[:, None], 0)
             hidden = self._early(early, tokens[:, start:stop], position, bias, wanted - start)
             if first < last:
-                found = hidden  # all of them: where there are several pieces, each holds MOST_REGISTERS rows at least
-        return found
+                kept_hidden = hidden  # all of them: of several pieces, each holds MOST_REGISTERS rows at least
+        return kept_hidden
 
     def _padding_bias(self, padding: Ints, rows: int) -> Floats:
         """[b,1,1,rows]: what masks the padding, which stands between constant head and history."""
-        place = np.arange(rows) - len(self._head)
-        is_padding = (place >= 0) & (place < padding[:, None])
+        row = np.arange(rows) - len(self._head)
+        is_padding = (row >= 0) & (row < padding[:, None])
         return np.where(is_padding, np.float32(MASKED), np.float32(0))[:, None, None]
 
-    def prefill(self, prompted: Prompted, generated: int) -> tuple[Decoding, Floats]:
+    def prefill(self, prompts: ReadPrompts, generated: int) -> tuple[Decoding, Floats]:
         """The late stage over prompts that were read.
 
         Args:
@@ -149,19 +148,19 @@ class Decoder:
         Returns:
             The batch before its first pass, and the logits [b,v] of the first code.
         """
-        users, readout = len(prompted.padding), self._readout
+        users, readout = len(prompts.padding), self._readout
         late = KeyValueCache(self._sizes, "late", self._prefix + readout + generated, users, self.device)
         late.extend(self._late_head.past)
-        next_position = prompted.rows - prompted.padding
-        position = self._late_position(next_position)[:, None] - np.arange(readout, 0, -1)
+        next_position = prompts.rows - prompts.padding
+        position = next_position[:, None] - np.arange(readout, 0, -1)
         bias = np.broadcast_to(
             causal_bias(readout, self._prefix + readout), (users, 1, readout, self._prefix + readout)
         )
-        logits = self._late(late, prompted.hidden, position, bias, 1)
+        logits = self._late(late, prompts.hidden, position, bias, 1)
         state = Decoding(
-            early=prompted.early,
+            early=prompts.early,
             late=late,
-            early_bias=self._padding_bias(prompted.padding, prompted.rows),
+            early_bias=self._padding_bias(prompts.padding, prompts.rows),
             late_bias=np.zeros((users, 1, 1, self._prefix + readout), np.float32),
             next_position=next_position,
         )
@@ -182,12 +181,7 @@ class Decoder:
         position = state.next_position[:, None] + depth
         generated = np.where(sees, np.float32(0), np.float32(MASKED))[:, None]  # [b,1,m,generated]
         hidden = self._early(state.early, tokens, position, _beside(state.early_bias, generated), np.arange(rows))
-        position = self._late_position(state.next_position)[:, None] + depth
         return self._late(state.late, hidden, position, _beside(state.late_bias, generated), rows)
-
-    def _late_position(self, next_position: Ints) -> Ints:
-        """The first generated token's position in the late stage [b], from that in the early one."""
-        return np.full_like(next_position, self._prefix + self._readout) if self._compact else next_position
 
     def _early(self, cache: KeyValueCache, tokens: Ints, position: Ints, bias: Floats, keep: Ints) -> Memory:
         """Hidden states [b,r,d] of the rows `keep`."""

@@ -1,35 +1,41 @@
 """Engines: what runs the two stages. One small protocol, and one table of those that can be asked for by name.
 
-An engine that was asked for is the engine that runs, or there is an error. "auto" takes the fastest that has what it
-needs here, and says (in the log) which and why.
+An engine that was asked for is the engine that runs, or there is an error. "auto" takes the first automatic row of the
+table that has what it needs here, and says (in the log) which and why.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
 from earn.errors import EarnError
 from earn.manifest import Manifest
-from earn.runtime.cuda import shared_device
-from earn.runtime.engine_files import check_form, engine_paths
+from earn.runtime.engine_files import TENSORRT, check_form, engine_paths
 from earn.runtime.memory import Device
 from earn.runtime.onnx_engine import (
     OnnxEngine,
-    OnnxStages,
-    check_available,
+    Provider,
+    check_provider,
     cuda_options,
+    refuse_dynamic_ranges,
     rtx_options,
     session_options,
     tensorrt_options,
 )
 from earn.runtime.rtx import PROVIDER
 from earn.runtime.tensorrt_api import this_machine
+from earn.runtime.tensorrt_engine import TensorRTEngine
 
 _log = logging.getLogger(__name__)
+
+AUTO = "auto"
+MOST_THREADS = 256  # thousands of them take minutes to start
 
 
 class Engine(Protocol):
@@ -48,24 +54,47 @@ class Engine(Protocol):
         ...
 
 
-NATIVE = "tensorrt"
-AUTO = (NATIVE, "cuda", "cpu")  # the fastest first
+@dataclass(frozen=True)
+class EngineRow:
+    """An engine that can be asked for by name. Every check raises EarnError with a remedy."""
+
+    load: Callable[[Path, Manifest, Callable[[], Any]], Engine]  # the last makes options of an ONNX Runtime session
+    check_machine: Callable[[], object]  # a package, a provider or a GPU is missing that it needs for any bundle
+    check_graphs: Callable[[Manifest, Path], None] = lambda manifest, folder: None  # it does not take their form
+    check_files: Callable[[Path, Manifest], object] = lambda folder, manifest: None  # what is built before is missing
+    is_automatic: bool = False  # whether "auto" may take it
+
+
+def onnx_row(
+    provider: Provider,
+    check_graphs: Callable[[Manifest, Path], None] = lambda manifest, folder: None,
+    is_automatic: bool = False,
+) -> EngineRow:
+    """The row of an execution provider of ONNX Runtime."""
+    return EngineRow(
+        partial(OnnxEngine, provider), partial(check_provider, provider), check_graphs, is_automatic=is_automatic
+    )
+
+
 _GPU = "pip uninstall onnxruntime, then pip install onnxruntime-gpu cuda-bindings"
+_RTX = "pip install 'onnxruntime>=1.31' onnxruntime-ep-nv-tensorrt-rtx cuda-bindings"
 
-# Those of ONNX Runtime. The one besides is NATIVE: TensorRT itself, with engines that stand in the bundle.
-ENGINES: Mapping[str, OnnxEngine] = {
-    "cpu": OnnxEngine("CPUExecutionProvider", "pip install onnxruntime", on_gpu=False),
-    "cuda": OnnxEngine("CUDAExecutionProvider", _GPU, cuda_options),
-    "tensorrt-ep": OnnxEngine("TensorrtExecutionProvider", f"{_GPU}, and TensorRT 10", tensorrt_options),
-    "tensorrt-rtx": OnnxEngine(
-        PROVIDER,
-        "pip install 'onnxruntime>=1.31' onnxruntime-ep-nv-tensorrt-rtx cuda-bindings",
-        rtx_options,
-        is_plugin=True,
+# The automatic ones stand before the others, the fastest first.
+ENGINES: Mapping[str, EngineRow] = {
+    TENSORRT: EngineRow(
+        load=lambda folder, manifest, options: TensorRTEngine(folder, manifest),
+        check_machine=this_machine,
+        check_graphs=check_form,
+        check_files=lambda folder, manifest: engine_paths(folder, manifest, this_machine(), verify=False),
+        is_automatic=True,
     ),
+    "cuda": onnx_row(Provider("CUDAExecutionProvider", _GPU, cuda_options), refuse_dynamic_ranges, is_automatic=True),
+    "cpu": onnx_row(Provider("CPUExecutionProvider", "pip install onnxruntime", on_gpu=False), is_automatic=True),
+    "tensorrt-ep": onnx_row(
+        Provider("TensorrtExecutionProvider", f"{_GPU}, and TensorRT 10", tensorrt_options), check_form
+    ),
+    "tensorrt-rtx": onnx_row(Provider(PROVIDER, _RTX, rtx_options, is_plugin=True), check_form),
 }
-
-MOST_THREADS = 256  # thousands of them take minutes to start
 
 
 def load_engine(
@@ -79,38 +108,25 @@ def load_engine(
     """The engine of that name over a bundle's graphs. The defaults are for an app that is idle most of the time.
 
     Args:
-        name: one of ENGINES, NATIVE, or "auto".
+        name: one of ENGINES, or "auto".
         threads: threads of one call; ONNX Runtime's own choice (the physical cores) if None.
         spinning: whether threads wait for their next call at full speed, which takes cores from the other stage.
-        arena: whether memory for what is computed in between is kept from call to call.
+        arena: whether working memory is kept from call to call.
 
     Raises:
         EarnError: no such engine, it is not available here, or the graphs are not those of the manifest.
     """
-    names = (*ENGINES, NATIVE, "auto")
-    if name not in names:
-        raise EarnError(f"There is no engine {name!r}. Take one of: {', '.join(names)}.")
+    if name not in (*ENGINES, AUTO):
+        raise EarnError(f"There is no engine {name!r}. Take one of: {', '.join((*ENGINES, AUTO))}.")
     if threads is not None and not (isinstance(threads, Integral) and 1 <= threads <= MOST_THREADS):
         raise EarnError(f"threads is {threads!r}. Take 1 to {MOST_THREADS}, or None for the machine's own number.")
-    if name == "auto":
+    if name == AUTO:
         name, why = choose_engine(folder, manifest)
         _log.info("engine %s%s", name, f" ({why})" if why else "")
-    check_precision(name, folder, manifest)
-    if name == NATIVE:
-        from earn.runtime.tensorrt_engine import TensorRTStages
-
-        return TensorRTStages(folder, manifest)
     engine = ENGINES[name]
-    check_available(engine)
-    return OnnxStages(engine, folder, manifest, lambda: session_options(threads, spinning, arena))
-
-
-def check_precision(name: str, folder: Path, manifest: Manifest) -> None:
-    """Raises EarnError where an engine has no kernels for a bundle's graphs."""
-    if name in (NATIVE, "tensorrt-ep", "tensorrt-rtx"):
-        check_form(manifest, folder)
-    if name == "cuda" and manifest.precision == "int8-dynamic":
-        raise EarnError(f"{folder}: CUDA finds no ranges of activations (int8-dynamic). Take engine='cpu', or fp16.")
+    engine.check_graphs(manifest, folder)
+    engine.check_machine()
+    return engine.load(folder, manifest, partial(session_options, threads, spinning, arena))
 
 
 def choose_engine(folder: Path, manifest: Manifest) -> tuple[str, str]:
@@ -119,29 +135,23 @@ def choose_engine(folder: Path, manifest: Manifest) -> tuple[str, str]:
     Returns:
         Its name, and why it is not a faster one.
     """
-    reasons = {name: why_not(name, folder, manifest) for name in AUTO}
-    chosen = next((name for name, why in reasons.items() if not why), AUTO[-1])
-    faster = AUTO[: AUTO.index(chosen)]
-    return chosen, "; ".join(f"{name}: {reasons[name]}" for name in faster)
+    reasons = []
+    for name in (name for name, engine in ENGINES.items() if engine.is_automatic):
+        if not (why := why_not(name, folder, manifest)):
+            break
+        reasons.append(f"{name}: {why}")
+    else:  # the last one's error then says what is missing
+        reasons.pop()
+    return name, "; ".join(reasons)
 
 
 def why_not(name: str, folder: Path, manifest: Manifest) -> str:
     """What an engine lacks here to run a bundle; "" if nothing is known to be missing."""
+    engine = ENGINES[name]
     try:
-        check_precision(name, folder, manifest)
-        check_machine(name)
-        if name == NATIVE:
-            engine_paths(folder, manifest, this_machine(), verify=False)
+        engine.check_graphs(manifest, folder)
+        engine.check_machine()
+        engine.check_files(folder, manifest)
     except (EarnError, ImportError) as error:
         return str(error)
     return ""
-
-
-def check_machine(name: str) -> None:
-    """Raises EarnError where a package, a provider or a GPU is missing that an engine needs for any bundle."""
-    if name == NATIVE:
-        this_machine()
-        return
-    check_available(ENGINES[name])
-    if ENGINES[name].on_gpu:
-        shared_device()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,10 @@ from earn.runtime.cuda import Gpu
 from earn.shape_ranges import profile_hash, profiles
 from earn.specs import STAGES
 
-TENSORRT_FOLDER = f"{ENGINES_FOLDER}/tensorrt"
+TENSORRT = "tensorrt"  # the engine that runs these files
+TENSORRT_FOLDER = f"{ENGINES_FOLDER}/{TENSORRT}"
 ENGINE_FILES = {stage: f"{stage}.engine" for stage in STAGES}
 RECORD_FILE = "engines.json"
-
-# Which other GPUs an engine runs on, by the setting that it was built with.
-HARDWARE: Mapping[str, str] = {
-    "none": "the GPU model that it was built on",
-    "same": "GPUs of the same architecture",
-    "ampere+": "GPUs of architecture 8.0 and later",
-}
 
 
 @dataclass(frozen=True)
@@ -64,6 +58,32 @@ class EngineRecord:
         write_json(folder / RECORD_FILE, to_json(self))
 
 
+@dataclass(frozen=True)
+class Hardware:
+    """Which GPUs an engine file runs on: a setting of the build."""
+
+    meaning: str  # the GPUs in words
+    level: str  # its name in TensorRT's HardwareCompatibilityLevel
+    runs_on: Callable[[EngineRecord, Gpu], bool]
+
+
+HARDWARE: Mapping[str, Hardware] = {
+    "none": Hardware(
+        "the GPU model that it was built on",
+        "NONE",
+        lambda record, gpu: (record.gpu, record.architecture) == (gpu.name, gpu.architecture),
+    ),
+    "same": Hardware(
+        "GPUs of the same architecture",
+        "SAME_COMPUTE_CAPABILITY",
+        lambda record, gpu: record.architecture == gpu.architecture,
+    ),
+    "ampere+": Hardware(
+        "GPUs of architecture 8.0 and later", "AMPERE_PLUS", lambda record, gpu: float(gpu.architecture) >= 8.0
+    ),
+}
+
+
 def graph_hash(manifest: Manifest) -> str:
     """What the engines are made of: a hash of the graphs' sums in the manifest, weights included."""
     sums = {
@@ -83,14 +103,14 @@ def cache_folder(folder: Path, engine: str) -> Path:
     Raises:
         EarnError: the bundle cannot be written to.
     """
-    kept = folder / ENGINES_FOLDER / engine
+    cache = folder / ENGINES_FOLDER / engine
     try:
-        kept.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EarnError(
-            f"{kept}: {error.strerror}. The engine {engine!r} keeps what it builds in the bundle."
+            f"{cache}: {error.strerror}. The engine {engine!r} keeps what it builds in the bundle."
         ) from error
-    return kept
+    return cache
 
 
 def check_form(manifest: Manifest, where: Path) -> None:
@@ -137,19 +157,20 @@ def load_record(folder: Path) -> EngineRecord:
 
 def differences(record: EngineRecord, manifest: Manifest, here: Target) -> list[str]:
     """Why engines of this record cannot run this bundle on this machine; [] if they can."""
-    found = []
+    reasons = []
     if record.graphs != graph_hash(manifest) or record.precision != manifest.precision:
-        found.append("they were built from other graphs")
+        reasons.append("they were built from other graphs")
     if record.profiles != ranges_hash(manifest):
-        found.append("they were built for other limits")
+        reasons.append("they were built for other limits")
     if not _is_version_right(record, here):
-        found.append(f"they were built by TensorRT {record.tensorrt}, here is {here.tensorrt}")
-    if not _is_gpu_right(record, here.gpu):
-        found.append(
-            f"they were built on {record.gpu} (architecture {record.architecture}) for {HARDWARE[record.hardware]}, "
+        reasons.append(f"they were built by TensorRT {record.tensorrt}, here is {here.tensorrt}")
+    hardware = HARDWARE[record.hardware]
+    if not hardware.runs_on(record, here.gpu):
+        reasons.append(
+            f"they were built on {record.gpu} (architecture {record.architecture}) for {hardware.meaning}, "
             f"here is {here.gpu.name} ({here.gpu.architecture})"
         )
-    return found
+    return reasons
 
 
 def _is_version_right(record: EngineRecord, here: Target) -> bool:
@@ -157,13 +178,6 @@ def _is_version_right(record: EngineRecord, here: Target) -> bool:
         return True
     built, own = (tuple(map(int, version.split(".")[:2])) for version in (record.tensorrt, here.tensorrt))
     return record.version_compatible and built[0] == own[0] and built <= own
-
-
-def _is_gpu_right(record: EngineRecord, gpu: Gpu) -> bool:
-    if record.hardware == "ampere+":
-        return float(gpu.architecture) >= 8.0
-    is_same = record.architecture == gpu.architecture
-    return is_same and (record.hardware == "same" or record.gpu == gpu.name)
 
 
 def engine_paths(

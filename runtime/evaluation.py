@@ -45,8 +45,8 @@ def target_ranks(
     for start in range(0, len(examples), BATCH):
         chosen = examples[start : start + BATCH]
         histories = [[item_ids[item] for item in example.history] for example in chosen]
-        found = recommender.recommend_batch(histories, most, most, exclude_history=exclude_history)
-        for example, items in zip(chosen, found, strict=True):
+        lists = recommender.recommend_batch(histories, most, most, exclude_history=exclude_history)
+        for example, items in zip(chosen, lists, strict=True):
             ranks.append(target_rank([item.item_id for item in items], item_ids[example.target]))
         if progress:
             progress(len(ranks), len(examples))

@@ -26,17 +26,13 @@ from earn.specs import StageSpecs, all_specs
 Options = Callable[[Path, str, Manifest], Mapping[str, str]]
 
 
-def _no_options(folder: Path, stage: str, manifest: Manifest) -> Mapping[str, str]:
-    return {}
-
-
 @dataclass(frozen=True)
-class OnnxEngine:
-    """An engine of ONNX Runtime."""
+class Provider:
+    """An execution provider of ONNX Runtime."""
 
-    provider: str  # execution provider that must be the one that runs
+    name: str  # execution provider that must be the one that runs
     remedy: str  # what to install when it is not there
-    options: Options = _no_options  # the provider's settings for a stage of the bundle
+    options: Options = lambda folder, stage, manifest: {}  # the provider's settings for a stage of the bundle
     on_gpu: bool = True  # caches stay in the GPU's memory
     is_plugin: bool = False  # a package of its own brings the provider (see earn.runtime.rtx)
 
@@ -51,25 +47,25 @@ def tensorrt_options(folder: Path, stage: str, manifest: Manifest) -> Mapping[st
 
     Without a flag for a precision the network is strongly typed: precision is what the graph says.
     """
-    kept = str(cache_folder(folder, "tensorrt-ep"))
+    cache = str(cache_folder(folder, "tensorrt-ep"))
     return {
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": kept,
+        "trt_engine_cache_path": cache,
         "trt_engine_cache_prefix": f"{stage}-{graph_hash(manifest)[:12]}",  # another graph's engine is never taken
         "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": kept,
+        "trt_timing_cache_path": cache,
         **_shapes("trt", stage, manifest),
     }
 
 
 def rtx_options(folder: Path, stage: str, manifest: Manifest) -> Mapping[str, str]:
     """Kernels for this GPU are kept in the bundle."""
-    kept = cache_folder(folder, "tensorrt-rtx") / "kernels"
-    return {"nv_runtime_cache_path": str(kept), **_shapes("nv", stage, manifest)}
+    cache = cache_folder(folder, "tensorrt-rtx") / "kernels"
+    return {"nv_runtime_cache_path": str(cache), **_shapes("nv", stage, manifest)}
 
 
 def _shapes(prefix: str, stage: str, manifest: Manifest) -> dict[str, str]:
-    """The range of every input as both TensorRT providers take it: "name:1x2x3". One, for they stay with the first."""
+    """The range of every input as both TensorRT providers take it: "name:1x2x3". They use the first range alone."""
     ranges = whole_profile(stage, manifest.sizes, manifest.limits).ranges
 
     def written(size: Callable[[Range], Shape]) -> str:
@@ -82,33 +78,29 @@ def _shapes(prefix: str, stage: str, manifest: Manifest) -> dict[str, str]:
     }
 
 
-def check_available(engine: OnnxEngine) -> None:
-    """Raises EarnError where this ONNX Runtime lacks the engine's provider; registers a plugin's."""
+def refuse_dynamic_ranges(manifest: Manifest, where: Path) -> None:
+    """Raises EarnError for a bundle whose activations are quantized with ranges that are found anew at every call."""
+    if manifest.precision == "int8-dynamic":
+        raise EarnError(f"{where}: CUDA finds no ranges of activations (int8-dynamic). Take engine='cpu', or fp16.")
+
+
+def check_provider(provider: Provider) -> None:
+    """Registers a plugin's provider.
+
+    Raises:
+        EarnError: this ONNX Runtime lacks the provider, or it needs a GPU and there is none.
+    """
     import onnxruntime
 
-    if engine.is_plugin:
-        register(engine.remedy)
-    elif not is_installed(engine):
+    available = onnxruntime.get_available_providers()
+    if provider.is_plugin:
+        register(provider.remedy)
+    elif provider.name not in available:
         raise EarnError(
-            f"This onnxruntime has no {engine.provider}, only {', '.join(onnxruntime.get_available_providers())}. "
-            f"Install it: {engine.remedy}"
+            f"This onnxruntime has no {provider.name}, only {', '.join(available)}. Install it: {provider.remedy}"
         )
-
-
-def is_installed(engine: OnnxEngine) -> bool:
-    """Whether this ONNX Runtime was built with the engine's provider; that says nothing of the machine."""
-    import onnxruntime
-
-    return engine.provider in onnxruntime.get_available_providers()
-
-
-def preload() -> None:
-    """Lets ONNX Runtime find CUDA's libraries where pip has put them; else the system's are taken."""
-    import onnxruntime
-
-    if hasattr(onnxruntime, "preload_dlls"):  # from 1.21 on
-        with redirect_stdout(sys.stderr):  # it talks
-            onnxruntime.preload_dlls()
+    if provider.on_gpu:
+        shared_device()
 
 
 def session_options(threads: int | None, spinning: bool, arena: bool) -> Any:
@@ -124,22 +116,23 @@ def session_options(threads: int | None, spinning: bool, arena: bool) -> Any:
     return options
 
 
-class OnnxStages:
+class OnnxEngine:
     """Both stages as ONNX Runtime sessions."""
 
-    def __init__(self, engine: OnnxEngine, folder: Path, manifest: Manifest, options: Callable[[], Any]) -> None:
+    def __init__(self, provider: Provider, folder: Path, manifest: Manifest, options: Callable[[], Any]) -> None:
         """Loads the bundle's graphs; `options` makes a session's options anew."""
-        self.device: Any = HOST
-        if engine.on_gpu:
-            self.device = shared_device()
-            if not engine.is_plugin:
-                preload()
+        import onnxruntime
+
+        self.device: Any = shared_device() if provider.on_gpu else HOST
+        if provider.on_gpu and not provider.is_plugin and hasattr(onnxruntime, "preload_dlls"):  # from 1.21 on
+            with redirect_stdout(sys.stderr):  # it prints to stdout
+                onnxruntime.preload_dlls()  # finds CUDA's libraries where pip has put them, else the system's
         self._sessions: dict[str, Any] = {}
         for stage, specs in all_specs(manifest.sizes, manifest.limits).items():
             path = folder / GRAPH_FILES[stage]
-            session = _session(engine, folder, stage, manifest, options)
-            if session.get_providers()[0] != engine.provider:
-                raise EarnError(f"{path}: asked for {engine.provider}, got {session.get_providers()[0]}.")
+            session = _session(provider, folder, stage, manifest, options)
+            if session.get_providers()[0] != provider.name:
+                raise EarnError(f"{path}: asked for {provider.name}, got {session.get_providers()[0]}.")
             check_graph(session, specs, path)
             self._sessions[stage] = session
 
@@ -163,32 +156,32 @@ class OnnxStages:
         session.run_with_iobinding(binding)
 
 
-def _session(engine: OnnxEngine, folder: Path, stage: str, manifest: Manifest, make_options: Callable[[], Any]) -> Any:
+def _session(provider: Provider, folder: Path, stage: str, manifest: Manifest, new_options: Callable[[], Any]) -> Any:
     import onnxruntime
 
-    path, provider = folder / GRAPH_FILES[stage], dict(engine.options(folder, stage, manifest))
+    path, settings = folder / GRAPH_FILES[stage], dict(provider.options(folder, stage, manifest))
 
     def options() -> Any:
-        made = make_options()
-        if engine.on_gpu:
-            made.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        if engine.is_plugin:
-            made.add_provider_for_devices(register(engine.remedy)[:1], provider)
-        return made
+        session_options = new_options()
+        if provider.on_gpu:
+            session_options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        if provider.is_plugin:
+            session_options.add_provider_for_devices(register(provider.remedy)[:1], settings)
+        return session_options
 
     try:
-        if engine.is_plugin:
+        if provider.is_plugin:
             path = compiled_graph(cache_folder(folder, "tensorrt-rtx"), path, manifest, options())
             return onnxruntime.InferenceSession(str(path), options(), enable_fallback=0)
-        providers = [(engine.provider, provider)]
+        providers = [(provider.name, settings)]
         return onnxruntime.InferenceSession(str(path), options(), providers=providers, enable_fallback=0)
     except EarnError:
         raise
     except Exception as error:  # onnxruntime raises classes of its own without a common base
         remedy = (
-            "Check driver, CUDA, cuDNN and TensorRT (docs/gpu.md)" if engine.on_gpu else "Export the checkpoint again"
+            "Check driver, CUDA, cuDNN and TensorRT (docs/gpu.md)" if provider.on_gpu else "Export the checkpoint again"
         )
-        raise EarnError(f"{path}: ONNX Runtime cannot load it for {engine.provider} ({error}). {remedy}.") from error
+        raise EarnError(f"{path}: ONNX Runtime cannot load it for {provider.name} ({error}). {remedy}.") from error
 
 
 def check_graph(session: Any, specs: StageSpecs, path: Path) -> None:

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from earn.catalog import CATALOG_FILE, Catalog
+from earn.config import SCORING_RULES
 from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.prompts import history_tokens
 from earn.runtime.beam import Beams
-from earn.runtime.decoder import Decoder, Prompted
+from earn.runtime.decoder import Decoder, ReadPrompts
 from earn.runtime.engine import Engine, load_engine
 from earn.runtime.search import Search
 from earn.runtime.session import Session
@@ -130,17 +131,18 @@ class Recommender:
         if len(exclude) != len(histories):
             raise EarnError(f"There are {len(histories)} histories but {len(exclude)} exclusions. Give one for each.")
         known = [self.indices(history, unknown) for history in histories]
-        for number, history in enumerate(known):
+        for user, history in enumerate(known):
             if not history:
-                raise EarnError(f"History {number} has no known item. Give at least one item of the catalog.")
-        barred = [set(self.indices(items, unknown)) for items in exclude]
+                raise EarnError(f"History {user} has no known item. Give at least one item of the catalog.")
+        excluded = [set(self.indices(items, unknown)) for items in exclude]
         if exclude_history:
-            barred = [items | set(history) for items, history in zip(barred, known, strict=True)]
+            excluded = [items | set(history) for items, history in zip(excluded, known, strict=True)]
         results: list[list[Recommendation]] = []
-        batch = self.manifest.limits.batch
+        batch, generated = self.manifest.limits.batch, generated_rows(width, self.trie.depth)
         for start in range(0, len(known), batch):
             chosen = slice(start, start + batch)
-            results += self._search(known[chosen], barred[chosen], k, width)
+            prompts = self.decoder.read([self.tokens(history) for history in known[chosen]], generated)
+            results += self.search(prompts, excluded[chosen], k, width)
         return results
 
     def session(self, history: Sequence[str | int] = (), unknown: str = "error") -> Session:
@@ -170,14 +172,9 @@ class Recommender:
             raise EarnError(f"k is {k!r} and beams {beams!r}. Give whole numbers.")
         if beams is None:
             beams = min(DEFAULT_BEAMS, most)
-        if not 1 <= k <= most:
-            raise EarnError(
-                f"k is {k}. This bundle returns 1 to {most} items; export with a larger --max-beams for more."
-            )
-        if not 1 <= beams <= most:
-            raise EarnError(
-                f"beams is {beams}. This bundle takes 1 to {most}; export with a larger --max-beams for more."
-            )
+        for name, value, allows in (("k", k, f"returns 1 to {most} items"), ("beams", beams, f"takes 1 to {most}")):
+            if not 1 <= value <= most:
+                raise EarnError(f"{name} is {value}. This bundle {allows}; export with a larger --max-beams for more.")
         return max(k, beams)
 
     def indices(self, item_ids: Collection[str | int], unknown: str = "error") -> list[int]:
@@ -188,14 +185,14 @@ class Recommender:
             raise EarnError(f"Got the text {item_ids!r} where a list of item ids belongs. Write [{item_ids!r}].")
         if not isinstance(item_ids, Collection):
             raise EarnError(f"Got {item_ids!r} where a list of item ids belongs.")
-        index = self.catalog.index
-        indices = [index.get(str(item_id), -1) for item_id in item_ids]
+        known = self.catalog.index
+        indices = [known.get(str(item_id), -1) for item_id in item_ids]
         if unknown == "error" and -1 in indices:
-            missing = next(item_id for item_id, place in zip(item_ids, indices, strict=True) if place < 0)
+            missing = next(item_id for item_id, index in zip(item_ids, indices, strict=True) if index < 0)
             raise EarnError(
                 f'The catalog has no item {str(missing)!r}. Check the id, or skip it: unknown="skip" (--unknown skip).'
             )
-        return [place for place in indices if place >= 0]
+        return [index for index in indices if index >= 0]
 
     def tokens(self, items: Sequence[int], follows: bool = False) -> list[int]:
         """The tokens of a history of item indices, beyond the model's limit those of the newest.
@@ -207,33 +204,25 @@ class Recommender:
         separator = list(model.prompt.separator) if follows else []
         return separator + history_tokens([self._identifiers[item] for item in items], model)
 
-    def _search(
-        self, histories: Sequence[Sequence[int]], barred: Sequence[set[int]], k: int, width: int
-    ) -> list[list[Recommendation]]:
-        """Reads the prompts of one batch and searches."""
-        generated = generated_rows(width, self.trie.depth)
-        tokens = [self.tokens(history) for history in histories]
-        return self.search(self.decoder.read(tokens, generated), barred, k, width)
-
     def search(
-        self, prompted: Prompted, barred: Sequence[Collection[int]], k: int, width: int
+        self, prompts: ReadPrompts, excluded: Sequence[Collection[int]], k: int, width: int
     ) -> list[list[Recommendation]]:
-        """The best items of a batch whose prompts were read; `barred` are item indices."""
-        state, first = self.decoder.prefill(prompted, generated_rows(width, self.trie.depth))
-        exclusions = Exclusions.of(self.trie, barred)
-        search = Search(self.trie, self.manifest.scoring, width, k, self.lookahead)
+        """The best items of a batch whose prompts were read; `excluded` are item indices."""
+        state, first = self.decoder.prefill(prompts, generated_rows(width, self.trie.depth))
+        exclusions = Exclusions.of(self.trie, excluded)
+        search = Search(self.trie, SCORING_RULES[self.manifest.scoring], width, k, self.lookahead)
         beams = search.run(self.decoder, state, first, exclusions)
-        return [self._items(beams, user, items, k) for user, items in enumerate(barred)]
+        return [self._items(beams, user, items, k) for user, items in enumerate(excluded)]
 
-    def _items(self, beams: Beams, user: int, barred: Collection[int], k: int) -> list[Recommendation]:
+    def _items(self, beams: Beams, user: int, excluded: Collection[int], k: int) -> list[Recommendation]:
         """The items that a user's beams name, best first."""
         mine = np.flatnonzero(beams.user == user)
-        found = [
+        ranked = [
             (item, float(score))
             for node, score in zip(beams.node[mine], beams.score[mine], strict=True)
             for item in self.trie.items(node).tolist()
-            if item not in barred
+            if item not in excluded
         ]
         return [
-            Recommendation(self.catalog.item_ids[item], score, self.catalog.titles[item]) for item, score in found[:k]
+            Recommendation(self.catalog.item_ids[item], score, self.catalog.titles[item]) for item, score in ranked[:k]
         ]

@@ -49,22 +49,22 @@ def register(remedy: str) -> list[Any]:
             raise EarnError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {PLUGIN} ({error}). Check driver and versions."
             ) from error
-    if not (found := devices()):
+    if not (gpus := devices()):
         raise EarnError(
             f"{PROVIDER} finds no GPU that it takes (architecture 8.6, 8.9, 12.0 or later). Check nvidia-smi."
         )
-    return found
+    return gpus
 
 
-def compiled_graph(kept: Path, source: Path, manifest: Manifest, options: Any) -> Path:
-    """A stage's compiled model in the folder `kept`; compiled now where there is none of these graphs for this GPU.
+def compiled_graph(folder: Path, source: Path, manifest: Manifest, options: Any) -> Path:
+    """A stage's compiled model in `folder`; compiled now where there is none of these graphs for this GPU.
 
     Raises:
         EarnError: the provider cannot compile the graph.
     """
     import onnxruntime
 
-    record, own = _record(manifest), kept / source.stem
+    record, own = _record(manifest), folder / source.stem
     if not _is_of(own / RECORD_FILE, record):
         with folder_written_whole(own) as beside:
             try:
@@ -88,7 +88,6 @@ def _record(manifest: Manifest) -> dict[str, str]:
 
 def _is_of(path: Path, record: Mapping[str, str]) -> bool:
     try:
-        found: Any = read_json(path)
+        return bool(read_json(path) == record)
     except EarnError:
         return False
-    return bool(found == record)

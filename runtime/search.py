@@ -4,8 +4,8 @@ A row is a node of the trie under a user's prompt, so no row is ever computed tw
 without changing an answer (but for int8-dynamic, whose ranges are those of a call):
 
     determined    under the rule "trie" a prefix that leads to one leaf needs no row (see earn.runtime.beam)
-    lookahead     where few tokens can follow the beams, their rows go along with the beams' own, and the next pass is
-                  spared: a pass costs the reading of all weights, however few its rows
+    lookahead     where few tokens can follow the beams, the same pass computes their rows too and saves the next pass:
+                  a pass costs the reading of all weights, however few its rows
     settled       a user whose best k items can no longer change needs no further row: scores only fall
 """
 
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.runtime.beam import Beams, Floats, child_scores, children, place_in_group, root_beams, step
+from earn.config import ScoringRule
+from earn.runtime.beam import Beams, Floats, child_scores, children, rank_in_group, root_beams, step
 from earn.runtime.decoder import Decoder, Decoding
 from earn.runtime.trie import Exclusions, Ints, ItemTrie, find
 
@@ -25,26 +26,26 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Search:
-    """What is asked for, and how it is looked for."""
+    """The settings of a search."""
 
     trie: ItemTrie
-    scoring: str  # one of SCORING_RULES
+    rule: ScoringRule
     width: int  # beams per user
     k: int  # items per user
-    lookahead: int | None = None  # rows per user that a pass takes along for the next level; None: as many as the width
+    lookahead: int | None = None  # most rows per user that a pass computes for the next level; None: the width
 
     def run(self, decoder: Decoder, state: Decoding, first: NDArray[np.float32], exclusions: Exclusions) -> Beams:
         """Searches from prompts that were read; `first` [b,v] are the logits of the first code."""
-        users, how = len(first), (self.trie, self.scoring, self.width, exclusions)
+        users, settings = len(first), (self.trie, self.rule, self.width, exclusions)
         rows = Rows(self, decoder, state, first, exclusions)
-        beams = step(root_beams(users), np.ones(users, bool), rows.scores, *how)
+        beams = step(root_beams(users), np.ones(users, bool), rows.scores, *settings)
         for _ in range(1, self.trie.depth):
             is_open = ~self.trie.is_leaf(beams.node)
             is_open &= ~self._is_settled(beams, is_open, exclusions, users)[beams.user]
             if not is_open.any():
                 break
             scores = rows.scores_below(beams.user[is_open], beams.node[is_open])
-            beams = step(beams, is_open, scores, *how)
+            beams = step(beams, is_open, scores, *settings)
         return beams
 
     def _is_settled(self, beams: Beams, is_open: Bools, exclusions: Exclusions, users: int) -> Bools:
@@ -69,28 +70,28 @@ class Rows:
         self._key = np.arange(self._users) * len(search.trie)  # ascending: user * c + node
         self._row = np.full(self._users, -1)  # of each key, among the generated rows of its user's sequence
         self._start = np.arange(self._users) * int(search.trie.child_start[1] - 1)
-        self.scores = child_scores(roots, first, search.trie, search.scoring)  # of all keys, each from its start
+        self.scores = child_scores(roots, first, search.trie, search.rule)  # of all keys, each from its start
 
     def scores_below(self, user: Ints, node: Ints) -> Floats:
         """Log-probabilities of all children of these nodes, as `children` orders them; runs the model if it must."""
         trie = self._search.trie
         key = user * len(trie) + node
-        place, is_there = find(self._key, key)
-        if not is_there.all():
-            self._compute(user[~is_there], node[~is_there])
-            place, _ = find(self._key, key)
-        of, child = children(trie, node)
-        scores: Floats = self.scores[self._start[place][of] + child - trie.child_start[node][of]]
+        index, is_known = find(self._key, key)
+        if not is_known.all():
+            self._compute(user[~is_known], node[~is_known])
+            index, _ = find(self._key, key)
+        parent, child = children(trie, node)
+        scores: Floats = self.scores[self._start[index][parent] + child - trie.child_start[node][parent]]
         return scores
 
     def _compute(self, user: Ints, node: Ints) -> None:
-        """One pass for these nodes, which are all of one level, and, where they are few, for those that may follow."""
+        """One pass for these nodes, all of one level, and for those that may follow where these are few."""
         trie, asked = self._search.trie, len(node)
         ahead_user, ahead = self._ahead(user, node)
         user, node = np.concatenate((user, ahead_user)), np.concatenate((node, ahead))
         order = np.argsort(user, kind="stable")
         slot = np.empty_like(order)
-        slot[order] = place_in_group(user[order])
+        slot[order] = rank_in_group(user[order])
         before = self._state.generated
         self._remember(user, node, before + slot)
         shape = (self._users, int(slot.max()) + 1)
@@ -98,17 +99,17 @@ class Rows:
         tokens[user, slot], depth[user, slot] = trie.token[node], trie.level[node] - 1
         sees = self._sees(user, node, slot, before + shape[1])
         logits = self._decoder.step(self._state, tokens, depth, sees)[user, slot]
-        new = [child_scores(node[:asked], logits[:asked], trie, self._search.scoring)]
+        new = [child_scores(node[:asked], logits[:asked], trie, self._search.rule)]
         if len(ahead):
-            new.append(child_scores(ahead, logits[asked:], trie, self._search.scoring))
+            new.append(child_scores(ahead, logits[asked:], trie, self._search.rule))
         self.scores = np.concatenate((self.scores, *new))
 
     def _ahead(self, user: Ints, node: Ints) -> tuple[Ints, Ints]:
         """The nodes below these that the next level would need; none where a user has too many of them."""
         search, trie = self._search, self._search.trie
-        place, child = children(trie, node)
-        user = user[place]
-        needed = trie.determined[child] < 0 if search.scoring == "trie" else ~trie.is_leaf(child)
+        parent, child = children(trie, node)
+        user = user[parent]
+        needed = trie.determined[child] < 0 if search.rule.finishes_determined else ~trie.is_leaf(child)
         if self._exclusions.any:
             needed &= self._exclusions.left(user, child) > 0
         user, child = user[needed], child[needed]

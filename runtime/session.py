@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from earn.errors import EarnError
-from earn.runtime.decoder import Prompted
+from earn.runtime.decoder import ReadPrompts
 
 if TYPE_CHECKING:
     from earn.runtime.recommender import Recommendation, Recommender
@@ -45,7 +45,7 @@ class Session:
         limits = recommender.manifest.limits
         self._cache = recommender.decoder.early_cache(limits.prompt - limits.head + limits.generated)
         self._head = self._cache.rows
-        self._prompted: Prompted | None = None  # None: the window is empty, or its reading was broken off
+        self._prompt: ReadPrompts | None = None  # None: the window is empty, or its reading was broken off
         if self._items:
             self._ready()
 
@@ -76,22 +76,22 @@ class Session:
         """
         if not isinstance(item_id, (str, Integral)):
             raise EarnError(f"Got {item_id!r} where one item id belongs.")
-        found = self._recommender.indices([item_id], unknown="skip")
-        if not found:
+        items = self._recommender.indices([item_id], unknown="skip")
+        if not items:
             raise EarnError(f"The catalog has no item {str(item_id)!r}. Check the id.")
-        (item,) = found
+        (item,) = items
         with self._lock:
             items, start = [*self._items, item], self._start
             if len(items) - start > self._most:
                 start = len(items) - max(1, int(KEPT * self._most))
-            before, self._prompted = self._prompted, None  # should the reading break off, the old window is read anew
+            before, self._prompt = self._prompt, None  # should the reading break off, the old window is read anew
             if before is not None and start == self._start:
                 self._cache.shorten(before.rows - self._recommender.decoder.prompt_rows(0))
-                prompted = self._read([item], follows=True)
+                prompt = self._read([item], follows=True)
             else:
                 self._cache.shorten(self._head)
-                prompted = self._read(items[start:])
-            self._items, self._start, self._prompted = items, start, prompted
+                prompt = self._read(items[start:])
+            self._items, self._start, self._prompt = items, start, prompt
 
     def recommend(
         self,
@@ -107,17 +107,17 @@ class Session:
         """
         recommender = self._recommender
         width = recommender.search_width(k, beams)
-        barred = set(recommender.indices(exclude))
+        excluded = set(recommender.indices(exclude))
         with self._lock:
             if not self._items:
                 raise EarnError("The session has no item yet. Append one first.")
             if exclude_history:
-                barred |= set(self._items)
-            prompted = self._ready()
+                excluded |= set(self._items)
+            prompt = self._ready()
             try:
-                return recommender.search(prompted, [barred], k, width)[0]
+                return recommender.search(prompt, [excluded], k, width)[0]
             finally:
-                self._cache.shorten(prompted.rows)
+                self._cache.shorten(prompt.rows)
 
     def to_bytes(self) -> bytes:
         """The session as bytes, to be restored by a recommender over the same bundle."""
@@ -130,9 +130,9 @@ class Session:
             }
             arrays: dict[str, Any] = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
             if self._items:
-                prompted = self._ready()
+                prompt = self._ready()
                 device = self._recommender.decoder.device
-                arrays |= {"cache": device.to_host(self._cache.past), "hidden": device.to_host(prompted.hidden)}
+                arrays |= {"cache": device.to_host(self._cache.past), "hidden": device.to_host(prompt.hidden)}
             memory = io.BytesIO()
             np.savez(memory, **arrays)
             return memory.getvalue()
@@ -168,7 +168,7 @@ class Session:
         self._cache.extend(cache)
         kept = decoder.device.empty(hidden.shape)
         decoder.device.copy(hidden, kept)
-        self._prompted = Prompted(self._cache, np.zeros(1, np.int64), kept, rows)
+        self._prompt = ReadPrompts(self._cache, np.zeros(1, np.int64), kept, rows)
 
     @property
     def _most(self) -> int:
@@ -178,16 +178,16 @@ class Session:
     def _ids(self, start: int) -> list[str]:
         return [self._recommender.catalog.item_ids[item] for item in self._items[start:]]
 
-    def _read(self, items: Sequence[int], follows: bool = False) -> Prompted:
+    def _read(self, items: Sequence[int], follows: bool = False) -> ReadPrompts:
         """Reads items behind what the cache holds, and the prompt's end."""
         return self._recommender.decoder.read_on(self._cache, self._recommender.tokens(items, follows))
 
-    def _ready(self) -> Prompted:
+    def _ready(self) -> ReadPrompts:
         """The window as it was read, or read anew where that was broken off."""
-        if self._prompted is None:
+        if self._prompt is None:
             self._cache.shorten(self._head)
-            self._prompted = self._read(self._items[self._start :])
-        return self._prompted
+            self._prompt = self._read(self._items[self._start :])
+        return self._prompt
 
 
 _REMEDY = "Open a new session with the user's history."

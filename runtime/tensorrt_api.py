@@ -47,7 +47,7 @@ def make_log() -> Any:
     return Log()
 
 
-def said(log: Any) -> str:
+def last_error(log: Any) -> str:
     """The newest error of a log, in brackets, for the end of a sentence; "" if there is none."""
     return f" ({log.errors[-1]})" if log.errors else ""
 

@@ -26,22 +26,22 @@ from earn.config import MASKED
 from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.runtime.cuda import Block, Cuda, CudaArray, shared_device
-from earn.runtime.engine_files import Target, build_command, engine_paths
+from earn.runtime.engine_files import build_command, engine_paths
 from earn.runtime.memory import Array
-from earn.runtime.tensorrt_api import make_log, said, tensorrt
-from earn.shape_ranges import Profile, profile_for, profiles
+from earn.runtime.tensorrt_api import last_error, make_log, tensorrt, this_machine
+from earn.shape_ranges import OptimizationProfile, profile_for, profiles
 from earn.specs import NEW, PAST, StageSpecs, TensorSpec, all_specs
 
-DECODE = 0  # number of the profile of decoding passes (see earn.shape_ranges)
+DECODE = 0  # index of the profile of decoding passes (see earn.shape_ranges)
 ROWS, CACHED = 8, 64  # the grid that passes are widened to: rows and cached rows
 MOST_GRAPHS = 32  # per stage; the one that was used longest ago makes room
 ALIGNED = 256  # bytes, as TensorRT wants addresses
 
 
-class TensorRTStages:
+class TensorRTEngine:
     """Both stages as TensorRT engines."""
 
-    def __init__(self, folder: Path, manifest: Manifest, verify: bool = True) -> None:
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Loads a bundle's engines.
 
         Raises:
@@ -49,22 +49,23 @@ class TensorRTStages:
         """
         package = tensorrt()
         self.device = shared_device()
-        record, paths = engine_paths(folder, manifest, Target(str(package.__version__), self.device.gpu()), verify)
+        record, paths = engine_paths(folder, manifest, this_machine())
         self._lock = Lock()  # a stage has one scratch memory
         self._log = make_log()
         self._runtime = package.Runtime(self._log)
         self._runtime.engine_host_code_allowed = record.version_compatible  # such engines bring a runtime along
         capturing = self.device.new_stream()  # of this engine alone: what others do is not captured with it
-        self._stages: dict[str, Stage] = {}
+        self._stages: dict[str, TensorRTStage] = {}
         for stage, specs in all_specs(manifest.sizes, manifest.limits).items():
             engine = self._runtime.deserialize_cuda_engine(paths[stage].read_bytes())
             if engine is None:
                 raise EarnError(
-                    f"{paths[stage]}: TensorRT cannot load it{said(self._log)}. Build it anew: {build_command(folder)}"
+                    f"{paths[stage]}: TensorRT cannot load it{last_error(self._log)}. "
+                    f"Build it anew: {build_command(folder)}"
                 )
             ranges = profiles(stage, manifest.sizes, manifest.limits)
             check_engine(engine, specs, ranges, paths[stage])
-            self._stages[stage] = Stage(engine, specs, ranges, self.device, capturing, self._log)
+            self._stages[stage] = TensorRTStage(engine, specs, ranges, self.device, capturing, self._log)
 
     def run(self, stage: str, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Runs the stage; returns when outputs in host memory are there."""
@@ -72,14 +73,14 @@ class TensorRTStages:
             self._stages[stage].run(feeds, outputs)
 
 
-def check_engine(engine: Any, specs: StageSpecs, ranges: Sequence[Profile], path: Path) -> None:
+def check_engine(engine: Any, specs: StageSpecs, ranges: Sequence[OptimizationProfile], path: Path) -> None:
     """Compares an engine's tensors and ranges with the tables.
 
     Raises:
         EarnError: they differ.
     """
     package = tensorrt()
-    names = {engine.get_tensor_name(number) for number in range(engine.num_io_tensors)}
+    names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
     types = {"int64": package.DataType.INT64, "float32": package.DataType.FLOAT}
     table = {spec.name: types[spec.dtype] for spec in (*specs.inputs, *specs.outputs)}
     wrong = sorted(names ^ table.keys())
@@ -91,17 +92,23 @@ def check_engine(engine: Any, specs: StageSpecs, ranges: Sequence[Profile], path
         raise EarnError(f"{path}: not the engine of its manifest: {', '.join(wrong)}. Build it anew.")
 
 
-class Stage:
+class TensorRTStage:
     """One stage's engine with its memory."""
 
     def __init__(
-        self, engine: Any, specs: StageSpecs, ranges: Sequence[Profile], device: Cuda, capturing: int, log: Any
+        self,
+        engine: Any,
+        specs: StageSpecs,
+        ranges: Sequence[OptimizationProfile],
+        device: Cuda,
+        capturing: int,
+        log: Any,
     ) -> None:
         self._engine, self._device, self._capturing, self._log = engine, device, capturing, log
         self._ranges = ranges
         self._types = {spec.name: np.dtype(spec.dtype) for spec in (*specs.inputs, *specs.outputs)}
         self._outputs = {spec.name: spec for spec in specs.outputs}
-        sizes = [int(engine.get_device_memory_size_for_profile_v2(number)) for number in range(len(ranges))]
+        sizes = [int(engine.get_device_memory_size_for_profile_v2(profile)) for profile in range(len(ranges))]
         self._scratch_size = max(sizes)
         self._scratch = device.take(self._scratch_size)
         self._contexts: dict[int, Any] = {}  # by profile, for calls with the shapes that they have
@@ -110,22 +117,17 @@ class Stage:
 
     def run(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Reads feeds, writes outputs."""
-        number = profile_for(self._ranges, {name: array.shape for name, array in feeds.items()})
-        if number == DECODE and self._is_pass(feeds):
+        profile = profile_for(self._ranges, {name: array.shape for name, array in feeds.items()})
+        if profile == DECODE and PAST in feeds and len(feeds["keep"]) == _rows(feeds):  # every row goes on
             self._run_pass(feeds, outputs)
         else:
-            self._run_once(number, feeds, outputs)
+            self._run_once(profile, feeds, outputs)
 
-    def _is_pass(self, feeds: Mapping[str, Any]) -> bool:
-        """Whether every row goes on, as in decoding."""
-        rows = _rows(feeds)
-        return PAST in feeds and len(feeds["keep"]) == rows
-
-    def _run_once(self, number: int, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+    def _run_once(self, profile: int, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Runs with the shapes as they are."""
-        if number not in self._contexts:
-            self._contexts[number] = self._context(number)
-        context = self._contexts[number]
+        if profile not in self._contexts:
+            self._contexts[profile] = self._context(profile)
+        context = self._contexts[profile]
         held: list[Block] = []
         for name, array in feeds.items():
             address = self._on_device(name, array, held)
@@ -148,13 +150,12 @@ class Stage:
         key = (shape.users, shape.rows, shape.cached, past.address)
         if key in self._passes:
             self._passes.move_to_end(key)
-            self._load(self._passes[key], feeds)
+            self._load(shape, feeds)
         else:
             self._passes[key] = self._capture(shape, feeds)
             if len(self._passes) > MOST_GRAPHS:
                 self._passes.popitem(last=False)
-        found = self._passes[key]
-        self._device.call("cudaGraphLaunch", found.graph, self._device.stream)
+        self._device.call("cudaGraphLaunch", self._passes[key].graph, self._device.stream)
         for name, array in outputs.items():
             self._give_rows(array, self._blocks[name].address, name, shape)
 
@@ -183,12 +184,12 @@ class Stage:
             self._bind(context, name, address, shape.of(name, feeds[name].shape))
         for name in self._outputs:
             self._bind(context, name, self._blocks[name].address)
-        self._load(Pass(shape, context), feeds)
+        self._load(shape, feeds)
         self._enqueue(context, self._device.stream)  # what is set up at a first run must not be captured
         self._device.finish()
-        made = Pass(shape, context, self._captured(context))
-        weakref.finalize(made, self._device.discard, made.graph).atexit = False
-        return made
+        captured = Pass(context, self._captured(context))
+        weakref.finalize(captured, self._device.discard, captured.graph).atexit = False
+        return captured
 
     def _captured(self, context: Any) -> Any:
         """The graph of one run."""
@@ -201,9 +202,9 @@ class Stage:
                 self._device.call("cudaStreamEndCapture", self._capturing)
             raise
         graph = self._device.call("cudaStreamEndCapture", self._capturing)
-        made = self._device.call("cudaGraphInstantiate", graph, 0)
+        executable = self._device.call("cudaGraphInstantiate", graph, 0)
         self._device.call("cudaGraphDestroy", graph)
-        return made
+        return executable
 
     def _make_room(self, name: str, size: int) -> None:
         """Gives a tensor of the passes so many bytes; graphs over a smaller block are forgotten.
@@ -215,9 +216,9 @@ class Stage:
             self._passes.clear()
             self._blocks[name] = self._device.clear(self._device.take(size))
 
-    def _load(self, found: Pass, feeds: Mapping[str, Any]) -> None:
-        """Puts inputs where a pass reads them, widened."""
-        shape, rows = found.shape, _rows(feeds)
+    def _load(self, shape: PassShape, feeds: Mapping[str, Any]) -> None:
+        """Puts inputs where a pass of this shape reads them, widened."""
+        rows = _rows(feeds)
         for name, array in feeds.items():
             if name == PAST:
                 continue
@@ -262,14 +263,14 @@ class Stage:
             self._device.upload(np.ascontiguousarray(array, self._types[name]), held[-1].address)
         return held[-1].address
 
-    def _context(self, number: int) -> Any:
+    def _context(self, profile: int) -> Any:
         """A new execution context for a profile, on the stage's scratch memory."""
         package = tensorrt()
         context = self._engine.create_execution_context(package.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
-            raise EarnError(f"TensorRT cannot make an execution context{said(self._log)}.")
+            raise EarnError(f"TensorRT cannot make an execution context{last_error(self._log)}.")
         context.set_device_memory(self._scratch.address, self._scratch_size)
-        self._must(context.set_optimization_profile_async(number, self._device.stream), f"profile {number}")
+        self._must(context.set_optimization_profile_async(profile, self._device.stream), f"profile {profile}")
         return context
 
     def _bind(self, context: Any, name: str, address: int, shape: Sequence[int] | None = None) -> None:
@@ -282,7 +283,7 @@ class Stage:
 
     def _must(self, is_done: bool, what: str) -> None:
         if not is_done:
-            raise EarnError(f"TensorRT refuses {what}{said(self._log)}.")
+            raise EarnError(f"TensorRT refuses {what}{last_error(self._log)}.")
 
 
 @dataclass(frozen=True)
@@ -311,9 +312,8 @@ class PassShape:
 class Pass:
     """A captured pass."""
 
-    shape: PassShape
     context: Any  # what the graph uses lives as long as it
-    graph: Any = None
+    graph: Any
 
 
 def _rows(feeds: Mapping[str, Any]) -> int:
@@ -327,9 +327,9 @@ def _rounded(size: int, step: int) -> int:
 
 def _padded(name: str, array: Array, shape: PassShape, cached: int) -> Array:
     """A host input widened: rows that nobody sees, and cached rows that are masked."""
-    rows = array.shape[-1] if name == "keep" else array.shape[-2] if name == "attention_bias" else array.shape[1]
     if name == "keep":
         return np.arange(shape.rows)  # all rows go on
+    rows = array.shape[-2] if name == "attention_bias" else array.shape[1]
     wide = np.full(shape.of(name, array.shape), MASKED if name == "attention_bias" else 0, array.dtype)
     if name == "attention_bias":  # columns: cached rows, then the pass's own
         wide[:, :, :rows, :cached] = array[..., :cached]

@@ -90,7 +90,7 @@ class Exclusions:
     """Items that the users of a batch do not want, as what is gone below the nodes of the trie."""
 
     trie: ItemTrie
-    key: Ints  # ascending: number of the user times c, plus a node that an excluded item's identifier goes through
+    key: Ints  # ascending: index of the user times c, plus a node that an excluded item's identifier goes through
     gone: Ints  # how many of the user's excluded items lie below that node
 
     @classmethod
@@ -111,15 +111,15 @@ class Exclusions:
         """How many items each of these nodes still leads to for its user."""
         left = self.trie.below[node]
         if self.any:
-            place, is_there = find(self.key, user * len(self.trie) + node)
-            left = left - np.where(is_there, self.gone[place], 0)
+            index, is_there = find(self.key, user * len(self.trie) + node)
+            left = left - np.where(is_there, self.gone[index], 0)
         return left
 
 
 def find(ascending: Ints, wanted: Ints) -> tuple[Ints, NDArray[np.bool_]]:
     """Where the wanted numbers stand in an ascending array that is not empty, and which of them do."""
-    place = np.minimum(ascending.searchsorted(wanted), len(ascending) - 1)
-    return place, ascending[place] == wanted
+    index = np.minimum(ascending.searchsorted(wanted), len(ascending) - 1)
+    return index, ascending[index] == wanted
 
 
 def _determined(child_start: Ints, parent: Ints) -> Ints:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from earn.catalog import Catalog
 from earn.config import Prompt
 from earn.export.stages import TorchEngine, bundle_model
-from earn.model.backbones import load_backbone
+from earn.model.backbones import TINY_BACKBONES, load_backbone
 from earn.model.earn_model import EarnModel
 from earn.model.reference import build_trie, descend, next_token_scores
 from earn.prompts import constant_head, history_tokens, prompt_end, readout_rows
@@ -27,7 +27,7 @@ from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommendation, Recommender
 from earn.specs import Axis, StageSpecs
 
-FAMILIES = ("tiny-llama", "tiny-qwen2", "tiny-qwen3")
+FAMILIES = tuple(TINY_BACKBONES)
 RULES = ("trie", "level", "vocab")
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -43,7 +43,7 @@ TOY = ("a0 b0", "a1 b0 c0", "a2 b0 c0 d0", "a2 b0 c0 d1", "a0 b0", "a2 b1 c1 d0"
 
 
 def small_backbone(name: str, seed: int = 0, **sizes: Any) -> PreTrainedModel:
-    head = {"head_dim": 16} if name == "tiny-qwen3" else {}
+    head = {"head_dim": 16} if "head_dim" in TINY_BACKBONES[name].tiny_sizes else {}
     return load_backbone(name, seed, {**SMALL, **head, **sizes})
 
 
@@ -132,8 +132,6 @@ def naive_logits(model: EarnModel, prompt: Sequence[int], generated: Sequence[in
     for number, layer in enumerate(layers):
         if number == config.early_layers:
             hidden, positions = hidden[:, kept], positions[:, kept]
-            if config.positions == "compact":
-                positions = torch.arange(len(kept))[None]
         rows = hidden.shape[1]
         mask = torch.full((rows, rows), -1e9, dtype=hidden.dtype).triu(1)[None, None]
         rotation = model.model.rotary_emb(hidden, positions)

@@ -20,10 +20,13 @@ from earn.runtime.recommender import Recommendation, Recommender
 from tests.support import FAMILIES, RULES, Agreement, closest_call, small_model
 
 HISTORIES = 300
+FEW = 60  # histories of the default run, which are among them
 LONGEST = 25  # items, five more than the models read
 BATCH = 8
 K = 10
 WIDE = 16  # beams, more than K
+EVERY = [pytest.param(name, rule, HISTORIES, marks=pytest.mark.slow) for name in FAMILIES for rule in RULES]
+CASES = [*((name, rule, FEW) for name, rule in zip(FAMILIES, RULES, strict=True)), *EVERY]
 Ranking = list[tuple[str, float]]
 
 
@@ -76,55 +79,53 @@ def ranking(items: Sequence[Recommendation]) -> Ranking:
     return [(item.item_id, item.score) for item in items]
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("backbone", FAMILIES)
-def test_the_bundle_recommends_what_the_reference_search_does(real: Real, backbone: str, rule: str) -> None:
+@pytest.mark.parametrize(("backbone", "rule", "users"), CASES)
+def test_the_bundle_recommends_what_the_reference_search_does(real: Real, backbone: str, rule: str, users: int) -> None:
     def closest(number: int) -> float:
         return closest_call(real.model(backbone), real.histories[number], K, rule)
 
     recommender, agreement = real.recommender(backbone, rule), Agreement()
-    histories = [real.ids(history) for history in real.histories]
-    wanted = [real.oracle(backbone, rule, number) for number in range(HISTORIES)]
+    histories = [real.ids(history) for history in real.histories[:users]]
+    wanted = [real.oracle(backbone, rule, number) for number in range(users)]
     for number, (history, want) in enumerate(zip(histories, wanted, strict=True)):
         found = ranking(recommender.recommend(history, K, K))
         agreement.add(f"history {number}, batch 1", want, found, partial(closest, number))
-    for start in range(0, HISTORIES, BATCH):
+    for start in range(0, users, BATCH):
         batch = recommender.recommend_batch(histories[start : start + BATCH], K, K)
         for number, items in enumerate(batch, start):
             agreement.add(f"history {number}, batch {BATCH}", wanted[number], ranking(items), partial(closest, number))
-    assert agreement.lists == 2 * HISTORIES
-    assert len({tuple(item for item, _ in want) for want in wanted}) > 0.9 * HISTORIES  # lists tell users apart
+    assert agreement.lists == 2 * users
+    assert len({tuple(item for item, _ in want) for want in wanted}) > 0.9 * users  # lists tell users apart
     agreement.check()
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("backbone", FAMILIES)
+@pytest.mark.parametrize(("backbone", "rule", "users"), CASES)
 def test_with_exclusions_the_bundle_still_recommends_what_the_reference_search_does(
-    real: Real, backbone: str, rule: str
+    real: Real, backbone: str, rule: str, users: int
 ) -> None:
     recommender, agreement = real.recommender(backbone, rule), Agreement()
-    numbers = range(0, HISTORIES, 10)
+    numbers = range(0, users, 10)
     histories = [real.ids(real.histories[number]) for number in numbers]
     # The best items themselves, of which every third user is left alone.
-    excluded = [[item for item, _ in real.oracle(backbone, rule, number)[: number % 3 * 2]] for number in numbers]
-    barred = [
+    best = [[item for item, _ in real.oracle(backbone, rule, number)[: number % 3 * 2]] for number in numbers]
+    excluded = [
         {*real.histories[number], *(real.catalog.index[item] for item in items)}
-        for number, items in zip(numbers, excluded, strict=True)
+        for number, items in zip(numbers, best, strict=True)
     ]
     wanted = [
         reference_search(real.model(backbone), real.histories[number], K, WIDE, rule, items)
-        for number, items in zip(numbers, barred, strict=True)
+        for number, items in zip(numbers, excluded, strict=True)
     ]
 
     def closest(place: int) -> float:
-        return closest_call(real.model(backbone), real.histories[numbers[place]], WIDE, rule, barred[place])
+        return closest_call(real.model(backbone), real.histories[numbers[place]], WIDE, rule, excluded[place])
 
     for batch in (1, BATCH):
         for start in range(0, len(numbers), batch):
             chosen = slice(start, start + batch)
             got = recommender.recommend_batch(histories[chosen], K, WIDE, excluded[chosen], exclude_history=True)
             for place, ranked in enumerate(got, start):
-                assert not barred[place] & {real.catalog.index[item.item_id] for item in ranked}
+                assert not excluded[place] & {real.catalog.index[item.item_id] for item in ranked}
                 want = [(real.catalog.item_ids[item], score) for item, score in wanted[place]]
                 agreement.add(
                     f"history {numbers[place]}, batch {batch}", want, ranking(ranked), partial(closest, place)

@@ -17,6 +17,7 @@ OTHERS = {"10.3.0": "tensorrt-cu12-bindings", "10.16.1.11": "tensorrt-cu13-bindi
 REPOSITORY = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("EARN_TENSORRT_VERSION" in os.environ, reason="runs within such a test already")
 @pytest.mark.parametrize("version", OTHERS)
 def test_another_version_of_tensorrt(version: str, tmp_path: Path) -> None:
@@ -26,7 +27,7 @@ def test_another_version_of_tensorrt(version: str, tmp_path: Path) -> None:
     paths = [str(tmp_path), str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "EARN_TENSORRT_VERSION": version}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/tensorrt"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "tests/tensorrt"],
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What all commands' parsers share: the way to declare a command, errors of one line, and types of values."""
+"""What the parsers of all commands share: how a command is declared, one-line errors, and types of values."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import math
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from earn.errors import EarnError
 from earn.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["Parser"]
+
+Value = TypeVar("Value", int, float)
 
 DATA_HELP = (
     "ml-100k (fetched when first used), an LC-Rec, LETTER or AtSpeed folder, or RecBole files; "
@@ -67,34 +69,27 @@ def _parser(subparsers: Subparsers, name: str, summary: str, description: str, e
     )
 
 
-def positive(text: str) -> int:
-    """A whole number from 1."""
-    return _at_least(text, 1)
+def _checked(convert: Callable[[str], Value], is_valid: Callable[[Value], bool], kind: str) -> Callable[[str], Value]:
+    """A type for argparse: converts a text and refuses what is not of this kind."""
+
+    def parse(text: str) -> Value:
+        try:
+            value = convert(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {kind}") from None
+        if not is_valid(value):  # no comparison holds for nan
+            raise argparse.ArgumentTypeError(f"{text!r} is not {kind}")
+        return value
+
+    return parse
 
 
-def natural(text: str) -> int:
-    """A whole number from 0."""
-    return _at_least(text, 0)
-
-
-def above_zero(text: str) -> float:
-    """A finite number above 0."""
-    return _number(text, lambda number: 0 < number < math.inf, "a finite number above 0")
-
-
-def from_zero(text: str) -> float:
-    """A finite number from 0."""
-    return _number(text, lambda number: 0 <= number < math.inf, "a finite number from 0")
-
-
-def share(text: str) -> float:
-    """A number from 0, below 1."""
-    return _number(text, lambda number: 0 <= number < 1, "a number from 0, below 1")
-
-
-def fraction(text: str) -> float:
-    """A number from 0 to 1."""
-    return _number(text, lambda number: 0 <= number <= 1, "a number from 0 to 1")
+positive = _checked(int, lambda value: value >= 1, "a whole number from 1")
+natural = _checked(int, lambda value: value >= 0, "a whole number from 0")
+above_zero = _checked(float, lambda value: 0 < value < math.inf, "a finite number above 0")
+from_zero = _checked(float, lambda value: 0 <= value < math.inf, "a finite number from 0")
+share = _checked(float, lambda value: 0 <= value < 1, "a number from 0, below 1")
+fraction = _checked(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
 def bundle_folder(text: str) -> Path:
@@ -120,23 +115,3 @@ def checkpoint_folder(text: str) -> Path:
 def item_ids(text: str) -> list[str]:
     """Item ids with commas between them."""
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _at_least(text: str, least: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if number < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
-    return number
-
-
-def _number(text: str, is_right: Callable[[float], bool], kind: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan  # which is right nowhere
-    if not is_right(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {kind}")
-    return number

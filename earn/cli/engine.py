@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earn.cli.arguments import bundle_folder, command, command_group, positive
 from earn.console import note, pairs, progress, show, size, table
-
-NATIVE = "tensorrt"  # the engine that is built
-BUILD_DEFAULTS = {"hardware": "none", "version_compatible": False, "workspace": None, "level": 3}
+from earn.export.engines import BuildSettings, build_engines, check_settings
+from earn.manifest import Manifest
+from earn.runtime.engine import AUTO, ENGINES, choose_engine, why_not
+from earn.runtime.engine_files import HARDWARE, TENSORRT, EngineRecord, check_form
+from earn.runtime.tensorrt_api import this_machine
 
 if TYPE_CHECKING:
     from earn.cli.arguments import Subparsers
-    from earn.export.engines import BuildSettings
-    from earn.manifest import Manifest
-    from earn.runtime.engine_files import EngineRecord
+
+DEFAULTS = BuildSettings()
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -63,9 +65,10 @@ def add_build_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("TensorRT engines")
     group.add_argument(
         "--hardware",
-        default=BUILD_DEFAULTS["hardware"],
+        default=DEFAULTS.hardware,
         metavar="GPUS",
-        help="which GPUs they run on: none (other than this model), same (architecture), ampere+ (default: none)",
+        help="which GPUs they run on: none (other than this model), same (architecture), ampere+ "
+        "(default: %(default)s)",
     )
     group.add_argument("--version-compatible", action="store_true", help="later TensorRTs of this major version too")
     group.add_argument(
@@ -74,9 +77,9 @@ def add_build_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--level",
         type=int,
-        default=BUILD_DEFAULTS["level"],
+        default=DEFAULTS.level,
         metavar="N",
-        help="0 to 5: how long to look for fast kernels (default: 3)",
+        help="0 to 5: how long to look for fast kernels (default: %(default)s)",
     )
 
 
@@ -86,17 +89,14 @@ def add_engine(parser: argparse._ActionsContainer) -> None:
         "--engine",
         default="cpu",
         metavar="NAME",
-        help="what runs it: cpu, cuda, tensorrt, tensorrt-ep, tensorrt-rtx, or auto (default: %(default)s)",
+        help=f"what runs it: {', '.join(ENGINES)}, or {AUTO} (default: %(default)s)",
     )
 
 
 def chosen_engine(name: str, bundle: Path) -> str:
     """The engine of that name; of "auto" the one that it means here, said with the reason."""
-    if name != "auto":
+    if name != AUTO:
         return name
-    from earn.manifest import Manifest
-    from earn.runtime.engine import choose_engine
-
     chosen, why = choose_engine(bundle, Manifest.load(bundle, verify=False))
     note(f"engine {chosen}{f' ({why})' if why else ''}")
     return chosen
@@ -104,23 +104,17 @@ def chosen_engine(name: str, bundle: Path) -> str:
 
 def run_build(args: argparse.Namespace) -> int:
     """Builds and lists what was written."""
-    from earn.manifest import Manifest
-
     manifest = Manifest.load(args.bundle, verify=False)
     check_build(args, manifest)
     record = build(args, args.bundle)
     show(record_text(record))
-    note(f"Next: earn recommend {args.bundle} --engine tensorrt --history ...")
+    note(f"Next: earn recommend {args.bundle} --engine {TENSORRT} --history ...")
     return 0
 
 
 def check_build(args: argparse.Namespace, manifest: Manifest | None = None) -> None:
     """Fails early: before a long export, or before TensorRT reads a graph that it cannot take."""
-    from earn.export.engines import check_settings
-    from earn.runtime.engine_files import check_form
-    from earn.runtime.tensorrt_api import this_machine
-
-    check_settings(_settings(args))
+    check_settings(build_settings(args))
     if manifest is not None:
         check_form(manifest, args.bundle)
     target = this_machine()
@@ -129,27 +123,24 @@ def check_build(args: argparse.Namespace, manifest: Manifest | None = None) -> N
 
 def build(args: argparse.Namespace, bundle: Path) -> EngineRecord:
     """Builds engines, with progress."""
-    from earn.export.engines import build_engines
 
-    return build_engines(bundle, _settings(args), lambda what, done, total: progress(what)(done, total))
+    labelled = functools.cache(progress)  # one line of progress for each label
+    return build_engines(bundle, build_settings(args), lambda what, done, total: labelled(what)(done, total))
 
 
-def _settings(args: argparse.Namespace) -> BuildSettings:
-    from earn.export.engines import BuildSettings
-
+def build_settings(args: argparse.Namespace) -> BuildSettings:
+    """What `add_build_settings` declares, as the builder takes it."""
     workspace = None if args.workspace is None else args.workspace << 20
     return BuildSettings(args.hardware, args.version_compatible, workspace, args.level)
 
 
 def record_text(record: EngineRecord) -> str:
     """What engines are for, and how large they are."""
-    from earn.runtime.engine_files import HARDWARE
-
     return pairs(
         [
             ("engines", f"TensorRT {record.tensorrt}, {record.precision}"),
             ("built on", f"{record.gpu}, architecture {record.architecture}, CUDA {record.driver}"),
-            ("for", HARDWARE[record.hardware]),
+            ("for", HARDWARE[record.hardware].meaning),
             *[(name, size(entry.bytes)) for name, entry in record.files.items()],
         ]
     )
@@ -157,12 +148,9 @@ def record_text(record: EngineRecord) -> str:
 
 def run_check(args: argparse.Namespace) -> int:
     """Asks every engine."""
-    from earn.manifest import Manifest
-    from earn.runtime.engine import ENGINES, NATIVE, choose_engine, why_not
-
     manifest = Manifest.load(args.bundle, verify=False)
-    found = {name: why_not(name, args.bundle, manifest) for name in (*ENGINES, NATIVE)}
-    rows = [(name, "no" if why else "yes", why or "nothing is known to be missing") for name, why in found.items()]
+    missing = {name: why_not(name, args.bundle, manifest) for name in ENGINES}
+    rows = [(name, "no" if why else "yes", why or "nothing is known to be missing") for name, why in missing.items()]
     show(table(("engine", "runs here", ""), rows))
     note(f'"auto" takes {choose_engine(args.bundle, manifest)[0]}')
     return 0

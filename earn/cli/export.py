@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earn.cli.arguments import DATA_HELP, command, positive
-from earn.cli.engine import BUILD_DEFAULTS, NATIVE, add_build_settings, build, check_build, record_text
+from earn.cli.engine import DEFAULTS, add_build_settings, build, build_settings, check_build, record_text
 from earn.config import SCORING_RULES, check_scoring
 from earn.console import Steps, note, results_kept_clean, show, size, table
 from earn.errors import EarnError
+from earn.runtime.engine_files import TENSORRT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--scoring", metavar="RULE", default="trie", help=f"{', '.join(SCORING_RULES)} (default: %(default)s)"
     )
     parser.add_argument(
-        "--engine", metavar="NAME", help="tensorrt: build engines too, on the machine that will run them"
+        "--engine", metavar="NAME", help=f"{TENSORRT}: build engines too, on the machine that will run them"
     )
     parser.add_argument("--max-batch", type=positive, metavar="N", help="users that one pass may hold")
     parser.add_argument("--max-beams", type=positive, metavar="N", help="widest search that is allowed")
@@ -105,12 +107,15 @@ def file_rows(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _check_engine(args: argparse.Namespace) -> None:
     if not args.engine:
-        if set_options := [name for name, value in BUILD_DEFAULTS.items() if getattr(args, name) != value]:
-            option = set_options[0].replace("_", "-")
-            raise EarnError(f"--{option} is for engines. Give --engine {NATIVE} too, or leave it out.")
+        for name, default in asdict(DEFAULTS).items():
+            if getattr(build_settings(args), name) != default:
+                option = name.removesuffix("_bytes").replace("_", "-")
+                raise EarnError(f"--{option} is for engines. Give --engine {TENSORRT} too, or leave it out.")
         return
-    if args.engine != NATIVE:
-        raise EarnError(f"There is nothing to build for the engine {args.engine!r}. Take {NATIVE!r}, or leave it out.")
+    if args.engine != TENSORRT:
+        raise EarnError(
+            f"There is nothing to build for the engine {args.engine!r}. Take {TENSORRT!r}, or leave it out."
+        )
     check_build(args)
 
 

@@ -1,4 +1,4 @@
-"""`earn inspect`: what a bundle holds, and what its cache takes beside a dense model's. Needs no engine."""
+"""`earn inspect`: what a bundle holds, and the size of its cache next to a dense model's. Needs no engine."""
 
 from __future__ import annotations
 
@@ -47,10 +47,7 @@ def run(args: argparse.Namespace) -> int:
     manifest = Manifest.load(args.bundle)
     record = load_record(args.bundle) if has_engines(args.bundle) else None
     facts = describe(manifest, Catalog.load(args.bundle / CATALOG_FILE), record)
-    if args.json:
-        show_json(facts)
-    else:
-        show(_text(facts))
+    show_json(facts) if args.json else show(_text(facts))
     return 0
 
 
@@ -136,12 +133,9 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("split", f"k = {sizes['early_layers']} of {sizes['layers']} layers see every token"),
         ("registers", f"{registers['prefix']} prefix, {registers['suffix']} suffix"),
         ("prompt", f"the newest {prompt['max_history']} items; tokens of text: {parts}"),
-        ("scoring", f"{facts['scoring']}: over {SCORING_RULES[facts['scoring']]}"),
+        ("scoring", f"{facts['scoring']}: over {SCORING_RULES[facts['scoring']].meaning}"),
         *_precision_rows(facts),
-        (
-            "limits",
-            f"{limits['batch']} users per pass, {limits['beams']} beams, {limits['prompt']} tokens of prompt",
-        ),
+        ("limits", f"{limits['batch']} users per pass, {limits['beams']} beams, {limits['prompt']} tokens of prompt"),
     ]
 
 
@@ -168,7 +162,7 @@ def _engine_rows(record: dict[str, Any] | None) -> list[tuple[str, str]]:
         return []
     together = size(sum(entry["bytes"] for entry in record["files"].values()))
     return [
-        ("engines", f"TensorRT {record['tensorrt']}, {together}, for {HARDWARE[record['hardware']]}"),
+        ("engines", f"TensorRT {record['tensorrt']}, {together}, for {HARDWARE[record['hardware']].meaning}"),
         ("", f"built on {record['gpu']}, architecture {record['architecture']}, CUDA {record['driver']}"),
     ]
 
@@ -176,10 +170,7 @@ def _engine_rows(record: dict[str, Any] | None) -> list[tuple[str, str]]:
 def _cache_rows(cache: dict[str, int]) -> list[tuple[str, str]]:
     return [
         ("cache", f"{size(cache['bundle'])} at {cache['prompt']} prompt tokens and {cache['beams']} beams"),
-        (
-            "",
-            f"{size(cache['dense'])} if it were dense, {cache['dense'] / cache['bundle']:.1f} times as much",
-        ),
+        ("", f"{size(cache['dense'])} if it were dense, {cache['dense'] / cache['bundle']:.1f} times as much"),
     ]
 
 
@@ -193,4 +184,4 @@ def _trie_rows(trie: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _listed(name: str, values: list[str]) -> list[tuple[str, str]]:
     """One value a line, the name beside the first."""
-    return [("" if number else name, value) for number, value in enumerate(values)]
+    return [("" if index else name, value) for index, value in enumerate(values)]

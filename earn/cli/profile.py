@@ -1,4 +1,4 @@
-"""`earn profile`: where a request's time goes, how it grows, and how near that is to what the machine allows."""
+"""`earn profile`: where a request's time goes, how it grows with the history, how near it is to the limit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from earn.data.dataset import Dataset
     from earn.manifest import Manifest
     from earn.profiling.profiler import Subject
-    from earn.profiling.rows import Profile, Settings, Side
+    from earn.profiling.rows import BundleProfile, ProfileResult, ProfileSettings
 
 QUICK = {"seconds": 2.0, "requests": 20, "loads": 1, "window": 0.3}  # in place of the settings' own
 
@@ -29,9 +29,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "profile",
         run,
         "measure latency by stage, memory, throughput, and the machine's limits",
-        "Times requests to a bundle on this machine and takes them apart: prefills, decode steps, search. Measures "
+        "Times requests to a bundle on this machine and their parts: prefills, decode steps, search. Measures "
         "loading, memory, several callers at once, and, with the package onnx, what the machine allows. Goes on until "
-        "the median is known to 5 %, or says that it is noisy. Other bundles are measured in turn with the first.",
+        "the median is known to 5 %, or its time is up; then it says so. Several bundles take turns.",
         """
         earn profile BUNDLE --report profile.html
         earn profile BUNDLE --against DENSE-BUNDLE BUNDLE-INT8 --report profile.html
@@ -111,25 +111,25 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args, manifests, dataset)
     steps = Steps(1 + parts(settings))
     steps("Load " + ", ".join(map(str, folders)))
-    subjects = load_subjects(dict(zip(side_names(folders), folders, strict=True)), settings)
-    found = profile(subjects, _histories(settings, subjects, dataset), settings, steps)
-    (note if args.json else show)(_text(found))
+    subjects = load_subjects(dict(zip(bundle_names(folders), folders, strict=True)), settings)
+    result = profile(subjects, _histories(settings, subjects, dataset), settings, steps)
+    (note if args.json else show)(_text(result))
     if args.report:
-        profile_page(found).write(args.report)
+        profile_page(result).write(args.report)
         note(f"Report: {args.report}")
     if args.json:
-        show_json(found.as_json())
+        show_json(result.as_json())
     return 0
 
 
-def side_names(folders: Sequence[Path]) -> list[str]:
+def bundle_names(folders: Sequence[Path]) -> list[str]:
     """A name for each bundle, after its folder; a name that stands there already gets a number."""
-    found: list[str] = []
+    names: list[str] = []
     for folder in folders:
         name = folder.resolve().name
-        taken = sum(other == name or other.startswith(f"{name} (") for other in found)
-        found.append(f"{name} ({taken + 1})" if taken else name)
-    return found
+        taken = sum(other == name or other.startswith(f"{name} (") for other in names)
+        names.append(f"{name} ({taken + 1})" if taken else name)
+    return names
 
 
 def _dataset(args: argparse.Namespace) -> Dataset | None:
@@ -140,8 +140,8 @@ def _dataset(args: argparse.Namespace) -> Dataset | None:
     return load_dataset(args.data)
 
 
-def _settings(args: argparse.Namespace, manifests: Sequence[Manifest], dataset: Dataset | None) -> Settings:
-    from earn.profiling.rows import Settings
+def _settings(args: argparse.Namespace, manifests: Sequence[Manifest], dataset: Dataset | None) -> ProfileSettings:
+    from earn.profiling.rows import ProfileSettings
 
     longest = min(manifest.limits.history for manifest in manifests)
     if dataset is not None:
@@ -160,11 +160,11 @@ def _settings(args: argparse.Namespace, manifests: Sequence[Manifest], dataset: 
         "seed": args.seed,
         **(QUICK if args.quick else {}),
     }
-    return Settings(**values | ({} if args.seconds is None else {"seconds": args.seconds}))
+    return ProfileSettings(**values | ({} if args.seconds is None else {"seconds": args.seconds}))
 
 
 def _histories(
-    settings: Settings, subjects: Sequence[Subject], dataset: Dataset | None
+    settings: ProfileSettings, subjects: Sequence[Subject], dataset: Dataset | None
 ) -> Mapping[int, Sequence[Sequence[str]]]:
     """Histories of every length: random ones, or the newest items of users who have as many.
 
@@ -179,25 +179,25 @@ def _histories(
 
     for subject in subjects:
         dataset.check_items(subject.recommender.catalog, subject.folder)
-    found = {}
+    chosen = {}
     for length in settings.lengths:
         histories = [row[-length:] for row in dataset.histories(dataset.examples()) if len(row) >= length]
         if not histories:
             raise EarnError(f"{dataset.source}: no user has a history of {length} items. Ask for shorter --histories.")
-        found[length] = sample(histories, HISTORIES, settings.seed)
-    return found
+        chosen[length] = sample(histories, HISTORIES, settings.seed)
+    return chosen
 
 
-def _text(found: Profile) -> str:
-    parts = [_cases(found), *(_stages(side) for side in found.bundles), _bundles(found), _machine(found)]
+def _text(result: ProfileResult) -> str:
+    parts = [_cases(result), *(_stages(bundle) for bundle in result.bundles), _bundles(result), _machine(result)]
     return "\n\n".join(parts)
 
 
-def _cases(found: Profile) -> str:
+def _cases(result: ProfileResult) -> str:
     """All cases; a noisy one says so."""
     rows = [
         (
-            side.name,
+            bundle.name,
             f"{case.items}",
             f"{case.tokens}",
             f"{case.beams}",
@@ -207,18 +207,18 @@ def _cases(found: Profile) -> str:
             size(case.cache_bytes),
             "noisy" if case.noisy else "",
         )
-        for side in found.bundles
-        for case in side.cases
+        for bundle in result.bundles
+        for case in bundle.cases
     ]
     header = ("bundle", "items", "tokens", "beams", "requests", "p50 ms", "p90 ms", "p99 ms", "of limit", "cache", "")
     return table(header, rows)
 
 
-def _stages(side: Side) -> str:
+def _stages(bundle: BundleProfile) -> str:
     """The parts of requests with the longest history."""
     from earn.profiling.rows import label
 
-    case = side.main
+    case = bundle.main
     rows = [
         (
             label(name),
@@ -228,47 +228,48 @@ def _stages(side: Side) -> str:
         )
         for name, stage in case.stages.items()
     ]
-    header = (f"{side.name}, {case.items} items", "p50 ms", "p90 ms", "p99 ms", "of limit", "of requests")
+    header = (f"{bundle.name}, {case.items} items", "p50 ms", "p90 ms", "p99 ms", "of limit", "of requests")
     return table(header, rows)
 
 
-def _bundles(found: Profile) -> str:
+def _bundles(result: ProfileResult) -> str:
     """What each bundle takes, and how many it serves."""
-    callers = [row.callers for row in found.bundles[0].callers]
+    callers = [row.callers for row in result.bundles[0].callers]
     rows = [
         (
-            side.name,
-            side.precision,
-            size(side.bundle_bytes),
-            f"{side.loading.ms.p50:.0f}",
-            f"{side.loading.ms.p99:.0f}",
-            "-" if side.loading.peak_bytes is None else size(side.loading.peak_bytes),
-            *(f"{row.per_second:.1f}" for row in side.callers),
+            bundle.name,
+            bundle.precision,
+            size(bundle.bundle_bytes),
+            f"{bundle.loading.ms.p50:.0f}",
+            f"{bundle.loading.ms.p99:.0f}",
+            "-" if bundle.loading.peak_bytes is None else size(bundle.loading.peak_bytes),
+            *(f"{row.per_second:.1f}" for row in bundle.callers),
         )
-        for side in found.bundles
+        for bundle in result.bundles
     ]
     header = ("bundle", "precision", "files", "load p50 ms", "p99 ms", "peak memory")
     return table((*header, *(f"{count} at once, 1/s" for count in callers)), rows)
 
 
-def _machine(found: Profile) -> str:
-    machine, settings = found.machine, found.settings
+def _machine(result: ProfileResult) -> str:
+    machine, settings = result.machine, result.settings
     threads = "its own choice" if settings.threads is None else f"{settings.threads}"
     lines = [
         f"{machine.cpu}, {machine.physical_cores} cores, governor {machine.governor or 'not known'}, {machine.system}; "
         f"engine {settings.engine}, threads of a call: {threads}",
         f"Histories: {settings.histories}.",
     ]
-    if found.memory_bandwidth is not None:
+    if result.memory_bandwidth is not None:
         rates = [
-            f"{max(side.product_rates.values()) / 1e9:.0f} GOP/s of products for {side.name}" for side in found.bundles
+            f"{max(bundle.product_rates.values()) / 1e9:.0f} GOP/s of products for {bundle.name}"
+            for bundle in result.bundles
         ]
-        lines.append(f"Limits: {found.memory_bandwidth / 1e9:.1f} GB/s of memory, {', '.join(rates)}.")
-    if found.note:
-        lines.append(found.note)
-    if found.disturbed:
-        lines.append(f"Disturbed: other processes kept {found.others_busy:.1f} processors busy meanwhile.")
-    if found.noisy:
+        lines.append(f"Limits: {result.memory_bandwidth / 1e9:.1f} GB/s of memory, {', '.join(rates)}.")
+    if result.note:
+        lines.append(result.note)
+    if result.disturbed:
+        lines.append(f"Disturbed: other processes kept {result.others_busy:.1f} processors busy meanwhile.")
+    if result.noisy:
         lines.append(
             f"Noisy: a median is not known to {settings.tolerance:.0%}. Let the machine do nothing else, or give more "
             "--seconds."

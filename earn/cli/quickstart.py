@@ -1,49 +1,60 @@
 """`earn quickstart`: the whole path for EARN and its dense twin: train, export, calibrate, evaluate, time.
 
 In OUT:
-    dense/, earn/                  checkpoints
-    dense-bundle/, earn-bundle/    bundles
+    dense-checkpoint/, earn-checkpoint/
+    dense-bundle/, earn-bundle/
     int8-bundle/                   the EARN bundle in int8, with int8-report.html and .json beside it
     summary.json                   {"popularity": Q, "dense": M, "earn": M, "seconds": float}
                                    Q = {"recall@10", "ndcg@10"}
                                    B = Q and "p50_ms", "cache_bytes", "bundle_bytes"
                                    M = {"torch": Q, "bundle": B}; that of "earn" has "int8": B and "gate" too
 
+The twins train side by side, each in a process of its own with one thread: torch's threads gain little on so small a
+model, and on a busy machine they wait for each other.
+
 Quality is that of constrained search over the whole catalog for every test user's next item. Items of the history are
 left out of every list, popularity's too: nobody rates a film twice, so they would be wasted places. (A data set whose
-users choose an item again would count these choices as missed.) Latency is that of the same request, one at a time,
-all bundles asked in turn, so that what else the machine does falls on all of them.
+users choose an item again would count these choices as missed.) Latency is that of the same request, one at a time.
+All bundles are asked in turn, so that other load on the machine affects all of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from earn.cli.arguments import DATA_HELP, command, natural, positive
 from earn.console import Steps, note, progress, results_kept_clean, show, table
 from earn.errors import EarnError
-from earn.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from earn.catalog import Catalog
+    import numpy as np
+    from numpy.typing import NDArray
+
     from earn.cli.arguments import Subparsers
     from earn.data import Example
     from earn.data.dataset import Dataset
+    from earn.manifest import Manifest
     from earn.model.earn_model import EarnModel
     from earn.runtime.recommender import Recommender
 
-TWINS = ("dense", "earn")
+TWINS: Mapping[str, Sequence[str]] = {"dense": ("--dense",), "earn": ()}  # with their own options of earn train
 INT8 = "int8"
+EPOCHS = 4  # of both trainings
+# Options of both. So few epochs leave nothing to overfit.
+RECIPE = ("--method", "tiger", "--dropout", "0", "--exclude-history")
 
-# How both are trained: fields of TrainSettings that differ from its defaults. So few epochs leave nothing to overfit.
-RECIPE: Mapping[str, Any] = {"epochs": 4, "dropout": 0.0, "exclude_history": True}
-
+K, BEAMS = 10, 20  # of a timed request; the cache's size is that of as many beams
+TIMED_REQUESTS, WARM_UP_REQUESTS = 200, 10  # per bundle
 SHOWN = 5  # items of the example user's history, and of his recommendations
 
 MARKER = ".earn-quickstart"  # stands in OUT while and after a quickstart wrote it
@@ -72,33 +83,39 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--backbone", default="tiny-llama", metavar="NAME|PATH", help="see earn train (default: %(default)s)"
     )
-    parser.add_argument("--epochs", type=positive, metavar="N", help="of both trainings (default: enough)")
+    parser.add_argument(
+        "--epochs", type=positive, default=EPOCHS, metavar="N", help="of both trainings (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="default: %(default)s")
     parser.add_argument("--users", type=positive, metavar="N", help="evaluate on a sample of users (default: all)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Walks the whole path."""
-    import onnx_ir  # noqa: F401  (what is missing is to be said before the training, not after it)
+    import onnx_ir  # noqa: F401  (a missing package is reported before the training, not after it)
     import onnxruntime  # noqa: F401
+    import torch
 
     from earn.cli.export import write
-    from earn.cli.measures import TIMED_REQUESTS, bundle_sizes, p50_ms, quality
     from earn.data.dataset import load_dataset
     from earn.files import write_json
+    from earn.model.earn_model import EarnModel
     from earn.report.page import check_installed
+    from earn.runtime.evaluation import median_ms
     from earn.runtime.recommender import Recommender
 
     check_installed()
     _refuse_foreign_folder(args.out)
-    steps = Steps(8)
+    torch.set_num_threads(1)
+    steps = Steps(6)
     steps(f"Read {args.data}")
     dataset = load_dataset(args.data)
     users = dataset.examples(users=args.users)
-    steps(f"Item identifiers of {len(dataset.interactions.item_ids):,} items")
-    catalog = dataset.catalog(args.seed)
+    dataset.examples("valid")  # refuses data without validation users before the training
     _empty(args.out)
-    models = {name: _train(name, args, dataset, catalog, steps) for name in TWINS}
+    steps(f"Train EARN and its dense twin side by side (epochs: {args.epochs})")
+    _train_twins(args)
+    models = {name: EarnModel.from_pretrained(args.out / f"{name}-checkpoint") for name in TWINS}
     steps("Export both and compare the graphs with torch")
     bundles: dict[str, Recommender] = {}
     for name, model in models.items():
@@ -112,9 +129,11 @@ def run(args: argparse.Namespace) -> int:
     summary = quality(models, bundles, dataset, users)
     summary["earn"][INT8] = {**summary.pop(INT8, {}), "gate": gate}
     steps(f"Time {TIMED_REQUESTS} requests to each bundle, in turn")
-    for name, milliseconds in p50_ms(bundles, dataset.histories(users)).items():
-        place = summary["earn"][INT8] if name == INT8 else summary[name]["bundle"]
-        place |= {"p50_ms": milliseconds, **bundle_sizes(bundles[name].manifest)}
+    histories = dataset.histories(users)
+    latency = median_ms(bundles, histories, K, BEAMS, True, TIMED_REQUESTS, WARM_UP_REQUESTS)
+    for name, milliseconds in latency.items():
+        figures = summary["earn"][INT8] if name == INT8 else summary[name]["bundle"]
+        figures |= {"p50_ms": milliseconds, **bundle_sizes(bundles[name].manifest)}
     summary["seconds"] = round(steps.seconds, 1)
     write_json(args.out / SUMMARY, summary)
     _report(args, summary, bundles["earn"], dataset, users)
@@ -131,31 +150,71 @@ def _empty(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / MARKER).write_text("earn quickstart replaces its results in this folder.\n", encoding="utf-8")
     for name in (*TWINS, INT8):
-        for folder in (out / name, out / f"{name}-bundle"):
-            shutil.rmtree(folder, ignore_errors=True)
+        for kind in ("checkpoint", "bundle"):
+            shutil.rmtree(out / f"{name}-{kind}", ignore_errors=True)
     reports = [f"{INT8}-report{outcome}.{kind}" for outcome in ("", "-failed") for kind in ("html", "json")]
     for name in (SUMMARY, *reports):
         (out / name).unlink(missing_ok=True)
 
 
-def _train(name: str, args: argparse.Namespace, dataset: Dataset, catalog: Catalog, steps: Steps) -> EarnModel:
-    """One twin, as its checkpoint says."""
-    from earn.cli.train import describe, fit
-    from earn.model.earn_model import EarnModel
+def _train_twins(args: argparse.Namespace) -> None:
+    """Trains both side by side with `earn train`, and shows their progress.
 
-    settings = replace(TrainSettings(**RECIPE), seed=args.seed)
-    if args.epochs is not None:
-        settings = replace(settings, epochs=args.epochs)
-    build = EarnModel.dense if name == "dense" else EarnModel.from_backbone
-    model = build(args.backbone, catalog, seed=args.seed)
-    steps(f"Train {'the dense twin' if name == 'dense' else 'EARN'} (epochs: {settings.epochs})")
-    note(f"      {describe(model)}")
-    fit(model, dataset, args.out / name, settings)
-    return EarnModel.from_pretrained(args.out / name)
+    Raises:
+        EarnError: one failed; the other is stopped then.
+    """
+    common = [args.data, "--backbone", args.backbone, "--epochs", args.epochs, "--seed", args.seed, *RECIPE]
+    twins = {name: [*common, *own, "--out", args.out / f"{name}-checkpoint"] for name, own in TWINS.items()}
+    processes = {name: _start_training(options) for name, options in twins.items()}
+    printed: dict[str, list[str]] = {name: [] for name in twins}
+    readers = [Thread(target=_relay, args=(name, processes[name], printed[name])) for name in twins]
+    failed = ""
+    try:
+        for reader in readers:
+            reader.start()
+        while not failed and any(process.poll() is None for process in processes.values()):
+            time.sleep(0.1)
+            failed = next((name for name, process in processes.items() if process.poll()), "")
+    finally:  # after a failure or Ctrl-C too
+        for process, reader in zip(processes.values(), readers, strict=True):
+            process.terminate()
+            process.wait()
+            reader.join()
+    if failed:
+        reason = printed[failed][-1].removeprefix("earn: error: ") if printed[failed] else "It printed nothing."
+        raise EarnError(f"The training of {failed} failed with status {processes[failed].returncode}. {reason}")
+
+
+def _start_training(options: Sequence[object]) -> subprocess.Popen[str]:
+    """`earn train` in a process with one thread, what it prints in one pipe."""
+    paths = [path or os.getcwd() for path in sys.path]  # what can be imported here can be imported there
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    output = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8", "TQDM_DISABLE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "earn.cli.main", "train", *map(str, options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, **threads, **output},
+    )
+
+
+def _relay(name: str, process: subprocess.Popen[str], lines: list[str]) -> None:
+    """Collects what a training prints, and shows the indented lines, which tell its progress."""
+    assert process.stdout is not None
+    with process.stdout as output:
+        for line in output:
+            if line.strip():
+                lines.append(line.strip())
+            if line.startswith("      "):
+                note(f"      {name}: {line.strip()}")
 
 
 def _calibrate(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
-    """Writes the int8 bundle and its report; returns what the gate found."""
+    """Writes the int8 bundle and its report; returns the gate's figures."""
     from earn.calibration.calibrate import Settings, calibrate
     from earn.calibration.samples import HELD_OUT, SAMPLES, draw_samples
     from earn.report.calibration_summary import report_calibration
@@ -168,11 +227,51 @@ def _calibrate(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
     source, out, page = (args.out / name for name in ("earn-bundle", f"{INT8}-bundle", f"{INT8}-report.html"))
     settings = Settings(compare=False, seed=args.seed)
     with results_kept_clean():
-        found = calibrate(source, out, histories, held_out, INT8, settings, progress)
-    page = report_calibration(found, held_out, settings, source, out, dataset.source, page)
-    figures = found.summary()
+        calibration = calibrate(source, out, histories, held_out, INT8, settings, progress)
+    page = report_calibration(calibration, held_out, settings, source, out, dataset.source, page)
+    figures = calibration.summary()
     note(f"      {figures['beam_set_overlap']:.1%} of the best items stay; see {page}")
     return figures
+
+
+def quality(
+    models: Mapping[str, EarnModel], bundles: Mapping[str, Recommender], dataset: Dataset, users: Sequence[Example]
+) -> dict[str, Any]:
+    """Recall@10 and NDCG@10 of popularity, of each bundle, and of its model in torch where there is one.
+
+    No list holds items of its user's history.
+    """
+    from earn.data import popularity_ranks
+    from earn.export.stages import torch_recommender
+    from earn.runtime.evaluation import target_ranks
+
+    item_ids = dataset.interactions.item_ids
+
+    def searched(recommender: Recommender, label: str) -> dict[str, float]:
+        return at_ten(target_ranks(recommender, users, item_ids, True, progress(label)))
+
+    figures: dict[str, Any] = {"popularity": at_ten(popularity_ranks(dataset.split, len(item_ids), users))}
+    for name, recommender in bundles.items():
+        bundle = searched(recommender, f"{name}, bundle")
+        in_torch = {"torch": searched(torch_recommender(models[name]), f"{name}, torch")} if name in models else None
+        figures[name] = {**in_torch, "bundle": bundle} if in_torch else bundle
+    return figures
+
+
+def at_ten(ranks: NDArray[np.int64]) -> dict[str, float]:
+    """Recall@10 and NDCG@10 of targets' ranks."""
+    from earn.metrics import summarise
+
+    figures = summarise(ranks)
+    return {name: figures[name] for name in ("recall@10", "ndcg@10")}
+
+
+def bundle_sizes(manifest: Manifest) -> dict[str, int]:
+    """Bytes of the cache at a full prompt, and of the bundle."""
+    from earn.runtime.cache import cache_bytes
+
+    cache = cache_bytes(manifest.sizes, manifest.limits, manifest.limits.prompt, BEAMS)
+    return {"cache_bytes": cache, "bundle_bytes": manifest.bundle_bytes}
 
 
 def _report(
@@ -183,7 +282,6 @@ def _report(
     users: Sequence[Example],
 ) -> None:
     """Prints the comparison, one user's recommendations, and what to type next."""
-    from earn.cli.measures import BEAMS
     from earn.cli.recommend import items_table
 
     show(f"\n{_comparison(summary)}")

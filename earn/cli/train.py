@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from earn.cli.arguments import DATA_HELP, above_zero, command, from_zero, natural, positive, share
-from earn.console import Steps, note, results_kept_clean, show
+from earn.console import Steps, note, progress, results_kept_clean, show
 from earn.errors import EarnError
 from earn.prompts import Template
-from earn.settings import TrainSettings
+from earn.settings import TrainSettings, let_waiting_threads_sleep
 
 if TYPE_CHECKING:
     from earn.catalog import Catalog
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from earn.data.dataset import Dataset
     from earn.model.earn_model import EarnModel
 
+CLEAR_LINE = "\r\x1b[K"
 REGISTERS = 1  # at each end of the prompt, as in the paper
 
 
@@ -72,9 +74,9 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         help="new identifiers even where the data brings some; such data needs titles",
     )
     group.add_argument("--dense", action="store_true", help="the dense baseline: all layers, no registers")
-    for place, where in (("prefix", "start"), ("suffix", "end")):
+    for end, where in (("prefix", "start"), ("suffix", "end")):
         group.add_argument(
-            f"--{place}-registers",
+            f"--{end}-registers",
             type=natural,
             metavar="N",
             help=f"registers at the prompt's {where} (default: {REGISTERS})",
@@ -105,8 +107,6 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         "weight_decay": (from_zero, "of AdamW"),
         "dropout": (share, "of attention probabilities"),
         "hidden_dropout": (share, "of what attention and MLP add to the hidden states"),
-        "label_smoothing": (share, "of a target's probability, spread over all tokens"),
-        "average": (natural, "last epochs whose averaged weights are tried, and kept if they are better"),
         "exclude_history": (
             None,
             "validation lists leave the history out: for data where nobody chooses an item twice",
@@ -133,11 +133,12 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains and writes the checkpoint."""
+    let_waiting_threads_sleep()
     from earn.data.dataset import load_dataset
     from earn.model.methods import default_method
 
-    given = {field.name: getattr(args, field.name) for field in fields(TrainSettings) if hasattr(args, field.name)}
-    settings, method = TrainSettings(**given), args.method or default_method(args.backbone)
+    options = {field.name: getattr(args, field.name) for field in fields(TrainSettings) if hasattr(args, field.name)}
+    settings, method = TrainSettings(**options), args.method or default_method(args.backbone)
     _check(args)
     steps = Steps(4)
     steps(f"Read {args.data}")
@@ -173,7 +174,14 @@ def fit(
 
     validate = search_validation(dataset, settings.exclude_history)
     with results_kept_clean():
-        return train(model, dataset.split.train, out, validate, settings, dataset.source, resume)
+        return train(
+            model, dataset.split.train, out, validate, settings, dataset.source, resume, progress("steps"), _say
+        )
+
+
+def _say(text: str) -> None:
+    """A line about an epoch, in place of the progress that a terminal shows."""
+    note(f"{CLEAR_LINE if sys.stderr.isatty() else ''}      {text}")
 
 
 def describe(model: EarnModel) -> str:
@@ -193,9 +201,9 @@ def _check(args: argparse.Namespace) -> None:
         raise EarnError("--dense has all layers early. Leave away --early-layers, or --dense.")
     if not args.dense and args.early_layers is None and (args.prefix_registers, args.suffix_registers) == (0, 0):
         raise EarnError("Without registers all layers are early by default. Pass --dense, or --early-layers as well.")
-    for place in ("prefix", "suffix"):
-        if args.dense and getattr(args, f"{place}_registers") is not None:
-            raise EarnError(f"--dense has no registers. Leave away --{place}-registers, or --dense.")
+    for end in ("prefix", "suffix"):
+        if args.dense and getattr(args, f"{end}_registers") is not None:
+            raise EarnError(f"--dense has no registers. Leave away --{end}-registers, or --dense.")
     out: Path = args.out
     is_used = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if is_used and not args.resume and not (out / RUN_FOLDER).is_dir():
@@ -205,8 +213,8 @@ def _check(args: argparse.Namespace) -> None:
 def _model(args: argparse.Namespace, method: str, catalog: Catalog) -> EarnModel:
     from earn.model.methods import build_model
 
-    given = {"text": args.template, "separator": args.separator}
-    changed = {name: text for name, text in given.items() if text is not None}
+    options = {"text": args.template, "separator": args.separator}
+    changed = {name: text for name, text in options.items() if text is not None}
     registers = [REGISTERS if count is None else count for count in (args.prefix_registers, args.suffix_registers)]
     return build_model(
         method,

@@ -3,7 +3,7 @@
 from earn.data.dataset import Dataset, load_dataset, sample
 from earn.data.formats import FORMATS, Format, Interactions
 from earn.data.sources import NAMED, find_source, load_interactions
-from earn.data.splits import Split, leave_one_out, popularity, split_of
+from earn.data.splits import Split, leave_one_out, popularity, popularity_ranks, split_of
 from earn.metrics import Example
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "load_dataset",
     "load_interactions",
     "popularity",
+    "popularity_ranks",
     "sample",
     "split_of",
 ]

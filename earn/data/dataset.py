@@ -106,10 +106,10 @@ class Dataset:
         own, titles = self.interactions.catalog, self.interactions.titles
         titled = any(titles) and any(catalog.titles)
         for item, item_id in enumerate(self.interactions.item_ids):
-            place = catalog.index[item_id]
-            names = [] if own is None else [("".join(own.identifiers[item]), "".join(catalog.identifiers[place]))]
+            index = catalog.index[item_id]
+            names = [] if own is None else [("".join(own.identifiers[item]), "".join(catalog.identifiers[index]))]
             if titled:
-                names.append((titles[item], catalog.titles[place]))
+                names.append((titles[item], catalog.titles[index]))
             yield names if all(map(all, names)) else []
 
 
@@ -124,5 +124,5 @@ def sample(values: Sequence[T], most: int, seed: int = 0) -> Sequence[T]:
     """At most so many of the values, in their order; the same ones for the same seed."""
     if len(values) <= most:
         return values
-    places = np.random.default_rng(seed).choice(len(values), most, replace=False)
-    return [values[place] for place in np.sort(places)]
+    chosen = np.random.default_rng(seed).choice(len(values), most, replace=False)
+    return [values[index] for index in np.sort(chosen)]

@@ -144,9 +144,9 @@ def _residual_codes(
 def _numbers_within(codes: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:  # [items]
     """Numbers the items of equal codes 0, 1, ..., by falling count, ties by index."""
     numbers = np.zeros(len(codes), np.int64)
-    given: dict[tuple[int, ...], int] = {}
+    used: dict[tuple[int, ...], int] = {}
     for item in np.argsort(-counts, kind="stable").tolist():
         key = tuple(codes[item].tolist())
-        numbers[item] = given.get(key, 0)
-        given[key] = numbers[item] + 1
+        numbers[item] = used.get(key, 0)
+        used[key] = numbers[item] + 1
     return numbers

@@ -29,15 +29,15 @@ def find_source(source: str | Path) -> Path:
     if isinstance(source, str) and source in NAMED:
         return NAMED[source]()
     path, folder = Path(source).expanduser(), os.environ.get(DATA_VARIABLE)
-    places = [path] if not folder else [path, Path(folder).expanduser() / path]
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
+    candidates = [path] if not folder else [path, Path(folder).expanduser() / path]
+    match = next((candidate for candidate in candidates if candidate.exists()), None)
+    if match is None:
         elsewhere = f"nor is it in ${DATA_VARIABLE} ({folder})" if folder else f"and ${DATA_VARIABLE} is not set"
         raise EarnError(
             f"{source}: there is no such file or folder here, {elsewhere}. Give a path that exists, set "
             f"{DATA_VARIABLE} to the folder that holds it, or give a known name: {', '.join(NAMED)}."
         )
-    return found
+    return match
 
 
 def load_interactions(source: str | Path) -> Interactions:
@@ -50,6 +50,6 @@ def load_interactions(source: str | Path) -> Interactions:
     fitting = [row for row in FORMATS if row.fits(path)]
     if len(fitting) != 1:
         wanted = "; ".join(f"{row.looks_for} ({row.name})" for row in fitting or FORMATS)
-        found = "more than one format fits it" if fitting else "no known format fits it"
-        raise EarnError(f"{path}: {found}. Give exactly one of: {wanted}.")
+        problem = "more than one format fits it" if fitting else "no known format fits it"
+        raise EarnError(f"{path}: {problem}. Give exactly one of: {wanted}.")
     return fitting[0].read(path)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earn.data.formats import Interactions
-from earn.metrics import Example
+from earn.metrics import CUTOFFS, NOT_FOUND, Example
 
 
 @dataclass(frozen=True)
@@ -67,3 +67,18 @@ def popularity(split: Split, items: int) -> NDArray[np.int64]:
     """All item indices [items], the one with most training interactions first; ties by index."""
     counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *split.train]), minlength=items)
     return np.argsort(-counts, kind="stable").astype(np.int64)
+
+
+def popularity_ranks(split: Split, items: int, users: Sequence[Example]) -> NDArray[np.int64]:
+    """The targets' ranks [users] if everybody is shown the most popular items that the history lacks.
+
+    Ranks count from 0; NOT_FOUND beyond the widest cutoff, and for a target that the history holds.
+    """
+    position = np.argsort(popularity(split, items))  # of each item in the ranking
+    ranks = np.full(len(users), NOT_FOUND, np.int64)
+    for index, example in enumerate(users):
+        ahead = position[np.unique(example.history)] < position[example.target]
+        rank = position[example.target] - ahead.sum()
+        if rank < max(CUTOFFS) and example.target not in example.history:
+            ranks[index] = rank
+    return ranks

@@ -54,9 +54,9 @@ class Windows:
     def __len__(self) -> int:
         return len(self._user) + len(self._further)
 
-    def __getitem__(self, place: int) -> Window:
-        if place >= len(self._user):
-            return self._further[place - len(self._user)]
-        end = int(self._end[place])
-        items = self._sequences[self._user[place]][max(0, end - self._size) : end]
+    def __getitem__(self, index: int) -> Window:
+        if index >= len(self._user):
+            return self._further[index - len(self._user)]
+        end = int(self._end[index])
+        items = self._sequences[self._user[index]][max(0, end - self._size) : end]
         return [self._identifiers[item] for item in items]

@@ -81,7 +81,6 @@ class Watch:
 
     def __init__(self, model: EarnModel) -> None:
         self.model = model
-        self._compact = model.earn.positions == "compact"
         places = HEAD + BINS + TAIL + model.catalog.depth - 1
         self.layers = [LayerSums(places) for _ in range(model.config.num_hidden_layers)]
         self.losses: list[Tensor] = []  # of each batch, float64 [early layers,b], summed over a user's codes
@@ -92,17 +91,17 @@ class Watch:
         rows = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
         kept = torch.tensor(kept_rows(self.model, batch.prompt, len(rows)), device=rows.device)
         places = place_weights(batch.prompt, len(rows) - batch.prompt, self.model.catalog.depth - 1)
-        positions, late = rows, torch.arange(len(kept), device=rows.device) if self._compact else kept
+        positions = rows
         hidden, losses = cast(Tensor, self.model.model.embed_tokens(batch.tokens)), []
-        for number, sums in enumerate(self.layers):
-            if number == self.model.earn.early_layers:
-                hidden, positions, places = hidden[:, kept], late, places[kept.cpu()]
-            stage, everything = self._stage(number, number + 1), rows[: len(positions)]
+        for index, sums in enumerate(self.layers):
+            if index == self.model.earn.early_layers:
+                hidden, positions, places = hidden[:, kept], kept, places[kept.cpu()]
+            stage, everything = self._stage(index, index + 1), rows[: len(positions)]
             last = everything[-batch.targets.shape[1] :]
             sums.add(stage.first_shares(hidden, *_causal(positions), last).cpu(), places)
             hidden, _ = stage.run(hidden, *_causal(positions), None, everything)
-            if number < self.model.earn.early_layers:
-                losses.append(self._losses(number + 1, hidden[:, kept], late, batch.targets))
+            if index < self.model.earn.early_layers:
+                losses.append(self._losses(index + 1, hidden[:, kept], kept, batch.targets))
         self.losses.append(torch.stack(losses).cpu().double())
         self.codes.append(torch.full((len(batch.tokens),), batch.targets.shape[1], dtype=torch.float64))
 

@@ -1,17 +1,17 @@
-"""What the attention analysis finds, and the rules that suggest a k from it. No torch.
+"""What the attention analysis measures, and the rule that suggests a k from it. No torch.
 
 Places. Prompts differ in length, so their columns are laid onto places that all users share: the first HEAD tokens, the
 middle (the history, but for its ends) in BINS equal parts, the last TAIL tokens, then the generated tokens one by one.
 A row's attention on the places sums to 1.
 
-Reading rows. All figures are of the rows that predict: the prompt's last row and the generated tokens. What they do not
-read, a recommendation cannot depend on through that layer; and rows near the prompt's start, which have few columns to
-share their attention out to, would pass for concentrated.
+Reading rows. All figures are of the rows that predict: the prompt's last row and the generated tokens. A token that
+these rows do not attend to cannot influence the recommendation through that layer. Rows near the prompt's start are
+left out: they attend to few columns, so that their attention would look concentrated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,10 +19,6 @@ HEAD = 3  # first tokens of the prompt; attention on them is the head sink (pape
 TAIL = 4  # last tokens of the prompt; attention on them is the tail sink (paper)
 BINS = 16  # parts of the middle
 ABOVE = 0.05  # a probability above this counts for the sparsity (paper)
-
-# The most that a layer above k may still attend to what a cut takes away. A head that spreads its attention evenly has
-# nearly all of it there, one that rests on the prompt's very ends nearly nothing.
-MOST_LOST = 0.1
 
 # The most that a cut may raise the loss, as a share of what the cut above the first layer does. That one sets the
 # scale because losses of different data and vocabularies have none in common; where it costs anything, the rule
@@ -83,20 +79,9 @@ class Analysis:
         return self.early_layers == len(self.layers)
 
     @property
-    def lost(self) -> list[float]:
-        """Attention on prompt rows that a cut takes away, in each layer that sees the history.
-
-        What stays is `prefix` rows at the prompt's start and `suffix` at its end. The head and the tail are wider: in
-        a prompt of identifiers alone they hold codes of the oldest and the newest item, which are history too.
-        """
-        end = HEAD + BINS + TAIL
-        start, stop = min(self.prefix, HEAD), end - min(self.suffix, TAIL)
-        return [sum(row.received[start:stop]) for row in self.layers[: self.early_layers]]
-
-    @property
     def suggestions(self) -> dict[str, int | None]:
-        """The k that each rule suggests; None where it suggests no cut below the model's own."""
-        return {rule.name: rule.find(self) for rule in RULES}
+        """The k that the cut rule suggests, under its name; None where it suggests no cut below the model's own."""
+        return {"cut": k_by_cut(self.cut, self.errors)}
 
     def as_json(self) -> dict[str, Any]:
         """All figures as plain JSON values."""
@@ -105,24 +90,6 @@ class Analysis:
             for row in self.layers
         ]
         return {**asdict(self), "layers": layers, "places": place_names(self), "suggestions": self.suggestions}
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A way to suggest a k."""
-
-    name: str
-    statement: str  # the smallest k such that ...
-    find: Callable[[Analysis], int | None]
-
-
-def k_by_attention(lost: Sequence[float]) -> int | None:
-    """The smallest k such that all layers above k give less than MOST_LOST to rows that a cut takes; None: none does.
-
-    Args:
-        lost: that attention in each layer that sees the history, the first layer's first.
-    """
-    return next((k for k in range(1, len(lost)) if max(lost[k:]) < MOST_LOST), None)
 
 
 def k_by_cut(losses: Sequence[float], errors: Sequence[float]) -> int | None:
@@ -145,22 +112,6 @@ def most_loss(losses: Sequence[float], errors: Sequence[float]) -> float | None:
     return losses[-1] + MOST_RISE * rise if rise > CERTAIN * errors[0] else None
 
 
-RULES = (
-    Rule(
-        "attention",
-        f"in all layers above k the rows that predict give less than {MOST_LOST:.0%} of their attention to prompt rows "
-        "that a cut would take from them",
-        lambda found: k_by_attention(found.lost),
-    ),
-    Rule(
-        "cut",
-        f"cutting the layers above k off raises the loss by at most {MOST_RISE:.0%} of what it does at k = 1, where it "
-        f"must cost more than {CERTAIN} standard errors",
-        lambda found: k_by_cut(found.cut, found.errors),
-    ),
-)
-
-
 def place_names(found: Analysis) -> list[str]:
     """A name for each place: 1 .. and .. -1 for the prompt's ends, m1 .. for the middle, g1 .. for what follows."""
     generated = len(found.layers[0].received) - HEAD - BINS - TAIL
@@ -173,23 +124,24 @@ def place_names(found: Analysis) -> list[str]:
 
 
 def suggestions_text(found: Analysis) -> list[str]:
-    """What each rule suggests, in a sentence, and what cannot be suggested."""
+    """What the cut rule suggests, in sentences, and what cannot be suggested."""
     own = f"{found.early_layers}" if found.is_dense else f"the model's own, {found.early_layers}"
-    sentences = []
-    for rule in RULES:
-        k = rule.find(found)
-        sentences.append(
-            f"By the {rule.name} rule no k below {own}: there is none such that {rule.statement}."
-            if k is None
-            else f"By the {rule.name} rule k = {k} of {len(found.layers)} layers: the smallest k such that "
-            f"{rule.statement}."
-        )
+    (k,) = found.suggestions.values()
+    statement = (
+        f"cutting the layers above k off raises the loss by at most {MOST_RISE:.0%} of what it does at k = 1, where it "
+        f"must cost more than {CERTAIN} standard errors"
+    )
+    sentences = [
+        f"By the cut rule no k below {own}: there is none such that {statement}."
+        if k is None
+        else f"By the cut rule k = {k} of {len(found.layers)} layers: the smallest k such that {statement}."
+    ]
     if most_loss(found.cut, found.errors) is None and len(found.cut) > 1:
         sentences.append(
             f"What the cut above layer 1 costs is less than {CERTAIN} standard errors: take more users. If it stays "
             "so, this model makes little of the history."
         )
-    if any(found.suggestions.values()) and found.is_dense:
+    if k is not None and found.is_dense:
         sentences.append(
             "Take this for a cautious end: the weights never met the cut, and training can repair its harm. A smaller "
             "k, trained as EARN, may rank as well."

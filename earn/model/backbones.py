@@ -1,4 +1,8 @@
-"""Backbones: the Hugging Face decoders that EARN runs on, made small from scratch or loaded from a folder."""
+"""Backbones: the Hugging Face decoders that EARN runs on, built small from scratch or loaded from a folder or file.
+
+FAMILIES is the one table of what is supported. To add a family whose decoder layers compute as Llama's do, add its row;
+the tests over `TINY_BACKBONES` then compare it with Hugging Face's own model, in torch, ONNX and the runtime.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,6 @@ from transformers import (
 from earn.errors import EarnError
 from earn.specs import Sizes
 
-FAMILIES = ("llama", "qwen2", "qwen3")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 # RoPE types whose frequencies do not depend on the sequence that is being read.
@@ -44,18 +47,25 @@ _TINY: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
-class TinyBackbone:
-    """A small backbone that is trained from scratch; its only text token is BOS, id 0."""
+class Family:
+    """A family of decoders, and its small backbone, which is trained from scratch and knows no text but BOS, id 0."""
 
-    config: type[PretrainedConfig]
-    sizes: Mapping[str, Any]
+    config: type[PretrainedConfig]  # of which the model_type is the family's name
+    tiny: str  # name of the small backbone
+    tiny_sizes: Mapping[str, Any]
+    has_sliding_window: bool = False  # whether a configuration may ask for it; then it is refused
+    has_head_norms: bool = False  # whether queries and keys are normalised head by head
 
 
-TINY_BACKBONES: Mapping[str, TinyBackbone] = {
-    "tiny-llama": TinyBackbone(LlamaConfig, _TINY),
-    "tiny-qwen2": TinyBackbone(Qwen2Config, _TINY),
-    "tiny-qwen3": TinyBackbone(Qwen3Config, {**_TINY, "head_dim": 32}),
+FAMILIES: Mapping[str, Family] = {
+    family.config.model_type: family
+    for family in (
+        Family(LlamaConfig, "tiny-llama", _TINY),
+        Family(Qwen2Config, "tiny-qwen2", _TINY, has_sliding_window=True),
+        Family(Qwen3Config, "tiny-qwen3", {**_TINY, "head_dim": 32}, has_sliding_window=True, has_head_norms=True),
+    )
 }
+TINY_BACKBONES: Mapping[str, Family] = {family.tiny: family for family in FAMILIES.values()}
 
 
 def load_backbone(source: str | Path, seed: int = 0, sizes: Mapping[str, Any] | None = None) -> PreTrainedModel:
@@ -72,7 +82,7 @@ def load_backbone(source: str | Path, seed: int = 0, sizes: Mapping[str, Any] | 
     """
     tiny = TINY_BACKBONES.get(str(source))
     if tiny is not None:
-        config = tiny.config(**{"vocab_size": 1, **tiny.sizes, **(sizes or {})})
+        config = tiny.config(**{"vocab_size": 1, **tiny.tiny_sizes, **(sizes or {})})
         check_backbone(config)
         torch.manual_seed(seed)
         backbone: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
@@ -107,7 +117,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
     if is_gguf(source):
         _check_gguf(Path(source))
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**_place(Path(source)))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**_files(Path(source)))
     except Exception as error:  # transformers, tokenizers and json raise classes of their own
         raise EarnError(
             f"{source}: its tokenizer cannot be loaded ({error}). Mend it, or take the method tiger, which needs none."
@@ -115,36 +125,36 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
     return tokenizer
 
 
-def _place(path: Path) -> dict[str, Any]:
-    """Where transformers finds a folder, or a GGUF file in its folder."""
-    where = {"pretrained_model_name_or_path": path, "local_files_only": True}
+def _files(path: Path) -> dict[str, Any]:
+    """The arguments under which transformers finds a folder, or a GGUF file in its folder."""
+    arguments = {"pretrained_model_name_or_path": path, "local_files_only": True}
     if is_gguf(path):
-        where |= {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    return where
+        arguments |= {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    return arguments
 
 
 def _load_trained(folder: Path) -> PreTrainedModel:
-    place = _place(folder)
+    files = _files(folder)
     if is_gguf(folder):
         _check_gguf(folder)
     try:
-        config = AutoConfig.from_pretrained(**place)
+        config = AutoConfig.from_pretrained(**files)
         check_backbone(config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **place,
+            **files,
             config=config,
             attn_implementation="eager",
             torch_dtype=torch.float32,
             output_loading_info=True,
         )
         backbone: PreTrainedModel
-        backbone, found = loaded
+        backbone, loading = loaded
     except EarnError:
         raise
     except Exception as error:  # transformers, safetensors and json raise classes of their own
         raise EarnError(f"{folder}: cannot be loaded as a model ({error}). Copy or write it again.") from error
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    if lost := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])} - tied):
+    if lost := sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])} - tied):
         raise EarnError(
             f"{folder}: {len(lost)} weights are missing or have another shape, such as {lost[0]}. "
             "Copy or write the folder again."
@@ -167,9 +177,9 @@ def _check_gguf(path: Path) -> None:
     if any(name.endswith(".type") and bytes(field.parts[-1]) == b"none" for name, field in scaling.items()):
         scaling = {}
     tensors = [tensor.name for tensor in reader.tensors if tensor.name == "rope_freqs.weight"]
-    if found := sorted([*scaling, *tensors]):
+    if scalings := sorted([*scaling, *tensors]):
         raise EarnError(
-            f"{path}: scales its RoPE ({found[0]}), which is not read of GGUF files. Take the Hugging Face folder."
+            f"{path}: scales its RoPE ({scalings[0]}), which is not read of GGUF files. Take the Hugging Face folder."
         )
 
 
@@ -181,7 +191,7 @@ def check_backbone(config: PretrainedConfig) -> None:
     """
     if config.model_type not in FAMILIES:
         raise EarnError(f"The backbone is a {config.model_type!r} model. Supported are: {', '.join(FAMILIES)}.")
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+    if FAMILIES[config.model_type].has_sliding_window and "sliding_attention" in (config.layer_types or ()):
         raise EarnError(
             "The backbone uses sliding-window attention. Set use_sliding_window to false in its config.json."
         )

@@ -63,7 +63,6 @@ class EarnModel(PreTrainedModel):
         self.earn = earn
         self.catalog = catalog
         self.tokenizer = tokenizer
-        self.label_smoothing = 0.0  # of the loss, in training mode
         # Not a submodule: it only lends its class to writing the checkpoint.
         object.__setattr__(self, "_backbone", backbone)
 
@@ -79,7 +78,6 @@ class EarnModel(PreTrainedModel):
         template: Template | None = None,
         seed: int = 0,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        positions: str = "original",
         around_mean: bool | None = None,
     ) -> EarnModel:
         """Adds identifier tokens and registers to a backbone.
@@ -96,7 +94,6 @@ class EarnModel(PreTrainedModel):
                 one. Without a tokenizer the prompt is identifiers alone.
             seed: of the new rows' noise (and of a tiny backbone's weights).
             tokenizer: of a loaded model; a folder's own is found there.
-            positions: one of earn.config.POSITIONS, of the rows that reach the late stage.
             around_mean: whether new rows of the embedding table start at the mean of the old ones (the paper leaves
                 this open) or, with the same small noise, at zero; if None, at the mean unless `backbone` is the name of
                 a tiny one.
@@ -114,16 +111,15 @@ class EarnModel(PreTrainedModel):
         registers = _register_tokens(prefix_registers, suffix_registers)
         if taken := set(registers) & set(catalog.tokens):
             raise EarnError(f"The catalog has an identifier token {min(taken)}, as a register has. Rename it.")
-        numbers = _add_tokens(backbone, tokenizer, [*catalog.tokens, *registers], seed, around_mean)
-        register_ids = numbers[len(catalog.tokens) :]
+        token_ids = _add_tokens(backbone, tokenizer, [*catalog.tokens, *registers], seed, around_mean)
+        register_ids = token_ids[len(catalog.tokens) :]
         earn = EarnConfig(
             early_layers=_default_split(layers, bool(registers)) if early_layers is None else early_layers,
             prefix_ids=tuple(register_ids[:prefix_registers]),
             suffix_ids=tuple(register_ids[prefix_registers:]),
             prompt=_tokenize_prompt(tokenizer, template, _bos(backbone, tokenizer) if not prefix_registers else ()),
-            token_ids=tuple(numbers[: len(catalog.tokens)]),
+            token_ids=tuple(token_ids[: len(catalog.tokens)]),
             max_history=max_history,
-            positions=positions,
         )
         return cls(backbone, earn, catalog, tokenizer)
 
@@ -155,14 +151,14 @@ class EarnModel(PreTrainedModel):
             raise EarnError("The model is not dense: it has late layers or registers. Train one with --dense.")
         backbone, tokenizer = cast(PreTrainedModel, dense._backbone), dense.tokenizer
         registers = _register_tokens(prefix_registers, suffix_registers)
-        numbers = _add_tokens(backbone, tokenizer, registers, seed, around_mean=True)
+        register_ids = _add_tokens(backbone, tokenizer, registers, seed, around_mean=True)
         bos = _bos(backbone, tokenizer) if prefix_registers else ()
         prompt = replace(dense.earn.prompt, head=dense.earn.prompt.head[len(bos) :])
         earn = replace(
             dense.earn,
             early_layers=early_layers,
-            prefix_ids=tuple(numbers[:prefix_registers]),
-            suffix_ids=tuple(numbers[prefix_registers:]),
+            prefix_ids=tuple(register_ids[:prefix_registers]),
+            suffix_ids=tuple(register_ids[prefix_registers:]),
             prompt=prompt,
         )
         return cls(backbone, earn, dense.catalog, tokenizer)
@@ -194,7 +190,6 @@ class EarnModel(PreTrainedModel):
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        late_position_ids: Tensor,
         attention_bias: Tensor,
         keep: Tensor,
         predict: Tensor,
@@ -204,7 +199,6 @@ class EarnModel(PreTrainedModel):
         Args:
             input_ids: [b,m].
             position_ids: [b,m].
-            late_position_ids: [b,r], of the kept rows in the late stage.
             attention_bias: [b,1,m,m], who may see whom; the late stage keeps the part among the kept rows.
             keep: [r], the rows that go on to the late stage (registers and generated tokens), ascending.
             predict: [p], the rows to predict from, as places in `keep`.
@@ -212,14 +206,13 @@ class EarnModel(PreTrainedModel):
         early, late = self.early_stage(), self.late_stage()
         hidden, _ = early.run(cast(Tensor, early.embedding(input_ids)), position_ids, attention_bias, None, keep)
         late_bias = attention_bias.index_select(2, keep).index_select(3, keep)
-        hidden, _ = late.run(hidden, late_position_ids, late_bias, None, predict)
+        hidden, _ = late.run(hidden, position_ids.index_select(1, keep), late_bias, None, predict)
         return cast(Tensor, self.lm_head(self.model.norm(hidden)))
 
     def forward(
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        late_position_ids: Tensor,
         visible: Tensor,
         keep: Tensor,
         predict: Tensor,
@@ -230,19 +223,14 @@ class EarnModel(PreTrainedModel):
         Args:
             input_ids: [b,m], a packed batch (see packing).
             position_ids: [b,m].
-            late_position_ids: [b,r], as in `rows_logits`.
             visible: bool [b,m,m], who may see whom.
             keep: [r], likewise.
             predict: [p], likewise.
             labels: [b,p], token ids; IGNORED where nothing is predicted.
         """
         bias = torch.where(visible, 0.0, MASKED).unsqueeze(1)
-        logits = self.rows_logits(input_ids, position_ids, late_position_ids, bias, keep, predict)
-        smoothing = self.label_smoothing if self.training else 0.0
-        loss = functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, label_smoothing=smoothing
-        )
-        return {"loss": loss}
+        logits = self.rows_logits(input_ids, position_ids, bias, keep, predict)
+        return {"loss": functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)}
 
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:  # type: ignore[override]
         """Writes the checkpoint folder; `settings` go to Hugging Face's own save_pretrained."""
@@ -295,9 +283,9 @@ def _register_tokens(prefix_registers: int, suffix_registers: int) -> list[str]:
     if min(prefix_registers, suffix_registers) < 0:
         raise EarnError(f"There cannot be {min(prefix_registers, suffix_registers)} registers. Take 0 or more.")
     return [
-        f"<|{place}_{number}|>"
-        for place, count in (("prefix", prefix_registers), ("suffix", suffix_registers))
-        for number in range(count)
+        f"<|{end}_{index}|>"
+        for end, count in (("prefix", prefix_registers), ("suffix", suffix_registers))
+        for index in range(count)
     ]
 
 
@@ -350,20 +338,22 @@ def _add_tokens(
     """
     old_rows = len(_tables(backbone)[0])
     if tokenizer is None:
-        used, numbers = old_rows, list(range(old_rows, old_rows + len(tokens)))
+        used, token_ids = old_rows, list(range(old_rows, old_rows + len(tokens)))
     else:
         used = len(tokenizer)  # the table may be longer: backbones pad it
         tokenizer.add_tokens(list(tokens), special_tokens=True)
-        numbers = tokenizer.convert_tokens_to_ids(list(tokens))
-    backbone.resize_token_embeddings(max(old_rows, max(numbers) + 1), mean_resizing=False)
-    new = torch.tensor(sorted(number for number in numbers if number >= used), dtype=torch.long)  # there may be none
+        token_ids = tokenizer.convert_tokens_to_ids(list(tokens))
+    backbone.resize_token_embeddings(max(old_rows, max(token_ids) + 1), mean_resizing=False)
+    new = torch.tensor(
+        sorted(token_id for token_id in token_ids if token_id >= used), dtype=torch.long
+    )  # there may be none
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for table in _tables(backbone):
             centre = table[: min(used, old_rows)].mean(0) if around_mean else table.new_zeros(table.shape[1])
             noise = torch.randn(len(new), table.shape[1], generator=generator).to(table.device)
             table[new] = centre + backbone.config.initializer_range * noise
-    return numbers
+    return token_ids
 
 
 def _tables(backbone: PreTrainedModel) -> list[Tensor]:

@@ -47,7 +47,6 @@ def build_model(
     registers: tuple[int, int] = (1, 1),
     max_history: int = 20,
     template: Template | None = None,
-    positions: str = "original",
     sizes: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> EarnModel:
@@ -85,7 +84,6 @@ def build_model(
         template,
         seed,
         tokenizer,
-        positions,
         around_mean=not tiny,
     )
 

@@ -61,8 +61,8 @@ def pack(windows: Sequence[Sequence[Sequence[int]]], config: EarnConfig, dense: 
         dense: the model has no late layers.
 
     Returns:
-        input_ids [b,m], position_ids [b,m], late_position_ids [b,r], visible bool [b,m,m], keep [r], predict [p],
-        labels [b,p]; b rows, at most as many as windows.
+        input_ids [b,m], position_ids [b,m], visible bool [b,m,m], keep [r], predict [p], labels [b,p]; b rows, at most
+        as many as windows.
 
     Raises:
         EarnError: a window has fewer than two items, so nothing could be predicted.
@@ -77,8 +77,8 @@ def pack(windows: Sequence[Sequence[Sequence[int]]], config: EarnConfig, dense: 
 def _lay_base(window: Sequence[Sequence[int]], config: EarnConfig) -> _Window:
     base: list[int] = []
     ends = []
-    for number, identifier in enumerate(window):
-        if number:
+    for index, identifier in enumerate(window):
+        if index:
             base += config.prompt.separator
         base += identifier
         ends.append(len(base))
@@ -94,7 +94,7 @@ def share_rows(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
     most = tuple(max(size[axis] for size in sizes) for axis in range(2))
     rows: list[list[int]] = []
     taken: list[tuple[int, int]] = []
-    for window in sorted(range(len(sizes)), key=lambda number: sizes[number], reverse=True):
+    for window in sorted(range(len(sizes)), key=lambda index: sizes[index], reverse=True):
         size = sizes[window]
         place = next(
             (row for row, used in enumerate(taken) if used[0] + size[0] <= most[0] and used[1] + size[1] <= most[1]),
@@ -117,13 +117,13 @@ def _pack_plain(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tensor
     labels = np.full((len(shared), rows), IGNORED, np.int64)
     for row, windows in enumerate(shared):
         start = sheet.lay_head(row, head)
-        for window in (laid[number] for number in windows):
+        for window in (laid[index] for index in windows):
             sheet.lay_base(row, start, window.base)
             first = window.ends[0]  # the first item has no history to be predicted from
             labels[row, start + first - 1 : start + len(window.base) - 1] = window.base[first:]
             start += len(window.base)
     everything = np.arange(rows)
-    return _tensors(sheet, sheet.positions, everything, everything, labels)
+    return _tensors(sheet, everything, everything, labels)
 
 
 def _pack_groups(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tensor]:
@@ -137,7 +137,7 @@ def _pack_groups(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tenso
     labels = np.full((len(shared), groups, codes), IGNORED, np.int64)
     for row, windows in enumerate(shared):
         start, group = sheet.lay_head(row, head), 0
-        for window in (laid[number] for number in windows):
+        for window in (laid[index] for index in windows):
             sheet.lay_base(row, start, window.base[: window.ends[-2]])
             for history, target in zip(window.ends, window.items[1:], strict=False):
                 seen = history if fixed else history - 1
@@ -147,10 +147,7 @@ def _pack_groups(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tenso
                 group += 1
             start += window.ends[-2]
     keep, predict = _kept_rows(config, base_rows, groups, size, codes)
-    late_positions = sheet.positions[:, keep]
-    if config.positions == "compact":
-        late_positions = np.tile(_compact_positions(len(config.prefix_ids), groups, len(keep)), (len(shared), 1))
-    return _tensors(sheet, late_positions, keep, predict, labels.reshape(len(shared), -1))
+    return _tensors(sheet, keep, predict, labels.reshape(len(shared), -1))
 
 
 class _Sheet:
@@ -174,21 +171,21 @@ class _Sheet:
         own = np.arange(len(tokens))
         self._lay(row, start, tokens, start, self._head + own, start + own + 1, 0)
 
-    def lay_group(self, row: int, place: int, tokens: Sequence[int], start: int, seen: int, group: int) -> None:
+    def lay_group(self, row: int, first: int, tokens: Sequence[int], start: int, seen: int, group: int) -> None:
         """A group, which sees the head, `seen` tokens of the window that starts at `start`, and itself."""
-        self._lay(row, place, tokens, start, self._head + seen + np.arange(len(tokens)), start + seen, group)
+        self._lay(row, first, tokens, start, self._head + seen + np.arange(len(tokens)), start + seen, group)
 
     def _lay(
         self,
         row: int,
-        place: int,
+        first: int,
         tokens: Sequence[int],
         start: int,
         positions: NDArray[np.int64],
         to: NDArray[np.int64] | int,
         group: int,
     ) -> None:
-        rows = slice(place, place + len(tokens))
+        rows = slice(first, first + len(tokens))
         self.tokens[row, rows] = tokens
         self.positions[row, rows] = positions
         self._from[row, rows] = start
@@ -220,23 +217,12 @@ def _kept_rows(
     return keep, predict.ravel()
 
 
-def _compact_positions(prefix: int, groups: int, kept: int) -> NDArray[np.int64]:
-    """Positions [r] of the kept rows when they are counted anew in each group: prefix, then the group's own rows."""
-    own = np.arange((kept - prefix) // groups)
-    return np.concatenate((np.arange(prefix), np.tile(prefix + own, groups)))
-
-
 def _tensors(
-    sheet: _Sheet,
-    late_positions: NDArray[np.int64],
-    keep: NDArray[np.int64],
-    predict: NDArray[np.int64],
-    labels: NDArray[np.int64],
+    sheet: _Sheet, keep: NDArray[np.int64], predict: NDArray[np.int64], labels: NDArray[np.int64]
 ) -> dict[str, Tensor]:
     arrays = {
         "input_ids": sheet.tokens,
         "position_ids": sheet.positions,
-        "late_position_ids": late_positions,
         "visible": sheet.visible(),
         "keep": keep,
         "predict": predict,

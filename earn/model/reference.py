@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from earn.config import MASKED, check_scoring
+from earn.config import MASKED, SCORING_RULES, check_scoring
 from earn.model.earn_model import EarnModel
 from earn.prompts import readout_rows, whole_prompt
 
@@ -40,21 +40,21 @@ def reference_search(
     left = [identifier for item, identifier in enumerate(identifiers) if item not in exclude]
     allowed = build_trie(left) if exclude else whole
     prompt = whole_prompt([identifiers[item] for item in history], model.earn)
-    found: list[tuple[Beam, float]] = [((), 0.0)]
-    while unfinished := [beam for beam, _ in found if descend(allowed, beam)]:
+    best: list[tuple[Beam, float]] = [((), 0.0)]
+    while unfinished := [beam for beam, _ in best if descend(allowed, beam)]:
         log_probabilities = next_token_scores(model, prompt, unfinished, whole, scoring)
         candidates = []
-        for beam, score in found:
+        for beam, score in best:
             if beam in log_probabilities:
                 candidates += [
                     ((*beam, token), score + log_probabilities[beam][token]) for token in descend(allowed, beam)
                 ]
             else:  # a finished identifier keeps its place
                 candidates.append((beam, score))
-        found = sorted(candidates, key=lambda candidate: -candidate[1])[:beams]
+        best = sorted(candidates, key=lambda candidate: -candidate[1])[:beams]
     items = [
         (item, score)
-        for beam, score in found
+        for beam, score in best
         for item, identifier in enumerate(identifiers)
         if identifier == beam and item not in exclude
     ]
@@ -65,12 +65,12 @@ def next_token_scores(
     model: EarnModel, prompt: Sequence[int], beams: Sequence[Beam], trie: Trie, scoring: str
 ) -> dict[Beam, dict[int, float]]:
     """Log-probability of each child of each beam, normalised by the scoring rule; beams are equally long."""
-    level = tokens_at_depth(trie, len(beams[0])) if scoring == "level" else ()
+    level = tokens_at_depth(trie, len(beams[0]))
     result = {}
     for beam, logits in zip(beams, last_logits(model, prompt, beams), strict=True):
         children = descend(trie, beam)
-        over = {"trie": children, "level": level, "vocab": range(len(logits))}
-        normaliser = torch.logsumexp(logits[list(over[scoring])], dim=0)
+        over = {"children": children, "level": level, "vocabulary": range(len(logits))}[SCORING_RULES[scoring].over]
+        normaliser = torch.logsumexp(logits[list(over)], dim=0)
         result[beam] = {token: float(logits[token] - normaliser) for token in children}
     return result
 
@@ -85,10 +85,8 @@ def last_logits(model: EarnModel, prompt: Sequence[int], beams: Sequence[Beam]) 
     if model.earn.early_layers == model.config.num_hidden_layers:
         keep = torch.arange(rows)  # nothing is dropped in a dense model
     bias = torch.triu(torch.full((rows, rows), MASKED), diagonal=1)[None, None]
-    positions = torch.arange(rows)
-    late = torch.arange(len(keep)) if model.earn.positions == "compact" else positions[keep]
-    everywhere = (positions.expand(len(beams), -1), late.expand(len(beams), -1))
-    return model.rows_logits(sequences, *everywhere, bias, keep, torch.tensor([len(keep) - 1]))[:, 0].double()
+    positions = torch.arange(rows).expand(len(beams), -1)
+    return model.rows_logits(sequences, positions, bias, keep, torch.tensor([len(keep) - 1]))[:, 0].double()
 
 
 def build_trie(identifiers: Collection[Sequence[int]]) -> Trie:

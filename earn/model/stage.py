@@ -15,8 +15,8 @@ The layers are Hugging Face's own decoder layers (Llama, Qwen2, Qwen3), whose su
 Every reshape leaves at most one axis (-1) that is neither a fixed size nor the same-numbered axis of its input, so that
 the export writes it as a constant and no graph computes shapes while it serves (see earn.export.simplify).
 
-Shapes: b users, m new tokens, s cached tokens, l layers of the stage, h heads, g key-value heads, n = h/g heads that
-share keys and values, d hidden, e head size, r kept rows, v rows of the item head.
+Shapes: b users, m new tokens, s cached tokens, S = s + m, l layers of the stage, h heads, g key-value heads,
+kv_groups = h/g heads that share keys and values, d hidden, e head size, r kept rows, v rows of the item head.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PretrainedConfig
+
+from earn.model.backbones import FAMILIES
 
 KeyValues = Sequence[tuple[Tensor, Tensor]]  # keys and values per layer, each [s,b,g,e]
 
@@ -56,28 +59,28 @@ class Stage(nn.Module):
         rotation = rotary_rotation(self.rotary, position_ids)  # cos and sin, each [b,m,1,e]
         new_key_values = []
         last = len(self.layers) - 1
-        bias = self._shared_bias(attention_bias)
-        kept_bias = self._shared_bias(attention_bias.index_select(2, keep))
-        for number, layer in enumerate(self.layers):
-            past = past_key_values[number] if past_key_values else None
-            choice = (kept_bias, past, keep) if number == last else (bias, past, None)
-            hidden, key_value = run_layer(layer, hidden, rotation, *choice)
+        bias = self._bias_per_query_head(attention_bias)
+        kept_bias = self._bias_per_query_head(attention_bias.index_select(2, keep))
+        for index, layer in enumerate(self.layers):
+            past = past_key_values[index] if past_key_values else None
+            own_bias, own_keep = (kept_bias, keep) if index == last else (bias, None)
+            hidden, key_value = run_layer(layer, hidden, rotation, own_bias, past, own_keep)
             new_key_values.append(key_value)
         return hidden, new_key_values
 
     def first_shares(self, hidden: Tensor, position_ids: Tensor, attention_bias: Tensor, rows: Tensor) -> Tensor:
-        """How the attention of these rows is shared out in the stage's first layer, nothing being cached: [b,h,r,m]."""
+        """Attention probabilities [b,h,r,m] of these rows in the stage's first layer, nothing being cached."""
         attention = cast(nn.Module, self.layers[0].self_attn)
         rotation = rotary_rotation(self.rotary, position_ids)
         _, query, key, _ = layer_heads(self.layers[0], hidden, rotation, rows)
-        bias = self._shared_bias(attention_bias.index_select(2, rows))
-        sharing, scaling = _sharing(attention), cast(float, attention.scaling)
-        shares = attention_shares(query, key.transpose(0, 1), bias, sharing, scaling)  # [b,g,n*r,m]
+        bias = self._bias_per_query_head(attention_bias.index_select(2, rows))
+        kv_groups, scaling = _kv_groups(attention), cast(float, attention.scaling)
+        shares = attention_shares(query, key.transpose(0, 1), bias, kv_groups, scaling)  # [b,g,kv_groups*r,m]
         return shares.reshape(len(hidden), -1, len(rows), hidden.shape[1])
 
-    def _shared_bias(self, attention_bias: Tensor) -> Tensor:
-        """The bias [b,1,r,S] once for each of the n heads that share keys and values: [b,1,n*r,S]."""
-        return torch.cat((attention_bias,) * _sharing(cast(nn.Module, self.layers[0].self_attn)), dim=2)
+    def _bias_per_query_head(self, attention_bias: Tensor) -> Tensor:
+        """The bias [b,1,r,S] once for each query head of a key-value head: [b,1,kv_groups*r,S]."""
+        return torch.cat((attention_bias,) * _kv_groups(cast(nn.Module, self.layers[0].self_attn)), dim=2)
 
 
 class EarlyStage(Stage):
@@ -141,15 +144,15 @@ def run_layer(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """One decoder layer: hidden [b,m,d] -> hidden [b,m,d] ([b,r,d] of kept rows), new keys and values [m,b,g,e].
 
-    The bias [b,1,n*r,S] is that of the rows that go on.
+    The bias [b,1,kv_groups*r,S] is that of the rows that go on.
     """
     attention = cast(nn.Module, layer.self_attn)
     hidden, query, key, value = layer_heads(layer, hidden, rotation, keep)
     key, value = key.transpose(0, 1), value.transpose(0, 1)  # [m,b,g,e]
     keys, values = (key, value) if past is None else (torch.cat((past[0], key)), torch.cat((past[1], value)))
     dropout = attention.attention_dropout if layer.training else 0.0
-    scaling, sharing = cast(float, attention.scaling), _sharing(attention)
-    mixed = attend(query, keys, values, attention_bias, sharing, scaling, cast(float, dropout))
+    scaling, kv_groups = cast(float, attention.scaling), _kv_groups(attention)
+    mixed = attend(query, keys, values, attention_bias, kv_groups, scaling, cast(float, dropout))
     hidden = hidden + _dropped(attention.o_proj(mixed), layer)  # type: ignore[operator]
     hidden = hidden + _dropped(layer.mlp(layer.post_attention_layernorm(hidden)), layer)  # type: ignore[operator]
     return hidden, (key, value)
@@ -181,7 +184,7 @@ def projected(attention: nn.Module, normed: Tensor, which: str, rotation: tuple[
     """Query, key and value heads of the rows [b,m,d], those that `which` names ("qkv", "kv", "q"): each [b,m,heads,e].
 
     Queries and keys are normalised where the family does so (Qwen3) and turned by their positions, all at once. The
-    projections stand side by side, so that the export can make one product of them.
+    projections stand side by side, so that the export can make one linear layer of them.
     """
     e = cast(int, attention.head_dim)
     layers = [cast(nn.Linear, getattr(attention, f"{name}_proj")) for name in which]
@@ -191,10 +194,10 @@ def projected(attention: nn.Module, normed: Tensor, which: str, rotation: tuple[
     rows = side_by_side[0] if len(which) == 1 else torch.cat(side_by_side, dim=-1)
     rows = rows.view(b, m, sum(heads), e)
     turned = len(which.removesuffix("v"))  # how many of them know their position
-    if hasattr(attention, "q_norm"):
+    if FAMILIES[cast(PretrainedConfig, attention.config).model_type].has_head_norms:
         parts = list(rows.split(heads, dim=2))
-        for place, name in enumerate(which[:turned]):
-            parts[place] = getattr(attention, f"{name}_norm")(parts[place])
+        for index, name in enumerate(which[:turned]):
+            parts[index] = getattr(attention, f"{name}_norm")(parts[index])
         rows = parts[0] if len(which) == 1 else torch.cat(parts, dim=2)
     if which == "q":
         return (rotate(rows, *rotation, e // 2),)
@@ -203,30 +206,30 @@ def projected(attention: nn.Module, normed: Tensor, which: str, rotation: tuple[
 
 
 def attend(
-    query: Tensor, keys: Tensor, values: Tensor, attention_bias: Tensor, n: int, scaling: float, dropout: float
+    query: Tensor, keys: Tensor, values: Tensor, attention_bias: Tensor, kv_groups: int, scaling: float, dropout: float
 ) -> Tensor:
-    """Softmax attention: query [b,r,h,e], keys and values [S,b,g,e], bias [b,1,n*r,S] -> [b,r,h*e].
+    """Softmax attention: query [b,r,h,e], keys and values [S,b,g,e], bias [b,1,kv_groups*r,S] -> [b,r,h*e].
 
-    Keys and values are read where they lie: engines fold their permutations into the products.
+    Keys and values are read where they lie: engines fold their permutations into the matmuls.
     """
     b, r, _, e = query.shape
     g = keys.shape[2]
-    shares = attention_shares(query, keys, attention_bias, n, scaling)
+    shares = attention_shares(query, keys, attention_bias, kv_groups, scaling)
     if dropout:
         shares = functional.dropout(shares, dropout)
-    mixed = (shares @ values.permute(1, 2, 0, 3)).view(b, g, n, r, e)
+    mixed = (shares @ values.permute(1, 2, 0, 3)).view(b, g, kv_groups, r, e)
     return mixed.permute(0, 3, 1, 2, 4).reshape(b, r, -1)
 
 
-def attention_shares(query: Tensor, keys: Tensor, attention_bias: Tensor, n: int, scaling: float) -> Tensor:
-    """How each row's attention is shared out: query [b,r,h,e], keys [S,b,g,e], bias [b,1,n*r,S] -> [b,g,n*r,S].
+def attention_shares(query: Tensor, keys: Tensor, attention_bias: Tensor, kv_groups: int, scaling: float) -> Tensor:
+    """Attention probabilities [b,g,kv_groups*r,S] of query [b,r,h,e], keys [S,b,g,e] and bias [b,1,kv_groups*r,S].
 
-    The n heads that share keys and values are laid into the rows of one product, so keys are never repeated; the bias
-    comes with its rows already repeated.
+    The heads that share keys and values become rows of one matmul, so that keys are never repeated; the bias comes with
+    its rows already repeated.
     """
     b, r, _, e = query.shape
     g = keys.shape[2]
-    rows = query.view(b, r, g, n, e).permute(0, 2, 3, 1, 4).reshape(b, g, -1, e)  # [b,g,n*r,e]
+    rows = query.view(b, r, g, kv_groups, e).permute(0, 2, 3, 1, 4).reshape(b, g, -1, e)  # [b,g,kv_groups*r,e]
     return torch.softmax((rows * scaling) @ keys.permute(1, 2, 3, 0) + attention_bias, dim=-1)
 
 
@@ -248,8 +251,8 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor, half: int) -> Tensor:
     return heads * cos + torch.cat((second, first), dim=-1) * sin
 
 
-def _sharing(attention: nn.Module) -> int:
-    """How many heads share keys and values."""
+def _kv_groups(attention: nn.Module) -> int:
+    """How many query heads share one head of keys and values."""
     return cast(int, attention.num_key_value_groups)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from earn.config import to_json
 from earn.data.windows import Window, Windows
@@ -31,6 +31,7 @@ from earn.model.packing import pack
 from earn.settings import TrainSettings
 
 RUN_FOLDER = "run"
+REMOVED = ("label_smoothing", "average")  # settings that older versions had; 0 meant that they were not used
 PLAN_FILE = "plan.json"  # in the run folder: marks it as ours, and says what is being trained
 CLOCK_FILE = "clock.json"  # in the run folder: the seconds it took so far
 TRAINING_FILE = "training.json"
@@ -68,6 +69,32 @@ class _Clock(TrainerCallback):
             write_json(self._path, {"seconds": self.seconds})
 
 
+class _Report(TrainerCallback):
+    """Tells the steps done, and one line per epoch: number, mean loss, validation figure, time that is left."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, say: Callable[[str], None] | None) -> None:
+        self._progress, self._say = progress, say
+        self._started, self._first_step = time.monotonic(), 0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._started, self._first_step = time.monotonic(), state.global_step
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._progress and state.is_world_process_zero:
+            self._progress(state.global_step, state.max_steps)
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **values: Any) -> None:
+        if not self._say or not state.is_world_process_zero:
+            return
+        loss = next((log["loss"] for log in reversed(state.log_history) if "loss" in log), math.nan)
+        per_step = (time.monotonic() - self._started) / max(1, state.global_step - self._first_step)
+        left = round(per_step * (state.max_steps - state.global_step))
+        self._say(
+            f"epoch {round(state.epoch or 0)} of {round(args.num_train_epochs)}: loss {loss:.3f}, validation "
+            f"{BEST_BY.upper()} {values['metrics'][f'eval_{BEST_BY}']:.4f}, {left // 60}:{left % 60:02d} left"
+        )
+
+
 class EarnTrainer(Trainer):
     """Trainer whose evaluation is the constrained search's NDCG@10."""
 
@@ -77,6 +104,7 @@ class EarnTrainer(Trainer):
         windows: Windows,
         validate: Callable[[EarnModel], float],
         arguments: TrainingArguments,
+        callbacks: Sequence[TrainerCallback],
     ) -> None:
         super().__init__(
             model=model,
@@ -84,8 +112,9 @@ class EarnTrainer(Trainer):
             train_dataset=windows,
             eval_dataset=windows,  # Trainer wants one; it is never read, for `validate` brings its own users
             data_collator=partial(pack, config=model.earn, dense=model.is_dense),
-            callbacks=[_Redraw(windows)],
+            callbacks=list(callbacks),
         )
+        self.remove_callback(PrinterCallback)  # it prints dictionaries
         self._earn = model
         self._validate = validate
 
@@ -107,6 +136,8 @@ def train(
     settings: TrainSettings | None = None,
     data: str = "",
     resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Trains the model in place and writes the best state to `out`.
 
@@ -115,6 +146,8 @@ def train(
         validate: the number to select by, NDCG@10 on validation users.
         data: where the data came from, for the record.
         resume: go on from the last checkpoint in OUT/run after an interruption.
+        progress: called after every step with the number of steps done and that of all.
+        say: called after every epoch with a line about it.
 
     Returns:
         What training.json says.
@@ -130,21 +163,17 @@ def train(
     windows = Windows(sequences, model.identifiers, model.earn.max_history + 1, settings.seed, titles)
     if arguments.process_index == 0:
         _claim(out, _plan(model, sequences, settings), resume)
-    model.label_smoothing = settings.label_smoothing
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = settings.dropout
         layer.hidden_dropout = settings.hidden_dropout
-    trainer = EarnTrainer(model, windows, validate, arguments)
     clock = _Clock(out / RUN_FOLDER / CLOCK_FILE)
-    trainer.add_callback(clock)
+    callbacks = [_Redraw(windows), clock, _Report(progress, say)]
+    trainer = EarnTrainer(model, windows, validate, arguments, callbacks)
     result = trainer.train(resume_from_checkpoint=_last_checkpoint(out) if resume else None)
-    best = trainer.state.best_metric or 0.0
-    if settings.average:
-        best = _average(model, _checkpoints(out)[-settings.average :], validate, best)
     record = {
         "data": data,
         "settings": to_json(settings),
-        BEST_BY: best,
+        BEST_BY: trainer.state.best_metric or 0.0,
         "by_epoch": [log[f"eval_{BEST_BY}"] for log in trainer.state.log_history if f"eval_{BEST_BY}" in log],
         "steps": result.global_step,
         "seconds": round(clock.seconds, 1),
@@ -214,6 +243,11 @@ def _claim(out: Path, plan: dict[str, Any], resume: bool) -> None:
         if not path.is_file():
             raise EarnError(f"{out}: there is no interrupted training to resume. Start it without --resume.")
         before = read_json(path)
+        if removed := [name for name in REMOVED if before.get(name)]:
+            raise EarnError(
+                f"{out}: the interrupted training has {removed[0]} {before[removed[0]]}, which was removed. Start it "
+                f"anew in another folder, or resume it with the version of earn-edge that started it."
+            )
         if different := [name for name in plan if before.get(name) != plan[name]]:
             name = different[0]
             raise EarnError(
@@ -231,37 +265,11 @@ def _claim(out: Path, plan: dict[str, Any], resume: bool) -> None:
     write_json(path, plan)
 
 
-def _checkpoints(out: Path) -> list[Path]:
-    """The checkpoints in OUT/run that were written to their end, the newest last."""
-    states = (out / RUN_FOLDER).glob("checkpoint-*/trainer_state.json")  # written last
-    return sorted((path.parent for path in states), key=lambda folder: int(folder.name.partition("-")[2]))
-
-
 def _last_checkpoint(out: Path) -> str | None:
-    """The newest checkpoint; None if the training was stopped before the first."""
-    found = _checkpoints(out)
-    return str(found[-1]) if found else None
-
-
-def _average(
-    model: EarnModel, checkpoints: Sequence[Path], validate: Callable[[EarnModel], float], best: float
-) -> float:
-    """Gives the model the checkpoints' mean weights if they validate better than `best`; returns the better figure."""
-    parameters = dict(model.named_parameters())
-    own = {name: value.detach().clone() for name, value in parameters.items()}
-    with torch.no_grad():
-        for value in parameters.values():
-            value.zero_()
-        for folder in checkpoints:
-            for file in folder.glob("model*.safetensors"):  # one, or the parts of a large model
-                for name, part in load_file(file).items():
-                    parameters[name].add_(part.to(parameters[name].device), alpha=1 / len(checkpoints))
-        model.eval()
-        found = validate(model)
-        if found <= best:
-            for name, value in parameters.items():
-                value.copy_(own[name])
-    return max(found, best)
+    """The newest checkpoint in OUT/run that was written to its end; None if the training was stopped before."""
+    states = (out / RUN_FOLDER).glob("checkpoint-*/trainer_state.json")  # written last
+    folders = sorted((path.parent for path in states), key=lambda folder: int(folder.name.partition("-")[2]))
+    return str(folders[-1]) if folders else None
 
 
 def _arguments(out: Path, settings: TrainSettings) -> TrainingArguments:
@@ -278,12 +286,13 @@ def _arguments(out: Path, settings: TrainSettings) -> TrainingArguments:
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
-        save_total_limit=settings.average + 1,  # the best one stays too
+        save_total_limit=1,  # the best one stays too
         load_best_model_at_end=True,
         metric_for_best_model=BEST_BY,
         greater_is_better=True,
         remove_unused_columns=False,
         report_to=[],
+        disable_tqdm=True,
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,  # every parameter has a part in every loss
         use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused on a CPU

@@ -19,20 +19,11 @@ from operator import add
 import numpy as np
 
 from earn.manifest import Manifest
-from earn.profiling.roofline import ProductBench, Work, least_ms, stage_work
-from earn.profiling.rows import (
-    PREFILLS,
-    SEARCH,
-    STEP,
-    TOTAL,
-    Case,
-    Limit,
-    Percentiles,
-    Stage,
-)
+from earn.profiling.roofline import MatmulBench, Work, least_ms, stage_work
+from earn.profiling.rows import PREFILLS, SEARCH, STEP, TOTAL, Case, Limit, Percentiles, RequestPart
 from earn.runtime.cache import cache_bytes
 
-UNLIKELY = 20  # to one: the interval of a median misses it in one of so many measurements
+LEAST_VALUES = 6  # fewer have no 95 % interval: all lie on one side of the median with a probability of 2 / 2 ** n
 
 
 @dataclass(frozen=True)
@@ -62,10 +53,10 @@ class Request:
     def by_stage(self) -> dict[str, list[Call]]:
         """The calls of each part, in the order of the request."""
         parts: dict[str, list[Call]] = {}
-        number, is_decoding = 0, False
+        step, is_decoding = 0, False
         for call in self.calls:
-            number += is_decoding and call.stage == "early"
-            parts.setdefault(f"{STEP}{number}" if is_decoding else PREFILLS[call.stage], []).append(call)
+            step += is_decoding and call.stage == "early"
+            parts.setdefault(f"{STEP}{step}" if is_decoding else PREFILLS[call.stage], []).append(call)
             is_decoding = is_decoding or call.stage == "late"
         return parts
 
@@ -76,18 +67,13 @@ class Request:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of the median of what the values were drawn from; None for fewer than six values.
+    """The 95 % confidence interval of the median, from order statistics; None for fewer than six values."""
+    from scipy.stats import quantile_test
 
-    The l-th smallest and the l-th largest value, l as large as it can be: the median lies outside of them with the
-    probability that of n fair coins fewer than l, or more than n - l, show heads.
-    """
-    ordered, total = sorted(values), 2 ** len(values)
-    place, below, term = 0, 0, 1  # term: how many of all outcomes show `place` heads
-    while 2 * UNLIKELY * (below + term) <= total:
-        below += term
-        term = term * (len(values) - place) // (place + 1)
-        place += 1
-    return (ordered[place - 1], ordered[-place]) if place else None
+    if len(values) < LEAST_VALUES:
+        return None
+    interval = quantile_test(values, p=0.5).confidence_interval(0.95)
+    return float(interval.low), float(interval.high)
 
 
 def is_tight(values: Sequence[float], tolerance: float) -> bool:
@@ -112,7 +98,7 @@ def case_of(requests: Sequence[Request], manifest: Manifest, items: int, beams: 
     )
 
 
-def stages_of(requests: Sequence[Request]) -> dict[str, Stage]:
+def stages_of(requests: Sequence[Request]) -> dict[str, RequestPart]:
     """Each part of the requests, in the order of a request, then the search and the total."""
     parts = [{**request.parts(), TOTAL: request.milliseconds} for request in requests]
     names = dict.fromkeys(name for part in sorted(parts, key=len, reverse=True) for name in part)
@@ -122,16 +108,16 @@ def stages_of(requests: Sequence[Request]) -> dict[str, Stage]:
     for name in names:
         times = [part[name] for part in parts if name in part]
         typical = statistics.fmean(part.get(name, 0.0) for part in middle)
-        stages[name] = Stage(Percentiles.of(times), typical, len(times) / len(parts))
+        stages[name] = RequestPart(Percentiles.of(times), typical, len(times) / len(parts))
     return stages
 
 
-class Limits:
-    """What the machine allows a bundle's stages."""
+class LimitMeter:
+    """Measures what the machine allows a bundle's stages."""
 
     def __init__(self, manifest: Manifest, threads: int | None, bandwidth: float) -> None:
         self._manifest, self._bandwidth = manifest, bandwidth
-        self._bench = ProductBench(manifest, threads)
+        self._bench = MatmulBench(manifest, threads)
         self.rates: dict[int, float] = {}  # by rows
 
     def add_to(self, case: Case, requests: Sequence[Request]) -> Case:

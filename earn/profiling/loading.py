@@ -35,7 +35,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Order:
+class LoadOrder:
     """What the process is to do."""
 
     folder: str
@@ -46,7 +46,7 @@ class Order:
     beams: int
 
 
-def load_fresh(order: Order) -> Load:
+def load_fresh(order: LoadOrder) -> Load:
     """Loads the bundle in a new process and asks it for recommendations.
 
     Raises:
@@ -85,7 +85,7 @@ def summarise(loads: Sequence[Load]) -> Loading:
     )
 
 
-def load_here(order: Order) -> Load:
+def load_here(order: LoadOrder) -> Load:
     """Loads the bundle in this process, which should have done nothing before."""
     started = time.perf_counter()
     import onnxruntime  # noqa: F401  the engines import it when they are made
@@ -110,4 +110,4 @@ def load_here(order: Order) -> Load:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(load_here(Order(**json.load(sys.stdin))))))
+    print(json.dumps(asdict(load_here(LoadOrder(**json.load(sys.stdin))))))

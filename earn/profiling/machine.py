@@ -1,13 +1,12 @@
-"""What is known of this machine: its processor, its memory, the versions that run here. Standard library alone.
+"""What is known of this machine: its processor, its memory, and the versions of the libraries.
 
-A figure that the system does not tell is None, never a guess.
+What the system does not report is None, never a guess.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -16,10 +15,8 @@ from pathlib import Path
 
 import earn
 
-_CPU0 = Path("/sys/devices/system/cpu/cpu0")
-_CPUINFO, _BOARD = Path("/proc/cpuinfo"), Path("/proc/device-tree/model")
-_STATUS, _STAT = Path("/proc/self/status"), Path("/proc/stat")
-_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}  # of the sizes that Linux tells of caches
+_CPU0, _STATUS = Path("/sys/devices/system/cpu/cpu0"), Path("/proc/self/status")
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}  # of the cache sizes that Linux reports
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Moment:
     """Processor time that has been spent, in seconds; see `others_busy`."""
 
     wall: float
-    all: float | None  # by all processes and the host, on all processors; None where the system does not tell
+    all: float  # by all processes and the host, on all processors
     own: float  # by this process and its children that have ended
 
 
@@ -47,8 +44,10 @@ class Machine:
 
 def this_machine() -> Machine:
     """The record of this machine."""
+    from cpuinfo import get_cpu_info
+
     return Machine(
-        cpu=_cpu(),
+        cpu=get_cpu_info().get("brand_raw") or platform.processor() or platform.machine(),
         physical_cores=physical_cores(),
         logical_cores=logical_cores(),
         last_cache_bytes=last_cache_bytes(),
@@ -69,72 +68,48 @@ def logical_cores() -> int:
 
 
 def physical_cores() -> int:
-    """The cores behind them, of which some run several threads; as many where the system does not tell."""
-    cores = {(found.get("physical id"), found["core id"]) for found in map(_pairs, _blocks()) if "core id" in found}
-    return min(len(cores) or logical_cores(), logical_cores())
+    """The cores behind them, some of which run several threads; as many where the system does not report it."""
+    import psutil
+
+    return min(psutil.cpu_count(logical=False) or logical_cores(), logical_cores())
 
 
 def last_cache_bytes() -> int | None:
-    """The size of the largest cache."""
+    """The size of the largest cache, which py-cpuinfo reports wrongly on many machines."""
     texts = [_read(path) for path in _CPU0.glob("cache/index*/size")]
     sizes = [int(text[:-1]) * _UNITS[text[-1]] for text in texts if text and text[-1] in _UNITS and text[:-1].isdigit()]
     return max(sizes, default=None)
 
 
 def peak_bytes() -> int | None:
-    """The most memory that this process has held at once; None where the system does not tell.
+    """The most memory that this process has held at once; None where the system does not report it.
 
-    Linux tells it in /proc: there `getrusage` starts with what the process held that has started this one. Its unit is
-    KiB, but bytes on macOS, and Windows has no such call.
+    Linux reports it in /proc: there `getrusage` starts with what the parent process held. Its unit is KiB, but bytes
+    on macOS, and Windows has no such call.
     """
-    found = [line.split() for line in (_read(_STATUS) or "").splitlines() if line.startswith("VmHWM:")]
-    if found:
-        return int(found[0][1]) << 10
+    peaks = [line.split()[1] for line in (_read(_STATUS) or "").splitlines() if line.startswith("VmHWM:")]
+    if peaks:
+        return int(peaks[0]) << 10
     try:
         import resource
     except ImportError:
         return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most << 10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
 
 
 def this_moment() -> Moment:
     """The processor time spent until now."""
-    times = os.times()
-    own = times.user + times.system + times.children_user + times.children_system
-    fields = ((_read(_STAT) or "").splitlines() or [""])[0].split()
-    if len(fields) < 9 or fields[0] != "cpu":
-        return Moment(time.monotonic(), None, own)
-    user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen = map(int, fields[1:9])
-    ticks = user + nice + system + interrupts + soft_interrupts + stolen
-    return Moment(time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), own)
+    import psutil
+
+    own, all_times = os.times(), psutil.cpu_times()._asdict()
+    spent = sum(all_times.get(name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+    return Moment(time.monotonic(), spent, own.user + own.system + own.children_user + own.children_system)
 
 
-def others_busy(since: Moment, until: Moment) -> float | None:
-    """How many processors others kept busy in between, on average: other processes, and other guests of the host."""
-    if since.all is None or until.all is None:
-        return None
+def others_busy(since: Moment, until: Moment) -> float:
+    """How many processors other processes and the host kept busy between two moments, on average."""
     return max(0.0, (until.all - since.all - (until.own - since.own)) / (until.wall - since.wall))
-
-
-def _cpu() -> str:
-    """The processor's name, or the board's where processors have none."""
-    names = [found["model name"] for found in map(_pairs, _blocks()) if "model name" in found]
-    if sys.platform == "darwin":
-        done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
-        names.append(done.stdout.strip())
-    board = (_read(_BOARD) or "").rstrip("\0")
-    return next(filter(None, [*names, board, platform.processor()]), platform.machine())
-
-
-def _blocks() -> list[str]:
-    """One part of /proc/cpuinfo for every processor."""
-    return (_read(_CPUINFO) or "").split("\n\n")
-
-
-def _pairs(block: str) -> dict[str, str]:
-    lines = [line.partition(":") for line in block.splitlines()]
-    return {name.strip(): value.strip() for name, _, value in lines}
 
 
 def _read(path: Path) -> str | None:
@@ -145,13 +120,12 @@ def _read(path: Path) -> str | None:
 
 
 def _versions(*packages: str) -> dict[str, str]:
-    """The versions of those that are installed; onnxruntime has other names for other devices."""
-    found = {}
+    """The versions of the installed ones; onnxruntime has another name where it runs on GPUs."""
+    installed = {}
     for package in packages:
-        for name in (package, f"{package}-gpu"):
+        for name in (f"{package}-gpu", package):
             try:
-                found[package] = version(name)
-                break
+                installed[package] = version(name)
             except PackageNotFoundError:
                 continue
-    return found
+    return installed

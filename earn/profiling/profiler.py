@@ -1,8 +1,9 @@
-"""Takes requests apart and times them: prefills, decode steps, search; several bundles in turn, in one run.
+"""Times requests and their parts (prefills, decode steps, search) for several bundles in one run.
 
-`TimedEngine` notes every call of an engine; from the calls follow a request's parts (earn.profiling.figures). A
-case (histories of one length, one width of the search) goes on until the 95 % interval of the median is narrow, or
-its time is up; then it is called noisy. The sides take turns, so what else the machine does falls on all of them.
+`TimedEngine` records every call of an engine; earn.profiling.figures splits a request into its parts by them. A case
+is histories of one length and one width of the search. It goes on until the 95 % interval of the median is narrow; if
+its time is up before, it is marked as noisy. The bundles take turns, so that other load on the machine affects all of
+them.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import numpy as np
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.errors import EarnError
 from earn.manifest import Manifest
-from earn.profiling.figures import Call, Limits, Request, case_of, is_tight
-from earn.profiling.loading import Order, load_fresh, summarise
+from earn.profiling.figures import Call, LimitMeter, Request, case_of, is_tight
+from earn.profiling.loading import LoadOrder, load_fresh, summarise
 from earn.profiling.machine import others_busy, this_machine, this_moment
 from earn.profiling.roofline import check_onnx, memory_bandwidth, weight_bytes
-from earn.profiling.rows import Callers, Loading, Profile, Settings, Side
+from earn.profiling.rows import BundleProfile, Callers, Loading, ProfileResult, ProfileSettings
 from earn.runtime.engine import Engine, load_engine
 from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommender
@@ -41,7 +42,7 @@ MEMORY_REQUESTS = 20  # after which a process's memory is read
 
 
 class TimedEngine:
-    """Passes calls on to another engine and notes them."""
+    """Passes calls on to another engine and records them."""
 
     def __init__(self, engine: Engine, clock: Clock = time.perf_counter) -> None:
         self._engine = engine
@@ -70,7 +71,7 @@ class Subject:
     recommender: Recommender
 
     def ask(self, history: History, k: int, beams: int, clock: Clock) -> Request:
-        """One request, taken apart."""
+        """One request with its engine calls."""
         self.engine.calls.clear()
         started = clock()
         self.recommender.recommend(history, k, beams)
@@ -78,7 +79,7 @@ class Subject:
         return Request(milliseconds, tuple(self.engine.calls))
 
 
-def load_subjects(folders: Mapping[str, Path], settings: Settings) -> list[Subject]:
+def load_subjects(folders: Mapping[str, Path], settings: ProfileSettings) -> list[Subject]:
     """The bundles by name.
 
     Raises:
@@ -94,7 +95,7 @@ def load_subjects(folders: Mapping[str, Path], settings: Settings) -> list[Subje
     return subjects
 
 
-def check(settings: Settings, manifest: Manifest, folder: Path) -> None:
+def check(settings: ProfileSettings, manifest: Manifest, folder: Path) -> None:
     """Raises EarnError where a bundle takes no histories as long, or no search as wide."""
     limits = manifest.limits
     for asked, most, what in (
@@ -116,7 +117,7 @@ def random_histories(catalogs: Sequence[Catalog], lengths: Iterable[int], seed: 
         raise EarnError("The bundles have no item in common. Profile bundles of the same data, or one alone.")
     generator = np.random.default_rng(seed)
     return {
-        length: [[common[place] for place in row] for row in generator.integers(0, len(common), (HISTORIES, length))]
+        length: [[common[item] for item in row] for row in generator.integers(0, len(common), (HISTORIES, length))]
         for length in lengths
     }
 
@@ -125,84 +126,78 @@ def measure(
     subjects: Sequence[Subject],
     histories: Sequence[History],
     beams: int,
-    settings: Settings,
+    settings: ProfileSettings,
     clock: Clock = time.perf_counter,
 ) -> list[list[Request]]:
     """The requests of one case to each subject, asked in turn with the same histories."""
     k = min(settings.k, beams)
     for subject in subjects:
-        for number in range(settings.warm_up):
-            subject.ask(histories[number % len(histories)], k, beams, clock)
-    found: list[list[Request]] = [[] for _ in subjects]
+        for index in range(settings.warm_up):
+            subject.ask(histories[index % len(histories)], k, beams, clock)
+    measured: list[list[Request]] = [[] for _ in subjects]
     started = clock()
-    for number in count():
-        for place in range(len(subjects)):
-            turn = (number + place) % len(subjects)  # nobody is always first
-            found[turn].append(subjects[turn].ask(histories[number % len(histories)], k, beams, clock))
-        asked, is_late = number + 1, clock() - started > settings.seconds * len(subjects)
+    for asked in count(1):
+        history = histories[(asked - 1) % len(histories)]
+        for turn in range(len(subjects)):
+            index = (asked - 1 + turn) % len(subjects)  # nobody is always first
+            measured[index].append(subjects[index].ask(history, k, beams, clock))
+        is_late = clock() - started > settings.seconds * len(subjects)
         if is_late and asked >= LEAST_REQUESTS:
             break
-        if asked >= settings.requests and asked % CHECK_EVERY == 0 and _are_tight(found, settings.tolerance):
+        if asked >= settings.requests and asked % CHECK_EVERY == 0 and _are_tight(measured, settings.tolerance):
             break
-    return found
+    return measured
 
 
-def _are_tight(found: Sequence[Sequence[Request]], tolerance: float) -> bool:
-    """Whether the medians of all sides are known well."""
-    return all(is_tight([request.milliseconds for request in requests], tolerance) for requests in found)
+def _are_tight(measured: Sequence[Sequence[Request]], tolerance: float) -> bool:
+    """Whether the medians of all bundles are known well."""
+    return all(is_tight([request.milliseconds for request in requests], tolerance) for requests in measured)
 
 
 def callers_of(
-    subjects: Sequence[Subject], histories: Sequence[History], settings: Settings, clock: Clock = time.perf_counter
+    subjects: Sequence[Subject],
+    histories: Sequence[History],
+    settings: ProfileSettings,
+    clock: Clock = time.perf_counter,
 ) -> list[tuple[Callers, ...]]:
     """For each subject: the requests per second that so many callers get answered."""
-    rates: dict[tuple[int, int], list[float]] = {}
+    measured: list[list[Callers]] = [[] for _ in subjects]
     for callers in settings.callers:
-        for _ in range(WINDOWS):
-            for turn, subject in enumerate(subjects):
-                rates.setdefault((turn, callers), []).append(_window(subject, histories, callers, settings, clock))
-    return [
-        tuple(
-            Callers(callers, statistics.median(found), min(found), max(found))
-            for (turn, callers), found in rates.items()
-            if turn == place
-        )
-        for place in range(len(subjects))
-    ]
+        windows = [
+            [_window(subject, histories, callers, settings, clock) for subject in subjects] for _ in range(WINDOWS)
+        ]
+        for rows, rates in zip(measured, zip(*windows, strict=True), strict=True):
+            rows.append(Callers(callers, statistics.median(rates), min(rates), max(rates)))
+    return [tuple(rows) for rows in measured]
 
 
-def _window(subject: Subject, histories: Sequence[History], callers: int, settings: Settings, clock: Clock) -> float:
+def _window(
+    subject: Subject, histories: Sequence[History], callers: int, settings: ProfileSettings, clock: Clock
+) -> float:
     """Requests per second in one window; those that are under way when it ends are waited for and counted."""
     beams = settings.beams[0]
     started = clock()
 
     def ask(caller: int) -> int:
-        for number in count():
-            if number and clock() - started > settings.window:
+        for asked in count():
+            if asked and clock() - started > settings.window:
                 break
-            subject.recommender.recommend(histories[(caller + number) % len(histories)], min(settings.k, beams), beams)
-        return number
+            subject.recommender.recommend(histories[(caller + asked) % len(histories)], min(settings.k, beams), beams)
+        return asked
 
     with ThreadPoolExecutor(callers) as pool:
-        asked = sum(pool.map(ask, range(callers)))
-    rate = asked / (clock() - started)
+        total = sum(pool.map(ask, range(callers)))
+    rate = total / (clock() - started)
     subject.engine.calls.clear()
     return rate
 
 
-def load_all(subjects: Sequence[Subject], histories: Sequence[History], settings: Settings) -> list[Loading]:
+def load_all(subjects: Sequence[Subject], histories: Sequence[History], settings: ProfileSettings) -> list[Loading]:
     """What loading takes, in processes of their own, the subjects in turn."""
-    beams = max(settings.beams)
+    k, beams = min(settings.k, max(settings.beams)), max(settings.beams)
+    asked = histories[:MEMORY_REQUESTS]
     orders = [
-        Order(
-            str(subject.folder),
-            settings.engine,
-            settings.threads,
-            histories[:MEMORY_REQUESTS],
-            min(settings.k, beams),
-            beams,
-        )
-        for subject in subjects
+        LoadOrder(str(subject.folder), settings.engine, settings.threads, asked, k, beams) for subject in subjects
     ]
     rounds = [[load_fresh(order) for order in orders] for _ in range(settings.loads)]
     return [summarise(loads) for loads in zip(*rounds, strict=True)]
@@ -211,9 +206,9 @@ def load_all(subjects: Sequence[Subject], histories: Sequence[History], settings
 def profile(
     subjects: Sequence[Subject],
     histories: Mapping[int, Sequence[History]],
-    settings: Settings,
+    settings: ProfileSettings,
     say: Callable[[str], None] = lambda title: None,
-) -> Profile:
+) -> ProfileResult:
     """Measures everything.
 
     Args:
@@ -233,19 +228,17 @@ def profile(
     say("Measure what the machine allows")
     note = missing_limits(settings.engine)
     bandwidth = None if note else memory_bandwidth(settings.threads)
-    sides = [
-        _side(subject, loadings[place], [requests[place] for requests in measured], callers[place], settings, bandwidth)
-        for place, subject in enumerate(subjects)
-    ]
-    return Profile(settings, machine, bandwidth, note, others_busy(began, this_moment()), tuple(sides))
+    by_bundle = zip(subjects, loadings, zip(*measured, strict=True), callers, strict=True)
+    bundles = [_bundle(*figures, settings, bandwidth) for figures in by_bundle]
+    return ProfileResult(settings, machine, bandwidth, note, others_busy(began, this_moment()), tuple(bundles))
 
 
-def cases(settings: Settings) -> list[tuple[int, int]]:
+def cases(settings: ProfileSettings) -> list[tuple[int, int]]:
     """The cases as (items, beams)."""
     return [(items, beams) for beams in settings.beams for items in settings.lengths]
 
 
-def parts(settings: Settings) -> int:
+def parts(settings: ProfileSettings) -> int:
     """How often `profile` says what comes next."""
     return len(cases(settings)) + 3
 
@@ -261,26 +254,26 @@ def missing_limits(engine: str) -> str:
     return ""
 
 
-def _side(
+def _bundle(
     subject: Subject,
     loading: Loading,
     measured: Sequence[Sequence[Request]],
     callers: tuple[Callers, ...],
-    settings: Settings,
+    settings: ProfileSettings,
     bandwidth: float | None,
-) -> Side:
+) -> BundleProfile:
     """The figures of one bundle; `measured` has the requests of each case."""
     manifest, sizes = subject.manifest, subject.manifest.sizes
-    found = [
+    figures = [
         case_of(requests, manifest, items, beams, settings.tolerance)
         for (items, beams), requests in zip(cases(settings), measured, strict=True)
     ]
     rates: Mapping[int, float] = {}
     if bandwidth is not None:
-        limits = Limits(manifest, settings.threads, bandwidth)
-        found = [limits.add_to(case, requests) for case, requests in zip(found, measured, strict=True)]
+        limits = LimitMeter(manifest, settings.threads, bandwidth)
+        figures = [limits.add_to(case, requests) for case, requests in zip(figures, measured, strict=True)]
         rates = limits.rates
-    return Side(
+    return BundleProfile(
         name=subject.name,
         folder=str(subject.folder),
         precision=manifest.precision,
@@ -289,7 +282,7 @@ def _side(
         bundle_bytes=manifest.bundle_bytes,
         weight_bytes=weight_bytes(manifest),
         loading=loading,
-        cases=tuple(found),
+        cases=tuple(figures),
         callers=callers,
         product_rates=dict(sorted(rates.items())),
     )

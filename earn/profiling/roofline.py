@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.random import Generator
 from numpy.typing import NDArray
 
 from earn.errors import EarnError
@@ -69,10 +68,10 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Product:
-    """A product of rows with a weight [inner,outer]."""
+class WeightMatmul:
+    """A matmul of rows with a weight [inner,outer]."""
 
-    unit: str  # its layer, such as "early.0", or "head": as a calibrated manifest names what stays in float
+    layer: str  # such as "early.0", or "head": as a calibrated manifest names what stays in float
     inner: int
     outer: int
     of_kept: bool  # runs for the kept rows alone
@@ -83,18 +82,18 @@ class Product:
         return self.inner * self.outer
 
 
-def stage_products(sizes: Sizes, stage: str) -> Iterator[Product]:
+def stage_products(sizes: Sizes, stage: str) -> Iterator[WeightMatmul]:
     """The products of a stage. Of its last layer all rows give keys and values, and kept ones alone go on."""
     layers, hidden, query = sizes.stage_layers(stage), sizes.hidden, sizes.heads * sizes.head_size
     for layer in range(layers):
-        unit, is_last = f"{stage}.{layer}", layer == layers - 1
-        yield Product(unit, hidden, query, is_last)
-        yield Product(unit, hidden, 2 * sizes.key_value_heads * sizes.head_size, False)
-        yield Product(unit, query, hidden, is_last)
+        name, is_last = f"{stage}.{layer}", layer == layers - 1
+        yield WeightMatmul(name, hidden, query, is_last)
+        yield WeightMatmul(name, hidden, 2 * sizes.key_value_heads * sizes.head_size, False)
+        yield WeightMatmul(name, query, hidden, is_last)
         for inner, outer in MLP:
-            yield Product(unit, getattr(sizes, inner), getattr(sizes, outer), is_last)
+            yield WeightMatmul(name, getattr(sizes, inner), getattr(sizes, outer), is_last)
     if stage == "late":
-        yield Product("head", hidden, sizes.logits, True)
+        yield WeightMatmul("head", hidden, sizes.logits, True)
 
 
 MLP = (("hidden", "intermediate"), ("hidden", "intermediate"), ("intermediate", "hidden"))  # gate, up, down
@@ -125,7 +124,7 @@ def stage_work(manifest: Manifest, stage: str, rows: int, cached: int, kept: int
         # Each query is multiplied with every key, and its shares with every value.
         multiplied += 2 * queries * (cached + rows) * sizes.heads * sizes.head_size
     cache = layers * 2 * sizes.key_value_heads * sizes.head_size * CACHE_BYTES * (cached + rows)
-    weights = sum(product.weights * _weight_bytes(manifest, product.unit) for product in products)
+    weights = sum(product.weights * _weight_bytes(manifest, product.layer) for product in products)
     return Work(2 * batch * multiplied, round(weights) + batch * cache)
 
 
@@ -134,10 +133,10 @@ def weight_bytes(manifest: Manifest) -> int:
     return sum(stage_work(manifest, stage, 0, 0, 0).bytes for stage in ("early", "late"))
 
 
-def _weight_bytes(manifest: Manifest, unit: str) -> float:
+def _weight_bytes(manifest: Manifest, layer: str) -> float:
     """Bytes of one weight of a layer or the head; calibration may have left it in float."""
     floats = (manifest.calibration or {}).get("float_layers", ())
-    return WEIGHT_BYTES["fp32" if unit in floats else manifest.precision]
+    return WEIGHT_BYTES["fp32" if layer in floats else manifest.precision]
 
 
 def least_ms(work: Work, rate: float, bandwidth: float) -> float:
@@ -169,10 +168,10 @@ def product_rate(manifest: Manifest, rows: int, threads: int | None = None) -> f
     Raises:
         EarnError: onnx is missing.
     """
-    return ProductBench(manifest, threads).rate(rows)
+    return MatmulBench(manifest, threads).rate(rows)
 
 
-class ProductBench:
+class MatmulBench:
     """A graph of a model's products alone, and how fast ONNX Runtime's CPU runs it.
 
     It has the products of several layers, each with weights of its own: in a large model the caches hold nothing of a
@@ -186,23 +185,23 @@ class ProductBench:
         check_onnx()
         import onnxruntime
 
-        self._form = FORMS[manifest.precision]
+        self._kind = MATMUL_KINDS[manifest.precision]
         self._shapes = layer_shapes(manifest.sizes) * _layers(manifest)
         options = session_options(threads, spinning=False, arena=False)
-        graph = _graph(self._form, self._shapes).SerializeToString()
+        graph = _graph(self._kind, self._shapes).SerializeToString()
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def rate(self, rows: int) -> float:
         """Operations per second of products of so many rows."""
         binding, buffers = self._session.io_binding(), []
         for inner in {inner for inner, _ in self._shapes}:
-            values = np.ones((1, rows, inner), self._form.inputs)
+            values = np.ones((1, rows, inner), self._kind.inputs)
             binding.bind_input(f"x{inner}", "cpu", 0, values.dtype, values.shape, values.ctypes.data)
             buffers.append(values)
         # All results go to one place: nothing reads them, and results that were kept would push weights from the cache.
-        result = np.empty(rows * max(outer for _, outer in self._shapes), self._form.outputs)
-        for number, (_, outer) in enumerate(self._shapes):
-            binding.bind_output(f"y{number}", "cpu", 0, result.dtype, (1, rows, outer), result.ctypes.data)
+        result = np.empty(rows * max(outer for _, outer in self._shapes), self._kind.outputs)
+        for index, (_, outer) in enumerate(self._shapes):
+            binding.bind_output(f"y{index}", "cpu", 0, result.dtype, (1, rows, outer), result.ctypes.data)
         operations = 2 * rows * sum(inner * outer for inner, outer in self._shapes)
         return operations / fastest(lambda: self._session.run_with_iobinding(binding))
 
@@ -235,101 +234,87 @@ def _layers(manifest: Manifest) -> int:
 
 
 @dataclass(frozen=True)
-class Form:
-    """How a precision's products look in a graph."""
+class MatmulKind:
+    """How a precision's matmuls look in a graph."""
 
     inputs: type[Any]  # numpy's type of the rows
     outputs: type[Any]
-    weight: Callable[[str, int, int, Generator], list[onnx.TensorProto]]  # name, inner, outer -> initializers
-    nodes: Callable[[str, str, str, int, int], list[onnx.NodeProto]]  # x, w, y, inner, outer -> nodes
+    add: Callable[[_Graph, str, str, int, int], None]  # graph, x, y, inner, outer: adds y = x times a new weight
 
 
-def _graph(form: Form, shapes: list[tuple[int, int]]) -> onnx.ModelProto:
-    """x<inner> [1,rows,inner] -> y<number> [1,rows,outer] for every shape.
+class _Graph:
+    """A graph in the making. Weights are random: ONNX Runtime keeps equal ones once, which would stay in the caches."""
 
-    Weights are drawn: ONNX Runtime keeps equal ones once, which would then stay in the caches.
-    """
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.generator = np.random.default_rng(0)
+
+    def weight(self, values: NDArray[Any]) -> str:
+        """Adds a constant; returns its name."""
+        from onnx import numpy_helper
+
+        self.weights.append(numpy_helper.from_array(values, f"w{len(self.weights)}"))
+        return self.weights[-1].name
+
+    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Adds a node; returns its output."""
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
+        return output
+
+
+def _graph(kind: MatmulKind, shapes: Sequence[tuple[int, int]]) -> onnx.ModelProto:
+    """x<inner> [1,rows,inner] -> y<index> [1,rows,outer] for every shape."""
     from onnx import helper
 
-    generator = np.random.default_rng(0)
-    nodes, weights = [], []
-    for number, (inner, outer) in enumerate(shapes):
-        nodes += form.nodes(f"x{inner}", f"w{number}", f"y{number}", inner, outer)
-        weights += form.weight(f"w{number}", inner, outer, generator)
-    types = [helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for kind in (form.inputs, form.outputs)]
-    inputs = [
-        helper.make_tensor_value_info(f"x{inner}", types[0], [1, "m", inner])
-        for inner in dict.fromkeys(inner for inner, _ in shapes)
-    ]
-    outputs = [
-        helper.make_tensor_value_info(f"y{number}", types[1], [1, "m", outer])
-        for number, (_, outer) in enumerate(shapes)
-    ]
+    def tensors(dtype: type[Any], widths: Mapping[str, int]) -> list[onnx.ValueInfoProto]:
+        element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return [helper.make_tensor_value_info(name, element, [1, "m", width]) for name, width in widths.items()]
+
+    graph = _Graph()
+    for index, (inner, outer) in enumerate(shapes):
+        kind.add(graph, f"x{inner}", f"y{index}", inner, outer)
+    inputs = tensors(kind.inputs, {f"x{inner}": inner for inner, _ in shapes})
+    outputs = tensors(kind.outputs, {f"y{index}": outer for index, (_, outer) in enumerate(shapes)})
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(
-        helper.make_graph(nodes, "products", inputs, outputs, weights), opset_imports=opsets, ir_version=8
+        helper.make_graph(graph.nodes, "matmuls", inputs, outputs, graph.weights), opset_imports=opsets, ir_version=8
     )
 
 
-def _float_form(kind: type[Any]) -> Form:
-    def weight(name: str, inner: int, outer: int, generator: Generator) -> list[onnx.TensorProto]:
-        return [_tensor(name, generator.random((inner, outer), np.float32).astype(kind))]
+def _add_float(dtype: type[Any]) -> Callable[[_Graph, str, str, int, int], None]:
+    def add(graph: _Graph, x: str, y: str, inner: int, outer: int) -> None:
+        weight = graph.weight(graph.generator.random((inner, outer), np.float32).astype(dtype))
+        graph.node("MatMul", [x, weight], y)
 
-    def nodes(x: str, w: str, y: str, inner: int, outer: int) -> list[onnx.NodeProto]:
-        return [_node("MatMul", [x, w], y)]
-
-    return Form(kind, kind, weight, nodes)
+    return add
 
 
-def _int8_weight(name: str, inner: int, outer: int, generator: Generator) -> list[onnx.TensorProto]:
-    return [
-        _tensor(name, generator.integers(-127, 128, (inner, outer), np.int8)),
-        _tensor(f"{name}.scales", np.full(outer, 0.01, np.float32)),  # one per column
-        _tensor(f"{name}.zeros", np.zeros(outer, np.int8)),
-        _tensor(f"{name}.scale", np.array(0.02, np.float32)),  # of the rows
-        _tensor(f"{name}.zero", np.array(120, np.uint8)),
-    ]
+def _add_int8(graph: _Graph, x: str, y: str, inner: int, outer: int) -> None:
+    """Adds what ONNX Runtime fuses to one integer matmul; the weight has a scale per column."""
+    scale, zero = graph.weight(np.array(0.02, np.float32)), graph.weight(np.array(120, np.uint8))
+    rows = graph.node("DequantizeLinear", [x, scale, zero], f"{y}.x")
+    weight = graph.weight(graph.generator.integers(-127, 128, (inner, outer), np.int8))
+    scales, zeros = graph.weight(np.full(outer, 0.01, np.float32)), graph.weight(np.zeros(outer, np.int8))
+    columns = graph.node("DequantizeLinear", [weight, scales, zeros], f"{y}.w", axis=1)
+    graph.node("MatMul", [rows, columns], y)
 
 
-def _int8_nodes(x: str, w: str, y: str, inner: int, outer: int) -> list[onnx.NodeProto]:
-    """Which ONNX Runtime fuses to one integer product."""
-    return [
-        _node("DequantizeLinear", [x, f"{w}.scale", f"{w}.zero"], f"{w}.x"),
-        _node("DequantizeLinear", [w, f"{w}.scales", f"{w}.zeros"], f"{w}.float", axis=1),
-        _node("MatMul", [f"{w}.x", f"{w}.float"], y),
-    ]
-
-
-def _int4_weight(name: str, inner: int, outer: int, generator: Generator) -> list[onnx.TensorProto]:
+def _add_int4(graph: _Graph, x: str, y: str, inner: int, outer: int) -> None:
     blocks = math.ceil(inner / BLOCK)
-    return [
-        _tensor(name, generator.integers(0, 256, (outer, blocks, BLOCK // 2), np.uint8)),
-        _tensor(f"{name}.scales", np.full(outer * blocks, 0.01, np.float32)),
-    ]
+    weight = graph.weight(graph.generator.integers(0, 256, (outer, blocks, BLOCK // 2), np.uint8))
+    scales = graph.weight(np.full(outer * blocks, 0.01, np.float32))
+    sizes = {"K": inner, "N": outer, "bits": 4, "block_size": BLOCK}
+    graph.node("MatMulNBits", [x, weight, scales], y, domain="com.microsoft", **sizes)
 
 
-def _int4_nodes(x: str, w: str, y: str, inner: int, outer: int) -> list[onnx.NodeProto]:
-    settings = {"K": inner, "N": outer, "bits": 4, "block_size": BLOCK}
-    return [_node("MatMulNBits", [x, w, f"{w}.scales"], y, domain="com.microsoft", **settings)]
-
-
-def _tensor(name: str, values: NDArray[Any]) -> onnx.TensorProto:
-    from onnx import numpy_helper
-
-    return numpy_helper.from_array(values, name)
-
-
-def _node(operator: str, inputs: list[str], output: str, **settings: Any) -> onnx.NodeProto:
-    from onnx import helper
-
-    return helper.make_node(operator, inputs, [output], **settings)
-
-
-_INT8 = Form(np.uint8, np.float32, _int8_weight, _int8_nodes)
-FORMS: Mapping[str, Form] = {
-    "fp32": _float_form(np.float32),
-    "fp16": _float_form(np.float16),
-    "int8-dynamic": _INT8,  # the same product once the rows are rounded
+_INT8 = MatmulKind(np.uint8, np.float32, _add_int8)
+MATMUL_KINDS: Mapping[str, MatmulKind] = {
+    "fp32": MatmulKind(np.float32, np.float32, _add_float(np.float32)),
+    "fp16": MatmulKind(np.float16, np.float16, _add_float(np.float16)),
+    "int8-dynamic": _INT8,  # the same matmul once the rows are rounded
     "int8": _INT8,
-    "int4": Form(np.float32, np.float32, _int4_weight, _int4_nodes),
+    "int4": MatmulKind(np.float32, np.float32, _add_int4),
 }

@@ -20,7 +20,7 @@ DISTURBANCE = 0.05  # of the processors, taken by others
 
 
 @dataclass(frozen=True)
-class Settings:
+class ProfileSettings:
     """How a profile is made."""
 
     lengths: tuple[int, ...]  # of histories, items
@@ -71,7 +71,7 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Stage:
+class RequestPart:
     """One part of a request."""
 
     ms: Percentiles  # over the requests that have it
@@ -91,11 +91,11 @@ class Case:
     interval_ms: tuple[float, float] | None  # 95 % interval of the median of the total; None: too few requests
     noisy: bool  # the interval is wide
     cache_bytes: int
-    stages: Mapping[str, Stage]  # in the order of a request, then the search and the total
+    stages: Mapping[str, RequestPart]  # in the order of a request, then the search and the total
     least_ms: float | None = None  # of all limits: below it the machine cannot answer; search and Python left out
 
     @property
-    def total(self) -> Stage:
+    def total(self) -> RequestPart:
         """The whole request."""
         return self.stages[TOTAL]
 
@@ -129,7 +129,7 @@ class Callers:
 
 
 @dataclass(frozen=True)
-class Side:
+class BundleProfile:
     """One bundle."""
 
     name: str
@@ -162,15 +162,15 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Profile:
+class ProfileResult:
     """All that was measured, in one run."""
 
-    settings: Settings
+    settings: ProfileSettings
     machine: Machine
     memory_bandwidth: float | None  # bytes per second
     note: str  # why limits are left out; "" where they are not
     others_busy: float | None  # processors that other processes kept busy meanwhile; None: not known
-    bundles: tuple[Side, ...]
+    bundles: tuple[BundleProfile, ...]
 
     @property
     def disturbed(self) -> bool:

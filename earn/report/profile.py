@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from earn.profiling.rows import Case, Profile, Side, label
+from earn.profiling.rows import BundleProfile, Case, ProfileResult, label
 from earn.report.page import Banner, Page, Picture, Section, Table, check_installed, check_place
 from earn.report.profile_pictures import (
     MOST_SHADES,
@@ -35,7 +35,7 @@ def check_page(path: Path, *bundles: Path) -> None:
     check_place(path, *bundles)
 
 
-def profile_page(profile: Profile) -> Page:
+def profile_page(profile: ProfileResult) -> Page:
     """The page, without writing it."""
     names = [side.name for side in profile.bundles]
     return Page(
@@ -54,7 +54,7 @@ def profile_page(profile: Profile) -> Page:
     )
 
 
-def noisy_cases(profile: Profile) -> list[str]:
+def noisy_cases(profile: ProfileResult) -> list[str]:
     """The cases whose median is not known well."""
     return [
         f"{side.name}, {case.items} items, {case.beams} beams"
@@ -64,7 +64,7 @@ def noisy_cases(profile: Profile) -> list[str]:
     ]
 
 
-def _banner(profile: Profile) -> Banner | None:
+def _banner(profile: ProfileResult) -> Banner | None:
     """Figures that cannot be relied on say so first."""
     reasons = []
     if noisy := noisy_cases(profile):
@@ -75,7 +75,7 @@ def _banner(profile: Profile) -> Banner | None:
     return Banner(" ".join(reasons), False) if reasons else None
 
 
-def _summary(profile: Profile) -> str:
+def _summary(profile: ProfileResult) -> str:
     first, *others = profile.bundles
     case = first.main
     text = (
@@ -89,7 +89,7 @@ def _summary(profile: Profile) -> str:
     return text + "."
 
 
-def _tiles(profile: Profile) -> list[tuple[str, str]]:
+def _tiles(profile: ProfileResult) -> list[tuple[str, str]]:
     first = profile.bundles[0]
     case, best = first.main, max(first.callers, key=lambda row: row.per_second)
     tiles = [(f"{milliseconds(case.total.ms.p50)} ms", f"median of a request, {case.items} items")]
@@ -101,7 +101,7 @@ def _tiles(profile: Profile) -> list[tuple[str, str]]:
     return tiles
 
 
-def _parts(profile: Profile) -> Parts:
+def _parts(profile: ProfileResult) -> Parts:
     parts: Parts = []
     largest = max(
         ((name, stage) for name, stage in profile.bundles[0].main.stages.items() if name != "total"),
@@ -124,7 +124,7 @@ def _parts(profile: Profile) -> Parts:
     return parts
 
 
-def _stages(side: Side, case: Case) -> Table:
+def _stages(side: BundleProfile, case: Case) -> Table:
     """Percentiles of every part."""
     rows = [
         (
@@ -137,7 +137,7 @@ def _stages(side: Side, case: Case) -> Table:
     return Table(header, rows, marked=[len(rows) - 1])
 
 
-def _lengths(profile: Profile) -> Parts:
+def _lengths(profile: ProfileResult) -> Parts:
     rows = [
         (
             side.name + (" (noisy)" if case.noisy else ""),
@@ -171,7 +171,7 @@ def _interval(case: Case) -> str:
     return "–".join(map(milliseconds, case.interval_ms)) if case.interval_ms else "too few"
 
 
-def _limits(profile: Profile) -> Parts:
+def _limits(profile: ProfileResult) -> Parts:
     if profile.memory_bandwidth is None:
         return [profile.note]
     parts: Parts = [
@@ -206,7 +206,7 @@ def _limits(profile: Profile) -> Parts:
     return parts
 
 
-def _callers(profile: Profile) -> Parts:
+def _callers(profile: ProfileResult) -> Parts:
     return [
         Picture(
             "Requests per second of threads that share one recommender and ask again as soon as they are answered, "
@@ -216,7 +216,7 @@ def _callers(profile: Profile) -> Parts:
     ]
 
 
-def _memory(profile: Profile) -> Parts:
+def _memory(profile: ProfileResult) -> Parts:
     header = ("Bundle", "Precision", "Files", "Load p50", "Load p90", "First request", "Packages", "Loaded", "Peak")
     rows = [
         (
@@ -244,7 +244,7 @@ def _memory_size(count: int | None) -> str:
     return "not known" if count is None else f"{count / MIB:,.0f} MiB"
 
 
-def _settings(profile: Profile) -> Parts:
+def _settings(profile: ProfileResult) -> Parts:
     settings, machine = profile.settings, profile.machine
     threads = "the physical cores" if settings.threads is None else f"{settings.threads}"
     rows = [
@@ -269,6 +269,6 @@ def _settings(profile: Profile) -> Parts:
     ]
 
 
-def _model(side: Side) -> str:
+def _model(side: BundleProfile) -> str:
     split = "dense" if side.early_layers == side.layers else f"{side.early_layers} of them early"
     return f"{side.precision}, {side.layers} layers, {split}, {side.weight_bytes / MIB:,.1f} MiB of weights"

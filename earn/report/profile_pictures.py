@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from earn.profiling.rows import PREFILLS, SEARCH, STEP, TOTAL, Case, Limit, Profile, Side, label
+from earn.profiling.rows import PREFILLS, SEARCH, STEP, TOTAL, BundleProfile, Case, Limit, ProfileResult, label
 from earn.report.page import COLOURS
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ MOST_SHADES = 2  # bundles in one picture: more shades would cover each other
 READABLE = 0.055  # of the axis: parts as wide as this have room for their figure
 
 
-def draw_parts(sides: Sequence[Side], figure: Figure) -> None:
+def draw_parts(sides: Sequence[BundleProfile], figure: Figure) -> None:
     """What the median request is made of: one bar for each bundle and width of the search."""
     bars = [(side, case) for side in sides for case in side.longest]
     axes = figure.subplots()
@@ -48,7 +48,7 @@ def draw_parts(sides: Sequence[Side], figure: Figure) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=len(names) + 1, handlelength=1.2)
 
 
-def draw_lengths(sides: Sequence[Side], figure: Figure) -> None:
+def draw_lengths(sides: Sequence[BundleProfile], figure: Figure) -> None:
     """The median, and what nine of ten requests stay below, by length of the prompt; a panel for each width."""
     widths = list(dict.fromkeys(case.beams for case in sides[0].cases))
     panels = figure.subplots(1, len(widths), squeeze=False, sharey=True)[0]
@@ -71,7 +71,7 @@ def draw_lengths(sides: Sequence[Side], figure: Figure) -> None:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(sides), handlelength=2.5)
 
 
-def draw_roofline(profile: Profile, figure: Figure) -> None:
+def draw_roofline(profile: ProfileResult, figure: Figure) -> None:
     """Operations per second against operations per byte, below the machine's two limits; a panel for each bundle."""
     from matplotlib.ticker import LogLocator
 
@@ -109,7 +109,7 @@ def draw_roofline(profile: Profile, figure: Figure) -> None:
     figure.legend(*_handles(panels[: len(sides)]), loc="outside upper left", ncols=8, handlelength=1.2)
 
 
-def draw_callers(sides: Sequence[Side], figure: Figure) -> None:
+def draw_callers(sides: Sequence[BundleProfile], figure: Figure) -> None:
     """Requests per second by the number of callers."""
     axes = figure.subplots()
     width = 0.8 / len(sides)
@@ -166,7 +166,7 @@ def _paint(name: str) -> tuple[str, float]:
     return COLOURS["main"], 1.0 if name == PREFILLS["early"] else 0.5
 
 
-def _bar_name(side: Side, case: Case, sides: Sequence[Side]) -> str:
+def _bar_name(side: BundleProfile, case: Case, sides: Sequence[BundleProfile]) -> str:
     return side.name if len(sides[0].longest) == 1 else f"{side.name}\n{case.beams} beams"
 
 

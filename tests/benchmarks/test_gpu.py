@@ -17,11 +17,22 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from benchmarks import gpu, topology
-from benchmarks.gpu_lists import Check, Row, cpu_lists, overlap, random_histories, same_order
-from benchmarks.gpu_sides import Clock, Side, measure
-from benchmarks.latency import DEPTH
-from benchmarks.random_bundle import BLOCK, blocks, drawn_name, load_weights, random_model, vector, write_bundle
+from benchmarks import gpu, gpu_bundles, gpu_sides
+from benchmarks.gpu import Check
+from benchmarks.gpu_sides import (
+    BLOCK,
+    DEPTH,
+    Row,
+    blocks,
+    cpu_lists,
+    drawn_name,
+    load_weights,
+    random_histories,
+    random_model,
+    vector,
+    write_bundle,
+)
+from benchmarks.measure import Side, measure, one_line, overlap, same_order, timed
 from earn.calibration.precisions import PRECISIONS, find_form
 from earn.calibration.quantize import quantize
 from earn.catalog import Catalog
@@ -36,7 +47,7 @@ from earn.runtime.engine import load_engine
 from earn.runtime.recommender import Recommendation
 from tests.support import small_model, toy_catalog
 from tests.tensorrt.conftest import bindings, cuda, nothing_stays, trt  # noqa: F401
-from tests.tensorrt.fake_gpu import FakeCuda
+from tests.tensorrt.simulated_gpu import SimulatedCuda
 
 ROOT = Path(__file__).parent.parent.parent
 FAMILIES = ("llama", "qwen2")
@@ -54,8 +65,8 @@ def catalog() -> Catalog:
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small shape of each family."""
     folder = tmp_path_factory.mktemp(request.param)
-    row = replace(topology.SHAPES["tiny"], family=request.param)
-    topology.prepare(row, folder, ("fp32", "fp16"), catalog())
+    row = replace(gpu_bundles.SHAPES["tiny"], family=request.param)
+    gpu_bundles.prepare(row, folder, ("fp32", "fp16"), catalog())
     return folder
 
 
@@ -90,7 +101,9 @@ def test_a_bundle_written_in_pieces_is_an_exported_one(prepared: Path, split: st
     assert Manifest.load(tmp_path / "fp32") == manifest  # sums are right
     assert (half.precision, half.sizes, half.limits) == ("fp16", manifest.sizes, manifest.limits)
     model, histories = model_of(manifest), random_histories(catalog(), 3, manifest.limits.history)
-    exported = export_bundle(model, tmp_path / "plain", histories, "vocab", topology.MAX_BATCH, topology.MAX_BEAMS)
+    exported = export_bundle(
+        model, tmp_path / "plain", histories, "vocab", gpu_bundles.MAX_BATCH, gpu_bundles.MAX_BEAMS
+    )
     assert replace(exported, files=manifest.files, parity=None) == manifest
     form = find_form(PRECISIONS["fp16"], None)
     for file in GRAPH_FILES.values():
@@ -154,15 +167,15 @@ def test_parameters_have_the_names_of_drawn_weights(parameter: str, name: str) -
 
 
 def test_shapes_are_those_that_the_table_says() -> None:
-    assert gpu.SHAPES.keys() == topology.SHAPES.keys()
-    for name, row in topology.SHAPES.items():
-        lengths = {prompt_rows(config, DEPTH) for config in topology.splits(row, 1024).values()}
+    assert gpu.SHAPES.keys() == gpu_bundles.SHAPES.keys()
+    for name, row in gpu_bundles.SHAPES.items():
+        lengths = {prompt_rows(config, DEPTH) for config in gpu_bundles.make_splits(row, 1024).values()}
         assert lengths == ({46} if name == "tiny" else {170})
 
 
 def test_a_catalog_with_other_identifiers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EarnError, match="other lengths than 4"):
-        topology.prepare(topology.SHAPES["tiny"], tmp_path, ("fp32",), toy_catalog())
+        gpu_bundles.prepare(gpu_bundles.SHAPES["tiny"], tmp_path, ("fp32",), toy_catalog())
 
 
 def test_lists_are_compared() -> None:
@@ -178,7 +191,7 @@ def test_lists_are_compared() -> None:
     assert (row.top10_overlap_with_cpu, row.same_order_as_cpu) == (round(2 / 3, 4), 0)
 
 
-def test_sides_take_turns_and_one_that_fails_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sides_take_turns_and_one_that_fails_is_left_out() -> None:
     asked: list[str] = []
 
     def side(name: str, requests: int, fails_at: int = 99) -> Side:
@@ -188,14 +201,18 @@ def test_sides_take_turns_and_one_that_fails_is_left_out(capsys: pytest.CaptureF
                 raise RuntimeError("out of memory\nand more")
             return f"{name}{asked.count(name)}"
 
-        return Side(ask, requests)
+        return Side(lambda turn: [timed(ask)], requests, warm_up=0)
 
-    found = measure({"a": side("a", 2), "b": side("b", 1, fails_at=2), "c": side("c", 1)}, 2, Clock(1), events=False)
+    failures: list[str] = []
+    sides = {"a": side("a", 2), "b": side("b", 1, fails_at=2), "c": side("c", 1)}
+    found = measure(sides, 3, lambda name, error: failures.append(f"{name}: {one_line(error)}"), pause=0)
     assert asked == ["a", "a", "b", "c", "a", "a", "b", "c", "a", "a", "c"]
-    assert "without b: RuntimeError: out of memory and more" in capsys.readouterr().err
-    assert {name: (len(one.wall_ms), one.answer) for name, one in found.items()} == {"a": (4, "a6"), "c": (2, "c3")}
-    late = measure({"a": side("a", 1)}, 5, Clock(0), events=False)
-    assert len(late["a"].wall_ms) == 1
+    assert failures == ["b: RuntimeError: out of memory and more"]
+    assert {name: (len(it.steps), it.answers[-1]) for name, it in found.items()} == {"a": (6, "a6"), "c": (3, "c3")}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        measure({"d": side("d", 1, fails_at=1)}, 1, pause=0)
+    late = measure({"a": side("a", 1)}, 5, time_is_up=lambda: True, pause=0)
+    assert len(late["a"].steps) == 1
 
 
 def test_the_cpu_has_no_more_time_than_it_is_given(toy_bundle: Path) -> None:
@@ -208,7 +225,7 @@ def test_the_cpu_says_what_is_wrong(toy_bundle: Path) -> None:
 
 
 def test_without_time_every_row_is_there_and_empty(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    topology.prepare(topology.SHAPES["tiny"], tmp_path / "tiny", gpu.SHAPES["tiny"], catalog())
+    gpu_bundles.prepare(gpu_bundles.SHAPES["tiny"], tmp_path / "tiny", gpu.SHAPES["tiny"], catalog())
     arguments = asked_for(tmp_path, minutes=0.0)
     rows, trained = gpu.run(arguments, "cpu", tmp_path / "work")
     assert rows == [Row("tiny", "cpu", precision, batch) for precision in ("fp32", "fp16") for batch in (1, 2)]
@@ -224,8 +241,8 @@ def test_what_breaks_off_does_not_take_the_rest_along(
     def fail(*arguments: Any, **settings: Any) -> Manifest:
         raise OSError("no space left")
 
-    topology.prepare(topology.SHAPES["tiny"], tmp_path / "tiny", gpu.SHAPES["tiny"], catalog())
-    monkeypatch.setattr(gpu, "write_bundle", fail)
+    gpu_bundles.prepare(gpu_bundles.SHAPES["tiny"], tmp_path / "tiny", gpu.SHAPES["tiny"], catalog())
+    monkeypatch.setattr(gpu_sides, "write_bundle", fail)
     rows, _ = gpu.run(asked_for(tmp_path), "cpu", tmp_path / "work")
     assert len(rows) == 4
     said = capsys.readouterr().err
@@ -236,12 +253,12 @@ def test_what_breaks_off_does_not_take_the_rest_along(
 @pytest.mark.usefixtures("trt")
 def test_engines_are_built_measured_and_given_up(
     tmp_path: Path,
-    cuda: FakeCuda,  # noqa: F811
+    cuda: SimulatedCuda,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(gpu.SHAPES, "tiny", ("fp16",))
-    topology.prepare(topology.SHAPES["tiny"], tmp_path / "tiny", gpu.SHAPES["tiny"], catalog())
+    gpu_bundles.prepare(gpu_bundles.SHAPES["tiny"], tmp_path / "tiny", gpu.SHAPES["tiny"], catalog())
     arguments = asked_for(tmp_path, engines=["tensorrt-rtx", "tensorrt"], batches=[2])
     rows, _ = gpu.run(arguments, "cpu", tmp_path / "work")
     assert "without tensorrt-rtx: EarnError: This needs onnxruntime_ep_nv_tensorrt_rtx" in capsys.readouterr().err

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import peers
-from benchmarks.latency import SHAPES
-from benchmarks.peer_engines import Answer, make_task
-from benchmarks.peers import CTRANSLATE2, HEADLINE, SESSIONS, Measured, Side, Step, figures, measure
+from benchmarks.measure import Answer, Side, Step, Timings, measure
+from benchmarks.peers import CTRANSLATE2, HEADLINE, SESSIONS, check_same_work, figures
+from benchmarks.sides import SHAPES, make_task
 from earn.catalog import Catalog
 from earn.prompts import whole_prompt
+from earn.runtime.recommender import Recommendation
 from tests.support import toy_catalog
 
 ROOT = Path(__file__).parent.parent.parent
@@ -34,13 +35,16 @@ def test_it_prints_its_line_of_json(tmp_path: Path) -> None:
     index = dict(zip(items.item_ids, items.identifiers, strict=True))
     (tmp_path / "T.index.json").write_text(json.dumps(index))
     (tmp_path / "T.inter.json").write_text(json.dumps({"user": list(index)[:5]}))
-    command = [sys.executable, "benchmarks/peers.py", "--quick", "--shape", "tiny", "--threads", "1"]
+    command = [sys.executable, "benchmarks/peers.py", "--quick", "--all-sides", "--shape", "tiny", "--threads", "1"]
     done = subprocess.run([*command, "--data", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["prompt"], result["beams"], result["items"]) == (200, 20, 120)
     assert result["speedup_vs_hf"] == round(result["hf_generate_ms"] / result["earn_int8_ms"], 2)
     assert result["speedup_vs_dense"] == round(result["dense_int8_ms"] / result["earn_int8_ms"], 2)
-    assert all(result[name] > 0 for name in ("earn_fp32_ms", "earn_int8_vocab_ms", "earn_int8_session_ms", *SESSIONS))
+    assert all(
+        result[name] > 0
+        for name in ("earn_fp32_ms", "earn_int8_dynamic_ms", "earn_int8_vocab_ms", "earn_int8_session_ms", *SESSIONS)
+    )
     assert (result["ctranslate2_int8_ms"] is None) == (find_spec("ctranslate2") is None)
     # Rows of 2 heads of 16 numbers, keys and values, 4 bytes each; the last of 4 codes leaves no row.
     row = 2 * 2 * 16 * 4
@@ -66,7 +70,7 @@ def test_a_peer_that_is_not_installed_is_left_out_by_name(
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     monkeypatch.setattr(peers, "write_bundles", lambda *arguments: None)
     task = make_task(catalog(), SHAPES["tiny"], threads=1)
-    assert not peers.write(task, tmp_path, [[0, 1]])
+    assert not peers.write(task, tmp_path, [[0, 1]], ("int8",))
     assert "without ctranslate2_int8" in capsys.readouterr().err
 
 
@@ -81,11 +85,11 @@ def test_sides_take_turns_and_only_requests_are_counted() -> None:
         return ask
 
     def side(name: str) -> Side:
-        return Side(lambda history: [step(f"{name}{len(history)}")], items=2, requests=2)
+        return Side(lambda turn: [step(f"{name}{turn}")], requests=2)
 
-    slow = Side(lambda history: [step("slow")] * 2, items=1, requests=1, histories=1, warm_up=0)
-    found = measure({"a": side("a"), "slow": slow, "b": side("b")}, [[1, 2, 3], [4, 5, 6]])
-    assert asked == [*["a2"] * 3, "slow", "slow", *["b2"] * 3, *["a2"] * 3, *["b2"] * 3]
+    slow = Side(lambda turn: [step("slow")] * 2, requests=1, rounds=1, warm_up=0)
+    found = measure({"a": side("a"), "slow": slow, "b": side("b")}, 2, pause=0)
+    assert asked == [*["a0"] * 3, "slow", "slow", *["b0"] * 3, *["a1"] * 3, *["b1"] * 3]
     assert [len(found[name].steps) for name in ("a", "slow", "b")] == [4, 1, 4]
     assert [len(found[name].answers) for name in ("a", "slow", "b")] == [2, 1, 2]
     assert (found["slow"].steps, found["slow"].totals) == ([[4, 5]], [9])
@@ -102,8 +106,8 @@ def test_the_faster_way_of_a_peer_counts() -> None:
         plain: 80.0,
         static: 60.0,
     }
-    found = {name: Measured([[ms], [ms], [9999.0]]) for name, ms in names.items()}
-    found["earn_int8_session"] = Measured([[1.0, 4.0], [2.0, 3.0], [3.0, 9.0]])
+    found = {name: Timings([[ms], [ms], [9999.0]]) for name, ms in names.items()}
+    found["earn_int8_session"] = Timings([[1.0, 4.0], [2.0, 3.0], [3.0, 9.0]])
     result = figures(found)
     assert (result["ctranslate2_int8_ms"], result["ctranslate2_faster"]) == (60, static)
     assert (result["speedup_vs_hf"], result["speedup_vs_dense"], result["speedup_vs_ctranslate2"]) == (90, 3, 6)
@@ -111,3 +115,12 @@ def test_the_faster_way_of_a_peer_counts() -> None:
     assert (result["vocab_speedup_vs_ctranslate2"], result["session_speedup_vs_ctranslate2"]) == (4, 12)
     without = figures({name: side for name, side in found.items() if name not in CTRANSLATE2})
     assert without["ctranslate2_int8_ms"] is without["speedup_vs_ctranslate2"] is None
+
+
+def test_nothing_is_measured_where_the_dense_sides_differ() -> None:
+    got = [Recommendation("1", -1.0, ""), Recommendation("2", -2.0, ""), Recommendation("3", -2.00001, "")]
+    check_same_work(["1", "2", "3"], got)
+    check_same_work(["1", "3", "2"], got)  # a near tie
+    for want in (["2", "1", "3"], ["1", "2", "4"], ["1", "2"]):
+        with pytest.raises(SystemExit, match="differ"):
+            check_same_work(want, got)

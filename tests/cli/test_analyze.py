@@ -45,7 +45,7 @@ def test_the_table_is_the_result_without_json(untrained: dict[str, Path], data: 
     rows = [line.split() for line in outcome.out.splitlines()[2:6]]
     assert [(row[0], row[1]) for row in rows] == [(str(layer), "everything") for layer in (1, 2, 3, 4)]
     assert np.allclose([sum(map(float, row[4:8])) for row in rows], 1, atol=0.003)
-    assert outcome.out.count("By the ") == 2
+    assert outcome.out.count("By the cut rule") == 1
     assert f"analyze: {USERS}" in outcome.err
 
 

@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import earn as package
 from earn.cli.main import build_parser
-from earn.cli.profile import QUICK, numbers, side_names
+from earn.cli.profile import QUICK, bundle_names, numbers
 from earn.profiling import roofline
 from tests.cli.conftest import Earn
 
@@ -112,7 +108,7 @@ def test_numbers_stand_once_and_in_their_order() -> None:
 
 def test_bundles_are_told_apart_by_name(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("a", "b/a", "c", "a")]
-    assert side_names(folders) == ["a", "a (2)", "c", "a (3)"]
+    assert bundle_names(folders) == ["a", "a (2)", "c", "a (3)"]
 
 
 def test_settings_of_the_quick_way_can_be_changed(toy_bundle: Path) -> None:
@@ -127,22 +123,3 @@ def test_settings_of_the_quick_way_can_be_changed(toy_bundle: Path) -> None:
     assert (settings("--quick").lengths, settings("--quick").seconds) == ((6,), 2)
     assert settings("--quick", "--seconds", "5").seconds == 5
     assert settings("--histories", "5,2").lengths == (2, 5)
-
-
-def test_without_torch_and_onnx_all_but_the_limits_is_measured(toy_bundle: Path) -> None:
-    argv = ["profile", str(toy_bundle), *FAST, "--json"]
-    script = (
-        "import sys\n"
-        "sys.modules.update(dict.fromkeys(('torch', 'transformers', 'onnx', 'matplotlib', 'sklearn')))\n"
-        f"from earn.cli.main import main\nsys.exit(main({argv!r}))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(package.__file__).parents[1]
-    )
-    assert done.returncode == 0, done.stderr
-    value = json.loads(done.stdout)
-    assert value["note"] == (
-        "Limits were left out. The product rate needs onnx. Install it: pip install 'earn-edge[profile]'"
-    )
-    assert (value["memory_bandwidth"], value["bundles"][0]["product_rates"]) == (None, {})
-    assert value["note"] in done.stderr

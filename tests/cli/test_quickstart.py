@@ -1,64 +1,72 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
-from typing import Any, cast
 
-import numpy as np
 import pytest
 
 from earn.calibration import samples
-from earn.cli import measures
+from earn.cli import quickstart
 from earn.data.dataset import load_dataset
-from earn.runtime.recommender import Recommender
-from tests.cli.conftest import ITEMS, USERS, Earn
+from tests.cli.conftest import Earn
 
 QUALITY = {"recall@10", "ndcg@10"}
+ALL = QUALITY | {"p50_ms", "cache_bytes", "bundle_bytes"}
 
 
 def test_the_whole_path(
     data: Path, backbone: Path, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measures, "TIMED_REQUESTS", 5)
-    monkeypatch.setattr(measures, "WARM_UP_REQUESTS", 1)
+    monkeypatch.setattr(quickstart, "TIMED_REQUESTS", 5)
+    monkeypatch.setattr(quickstart, "WARM_UP_REQUESTS", 1)
+    monkeypatch.setattr(samples, "SAMPLES", 32)
     out = tmp_path / "quickstart"
-    argv = ("quickstart", "--out", out, "--data", data, "--backbone", backbone, "--epochs", 1)
-    outcome = earn(*argv)
-    assert outcome.status == 0
+    outcome = earn(
+        *("quickstart", "--out", out, "--data", data, "--backbone", backbone, "--epochs", 1, "--users", 10),
+    )
+    assert outcome.status == 0, outcome.err
     summary = json.loads((out / "summary.json").read_text())
     assert summary.keys() == {"popularity", "dense", "earn", "seconds"}
     assert summary["popularity"].keys() == QUALITY
     for name in ("dense", "earn"):
         assert summary[name].keys() == {"torch", "bundle"} | ({"int8"} if name == "earn" else set())
-        assert summary[name]["torch"].keys() == QUALITY
-        assert summary[name]["bundle"].keys() == QUALITY | {"p50_ms", "cache_bytes", "bundle_bytes"}
+        assert (summary[name]["torch"].keys(), summary[name]["bundle"].keys()) == (QUALITY, ALL)
         for measure in QUALITY:
             assert summary[name]["bundle"][measure] == pytest.approx(summary[name]["torch"][measure])
-        assert (out / name / "training.json").is_file()
+        record = json.loads((out / f"{name}-checkpoint" / "training.json").read_text())
+        assert (record["settings"]["epochs"], record["settings"]["exclude_history"]) == (1, True)
         assert (out / f"{name}-bundle" / "manifest.json").is_file()
+        assert f"      {name}: " in outcome.err  # progress of its training
     assert summary["earn"]["bundle"]["cache_bytes"] < summary["dense"]["bundle"]["cache_bytes"]
+    assert summary["earn"]["int8"].keys() == ALL | {"gate"}
+    assert summary["earn"]["int8"]["gate"]["passed"]
+    assert (out / "int8-report.html").is_file()
     rows = [line for line in outcome.out.splitlines() if line.startswith(("popularity", "dense", "EARN ("))]
     labels = ["popularity", "dense", "EARN (torch)", "EARN (bundle)", "EARN (int8)"]
     assert [row.split("  ")[0] for row in rows] == labels
-    assert (
-        f"There are {USERS} users, too few" in outcome.err
-    )  # the way on where a data set is too small to calibrate with
-    assert summary["earn"]["int8"] == {"gate": {"passed": False}}
+    assert "of 10 users" in outcome.out
     assert "Item " in outcome.out
     assert f"earn inspect {out / 'earn-bundle'}" in outcome.err
 
-    (out / "earn" / "stale").touch()
-    (out / "mine.txt").touch()
-    monkeypatch.setattr(samples, "SAMPLES", 32)
-    again = earn(*argv, "--users", 10)
-    assert again.status == 0
-    int8 = json.loads((out / "summary.json").read_text())["earn"]["int8"]
-    assert int8.keys() == QUALITY | {"p50_ms", "cache_bytes", "bundle_bytes", "gate"}
-    assert int8["gate"]["passed"]
-    assert (out / "int8-report.html").is_file()
-    assert "of 10 users" in again.out
-    assert not (out / "earn" / "stale").exists()
-    assert (out / "mine.txt").exists()
+
+def test_a_data_set_too_small_to_calibrate_with_is_no_error(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = quickstart._calibrate(Namespace(out=tmp_path, seed=0), load_dataset(str(data)))
+    assert gate == {"passed": False}
+    assert "left out: There are 90 users, too few" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_second_run_replaces_the_results_of_the_first_alone(tmp_path: Path) -> None:
+    quickstart._empty(tmp_path)
+    for name in ("dense-bundle", "earn-checkpoint", "other"):
+        (tmp_path / name).mkdir()
+    for name in ("summary.json", "int8-report-failed.html", "mine.txt"):
+        (tmp_path / name).touch()
+    quickstart._refuse_foreign_folder(tmp_path)
+    quickstart._empty(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".earn-quickstart", "other", "mine.txt"}
 
 
 def test_a_foreign_folder_is_spared(earn: Earn, tmp_path: Path) -> None:
@@ -69,26 +77,10 @@ def test_a_foreign_folder_is_spared(earn: Earn, tmp_path: Path) -> None:
     assert "not a quickstart's" in earn("quickstart", "--out", tmp_path / "file").error
 
 
-def test_the_timed_request_is_the_one_that_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measures, "TIMED_REQUESTS", 2)
-    monkeypatch.setattr(measures, "WARM_UP_REQUESTS", 1)
-    asked: list[tuple[Any, ...]] = []
-
-    class Fake:
-        def recommend(self, history: list[str], k: int, beams: int, exclude_history: bool = False) -> None:
-            asked.append((history, k, beams, exclude_history))
-
-    latency = measures.p50_ms({"one": cast(Recommender, Fake())}, [["i1"], ["i2"]])
-    assert latency["one"] >= 0
-    assert asked == [([item], measures.K, measures.BEAMS, True) for item in ("i1", "i2", "i1")]
-
-
-def test_popularity_ranks_count_from_the_most_trained_item(data: Path) -> None:
-    dataset = load_dataset(str(data))
-    counts = np.bincount(np.concatenate(dataset.split.train), minlength=ITEMS)
-    ranks = measures.popularity_ranks(dataset, dataset.split.test)
-    assert len(ranks) == USERS
-    for example, rank in zip(dataset.split.test, ranks, strict=True):
-        seen = set(example.history.tolist())
-        shown = sorted(set(range(ITEMS)) - seen, key=lambda item: (-counts[item], item))[:20]
-        assert rank == (shown.index(example.target) if example.target in shown else -1)
+def test_a_twin_that_fails_ends_both_with_its_own_words(
+    data: Path, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quickstart, "TWINS", {"dense": ("--bake",), "earn": ()})
+    error = earn("quickstart", "--out", tmp_path / "out", "--data", data).error
+    assert error.startswith("The training of dense failed with status 2. unrecognized arguments: --bake")
+    assert not (tmp_path / "out" / "earn-checkpoint" / "config.json").exists()

@@ -21,6 +21,7 @@ from earn.data import (
     leave_one_out,
     load_interactions,
     popularity,
+    popularity_ranks,
     split_of,
 )
 from earn.data.download import FILES, cache_folder
@@ -108,6 +109,14 @@ def test_popularity_counts_the_training_part_only() -> None:
 
 def test_popularity_without_users_is_the_order_of_the_items() -> None:
     assert popularity(leave_one_out(interactions()), 3).tolist() == [0, 1, 2]
+
+
+def test_popularity_ranks_leave_the_history_out() -> None:
+    split = leave_one_out(interactions([1, 1, 5, 5], [2, 0, 5], [3]))  # in order of popularity: 1 2 3 0 4 5
+    users = [
+        Example("u", np.array(history, np.int64), target) for history, target in (([2, 4], 3), ([2, 1], 5), ([5], 5))
+    ]
+    assert popularity_ranks(split, 6, users).tolist() == [1, 3, -1]  # a target of the history is in no list
 
 
 @pytest.mark.parametrize("sequence", [[], [6], [-1]])

@@ -24,10 +24,10 @@ from earn.console import (
 
 def test_table_sets_numbers_to_the_right_and_text_to_the_left() -> None:
     assert table(("item", "score", "title"), [("7", "-0.5", "One"), ("12", "-12.25", "Another")]) == (
-        "item   score  title\n"
-        "----  ------  -------\n"
-        "   7    -0.5  One\n"
-        "  12  -12.25  Another"
+        "  item    score  title\n"
+        "------  -------  -------\n"
+        "     7     -0.5  One\n"
+        "    12   -12.25  Another"
     )  # fmt: skip
 
 
@@ -51,28 +51,44 @@ def test_steps_are_numbered(capsys: pytest.CaptureFixture[str]) -> None:
     assert (out, err) == ("", "[1/2] 0:00  Read\n[2/2] 0:00  Write\n")
 
 
-def test_progress_counts_on_terminals_and_ends_with_a_line_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    for is_terminal, text in ((False, "      label: 2\n"), (True, "\r      label: 1 of 2\r      label: 2 of 2\n")):
-        stream = io.StringIO()
-        monkeypatch.setattr(stream, "isatty", lambda shown=is_terminal: shown)
-        monkeypatch.setattr(sys, "stderr", stream)
-        update = progress("label")
-        update(1, 2)
-        update(2, 2)
-        assert stream.getvalue() == text
+def test_progress_in_a_log_is_a_line_every_tenth_or_after_a_while(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = progress("label")
+    for done in range(1, 41):
+        update(done, 40)
+    assert capsys.readouterr().err.splitlines() == [f"      label: {done} of 40" for done in range(4, 41, 4)]
+    monkeypatch.setattr("earn.console.LOG_SECONDS", 0.0)
+    update = progress("slow")
+    update(1, 1000)
+    assert capsys.readouterr().err == "      slow: 1 of 1000\n"
 
 
-def test_the_first_process_speaks_for_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    for rank, expected in (("0", ("one\n[1]\n", "two\n\rwrong\n")), ("1", ("", "wrong\n"))):
+def test_progress_on_a_terminal_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    update = progress("label")
+    for done in (1, 2):
+        update(done, 2)
+    assert stream.getvalue().count("\n") == 1
+    assert "label: 100%" in stream.getvalue()
+
+
+def test_the_first_process_prints_for_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank, expected in (("0", ("one\n[1]\n", "two\n      label: 2 of 2\nwrong\n")), ("1", ("", "wrong\n"))):
         monkeypatch.setenv("RANK", rank)
         show("one")
         show_json([1])
         note("two")
-        progress("label")(1, 2)
+        progress("label")(2, 2)
         complain("wrong")
-        out, err = capsys.readouterr()
-        assert (out, err.replace("      label: 1 of 2", "")) == expected
+        assert capsys.readouterr() == expected
+
+
+def test_without_tabulate_cells_have_tabs_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tabulate", None)
+    assert table(("item", "score"), [("7", "-0.5")]) == "item\tscore\n7\t-0.5"
 
 
 def test_quiet_silences_warnings_and_gives_them_back(capsys: pytest.CaptureFixture[str]) -> None:

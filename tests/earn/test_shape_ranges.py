@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from earn.config import EarnConfig, Prompt
 from earn.manifest import limits_of
 from earn.runtime.recommender import Recommender
-from earn.shape_ranges import Profile, Range, profile_for, profile_hash, profiles
+from earn.shape_ranges import OptimizationProfile, Range, profile_for, profile_hash, profiles
 from earn.specs import PAST, STAGES, Axis, Limits, Sizes, stage_specs
 from tests.earn.test_specs import LIMITS, SIZES
 from tests.support import (
@@ -159,7 +159,7 @@ def all_limits(draw: st.DrawFn) -> Limits:
     return limits_of(model, draw(st.integers(1, 8)), draw(st.integers(1, 64)), draw(st.integers(1, 100)))
 
 
-def by_axis(stage: str, profile: Profile, limits: Limits) -> dict[str, Axis]:
+def by_axis(stage: str, profile: OptimizationProfile, limits: Limits) -> dict[str, Axis]:
     """Least, usual and most of every axis of a profile: one size, in whichever input it stands."""
     found: dict[str, Axis] = {}
     for spec in stage_specs(stage, SIZES, limits).inputs:
@@ -255,7 +255,9 @@ class Requested:
     rule: str
     piece: int  # rows that are read at once
     lookahead: int | None
-    requests: Sequence[tuple[Sequence[Sequence[int]], int, int, Sequence[Sequence[int]]]]  # histories, k, beams, barred
+    requests: Sequence[
+        tuple[Sequence[Sequence[int]], int, int, Sequence[Sequence[int]]]
+    ]  # histories, k, beams, excluded
     session: Sequence[int]  # items of its start, then those that are appended one by one
 
 
@@ -277,8 +279,8 @@ def requested(draw: st.DrawFn) -> Requested:
     requests = []
     for users in draw(st.lists(st.integers(1, batch + 1), min_size=1, max_size=2)):
         histories = draw(st.lists(items, min_size=users, max_size=users))
-        barred = draw(st.lists(st.lists(item, max_size=12), min_size=users, max_size=users))
-        requests.append((histories, draw(number), draw(number), barred))
+        excluded = draw(st.lists(st.lists(item, max_size=12), min_size=users, max_size=users))
+        requests.append((histories, draw(number), draw(number), excluded))
     return Requested(
         draw(st.sampled_from(FAMILIES)),
         catalog,
@@ -303,7 +305,7 @@ def requested(draw: st.DrawFn) -> Requested:
 def pieces_of(rows: int) -> Iterator[None]:
     """Prompts are read in pieces of so many rows: each holds all registers of one end."""
     with ExitStack() as stack:
-        for module in ("specs", "profiles", "runtime.decoder"):
+        for module in ("specs", "shape_ranges", "runtime.decoder"):
             stack.enter_context(patch(f"earn.{module}.PIECE", rows))
         yield
 
@@ -311,13 +313,13 @@ def pieces_of(rows: int) -> Iterator[None]:
 def ask(recommender: Recommender, asked: Requested) -> None:
     """Makes the requests, then those of a session that grows, slides and is restored."""
     recommender.lookahead = asked.lookahead
-    for histories, k, beams, barred in asked.requests:
-        recommender.recommend_batch(histories, k, beams, barred, exclude_history=k % 2 == 0)
-    _, k, beams, barred = asked.requests[-1]
+    for histories, k, beams, excluded in asked.requests:
+        recommender.recommend_batch(histories, k, beams, excluded, exclude_history=k % 2 == 0)
+    _, k, beams, excluded = asked.requests[-1]
     session = recommender.session(asked.session[: len(asked.session) // 2])
     for item in asked.session[len(asked.session) // 2 :]:
         session.append(item)
-        session.recommend(k, beams, barred[0])
+        session.recommend(k, beams, excluded[0])
     restored = recommender.restore_session(session.to_bytes())
     restored.recommend(beams, beams)
     restored.append(asked.session[0])

@@ -19,7 +19,7 @@ from earn.errors import EarnError
 from earn.files import read_json, write_json
 from earn.settings import TrainSettings
 from experiments import __main__ as experiments
-from experiments import results, results_page, results_pictures, runs
+from experiments import pictures, results, runs, tables
 from experiments.grid import ABLATIONS, BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, Run
 from tests.test_scripts import ENVIRONMENT, ROOT
 
@@ -50,29 +50,26 @@ def test_a_run_asks_the_checkpoint_that_its_variant_names() -> None:
 
 
 def test_the_ablations_are_the_papers() -> None:
-    assert {"registers-2", "registers-3", "no-prefix", "no-suffix", "untrained", "compact"} <= set(ABLATIONS)
+    assert {"registers-2", "registers-3", "no-prefix", "no-suffix", "untrained"} <= set(ABLATIONS)
     assert {VARIANTS[name].scoring for name in ("earn", "scoring-level", "scoring-vocab")} == {"trie", "level", "vocab"}
 
 
 @pytest.mark.parametrize(
-    ("variant", "registers", "positions"),
+    ("variant", "registers"),
     [
-        ("earn", (1, 1), "original"),
-        ("registers-3", (3, 3), "original"),
-        ("no-prefix", (0, 1), "original"),
-        ("no-suffix", (1, 0), "original"),
-        ("no-registers", (0, 0), "original"),
-        ("compact", (1, 1), "compact"),
-        ("history-10", (1, 1), "original"),
+        ("earn", (1, 1)),
+        ("registers-3", (3, 3)),
+        ("no-prefix", (0, 1)),
+        ("no-suffix", (1, 0)),
+        ("no-registers", (0, 0)),
+        ("history-10", (1, 1)),
     ],
 )
-def test_a_variant_is_the_model_that_it_says(
-    variant: str, registers: tuple[int, int], positions: str, tmp_path: Path
-) -> None:
+def test_a_variant_is_the_model_that_it_says(variant: str, registers: tuple[int, int], tmp_path: Path) -> None:
     dataset = load_dataset(str(runs.write_walks(tmp_path / "walks", users=20)))
     model = runs.new_model(Run("walks", "toy-llama", variant=variant, early_layers=1), dataset)
     assert (len(model.earn.prefix_ids), len(model.earn.suffix_ids)) == registers
-    assert (model.earn.early_layers, model.earn.positions) == (1, positions)
+    assert model.earn.early_layers == 1
     assert model.earn.max_history == (10 if variant == "history-10" else 20)
 
 
@@ -96,7 +93,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = [f"walks/tiger-toy-llama/{name}-seed0" for name in ("dense", "untrained-k1", "earn-k1", "scoring-level-k1")]
     command = [
         sys.executable,
-        "python -m experiments",
+        "-m",
+        "experiments",
         "smoke",
         "--out",
         str(out),
@@ -183,7 +181,7 @@ def test_an_unknown_run_is_refused(tmp_path: Path) -> None:
         experiments.main(["smoke", "--out", str(tmp_path), "--only", "walks/none"])
 
 
-def row(variant: str, recall: float, k: int = 2, seed: int = 0, **others: Any) -> results_page.Row:
+def row(variant: str, recall: float, k: int = 2, seed: int = 0, **others: Any) -> tables.Row:
     run = Run("beauty", "tiny-llama", variant=variant, early_layers=0 if variant == "dense" else k, seed=seed)
     return {
         "data": "beauty", "method": "tiger", "backbone": "tiny-llama", "early_layers": k, "layers": 8,
@@ -198,30 +196,31 @@ def row(variant: str, recall: float, k: int = 2, seed: int = 0, **others: Any) -
     }  # fmt: skip
 
 
+def page(rows: list[tables.Row]) -> str:
+    return "\n".join(table(rows) for table in tables.TABLES.values())
+
+
 def test_the_page_says_what_the_rows_say() -> None:
     rows = [row("dense", 0.06, 8), row("earn", 0.063), row("earn", 0.067, seed=1), row("no-suffix", 0.013)]
     rows.append(row("dense", 0.06, 8, seed=1))
     rows.append(row("earn", 0.069, recipe="batch-32"))
-    text = results_page.page(rows)
+    text = page(rows)
     assert "| beauty, tiger, tiny-llama: EARN, k = 2 of 8 | .0500 | .0650 (.0550 to .0750) |" in text
     assert "2: .0630 to .0670" in text
     assert "+0.0030 (-0.0010 to +0.0070)" in text
     assert "| beauty, tiger, tiny-llama, k = 2 of 8 | 1.08 | 1.08 |  |  |" in text
     assert "| paper: Beauty, lcrec, llama | 1.15 | 1.13 | 3.79x | 80% |" in text
     assert "no-suffix | .0130 (.0030 to .0230) | .0065 (.0000 to .0130) | 1 | 21% | 24% |" in text  # of the same seed
-    rows[0]["attention"] = {"suggestions": {"attention": None, "cut": 5}}
-    assert "| beauty, tiger, tiny-llama | none | 5 | 2 |  |" in results_page.page(rows)  # of one k there is no smallest
+    rows[0]["attention"] = {"suggestions": {"cut": 5}}
+    assert "| beauty, tiger, tiny-llama | 5 | 2 |  |" in page(rows)  # of one k there is no smallest
     worse = row("earn", 0.05, 1, difference={"recall@10": [-0.02, -0.03, -0.01], "ndcg@10": [0.0, -0.01, 0.01]})
-    assert "| beauty, tiger, tiny-llama | none | 5 | 1, 2 | 2 |" in results_page.page([*rows, worse])
+    assert "| beauty, tiger, tiny-llama | 5 | 1, 2 | 2 |" in page([*rows, worse])
     rows[1]["int8"] = {
         "passed": True, "users": 815, "beam_set_overlap": 0.9585, "size_ratio": 0.28,
         "ndcg@10": {"before": 0.0343, "after": 0.0347}, "refined": ["head"], "float_layers": [],
         "difference": {"recall@10": [0.001, -0.002, 0.004]},
     }  # fmt: skip
-    assert (
-        "| 815 | 95.9% | .0343 to .0347 | +0.0010 (-0.0020 to +0.0040) | 28% | head refined | passes |"
-        in results_page.page(rows)
-    )
+    assert "| 815 | 95.9% | .0343 to .0347 | +0.0010 (-0.0020 to +0.0040) | 28% | head refined | passes |" in page(rows)
     assert "| beauty, tiger, tiny-llama: batch_size 32 | .0500 | .0690 (.0590 to .0790)" in text
     assert rows[0]["command"] in text
     left = sum(run.name not in {row["command"].split()[-1] for row in rows} for run in PRESETS["cpu"].runs)
@@ -232,7 +231,7 @@ def test_a_page_of_half_a_grid_is_a_page() -> None:
     alone = row("earn", 0.07)
     del alone["difference"]  # its dense model is not there yet
     for rows in ([], [row("dense", 0.06, 8)], [row("dense", 0.06, 8), row("untrained", 0.01)], [alone]):
-        assert "## What was not run" in results_page.page(rows)
+        assert "python -m experiments cpu" in page(rows)
     wide = [
         row("dense", 0.06, 8),
         row("earn", 0.05, 4),
@@ -240,7 +239,7 @@ def test_a_page_of_half_a_grid_is_a_page() -> None:
         row("earn", 0.07),
         row("no-suffix", 0.01),
     ]
-    text = results_page.page(wide)
+    text = page(wide)
     assert "k = 2: no-suffix" in text  # though another k has more seeds
     assert "EARN, k = 2 of 8" in text
 
@@ -263,7 +262,7 @@ def test_a_failed_training_is_said_and_counted(
 
 
 def test_a_scheduler_that_is_ended_ends_its_trainings(tmp_path: Path) -> None:
-    command = [sys.executable, "python -m experiments", "smoke", "--out", str(tmp_path), "--jobs", "2"]
+    command = [sys.executable, "-m", "experiments", "smoke", "--out", str(tmp_path), "--jobs", "2"]
     scheduler = subprocess.Popen([*command, "--threads", "1"], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE)
     folder = tmp_path / "walks/tiger-toy-llama/dense-seed0"
     for _ in range(600):  # a minute at the most
@@ -346,7 +345,7 @@ def test_what_was_looked_at_afterwards_is_kept_with_the_figures_it_belongs_to(tm
 
 def test_a_difference_to_a_dense_model_that_changed_is_not_kept(tmp_path: Path) -> None:
     path, dense, earn = tmp_path / "results.json", row("dense", 0.05, 8), row("earn", 0.07)
-    name = results_page.run_name(dense)
+    name = tables.run_name(dense)
     for recall, is_kept in ((0.05, True), (0.06, False)):
         results.write_rows(path, {name: row("dense", recall, 8)}, [dict(dense), dict(earn)])
         assert ("difference" in json.loads(path.read_text())[1]) == is_kept
@@ -354,15 +353,15 @@ def test_a_difference_to_a_dense_model_that_changed_is_not_kept(tmp_path: Path) 
 
 def test_shares_are_of_the_same_seeds() -> None:
     whole = [row("earn", 0.2), row("earn", 0.1, seed=1)]
-    assert results_page.share_of([row("compact", 0.2)], whole) == pytest.approx(1)
-    assert results_page.share_of([row("compact", 0.2), row("compact", 0.4, seed=1)], whole) == pytest.approx(2)
-    assert results_page.share_of([row("compact", 0.2, seed=2)], whole) is None
-    assert results_page.share_of([row("compact", 0.2)], [row("earn", 0.0)]) is None
+    assert tables.share_of([row("no-suffix", 0.2)], whole) == pytest.approx(1)
+    assert tables.share_of([row("no-suffix", 0.2), row("no-suffix", 0.4, seed=1)], whole) == pytest.approx(2)
+    assert tables.share_of([row("no-suffix", 0.2, seed=2)], whole) is None
+    assert tables.share_of([row("no-suffix", 0.2)], [row("earn", 0.0)]) is None
 
 
 def test_pictures_show_what_the_rows_say(tmp_path: Path) -> None:
     rows = [row("dense", 0.06, 8), *(row("earn", 0.06 + k / 1000, k) for k in (1, 2, 4)), row("no-suffix", 0.093)]
-    results_pictures.draw_all(rows, tmp_path)
+    pictures.draw_all(rows, tmp_path)
     shown = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert "beauty, tiger, tiny-llama<" in shown["sweep.svg"]
     assert ">150%<" in shown["ablations.svg"]  # .093 of .062
@@ -379,14 +378,26 @@ def test_what_was_measured_is_collected(measured: Path, tmp_path: Path, monkeypa
     found = rows["walks/tiger-toy-llama/untrained-k1-seed0"]
     dense = read_json(measured / "walks/tiger-toy-llama/dense-seed0/result.json")
     assert found["difference"]["recall@10"][0] == pytest.approx(found["recall@10"] - dense["recall@10"])
+    (tmp_path / "results.md").write_text("<!-- table: twins -->\n<!-- end -->\n", encoding="utf-8")
     results.main(["--collect", str(measured), "--docs", str(tmp_path)])
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"twins.svg", "sweep.svg", "ablations.svg"}
     assert "walks" in (tmp_path / "results.md").read_text()
 
 
-def test_the_results_in_the_docs_are_those_of_their_file() -> None:
-    rows = results.known_rows(results.DOCS / "results.json")
-    assert (results.DOCS / "results.md").read_text(encoding="utf-8") == results_page.page(rows)
+def test_the_page_in_the_docs_is_what_its_file_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert results.main(["--check"]) == 0
+    docs = Path(shutil.copytree(results.DOCS, tmp_path / "docs"))
+    text = (docs / "results.md").read_text(encoding="utf-8")
+    (docs / "results.md").write_text(text.replace("| .1820 (", "| .1920 ("), encoding="utf-8")
+    assert results.main(["--check", "--docs", str(docs)]) == 1
+    assert "the table 'twins' is not what" in capsys.readouterr().err
+    assert results.main(["--docs", str(docs)]) == 0
+    assert (docs / "results.md").read_text(encoding="utf-8") == text
+
+
+def test_a_page_that_asks_for_an_unknown_table_is_refused() -> None:
+    with pytest.raises(EarnError, match="no table 'nonsense'"):
+        results.page("<!-- table: nonsense -->\n<!-- end -->", [])
 
 
 def test_only_files_of_results_are_read(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
+import pytest
 from onnx import ModelProto
 
 from earn.calibration.linear_layers import activations, products
@@ -36,6 +37,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "tiny-qwen3, no late layer": ("tiny-qwen3", "trie", {"early_layers": 4}),
 }
+QUICK = [*FAMILIES, "tiny-llama, dense"]  # the cases of the default run; the slow run has all
+CASE_PARAMETERS = [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
 TENSORRT = [name for name, row in PRECISIONS.items() if "tensorrt" in row.engines]
 REFINED, MIXED = "int8, refined", "with products in float"
 VARIANTS = [*TENSORRT, REFINED, f"int8 {MIXED}", f"int4 {MIXED}"]

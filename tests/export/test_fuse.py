@@ -12,15 +12,13 @@ from onnx import ModelProto, NodeProto, helper
 
 from earn.export.fuse import fuse_projections
 from earn.export.onnx_stages import export_stages
-from earn.export.stages import TorchEngine, bundle_model
+from earn.export.stages import bundle_model
 from earn.manifest import GRAPH_FILES
 from earn.model.earn_model import EarnModel
-from earn.runtime.engine import load_engine
 from earn.runtime.memory import Array
-from earn.specs import PAST, STAGES, all_specs
-from tests.export.test_onnx_stages import example
-from tests.export.test_simplify import Axes, graph, operators, product, run, weights
-from tests.support import FAMILIES, assert_close, outputs_for, small_model
+from earn.specs import PAST, STAGES
+from tests.export.test_simplify import Axes, graph, matmul, operators, run, weights
+from tests.support import FAMILIES, assert_close, small_model
 
 WIDTHS = {"q": 6, "k": 2, "v": 2}
 
@@ -40,7 +38,7 @@ def projections(which: str, biased: str = "", sources: str = "xxx") -> list[Node
     nodes = []
     for name, source in zip(which, sources, strict=False):
         place = f"layers.3.{name}_proj"
-        nodes.append(product(place, source, f"{place}.weight", f"{name}.product" if name in biased else name))
+        nodes.append(matmul(place, source, f"{place}.weight", f"{name}.product" if name in biased else name))
         if name in biased:
             nodes.append(helper.make_node("Add", [f"{name}.bias", f"{name}.product"], [name], f"{name}.add"))
     return nodes
@@ -99,29 +97,6 @@ def test_keys_and_values_alone_become_one(biased: str) -> None:
     changed = fused(model_of([*projections("kv", biased), joined("kv")], 4, biased))
     assert changed.graph.node[0].name == "layers.3.kv_proj"
     assert operators(changed) == ["MatMul", *(["Add"] if biased else [])]
-
-
-def test_those_of_every_layer_are_joined_apart() -> None:
-    def layer(number: int, source: str, result: str) -> list[NodeProto]:
-        names = [f"layers.{number}.{name}_proj" for name in "kv"]
-        return [
-            *(product(name, source, f"{name}.weight", f"{name}.out") for name in names),
-            helper.make_node("Concat", [f"{name}.out" for name in names], [result], axis=-1),
-        ]
-
-    generator = np.random.default_rng(2)
-    own = {
-        f"layers.{number}.{name}_proj.weight": generator.standard_normal((4, 2)).astype(np.float32)
-        for number in range(2)
-        for name in "kv"
-    }
-    nodes = [*layer(0, "x", "between"), helper.make_node("Neg", ["between"], ["negative"]), *layer(1, "negative", "y")]
-    changed = fused(graph(nodes, {"x": ["b", "m", 4]}, {"y": ["b", "m", 4]}, **own))
-    assert [node.name for node in changed.graph.node if node.op_type == "MatMul"] == [
-        "layers.0.kv_proj",
-        "layers.1.kv_proj",
-    ]
-    assert operators(changed) == ["MatMul", "Neg", "MatMul"]
 
 
 def test_a_product_that_others_read_too_stays_for_them() -> None:
@@ -244,17 +219,3 @@ def test_onnx_runtime_reads_the_cache_where_it_lies(exported: tuple[EarnModel, P
             assert settings["transBatchB"] == 1
             assert settings["transB"] == 1 - number % 2  # keys stand with their rows as columns, values do not
             assert node.input[1] in reached
-
-
-def test_fused_graphs_still_compute_what_torch_computes(exported: tuple[EarnModel, Path]) -> None:
-    model, folder = exported
-    bundle = bundle_model(model, max_batch=3, max_beams=8)
-    engines = TorchEngine(bundle.stages), load_engine("cpu", folder, bundle.manifest, 1)
-    for stage, specs in all_specs(bundle.manifest.sizes, bundle.manifest.limits).items():
-        for seed in range(3):
-            feeds = example(bundle, stage, seed)
-            want, got = outputs_for(specs, feeds), outputs_for(specs, feeds)
-            for engine, outputs in zip(engines, (want, got), strict=True):
-                engine.run(stage, feeds, outputs)
-            for name, array in want.items():
-                assert_close(array, got[name], 1e-4, f"{stage} {name}, seed {seed}")

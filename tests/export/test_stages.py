@@ -2,24 +2,20 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-import numpy as np
 import pytest
-import torch
 
 import earn
 from earn.config import Prompt
 from earn.errors import EarnError
-from earn.export.stages import TorchEngine, bundle_model, torch_recommender
+from earn.export.stages import bundle_model, torch_recommender
 from earn.model.earn_model import EarnModel
 from earn.model.reference import reference_search
 from earn.model.stage import DenseHead
-from earn.specs import NEW, PAST, stage_specs
 from tests.support import (
     FAMILIES,
     RULES,
     Agreement,
     assert_close,
-    outputs_for,
     pairs,
     random_catalog,
     small_model,
@@ -102,8 +98,7 @@ def test_the_layers_are_the_models_own(model: EarnModel) -> None:
         assert {key for key, parameter in stage.named_parameters() if parameter.data_ptr() not in own} == cut[name]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("scoring", RULES)
+@pytest.mark.parametrize(("name", "scoring"), zip(FAMILIES, RULES, strict=True))
 def test_a_checkpoint_recommends_before_any_export(name: str, scoring: str) -> None:
     model = small_model(name, random_catalog(20), prompt=TEXT, max_history=5)
     agreement = Agreement()
@@ -111,19 +106,3 @@ def test_a_checkpoint_recommends_before_any_export(name: str, scoring: str) -> N
         want = reference_search(model, history, scoring=scoring)
         agreement.add(str(history), want, pairs(torch_recommender(model, scoring).recommend(history)))
     agreement.check()
-
-
-def test_the_torch_engine_answers_without_gradients(model: EarnModel) -> None:
-    bundle = bundle_model(model)
-    feeds = {
-        "hidden": torch.zeros(1, 2, 32).numpy(),
-        "position_ids": torch.zeros(1, 2, dtype=torch.int64).numpy(),
-        "attention_bias": torch.zeros(1, 1, 2, 2).numpy(),
-        PAST: torch.zeros(0, 1, 2 * 2, 2, 16).numpy(),
-        "keep": torch.tensor([1]).numpy(),
-    }
-    outputs = outputs_for(stage_specs("late", bundle.manifest.sizes, bundle.manifest.limits), feeds)
-    assert list(outputs) == ["logits", NEW]
-    TorchEngine(bundle.stages).run("late", feeds, outputs)
-    assert all(np.isfinite(array).all() for array in outputs.values())
-    assert outputs["logits"].shape == (1, 1, len(model.catalog.tokens))

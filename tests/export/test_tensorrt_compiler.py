@@ -21,7 +21,8 @@ from tests.export.tensorrt_graphs import CASES, VARIANTS, manifest_of, written
 REPOSITORY = Path(__file__).parent.parent.parent
 
 # Each backbone in every precision; whatever else changes a graph in fp32.
-COMPILED = [(case, "fp32") for case in CASES] + [(case, one) for case in list(CASES)[:3] for one in VARIANTS[1:]]
+EVERY = [(case, "fp32") for case in CASES] + [(case, one) for case in list(CASES)[:3] for one in VARIANTS[1:]]
+FEW = [("tiny-llama, dense", "fp32"), ("tiny-qwen2", "fp16"), ("tiny-qwen3", "int8")]
 
 pytestmark = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="no tensorrt-rtx for this platform")
 
@@ -39,8 +40,11 @@ def save(graph: onnx.ModelProto, ranges: Sequence[Mapping[str, Any]], path: Path
     path.with_suffix(".json").write_text(json.dumps(ranges))
 
 
-def test_every_graph_is_compiled_with_both_profiles_and_without_a_warning(tmp_path: Path) -> None:
-    for number, (case, variant) in enumerate(COMPILED):
+@pytest.mark.parametrize("graphs", [FEW, pytest.param(EVERY, marks=pytest.mark.slow)], ids=["few", "every"])
+def test_graphs_are_compiled_with_both_profiles_and_without_a_warning(
+    graphs: Sequence[tuple[str, str]], tmp_path: Path
+) -> None:
+    for number, (case, variant) in enumerate(graphs):
         manifest = manifest_of(case)
         for stage in STAGES:
             found = profiles(stage, manifest.sizes, manifest.limits)
@@ -49,7 +53,7 @@ def test_every_graph_is_compiled_with_both_profiles_and_without_a_warning(tmp_pa
             ]
             save(written(case, stage, variant), ranges, tmp_path / f"{number}.{stage}.onnx")
     found = compiled(tmp_path)
-    assert len(found) == len(STAGES) * len(COMPILED)
+    assert len(found) == len(STAGES) * len(graphs)
     assert {graph: said for graph, said in found.items() if said} == {}
 
 

@@ -20,8 +20,6 @@ from earn.model.attention_figures import (
     HEAD,
     TAIL,
     Analysis,
-    LayerFigures,
-    k_by_attention,
     k_by_cut,
     place_names,
 )
@@ -167,7 +165,6 @@ def test_late_layers_see_registers_and_generated_tokens_alone(name: str) -> None
         {"early_layers": 1},
         {"early_layers": 3, "prefix_registers": 2, "suffix_registers": 2},
         {"early_layers": 3, "prefix_registers": 0},
-        {"early_layers": 2, "prefix_registers": 2, "positions": "compact"},
         {"early_layers": 2, "suffix_registers": 0},
         {"early_layers": 4},
         DENSE,
@@ -225,29 +222,6 @@ def test_users_may_be_watched_one_by_one(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("lost", "k"),
-    [
-        ([0.8, 0.05, 0.02, 0.01], 1),
-        ([0.8, 0.05, 0.3, 0.01], 3),
-        ([0.01, 0.1, 0.02, 0.01], 2),  # the limit itself is too much
-        ([0.8, 0.7, 0.6, 0.5], None),
-        ([0.01, 0.02, 0.03, 0.2], None),  # the last layer reads the history
-        ([0.8], None),
-    ],
-)
-def test_k_by_attention(lost: list[float], k: int | None) -> None:
-    assert k_by_attention(lost) == k
-
-
-def test_what_a_cut_takes_is_all_but_the_rows_that_stay() -> None:
-    received = tuple(float(place) for place in range(HEAD + BINS + TAIL + 2))
-    layer = LayerFigures(1, False, 9.0, 0.1, received, (True,) * len(received))
-    found = Analysis(1, 1, 1, 1, 2, (layer, layer), (2.0,), (0.0,))
-    assert found.lost == [sum(range(1, HEAD + BINS + TAIL - 2))]  # one row at the start stays, two at the end
-    assert replace(found, prefix=9, suffix=9).lost == [layer.middle]  # places beyond head and tail have no figures
-
-
-@pytest.mark.parametrize(
     ("losses", "k"),
     [
         ([3.0, 2.6, 2.4, 2.0], 3),
@@ -268,7 +242,7 @@ def test_figures_as_json() -> None:
     model = model_of(early_layers=1)
     found: Analysis = analyze(model, questions(model))
     value = json.loads(json.dumps(found.as_json()))
-    assert value["suggestions"] == {"attention": None, "cut": None}  # nothing lies below k = 1
+    assert value["suggestions"] == {"cut": None}  # nothing lies below k = 1
     assert value["places"] == place_names(found)
     names: Sequence[str] = value["places"]
     assert (names[0], names[HEAD], names[END - 1], names[END:]) == ("1", "m1", "-1", ["g1", "g2", "g3"])

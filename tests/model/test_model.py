@@ -87,8 +87,7 @@ def test_dense_without_registers_equals_hugging_face(variant: str) -> None:
     with torch.no_grad():
         want = backbone(input_ids=tokens).logits
         bias = torch.full((rows, rows), MASKED).triu(1)[None, None]
-        positions = everything.expand(2, rows)
-        got = model.rows_logits(tokens, positions, positions, bias, everything, everything)
+        got = model.rows_logits(tokens, everything.expand(2, rows), bias, everything, everything)
     assert want.std() > 0.5  # a constant would agree with anything
     assert_close(want, got, 1e-4, variant)
 
@@ -122,7 +121,6 @@ def test_backbones_that_would_be_computed_wrongly_are_refused(backbone: Any, say
         ({"early_layers": 5}, "the backbone has 4 layers"),
         ({"max_history": 0}, "max_history is 0"),
         ({"max_history": 1000}, "Lower max_history"),
-        ({"positions": "relative"}, "no 'relative' positions"),
         ({"template": Template()}, "needs a tokenizer"),
     ],
 )
@@ -186,6 +184,20 @@ def test_a_plain_model_and_unknown_settings_are_no_checkpoint(tmp_path: Path) ->
     write_json(tmp_path / "newer/config.json", config)
     with pytest.raises(EarnError, match="unknown key 'distillation'"):
         EarnModel.from_pretrained(tmp_path / "newer")
+
+
+def test_positions_that_were_removed_are_refused_and_the_others_may_be_named_or_not(tmp_path: Path) -> None:
+    model = small_model()
+    model.save_pretrained(tmp_path)
+    config = read_json(tmp_path / "config.json")
+    assert config["earn"]["positions"] == "original"  # older versions read it
+    config["earn"]["positions"] = "compact"
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(EarnError, match=r"'compact' positions, which were removed.*Train it again"):
+        EarnModel.from_pretrained(tmp_path)
+    del config["earn"]["positions"]
+    write_json(tmp_path / "config.json", config)
+    assert EarnModel.from_pretrained(tmp_path).earn == model.earn
 
 
 TEXT_TOKENS = 60

@@ -46,12 +46,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "early_layers": 2,
         "prompt": Prompt((1,), (3, 6)),
     },
-    "two registers per side, text, compact positions": {
-        "prefix_registers": 2,
-        "suffix_registers": 2,
-        "prompt": TEXT,
-        "positions": "compact",
-    },
     "dense, separators": {"prefix_registers": 0, "suffix_registers": 0, "prompt": Prompt((1,), (3, 6))},
     "dense, plain": {"prefix_registers": 0, "suffix_registers": 0},
     "dense, text": {"prefix_registers": 0, "suffix_registers": 0, "prompt": TEXT},

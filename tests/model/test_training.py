@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from earn.catalog import Catalog
-from earn.config import MASKED, to_json
+from earn.config import to_json
 from earn.data.windows import Windows
 from earn.errors import EarnError
 from earn.export.stages import torch_recommender
-from earn.files import read_json
+from earn.files import read_json, write_json
 from earn.model.earn_model import EarnModel
 from earn.model.packing import pack
 from earn.model.training import train, trained_on
@@ -101,55 +101,45 @@ def test_the_best_epoch_stays(tmp_path: Path) -> None:
     assert loss_of(EarnModel.from_pretrained(tmp_path)) == pytest.approx(validate.losses[0], abs=1e-5)
 
 
-def test_the_last_epochs_are_averaged_where_that_is_better(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, epochs=3, average=2)
-    states: list[dict[str, torch.Tensor]] = []
-
-    def validate(model: EarnModel) -> float:
-        states.append({name: value.detach().clone() for name, value in model.named_parameters()})
-        return [0.1, 0.3, 0.2, 0.4][len(states) - 1]
-
-    model = untrained()
-    assert train(model, sequences(), tmp_path / "better", validate, settings)["ndcg@10"] == 0.4
-    assert len(states) == 4  # three epochs, and the mean of two of them
-    for name, value in model.named_parameters():
-        assert_close((states[1][name] + states[2][name]) / 2, value, 1e-6, name)
-    worse, validation = untrained(), Validation(0.1, 0.3, 0.2, 0.25)
-    assert train(worse, sequences(), tmp_path / "worse", validation, settings)["ndcg@10"] == 0.3
-    assert loss_of(worse) == pytest.approx(validation.losses[1], abs=1e-5)
-    assert loss_of(EarnModel.from_pretrained(tmp_path / "worse")) == pytest.approx(validation.losses[1], abs=1e-5)
-
-
-@pytest.mark.parametrize("change", [{"hidden_dropout": 0.5}, {"label_smoothing": 0.3}])
-def test_what_regularises_is_no_part_of_the_trained_model(change: dict[str, float], tmp_path: Path) -> None:
+def test_dropout_is_no_part_of_the_trained_model(tmp_path: Path) -> None:
     """It changes what is learned, not what the model computes afterwards."""
     models = [untrained(), untrained()]
-    for number, (model, changed) in enumerate(zip(models, ({}, change), strict=True)):
-        settings = replace(SETTINGS, epochs=1, dropout=0.0, **changed)  # type: ignore[arg-type]
-        train(model, sequences(), tmp_path / str(number), Validation(0.1), settings)
+    for index, (model, share) in enumerate(zip(models, (0.0, 0.5), strict=True)):
+        settings = replace(SETTINGS, epochs=1, dropout=0.0, hidden_dropout=share)
+        train(model, sequences(), tmp_path / str(index), Validation(0.1), settings)
     assert abs(loss_of(models[0]) - loss_of(models[1])) > 0.01
     assert loss_of(EarnModel.from_pretrained(tmp_path / "1")) == loss_of(models[1])  # in evaluation nothing is drawn
 
 
-def test_label_smoothing_spreads_a_share_over_all_tokens() -> None:
-    model = untrained().eval()
-    windows = [token_identifiers(model)[:4]]
-    batch = pack(windows, model.earn)
-    logs = functional.log_softmax(_logits(model, windows), -1)
-    plain, spread = functional.nll_loss(logs, batch["labels"].flatten()), -logs.mean()
-    model.label_smoothing = 0.2
-    for training, want in ((True, 0.8 * plain + 0.2 * spread), (False, plain)):
-        loss = model.train(training)(**batch)["loss"].detach()
-        assert float(loss) == pytest.approx(float(want), abs=1e-5)
+def test_steps_and_epochs_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps: list[tuple[int, int]] = []
+    lines: list[str] = []
+    record = train(
+        untrained(),
+        sequences(),
+        tmp_path,
+        Validation(0.1, 0.25),
+        SETTINGS,
+        progress=lambda *done: steps.append(done),
+        say=lines.append,
+    )
+    assert steps == [(step + 1, record["steps"]) for step in range(record["steps"])]
+    assert re.fullmatch(r"epoch 1 of 2: loss \d\.\d{3}, validation NDCG@10 0\.1000, \d+:\d\d left", lines[0])
+    assert lines[1].startswith("epoch 2 of 2:")
+    assert lines[1].endswith("0.2500, 0:00 left")
+    assert capsys.readouterr().out == ""
 
 
-@torch.no_grad()
-def _logits(model: EarnModel, windows: list[list[tuple[int, ...]]]) -> torch.Tensor:
-    """Those of the rows that predict, of all windows one after the other."""
-    batch = pack(windows, model.earn)
-    bias = torch.where(batch["visible"], 0.0, MASKED).unsqueeze(1)
-    positions = (batch["position_ids"], batch["late_position_ids"])
-    return model.rows_logits(batch["input_ids"], *positions, bias, batch["keep"], batch["predict"]).flatten(0, 1)
+@pytest.mark.parametrize(("name", "value"), [("label_smoothing", 0.1), ("average", 4)])
+def test_a_training_with_a_removed_setting_is_not_resumed(name: str, value: float, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(untrained(), sequences(), tmp_path, Validation(None), SETTINGS)
+    plan = read_json(tmp_path / "run/plan.json")
+    write_json(tmp_path / "run/plan.json", {**plan, name: value})
+    with pytest.raises(EarnError, match=f"has {name} {value}, which was removed"):
+        train(untrained(), sequences(), tmp_path, Validation(), SETTINGS, resume=True)
+    write_json(tmp_path / "run/plan.json", {**plan, name: 0})  # as an older version wrote it that did not use it
+    train(untrained(), sequences(), tmp_path, Validation(0.1, 0.2), SETTINGS, resume=True)
 
 
 def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:

@@ -18,7 +18,15 @@ from earn.export.onnx_stages import export_stages
 from earn.export.stages import bundle_model
 from earn.manifest import GRAPH_FILES, PRECISIONS, Manifest
 from earn.profiling import roofline
-from earn.profiling.roofline import FORMS, ProductBench, Work, least_ms, memory_bandwidth, product_rate, stage_work
+from earn.profiling.roofline import (
+    MATMUL_KINDS,
+    MatmulBench,
+    Work,
+    least_ms,
+    memory_bandwidth,
+    product_rate,
+    stage_work,
+)
 from earn.runtime.memory import Array
 from earn.specs import NEW, PAST, STAGES, Sizes, stage_specs
 from tests.support import small_model
@@ -151,7 +159,7 @@ def test_a_large_models_weights_leave_the_caches(manifest: Manifest, monkeypatch
 def test_integer_products_are_fused(tmp_path: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    graph = roofline._graph(FORMS["int8"], [(8, 16), (16, 8)])
+    graph = roofline._graph(MATMUL_KINDS["int8"], [(8, 16), (16, 8)])
     onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     optimized = onnx.load(str(tmp_path / "optimized.onnx"))
     assert [node.op_type for node in optimized.graph.node] == ["MatMulIntegerToFloat"] * 2
@@ -178,4 +186,4 @@ def test_the_fastest_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_onnx_the_remedy_is_named(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(EarnError, match=r"pip install 'earn-edge\[profile\]'"):
-        ProductBench(manifest)
+        MatmulBench(manifest)

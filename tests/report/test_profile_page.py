@@ -12,15 +12,15 @@ import pytest
 from earn.errors import EarnError
 from earn.profiling.machine import Machine
 from earn.profiling.rows import (
+    BundleProfile,
     Callers,
     Case,
     Limit,
     Loading,
     Percentiles,
-    Profile,
-    Settings,
-    Side,
-    Stage,
+    ProfileResult,
+    ProfileSettings,
+    RequestPart,
 )
 from earn.report.profile import check_page, noisy_cases, profile_page
 from earn.report.profile_pictures import figures, milliseconds
@@ -29,8 +29,8 @@ MACHINE = Machine("Some CPU", 2, 4, 1 << 25, None, 0.25, "Linux 6 x86_64", {"pyt
 LOADING = Loading(3, 50.0, Percentiles(120.0, 130.0, 131.0), 17.0, 50 << 20, 80 << 20, 90 << 20)
 
 
-def stage(p50: float, taken: float = 1.0, limit: Limit | None = None) -> Stage:
-    return Stage(Percentiles(p50, 1.2 * p50, 1.5 * p50), p50 * taken, taken, limit)
+def stage(p50: float, taken: float = 1.0, limit: Limit | None = None) -> RequestPart:
+    return RequestPart(Percentiles(p50, 1.2 * p50, 1.5 * p50), p50 * taken, taken, limit)
 
 
 def case_of(items: int, scale: float, limited: bool = True, **changes: object) -> Case:
@@ -51,19 +51,19 @@ def case_of(items: int, scale: float, limited: bool = True, **changes: object) -
     return replace(case, least_ms=4 * scale if limited else None, **changes)  # type: ignore[arg-type]
 
 
-def side(name: str, scale: float = 1.0, limited: bool = True, noisy: bool = False) -> Side:
+def side(name: str, scale: float = 1.0, limited: bool = True, noisy: bool = False) -> BundleProfile:
     cases = (case_of(10, scale / 2, limited), case_of(40, scale, limited, noisy=noisy))
     callers = (Callers(1, 80 / scale, 70 / scale, 85 / scale), Callers(2, 120 / scale, 110 / scale, 125 / scale))
     rates = {40: 1e11, 160: 2e11} if limited else {}
-    return Side(name, f"/bundles/{name}", "int8", 8, 2, 6 << 20, 5 << 20, LOADING, cases, callers, rates)
+    return BundleProfile(name, f"/bundles/{name}", "int8", 8, 2, 6 << 20, 5 << 20, LOADING, cases, callers, rates)
 
 
-def profile_of(*sides: Side, bandwidth: float | None = 3e10, note: str = "") -> Profile:
-    settings = Settings(lengths=(10, 40), beams=(20,), histories="random items of the catalog, seed 0")
-    return Profile(settings, MACHINE, bandwidth, note, 0.1, sides)
+def profile_of(*sides: BundleProfile, bandwidth: float | None = 3e10, note: str = "") -> ProfileResult:
+    settings = ProfileSettings(lengths=(10, 40), beams=(20,), histories="random items of the catalog, seed 0")
+    return ProfileResult(settings, MACHINE, bandwidth, note, 0.1, sides)
 
 
-def text_of(profile: Profile) -> str:
+def text_of(profile: ProfileResult) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", profile_page(profile).html().partition("<body>")[2]))
 
 

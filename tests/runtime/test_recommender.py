@@ -40,17 +40,6 @@ def test_a_bundle_answers_with_ids_scores_and_titles(toy_bundle: Path, toy_model
     assert [item.score for item in found] == sorted((item.score for item in found), reverse=True)
 
 
-@pytest.mark.parametrize("scoring", RULES)
-@pytest.mark.parametrize("beams", [1, 2, 5, 20, 60])
-def test_every_beam_width_equals_the_reference_search(model: EarnModel, scoring: str, beams: int) -> None:
-    recommender, agreement = watched_recommender(model, scoring)[0], Agreement()
-    for history in histories_of(model.catalog, 5, 7, seed=beams):
-        for excluded in ([], [item for item, _ in reference_search(model, history, 3, 3, scoring)]):
-            want = reference_search(model, history, beams, beams, scoring, excluded)
-            agreement.add(f"{history}", want, pairs(recommender.recommend(history, beams, beams, excluded)))
-    agreement.check()
-
-
 def test_beams_are_widened_to_k(recommender: Recommender) -> None:
     assert recommender.recommend(["1"], 20, 1) == recommender.recommend(["1"], 20, 20)
 
@@ -128,8 +117,8 @@ def test_with_all_but_three_excluded_these_three_come_back(recommender: Recommen
 def test_in_a_batch_everyone_has_exclusions_of_their_own(recommender: Recommender) -> None:
     excluded: list[list[int]] = [[], list(range(ITEMS)), list(range(0, ITEMS, 2)), [3]]
     found = recommender.recommend_batch([[1, 2]] * 4, 60, 60, excluded)
-    for items, barred in zip(found, excluded, strict=True):
-        assert {int(item.item_id) for item in items} == set(range(ITEMS)) - set(barred)
+    for items, missing in zip(found, excluded, strict=True):
+        assert {int(item.item_id) for item in items} == set(range(ITEMS)) - set(missing)
 
 
 @pytest.mark.parametrize("scoring", RULES)
@@ -159,11 +148,6 @@ def test_items_that_share_an_identifier_come_back_together_and_apart(toy_bundle:
     assert left.keys() == found.keys() - {0}
     assert left[4] == pytest.approx(found[4])
     assert dict(pairs(recommender.recommend([1, 2], 8, exclude=[0, 4]))).keys() == found.keys() - {0, 4}
-
-
-def test_identifiers_of_every_length_compete(model: EarnModel, recommender: Recommender) -> None:
-    found = recommender.recommend([1, 2, 3], 20)
-    assert {len(model.catalog.identifiers[int(item.item_id)]) for item in found} == {2, 3, 4}
 
 
 @pytest.mark.parametrize("exclude_history", [False, True])

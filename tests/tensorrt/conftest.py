@@ -9,8 +9,9 @@ import pytest
 from earn.runtime import cuda as cuda_module
 from earn.runtime.cuda import cuda_runtime
 from earn.runtime.tensorrt_api import tensorrt
-from tests.tensorrt.fake_gpu import FakeCuda, FakeTensorRT
 from tests.tensorrt.inert_libraries import load_bindings
+from tests.tensorrt.simulated_gpu import SimulatedCuda
+from tests.tensorrt.simulated_tensorrt import SimulatedTensorRT
 
 
 @pytest.fixture(scope="session")
@@ -20,18 +21,18 @@ def bindings(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    """A CUDA device that is played."""
-    made = FakeCuda()
+def cuda(monkeypatch: pytest.MonkeyPatch) -> SimulatedCuda:
+    """A simulated CUDA device."""
+    made = SimulatedCuda()
     monkeypatch.setattr("cuda.bindings.runtime", made.module)
     clear_caches()
     return made
 
 
 @pytest.fixture
-def trt(bindings: ModuleType, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
-    """TensorRT, played on that device."""
-    made = FakeTensorRT(bindings, cuda)
+def trt(bindings: ModuleType, cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> SimulatedTensorRT:
+    """TensorRT, simulated on that device."""
+    made = SimulatedTensorRT(bindings, cuda)
     monkeypatch.setitem(sys.modules, "tensorrt", made.module)
     clear_caches()
     return made
@@ -39,7 +40,7 @@ def trt(bindings: ModuleType, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture(autouse=True)
 def nothing_stays() -> Iterator[None]:
-    """What is played must not be found by later tests."""
+    """Later tests must not find what is simulated."""
     yield
     clear_caches()
 

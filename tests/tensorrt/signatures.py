@@ -89,7 +89,7 @@ def _checked(real: Any, does: Any) -> Callable[..., Any]:
     def call(*arguments: Any, **named: Any) -> Any:
         check_call(real, arguments, named)
         if does is None:
-            raise NotImplementedError(f"{real.__name__} is not played here")
+            raise NotImplementedError(f"{real.__name__} is not simulated here")
         return does(*arguments, **named)
 
     return call

@@ -11,16 +11,16 @@ from earn.export.engines import BuildSettings, build_engines
 from earn.manifest import Manifest, refuse_foreign_folder
 from earn.runtime.engine_files import TENSORRT_FOLDER, load_record
 from earn.shape_ranges import profiles
-from tests.tensorrt.fake_gpu import FakeTensorRT
 from tests.tensorrt.signatures import fake
+from tests.tensorrt.simulated_tensorrt import SimulatedTensorRT
 
 
-def test_engines_and_their_record_stand_in_the_bundle(bundle: Path, trt: FakeTensorRT) -> None:
+def test_engines_and_their_record_stand_in_the_bundle(bundle: Path, trt: SimulatedTensorRT) -> None:
     before = Manifest.load(bundle)
     record = build_engines(bundle)
     assert load_record(bundle) == record
     assert (record.gpu, record.architecture, record.driver, record.precision) == (
-        "NVIDIA Fake 1",
+        "NVIDIA Simulated 1",
         "8.9",
         "13.2",
         "fp32",
@@ -38,7 +38,7 @@ def test_engines_and_their_record_stand_in_the_bundle(bundle: Path, trt: FakeTen
     refuse_foreign_folder(bundle)  # it may still be written anew
 
 
-def test_both_profiles_are_handed_over(bundle: Path, trt: FakeTensorRT) -> None:
+def test_both_profiles_are_handed_over(bundle: Path, trt: SimulatedTensorRT) -> None:
     import json
 
     build_engines(bundle)
@@ -52,7 +52,7 @@ def test_both_profiles_are_handed_over(bundle: Path, trt: FakeTensorRT) -> None:
         assert plan["profiles"] == want
 
 
-def test_settings_reach_tensorrt(bundle: Path, trt: FakeTensorRT) -> None:
+def test_settings_reach_tensorrt(bundle: Path, trt: SimulatedTensorRT) -> None:
     trt.flags.add(trt.real.BuilderFlag.TF32)  # as TensorRT has it from the start
     settings = BuildSettings("ampere+", version_compatible=True, workspace_bytes=1 << 20, level=1)
     record = build_engines(bundle, settings)
@@ -66,7 +66,7 @@ def test_settings_reach_tensorrt(bundle: Path, trt: FakeTensorRT) -> None:
     assert (record.hardware, record.version_compatible) == ("ampere+", True)
 
 
-def test_timings_are_kept_for_the_next_build(bundle: Path, trt: FakeTensorRT) -> None:
+def test_timings_are_kept_for_the_next_build(bundle: Path, trt: SimulatedTensorRT) -> None:
     build_engines(bundle)
     kept = (bundle / TENSORRT_FOLDER / "timing.cache").read_bytes()
     assert trt.timings[0] == b""
@@ -79,13 +79,13 @@ def test_timings_are_kept_for_the_next_build(bundle: Path, trt: FakeTensorRT) ->
     assert trt.timings[:2] == [b"foreign", b""]  # those of another version are left out
 
 
-def test_progress_is_told(bundle: Path, trt: FakeTensorRT) -> None:
+def test_progress_is_told(bundle: Path, trt: SimulatedTensorRT) -> None:
     seen: list[tuple[str, int, int]] = []
     build_engines(bundle, progress=lambda *step: seen.append(step))
     assert seen == [(f"{stage} stage: inner", step, 3) for stage in ("early", "late") for step in (1, 2, 3)]
 
 
-def test_an_interrupt_changes_nothing(bundle: Path, trt: FakeTensorRT) -> None:
+def test_an_interrupt_changes_nothing(bundle: Path, trt: SimulatedTensorRT) -> None:
     record = build_engines(bundle)
 
     def interrupt(what: str, done: int, total: int) -> None:
@@ -98,16 +98,7 @@ def test_an_interrupt_changes_nothing(bundle: Path, trt: FakeTensorRT) -> None:
     assert sorted(path.name for path in (bundle / "engines").iterdir()) == ["tensorrt"]
 
 
-def test_what_stops_a_build_is_said(bundle: Path, trt: FakeTensorRT) -> None:
-    def gone(what: str, done: int, total: int) -> None:
-        raise BrokenPipeError("nobody reads this")
-
-    with pytest.raises(BrokenPipeError, match="nobody reads"):
-        build_engines(bundle, progress=gone)
-    assert not (bundle / TENSORRT_FOLDER).exists()
-
-
-def test_the_parsers_errors_name_node_and_remedy(bundle: Path, trt: FakeTensorRT) -> None:
+def test_the_parsers_errors_name_node_and_remedy(bundle: Path, trt: SimulatedTensorRT) -> None:
     def error(**texts: str) -> Any:
         return fake(trt.real.ParserError, **{name: lambda text=text: text for name, text in texts.items()})
 
@@ -122,13 +113,13 @@ def test_the_parsers_errors_name_node_and_remedy(bundle: Path, trt: FakeTensorRT
     assert not (bundle / TENSORRT_FOLDER).exists()
 
 
-def test_what_the_builder_says_is_passed_on(bundle: Path, trt: FakeTensorRT) -> None:
+def test_what_the_builder_says_is_passed_on(bundle: Path, trt: SimulatedTensorRT) -> None:
     trt.refuses = "out of memory"
     with pytest.raises(EarnError, match=r"early\.onnx: TensorRT .* cannot build it \(out of memory\).*--workspace"):
         build_engines(bundle)
 
 
-def test_without_a_gpu_nothing_is_begun(bundle: Path, trt: FakeTensorRT) -> None:
+def test_without_a_gpu_nothing_is_begun(bundle: Path, trt: SimulatedTensorRT) -> None:
     trt.cuda.devices = 0
     with pytest.raises(EarnError, match="cudaErrorNoDevice"):
         build_engines(bundle)
@@ -144,14 +135,14 @@ def test_without_a_gpu_nothing_is_begun(bundle: Path, trt: FakeTensorRT) -> None
     ],
 )
 def test_settings_that_nobody_has_are_refused(
-    settings: BuildSettings, reason: str, bundle: Path, trt: FakeTensorRT
+    settings: BuildSettings, reason: str, bundle: Path, trt: SimulatedTensorRT
 ) -> None:
     with pytest.raises(EarnError, match=reason):
         build_engines(bundle, settings)
 
 
 def test_a_setting_that_this_tensorrt_has_not_is_refused(
-    bundle: Path, trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, trt: SimulatedTensorRT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SAME_COMPUTE_CAPABILITY came after 10.3."""
     real = trt.real.HardwareCompatibilityLevel
@@ -163,7 +154,7 @@ def test_a_setting_that_this_tensorrt_has_not_is_refused(
 
 @pytest.mark.parametrize(("precision", "engine"), [("int8", "cpu"), ("int4", "cpu"), ("int8-dynamic", "cpu")])
 def test_the_cpus_forms_are_refused_with_the_command_that_helps(
-    precision: str, engine: str, bundle: Path, trt: FakeTensorRT
+    precision: str, engine: str, bundle: Path, trt: SimulatedTensorRT
 ) -> None:
     manifest = Manifest.load(bundle)
     how = {"engine": engine, "method": "", "samples": 1, "seed": 0, "fine_products": [], "float_layers": []}

@@ -8,11 +8,11 @@ import pytest
 from earn.errors import EarnError
 from earn.runtime.cuda import GRAIN, Cuda, CudaArray
 from earn.runtime.memory import Array
-from tests.tensorrt.fake_gpu import FakeCuda
+from tests.tensorrt.simulated_gpu import SimulatedCuda
 
 
 @pytest.fixture
-def device(cuda: FakeCuda) -> Cuda:
+def device(cuda: SimulatedCuda) -> Cuda:
     return Cuda()
 
 
@@ -52,7 +52,7 @@ def test_one_users_rows_serve_many(device: Cuda, is_on_device: bool) -> None:
     assert np.array_equal(device.to_host(many), np.broadcast_to(one, (3, 4, 2, 2)))
 
 
-def test_memory_is_kept_for_the_next_array_of_its_size(device: Cuda, cuda: FakeCuda) -> None:
+def test_memory_is_kept_for_the_next_array_of_its_size(device: Cuda, cuda: SimulatedCuda) -> None:
     first = device.empty((GRAIN,))
     device.copy(np.ones(GRAIN, np.float32), first)
     address, view = first.address, first[:1]
@@ -69,7 +69,7 @@ def test_memory_is_kept_for_the_next_array_of_its_size(device: Cuda, cuda: FakeC
     assert device.to_host(again).shape == (GRAIN,)
 
 
-def test_what_is_kept_makes_room(device: Cuda, cuda: FakeCuda) -> None:
+def test_what_is_kept_makes_room(device: Cuda, cuda: SimulatedCuda) -> None:
     cuda.memory = 4 * GRAIN
     del [device.empty((GRAIN // 2,))][:]  # kept: two grains
     gc.collect()
@@ -82,12 +82,12 @@ def test_blocks_are_at_most_an_eighth_too_large(device: Cuda) -> None:
         assert 0 <= block.end - block.address - size < max(GRAIN, size / 8)
 
 
-def test_the_gpu_is_named(device: Cuda, cuda: FakeCuda) -> None:
+def test_the_gpu_is_named(device: Cuda, cuda: SimulatedCuda) -> None:
     found = device.gpu()
-    assert (found.name, found.architecture, found.driver) == ("NVIDIA Fake 1", "8.9", "13.2")
+    assert (found.name, found.architecture, found.driver) == ("NVIDIA Simulated 1", "8.9", "13.2")
 
 
-def test_no_device_is_an_error_with_its_remedy(cuda: FakeCuda) -> None:
+def test_no_device_is_an_error_with_its_remedy(cuda: SimulatedCuda) -> None:
     cuda.devices = 0
     with pytest.raises(EarnError, match=r"cudaGetDeviceCount failed with cudaErrorNoDevice.*nvidia-smi.*engine='cpu'"):
         Cuda()

@@ -12,13 +12,13 @@ from earn.runtime.cuda import Gpu
 from earn.runtime.engine import choose_engine, load_engine
 from earn.runtime.engine_files import TENSORRT_FOLDER, EngineRecord, Target, differences
 from earn.runtime.recommender import Recommender
-from tests.tensorrt.fake_gpu import FakeTensorRT
+from tests.tensorrt.simulated_tensorrt import SimulatedTensorRT
 
-GPU = Gpu("NVIDIA Fake 1", "8.9", "13.2")
+GPU = Gpu("NVIDIA Simulated 1", "8.9", "13.2")
 
 
 @pytest.fixture
-def built(bundle: Path, trt: FakeTensorRT) -> Path:
+def built(bundle: Path, trt: SimulatedTensorRT) -> Path:
     build_engines(bundle)
     return bundle
 
@@ -41,8 +41,8 @@ def record_of(manifest: Manifest, tmp_path: Path, **other: object) -> EngineReco
     return replace(record, **other)  # type: ignore[arg-type]
 
 
-OTHER_MODEL = replace(GPU, name="NVIDIA Fake 2")
-HOPPER, TURING = Gpu("H", "9.0", "13.2"), Gpu("T", "7.5", "13.2")
+OTHER_MODEL = replace(GPU, name="NVIDIA Simulated 2")
+HOPPER, TURING, BLACKWELL = Gpu("H", "9.0", "13.2"), Gpu("T", "7.5", "13.2"), Gpu("B", "12.0", "13.2")
 
 
 @pytest.mark.parametrize(
@@ -54,11 +54,12 @@ HOPPER, TURING = Gpu("H", "9.0", "13.2"), Gpu("T", "7.5", "13.2")
         ({"version_compatible": True}, "10.16.1", GPU, ""),
         ({"version_compatible": True}, "10.2.0", GPU, "here is 10.2.0"),
         ({"version_compatible": True}, "11.4.0", GPU, "here is 11.4.0"),
-        ({}, "10.3.0", OTHER_MODEL, "for the GPU model that it was built on, here is NVIDIA Fake 2"),
+        ({}, "10.3.0", OTHER_MODEL, "for the GPU model that it was built on, here is NVIDIA Simulated 2"),
         ({"hardware": "same"}, "10.3.0", OTHER_MODEL, ""),
         ({"hardware": "same"}, "10.3.0", HOPPER, "here is H (9.0)"),
         ({"hardware": "ampere+"}, "10.3.0", HOPPER, ""),
         ({"hardware": "ampere+"}, "10.3.0", TURING, "here is T (7.5)"),
+        ({"hardware": "ampere+"}, "10.3.0", BLACKWELL, ""),  # as numbers: 12.0 is later than 8.0
         ({"graphs": "x"}, "10.3.0", GPU, "from other graphs"),
         ({"precision": "fp16"}, "10.3.0", GPU, "from other graphs"),
         ({"profiles": "x"}, "10.3.0", GPU, "for other limits"),
@@ -72,16 +73,9 @@ def test_what_differs_is_said(
     assert (says in "; ".join(found)) if says else found == []
 
 
-def test_architectures_are_compared_as_numbers(toy_bundle: Path, tmp_path: Path) -> None:
-    """10.0 is later than 8.0."""
-    manifest = Manifest.load(toy_bundle)
-    record = record_of(manifest, tmp_path, hardware="ampere+")
-    assert differences(record, manifest, Target("10.3.0", Gpu("B", "12.0", "13.2"))) == []
-
-
-def test_engines_of_another_machine_are_refused_with_the_command(built: Path, trt: FakeTensorRT) -> None:
-    trt.cuda.name = "NVIDIA Fake 2"
-    with pytest.raises(EarnError, match=rf"do not fit: .*here is NVIDIA Fake 2.*earn engine build {built}"):
+def test_engines_of_another_machine_are_refused_with_the_command(built: Path, trt: SimulatedTensorRT) -> None:
+    trt.cuda.name = "NVIDIA Simulated 2"
+    with pytest.raises(EarnError, match=rf"do not fit: .*here is NVIDIA Simulated 2.*earn engine build {built}"):
         load_engine("tensorrt", built, Manifest.load(built))
 
 
@@ -104,7 +98,7 @@ def test_a_damaged_record_is_refused(text: str, built: Path) -> None:
         load_engine("tensorrt", built, Manifest.load(built))
 
 
-def test_without_engines_the_error_says_how_to_build_them(toy_bundle: Path, trt: FakeTensorRT) -> None:
+def test_without_engines_the_error_says_how_to_build_them(toy_bundle: Path, trt: SimulatedTensorRT) -> None:
     with pytest.raises(EarnError, match=rf"no TensorRT engines in this bundle.*earn engine build {toy_bundle}"):
         load_engine("tensorrt", toy_bundle, Manifest.load(toy_bundle))
 
@@ -114,12 +108,14 @@ def test_auto_takes_the_engines_where_they_fit(built: Path) -> None:
     assert Recommender.load(built, "auto").recommend(["1"], 3)
 
 
-def test_auto_says_why_it_runs_on_the_cpu(built: Path, trt: FakeTensorRT, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_says_why_it_runs_on_the_cpu(
+    built: Path, trt: SimulatedTensorRT, caplog: pytest.LogCaptureFixture
+) -> None:
     trt.cuda.architecture = (9, 0)
     name, why = choose_engine(built, Manifest.load(built))
     assert name == "cpu"
     assert "tensorrt: " in why
-    assert "here is NVIDIA Fake 1 (9.0)" in why
+    assert "here is NVIDIA Simulated 1 (9.0)" in why
     assert "cuda: This onnxruntime has no CUDAExecutionProvider" in why
     with caplog.at_level("INFO", "earn"):
         Recommender.load(built, "auto")

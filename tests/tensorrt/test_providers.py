@@ -1,4 +1,4 @@
-"""ONNX Runtime's providers for GPUs, played by the CPU's: what they are told, and where they read and write."""
+"""ONNX Runtime's providers for GPUs, simulated by the CPU's: what they are told, and where they read and write."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import pytest
 from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.runtime import rtx
-from earn.runtime.engine import ENGINES, choose_engine, load_engine, why_not
+from earn.runtime.engine import choose_engine, load_engine, why_not
 from earn.runtime.onnx_engine import tensorrt_options
 from earn.runtime.recommender import Recommender
 from earn.shape_ranges import profiles
 from earn.specs import PAST
 from tests.support import Agreement, pairs
-from tests.tensorrt.fake_gpu import FakeCuda
+from tests.tensorrt.simulated_gpu import SimulatedCuda
 
 # Settings that are known to the libraries of onnxruntime-gpu 1.31 and onnxruntime-ep-nv-tensorrt-rtx 0.5.
 KNOWN = {
@@ -43,13 +43,14 @@ KNOWN = {
     "nv_profile_opt_shapes",
     "nv_profile_max_shapes",
 }
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt-ep": "TensorrtExecutionProvider"}
 REAL_SESSION, REAL_OPTIONS = onnxruntime.InferenceSession, onnxruntime.SessionOptions
 
 
 class Providers:
-    """ONNX Runtime with providers for GPUs that are played."""
+    """ONNX Runtime with simulated providers for GPUs."""
 
-    def __init__(self, cuda: FakeCuda) -> None:
+    def __init__(self, cuda: SimulatedCuda) -> None:
         self.cuda = cuda
         self.told: list[tuple[str, Mapping[str, str], bool]] = []  # provider, its settings, may the CPU help out
         self.loaded: list[Path] = []
@@ -62,7 +63,7 @@ class Providers:
         assert not enable_fallback  # it would try the CPU in silence
         if self.fails:
             raise RuntimeError(self.fails)
-        (chosen,) = providers or options.played
+        (chosen,) = providers or options.added
         name, settings = chosen if isinstance(chosen, tuple) else (chosen, {})
         self.told.append((name, settings, not options.no_cpu))
         self.loaded.append(Path(path))
@@ -145,7 +146,7 @@ class Options:
     def __init__(self) -> None:
         self.real = REAL_OPTIONS()
         self.no_cpu = False
-        self.played: list[tuple[str, Mapping[str, str]]] = []
+        self.added: list[tuple[str, Mapping[str, str]]] = []
         self.enable_cpu_mem_arena, self.intra_op_num_threads = True, 0
 
     def add_session_config_entry(self, key: str, value: str) -> None:
@@ -154,14 +155,13 @@ class Options:
 
     def add_provider_for_devices(self, devices: list[Any], options: Mapping[str, str]) -> None:
         assert callable(REAL_OPTIONS.add_provider_for_devices)
-        self.played.append((devices[0].ep_name, options))
+        self.added.append((devices[0].ep_name, options))
 
 
 @pytest.fixture
-def gpu(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Providers:
+def gpu(cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> Providers:
     made = Providers(cuda)
-    names = [engine.provider for engine in ENGINES.values() if not engine.is_plugin]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
     monkeypatch.setattr(onnxruntime, "InferenceSession", made.session)
     monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
     return made
@@ -181,7 +181,7 @@ def plugin(gpu: Providers, monkeypatch: pytest.MonkeyPatch) -> Providers:
         found.append(SimpleNamespace(ep_name=name))
 
     def compiler(options: Any, source: str) -> Any:
-        assert options.played
+        assert options.added
 
         def compile_to_file(out: str) -> None:
             gpu.compiled.append(Path(source).name)
@@ -215,7 +215,7 @@ def compare(folder: Path, engine: str) -> None:
 def test_lists_are_those_of_the_cpu_and_caches_stay_on_the_device(engine: str, bundle: Path, gpu: Providers) -> None:
     compare(bundle, engine)
     assert gpu.on_device > 20
-    of_gpu = [told for told in gpu.told if told[0] == ENGINES[engine].provider]
+    of_gpu = [told for told in gpu.told if told[0] == PROVIDERS[engine]]
     assert len(of_gpu) == 2
     for _, settings, may_cpu_help in of_gpu:
         assert settings.keys() <= KNOWN

@@ -69,6 +69,6 @@ def test_every_overload_counts(bindings: ModuleType) -> None:
         context.set_input_shape("x")
 
 
-def test_what_nobody_plays_fails(bindings: ModuleType) -> None:
-    with pytest.raises(NotImplementedError, match="reset is not played"):
+def test_what_is_not_simulated_fails(bindings: ModuleType) -> None:
+    with pytest.raises(NotImplementedError, match="reset is not simulated"):
         fake(bindings.Builder).reset()

@@ -65,10 +65,10 @@ def _words(folder: Path) -> dict[str, Words]:
         "items.tsv": read_items_tsv,
         "*.item.json": _item_json_words,
     }
-    found = [(path, read) for pattern, read in readers.items() if (path := only_match(folder, pattern)) is not None]
-    if len(found) > 1:
-        raise EarnError(f"{folder}: both {' and '.join(path.name for path, _ in found)} hold titles. Keep one.")
-    return found[0][1](found[0][0]) if found else {}
+    files = [(path, read) for pattern, read in readers.items() if (path := only_match(folder, pattern)) is not None]
+    if len(files) > 1:
+        raise EarnError(f"{folder}: both {' and '.join(path.name for path, _ in files)} hold titles. Keep one.")
+    return files[0][1](files[0][0]) if files else {}
 
 
 def _item_json_words(path: Path) -> dict[str, Words]:

@@ -46,10 +46,10 @@ def read_recbole(path: Path) -> Interactions:
     table.need("user_id", "item_id", "timestamp")
     histories = _histories(table, item, words)
     item_ids = tuple(words) if item is not None else tuple(dict.fromkeys(row["item_id"] for _, row in table.rows))
-    place = {item_id: number for number, item_id in enumerate(item_ids)}
+    index_of = {item_id: index for index, item_id in enumerate(item_ids)}
     sequences = tuple(
         # sorted() is stable: interactions of one time stay in the file's order
-        np.array([place[item_id] for _, item_id in sorted(history, key=lambda entry: entry[0])], np.int64)
+        np.array([index_of[item_id] for _, item_id in sorted(history, key=lambda entry: entry[0])], np.int64)
         for history in histories.values()
     )
     catalog = _catalog_for(index, item_ids, words) if index is not None else None

@@ -48,8 +48,8 @@ def read_timesplit(folder: Path) -> Interactions:
     titles = only_match(folder, "items.tsv")
     words = read_items_tsv(titles) if titles is not None else {}
     catalog = read_index(index, {item_id: word.title for item_id, word in words.items()})
-    places = _places(index, catalog)
-    train, valid, test = (_read_part(path, places, index) for path in paths)
+    index_of = _index_of(index, catalog)
+    train, valid, test = (_read_part(path, index_of, index) for path in paths)
     if not any(train.values()):
         raise EarnError(f"{paths[0]}: no user has an item, so there is nothing to train on. Add the training items.")
     users = tuple(train | valid | test)
@@ -67,7 +67,7 @@ def _needed(folder: Path, pattern: str) -> Path:
     return path
 
 
-def _places(index: Path, catalog: Catalog) -> dict[str, int]:
+def _index_of(index: Path, catalog: Catalog) -> dict[str, int]:
     """From an item's number in the text to its index."""
     missing = next((number for number in range(len(catalog)) if str(number) not in catalog.index), None)
     if missing is not None:
@@ -84,7 +84,7 @@ def _check_users(folder: Path, users: Sequence[str], histories: Sequence[Sequenc
         raise EarnError(f"{folder}: user {empty!r} has no item in {', '.join(PARTS)}. Remove the user.")
 
 
-def _read_part(path: Path, places: Mapping[str, int], index: Path) -> dict[str, list[int]]:
+def _read_part(path: Path, index_of: Mapping[str, int], index: Path) -> dict[str, list[int]]:
     """Each user's item indices, by user; users in the file's order."""
     users: dict[str, list[int]] = {}
     for line, text in enumerate(read_text(path).split("\n"), start=1):
@@ -93,12 +93,12 @@ def _read_part(path: Path, places: Mapping[str, int], index: Path) -> dict[str, 
         user, *items = text.split()
         if user in users:
             raise EarnError(f"{path}, line {line}: user {user!r} stands twice. Put all items of the user on one line.")
-        unknown = next((item for item in items if item not in places), None)
+        unknown = next((item for item in items if item not in index_of), None)
         if unknown is not None:
             raise EarnError(
                 f"{path}, line {line}: user {user!r} holds item {unknown!r}, but items are numbered from 1 to "
-                f"{len(places)} here: {index.name} has {len(places)}, numbered from 0. Mend the line, or add the item "
-                "there."
+                f"{len(index_of)} here: {index.name} has {len(index_of)}, numbered from 0. Mend the line, or add the "
+                "item there."
             )
-        users[user] = [places[item] for item in items]
+        users[user] = [index_of[item] for item in items]
     return users

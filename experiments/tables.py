@@ -1,55 +1,44 @@
-"""The text and the tables of docs/results.md, made of rows of docs/results.json."""
+"""The tables of docs/results.md, each a function from the rows of docs/results.json to Markdown.
+
+Where nothing was measured yet a table is one line that says so. Beside ours stand the paper's own figures (arXiv
+2507.00715).
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from earn.metrics import ndcg, recall
-from experiments import paper
-from experiments import results_text as text
-from experiments.grid import ABLATIONS, BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, WINDOWS
+from experiments.grid import (
+    ABLATIONS,
+    BACKBONES,
+    BEAUTY_LEAVE_ONE_OUT,
+    DATA,
+    PAPER_ABLATIONS,
+    PAPER_TWINS,
+    PRESETS,
+    RECIPES,
+    REMOVED_RECIPES,
+    REMOVED_VARIANTS,
+    VARIANTS,
+    WINDOWS,
+)
 from experiments.runs import SHOWN
 
 MEASURES: Mapping[str, Callable[..., Any]] = {"recall@10": recall, "ndcg@10": ndcg}
 HIDDEN = ("walks",)  # made-up data
 MODEL = ("data", "method", "backbone", "recipe")  # what a dense model and its EARN twins share
 TUNED = ("earn", "registers-2", "registers-3", *WINDOWS)  # variants that are also a matter of tuning
+ABLATED = ("earn", *ABLATIONS, *REMOVED_VARIANTS)
+NOT_RUN = "Not run yet."
 
 Row = dict[str, Any]
-
-
-def page(rows: Sequence[Row]) -> str:
-    """The page, of these rows alone."""
-    usual = [row for row in rows if not row["recipe"]]
-    parts = [
-        text.HEAD,
-        _about_data(rows),
-        "## Dense and EARN\n\n" + text.TWINS + _twins(rows) + text.BESIDE + _beside(rows),
-        "## How many early layers\n\n" + _about(text.SWEEP, _sweep(usual)),
-        "## Which k the attention suggests\n\n" + _about(text.SUGGESTED, _suggested(usual)),
-        "## Ablations\n\n" + _about(text.ABLATIONS, _ablations(usual)),
-        "## How it was trained\n\n" + _tuning(rows),
-        "## Speed and cache\n\n" + _about(text.SPEED, _speeds(rows)),
-        "## In int8\n\n" + _about(text.INT8, _quantized(rows)),
-        "## Commands\n\n" + text.COMMANDS + _folded(f"{len(rows)} commands", _commands(rows)),
-        "## What was not run\n\n" + _missing(rows),
-    ]
-    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
-
-
-def _about(words: str, found: str) -> str:
-    """The words and the table that they are of; without a table there is nothing to say."""
-    return words + found if found else "Not run yet."
-
-
-def _folded(title: str, body: str) -> str:
-    """What opens when the title is clicked."""
-    return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
 
 
 def groups(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
@@ -68,6 +57,11 @@ def model_name(data: str, method: str, backbone: str, recipe: str = "") -> str:
 def run_name(row: Row) -> str:
     """The name in the grid of the run that a row came from."""
     return str(row["command"].partition("--only ")[2])
+
+
+def _usual(rows: Iterable[Row]) -> list[Row]:
+    """Those that were trained by the data's own settings."""
+    return [row for row in rows if not row["recipe"]]
 
 
 def mean(rows: Sequence[Row], name: str) -> float:
@@ -98,6 +92,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
+Columns = Mapping[str, Callable[[Row], str]]  # header -> the cell of a row
+
+
+def _by_columns(columns: Columns, rows: Sequence[Row]) -> str:
+    """A table with one line per row."""
+    return table(list(columns), [[cell(row) for cell in columns.values()] for row in rows]) if rows else NOT_RUN
+
+
+def _model(row: Row) -> str:
+    return model_name(*(row[name] for name in MODEL))
+
+
 def _figure(rows: Sequence[Row], name: str) -> str:
     """A figure over seeds, with the ends of its interval likewise."""
     lowest, highest = np.mean([row["interval"][name] for row in rows], axis=0)
@@ -116,7 +122,7 @@ def _seeds(rows: Sequence[Row]) -> str:
     return f"{len(rows)}: {_short(min(values))} to {_short(max(values))}"
 
 
-def _about_data(rows: Sequence[Row]) -> str:
+def _data_sets(rows: Sequence[Row]) -> str:
     used = dict.fromkeys(row["data"] for row in rows)
     lines = [f"- `{name}`: {DATA[name].about}; {_users(rows, name):,} test users" for name in used]
     backbones = dict.fromkeys(row["backbone"] for row in rows)
@@ -130,15 +136,8 @@ def _users(rows: Sequence[Row], data: str) -> int:
 
 def _twins(rows: Sequence[Row]) -> str:
     lines = [line for name, dense, earn in _pairs(rows) for line in _pair(name, dense, earn)]
-    header = (
-        "",
-        "NDCG@10, validation",
-        "Recall@10",
-        "NDCG@10",
-        "seeds, Recall@10",
-        "Recall@10 to dense",
-        "NDCG@10 to dense",
-    )
+    figures = ("NDCG@10, validation", "Recall@10", "NDCG@10", "seeds, Recall@10")
+    header = ("", *figures, "Recall@10 to dense", "NDCG@10 to dense")
     return table(header, lines)
 
 
@@ -166,7 +165,7 @@ def _beside(rows: Sequence[Row]) -> str:
         faster = f"{speed['batch_speedup']:.2f}x" if speed else ""
         smaller = f"{speed['sequence_cache_reduction']:.0%}" if speed else ""
         lines.append([f"{name}, k = {earn[0]['early_layers']} of {earn[0]['layers']}", *ratios, faster, smaller])
-    for (method, data, family), found in paper.TWINS.items():
+    for (method, data, family), found in PAPER_TWINS.items():
         ratios = [f"{earn_value / value:.2f}" for earn_value, value in zip(found.earn, found.dense, strict=True)]
         lines.append(
             [f"paper: {data}, {method}, {family}", *ratios, f"{found.speedup:.2f}x", f"{found.cache_reduction:.0%}"]
@@ -198,7 +197,7 @@ def _twin(label: str, rows: Sequence[Row], differences: Sequence[str]) -> list[s
 
 def _sweep(rows: Sequence[Row]) -> str:
     lines = []
-    for names, group in groups(rows, *MODEL).items():
+    for names, group in groups(_usual(rows), *MODEL).items():
         dense = [row for row in group if row["variant"] == "dense"]
         splits = sorted(groups((row for row in group if row["variant"] == "earn"), "early_layers").items())
         if len(splits) < 3:
@@ -212,32 +211,26 @@ def _sweep(rows: Sequence[Row]) -> str:
             figures = [_figure(dense, measure) for measure in MEASURES]
             lines.append([f"{name}: dense", *figures, _seeds(dense), "100%"])
     header = ("", "Recall@10", "NDCG@10", "seeds, Recall@10", "of the dense Recall@10, same seeds")
-    return table(header, lines) if lines else ""
+    return table(header, lines) if lines else NOT_RUN
 
 
 def _suggested(rows: Sequence[Row]) -> str:
-    """What the rules of `earn analyze` say of each dense model, beside what was trained."""
+    """The k that `earn analyze` suggests for each dense model, beside what was trained."""
     lines = []
-    for names, group in groups(rows, *MODEL).items():
+    for names, group in groups(_usual(rows), *MODEL).items():
         dense = [row for row in group if row["variant"] == "dense"]
         analyzed = [row for row in dense if "attention" in row]
         splits = groups((row for row in group if row["variant"] == "earn"), "early_layers")
         if not analyzed:
             continue
         good = sorted(k for (k,), earn in splits.items() if _good_enough(earn))
-        found = [[row["attention"]["suggestions"][rule] for row in analyzed] for rule in ("attention", "cut")]
-        texts = [", ".join("none" if k is None else str(k) for k in ks) for ks in found]
+        suggested = [row["attention"]["suggestions"]["cut"] for row in analyzed]
+        text = ", ".join("none" if k is None else str(k) for k in suggested)
         trained = ", ".join(str(k) for (k,) in sorted(splits))
         smallest = (str(good[0]) if good else "none") if len(splits) > 1 else ""  # of one k there is no smallest
-        lines.append([model_name(*names), *texts, trained, smallest])
-    header = (
-        "dense model",
-        "attention rule, by seed",
-        "cut rule, by seed",
-        "trained k",
-        "smallest good enough",
-    )
-    return table(header, lines) if lines else ""
+        lines.append([model_name(*names), text, trained, smallest])
+    header = ("dense model", "suggested k, by seed", "trained k", "smallest good enough")
+    return table(header, lines) if lines else NOT_RUN
 
 
 def _good_enough(earn: Sequence[Row]) -> bool:
@@ -248,13 +241,13 @@ def _good_enough(earn: Sequence[Row]) -> bool:
 
 def _ablations(rows: Sequence[Row]) -> str:
     lines = []
-    earn_and_others = [row for row in rows if row["variant"] in ("earn", *ABLATIONS)]
+    earn_and_others = [row for row in rows if row["variant"] in ABLATED and not row["recipe"]]
     for (*names, k), group in groups(earn_and_others, *MODEL, "early_layers").items():
         variants = groups(group, "variant")
         if len(variants) < 2 or ("earn",) not in variants:
             continue
         for (variant,), found in variants.items():
-            share = paper.ABLATIONS[variant] / paper.ABLATIONS["earn"] if variant in paper.ABLATIONS else None
+            share = PAPER_ABLATIONS[variant] / PAPER_ABLATIONS["earn"] if variant in PAPER_ABLATIONS else None
             lines.append(
                 [
                     f"{model_name(*names)}, k = {k}: {variant}",
@@ -265,10 +258,13 @@ def _ablations(rows: Sequence[Row]) -> str:
                 ]
             )
     header = ("", "Recall@10", "NDCG@10", "seeds, Recall@10", "of EARN's Recall@10, same seeds", "the paper's share")
-    about = "\n".join(
-        f"- {name}: {variant.about}" for name, variant in VARIANTS.items() if name in ("earn", *ABLATIONS)
-    )
-    return f"{about}\n\n{table(header, lines)}" if lines else ""
+    return table(header, lines) if lines else NOT_RUN
+
+
+def _variants(rows: Sequence[Row]) -> str:
+    """What each variant is."""
+    about = {**{name: variant.about for name, variant in VARIANTS.items()}, **REMOVED_VARIANTS}
+    return "\n".join(f"- `{name}`: {about[name]}" for name in ABLATED)
 
 
 def _tuning(rows: Sequence[Row]) -> str:
@@ -278,7 +274,7 @@ def _tuning(rows: Sequence[Row]) -> str:
     for row in sorted(rows, key=lambda row: -(row["valid_ndcg@10"] or 0)):  # the best first
         if row["variant"] not in TUNED or row["seed"] or (row["data"], row["early_layers"]) not in tried:
             continue
-        changes = [f"{name} {value}" for name, value in RECIPES[row["recipe"]].items()] if row["recipe"] else []
+        changes = _changes(row["recipe"])
         if row["variant"] != "earn":
             changes.append(VARIANTS[row["variant"]].about)
         name = ", ".join(changes) or "the usual settings"
@@ -286,74 +282,61 @@ def _tuning(rows: Sequence[Row]) -> str:
         label = f"{model_name(row['data'], row['method'], row['backbone'])}: {name}"
         lines.append([label, *figures, f"{row['settings']['epochs']}", _minutes(row)])
     header = ("EARN", "NDCG@10, validation", "Recall@10", "NDCG@10", "epochs", "minutes")
-    published = ", ".join(f"{name} {_short(figure)}" for name, figure in paper.BEAUTY_LEAVE_ONE_OUT.items())
+    return table(header, lines) if lines else NOT_RUN
+
+
+def _changes(recipe: str) -> list[str]:
+    """What a recipe changes of the usual settings."""
+    if recipe in REMOVED_RECIPES:
+        return [REMOVED_RECIPES[recipe]]
+    return [f"{name} {value}" for name, value in RECIPES[recipe].items()] if recipe else []
+
+
+def _published(rows: Sequence[Row]) -> str:
+    """What others report of Beauty, and ours with items of the history in the lists."""
+    lines = [[f"{name} (arXiv 2305.05065, table 1)", _short(recall)] for name, recall in BEAUTY_LEAVE_ONE_OUT.items()]
     returns = [row for row in rows if (row["data"], row["variant"]) == ("beauty", "history-returns")]
-    own = [f"{model_name(*names)} {_figure(found, 'recall@10')}" for names, found in groups(returns, *MODEL).items()]
-    bar = f"{text.PUBLISHED}{published}. {text.OWN}{', '.join(own)}." if own else f"{text.PUBLISHED}{published}."
-    return f"{bar}\n\n{text.TUNING}{table(header, lines)}" if lines else bar
+    for names, ours in groups(returns, *MODEL).items():
+        lines.append([f"EARN, {model_name(*names)}, history in the lists", _figure(ours, "recall@10")])
+    return table(("Beauty, leave-one-out, full ranking", "Recall@10"), lines)
 
 
 def _speeds(rows: Sequence[Row]) -> str:
-    lines = []
-    timed = [row for row in rows if row["speed"]]
-    for (*names, variant, k), group in groups(timed, *MODEL, "variant", "early_layers").items():
-        speed = group[0]["speed"]
-        lines.append(
-            [
-                f"{model_name(*names)}: {variant}, k = {k} of {group[0]['layers']}",
-                f"{speed['p50_ms'][1]:.1f} to {speed['p50_ms'][0]:.1f} ms",
-                f"{speed['speedup']:.2f}x",
-                f"{speed['cache_reduction']:.0%}",
-                f"{speed['batch_speedup']:.2f}x",
-                f"{speed['tokens_per_second'][0]:,} ({speed['tokens_per_second'][1]:,})",
-                f"{speed['sequence_cache_reduction']:.0%}",
-            ]
-        )
-    header = (
-        "",
-        "one request",
-        "faster",
-        "cache smaller",
-        "in batches",
-        "codes/s (dense)",
-        "one sequence's cache smaller",
-    )
-    return table(header, lines) if lines else ""
+    timed = groups((row for row in rows if row["speed"]), *MODEL, "variant", "early_layers")
+    columns: Columns = {
+        "": lambda row: f"{_model(row)}: {row['variant']}, k = {row['early_layers']} of {row['layers']}",
+        "one request": lambda row: "{1:.1f} to {0:.1f} ms".format(*row["speed"]["p50_ms"]),
+        "faster": lambda row: f"{row['speed']['speedup']:.2f}x",
+        "cache smaller": lambda row: f"{row['speed']['cache_reduction']:.0%}",
+        "in batches": lambda row: f"{row['speed']['batch_speedup']:.2f}x",
+        "codes/s (dense)": lambda row: "{:,} ({:,})".format(*row["speed"]["tokens_per_second"]),
+        "one sequence's cache smaller": lambda row: f"{row['speed']['sequence_cache_reduction']:.0%}",
+    }
+    return _by_columns(columns, [group[0] for group in timed.values()])
 
 
 def _quantized(rows: Sequence[Row]) -> str:
     """What the int8 gate says of the bundles."""
-    lines = []
-    for row in rows:
-        if "int8" in row:
-            found = row["int8"]
-            ndcg = found["ndcg@10"]
-            finer = [f"{kind} refined" for kind in found["refined"]] + [
-                f"{unit} float" for unit in found["float_layers"]
-            ]
-            lines.append(
-                [
-                    f"`{run_name(row)}`",
-                    f"{found['users']:,}",
-                    f"{found['beam_set_overlap']:.1%}",
-                    f"{_short(ndcg['before'])} to {_short(ndcg['after'])}",
-                    _difference(found["difference"]["recall@10"]) if found["difference"] else "",
-                    f"{found['size_ratio']:.0%}",
-                    ", ".join(finer) or "nothing",
-                    "passes" if found["passed"] else "fails",
-                ]
-            )
-    header = (
-        "",
-        "judges",
-        "of the best 20 stay",
-        "NDCG@10",
-        "Recall@10 of all users, change",
-        "size",
-        "kept finer",
-        "gate",
-    )
-    return table(header, lines) if lines else ""
+
+    def kept_finer(row: Row) -> str:
+        refined = [f"{kind} refined" for kind in row["int8"]["refined"]]
+        return ", ".join(refined + [f"{layer} float" for layer in row["int8"]["float_layers"]]) or "nothing"
+
+    def change(row: Row) -> str:
+        change = row["int8"]["difference"]
+        return _difference(change["recall@10"]) if change else ""
+
+    columns: Columns = {
+        "": lambda row: f"`{run_name(row)}`",
+        "judges": lambda row: f"{row['int8']['users']:,}",
+        "of the best 20 stay": lambda row: f"{row['int8']['beam_set_overlap']:.1%}",
+        "NDCG@10": lambda row: " to ".join(_short(row["int8"]["ndcg@10"][side]) for side in ("before", "after")),
+        "Recall@10 of all users, change": change,
+        "size": lambda row: f"{row['int8']['size_ratio']:.0%}",
+        "kept finer": kept_finer,
+        "gate": lambda row: "passes" if row["int8"]["passed"] else "fails",
+    }
+    return _by_columns(columns, [row for row in rows if "int8" in row])
 
 
 def _commands(rows: Sequence[Row]) -> str:
@@ -362,7 +345,8 @@ def _commands(rows: Sequence[Row]) -> str:
         is_own = row["training_seconds"] is not None  # otherwise it is another line's training
         settings = [f"{row['settings'][name]:g}" if is_own else "" for name in SHOWN]
         lines.append([f"`{row['command']}`", f"{row['parameters'] / 1e6:.2f}", *settings, _minutes(row)])
-    return table(("command", "million parameters", *(name.replace("_", " ") for name in SHOWN), "minutes"), lines)
+    commands = table(("command", "million parameters", *(name.replace("_", " ") for name in SHOWN), "minutes"), lines)
+    return f"<details><summary>{len(rows)} commands</summary>\n\n{commands}\n\n</details>"
 
 
 def _minutes(row: Row) -> str:
@@ -376,6 +360,28 @@ def _missing(rows: Sequence[Row]) -> str:
     for name, preset in PRESETS.items():
         left = [run for run in preset.runs if run.name not in known and run.data not in HIDDEN]
         if left:
-            lines.append(f"- `experiments.py {name}` ({preset.about}): {len(left)} of {len(preset.runs)} runs, such as")
+            lines.append(
+                f"- `python -m experiments {name}` ({preset.about}): {len(left)} of {len(preset.runs)} runs, such as"
+            )
             lines += [f"  `{run.name}`" for run in left[:3]]
-    return text.NOT_RUN + "\n".join(lines)
+    return "\n".join(lines)
+
+
+# What stands between the markers of docs/results.md, by their names.
+TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = MappingProxyType(
+    {
+        "data": _data_sets,
+        "twins": _twins,
+        "beside the paper": _beside,
+        "early layers": _sweep,
+        "suggested": _suggested,
+        "variants": _variants,
+        "ablations": _ablations,
+        "published": _published,
+        "tuning": _tuning,
+        "speed": _speeds,
+        "int8": _quantized,
+        "commands": _commands,
+        "not run": _missing,
+    }
+)

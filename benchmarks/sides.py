@@ -1,8 +1,8 @@
-"""What `peers.py` compares: one set of weights in this runtime, under Hugging Face's generate, and in CTranslate2.
+"""What is compared: one set of random weights in this runtime, under Hugging Face's generate, and in CTranslate2.
 
-Each has a process of its own, which keeps the memory that it frees. In one process they slow each other, and whether
-glibc gives freed memory back to the system is a matter of luck: where it does, CTranslate2 asks for a gigabyte anew in
-every request, which then takes half as long again.
+Each runs in a process of its own, which keeps the memory that it frees. In one process they slow each other, and
+whether glibc gives freed memory back to the system is a matter of luck: where it does, CTranslate2 asks for a gigabyte
+anew in every request, which then takes half as long again.
 """
 
 from __future__ import annotations
@@ -11,31 +11,30 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
-from benchmarks.latency import DEPTH, ITEMS, Shape, generate, make_backbone, note
 from earn.calibration.bench import Mix
 from earn.calibration.calibrate import Settings, calibrate
 from earn.calibration.gate import HeldOut
+from earn.calibration.refine import LEVELS
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import EarnConfig, Prompt
+from earn.console import note
 from earn.export.bundle import export_bundle
 from earn.manifest import Manifest
 from earn.model.earn_model import EarnModel
-from earn.model.reference import Trie, build_trie
+from earn.model.reference import Trie, build_trie, descend
 from earn.profiling.profiler import TimedEngine
 from earn.profiling.roofline import product_rate, stage_work
 from earn.prompts import whole_prompt
@@ -43,6 +42,8 @@ from earn.runtime.engine import Engine, load_engine
 from earn.runtime.recommender import Recommendation, Recommender
 from earn.runtime.session import Session
 
+DEPTH = 4  # codes per item
+ITEMS = 10  # of every answer
 HEAD = 50  # tokens of the prompt's constant head: the prefix register and an instruction
 MOST_ITEMS = 240  # of a history
 
@@ -52,41 +53,84 @@ KEEP_MEMORY = {  # environment of the processes; read by glibc
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
 }
 
-Answer = tuple[float, Any]  # milliseconds, and what was answered
+# What the calibrated bundles do not plainly quantize, by their names.
+CALIBRATED = {
+    "int8": ("int8", Mix()),
+    "int8-refined": ("int8", Mix(fine_kinds=LEVELS[0])),
+    "int8-dynamic": ("int8-dynamic", Mix()),
+}
+
 Items = Sequence[int]  # item indices
 Tokens = Sequence[int]  # in the backbone's token ids
 
 
-class OwnProcess:
-    """An object in a process of its own. Its methods are timed there."""
+@dataclass(frozen=True)
+class Shape:
+    """A model to measure."""
 
-    def __init__(self, make: Callable[..., object], *arguments: object) -> None:
-        """Makes the object when it is first asked."""
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (make, arguments))
-
-    def __enter__(self) -> OwnProcess:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown()
-
-    def ask(self, method: str, *arguments: object) -> Answer:
-        """Calls a method."""
-        return self._pool.submit(_call, method, arguments).result()
+    backbone: Mapping[str, Any]  # settings of Qwen2Config
+    early_layers: int
 
 
-_here: dict[str, object] = {}  # in a process of its own: the object
+SHAPES: Mapping[str, Shape] = {
+    "qwen2.5-0.5b": Shape(
+        {
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+        },
+        early_layers=6,
+    ),
+    "tiny": Shape(
+        {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
+        early_layers=1,
+    ),
+}
 
 
-def _begin(make: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    _here["object"] = make(*arguments)
+def make_backbone(shape: Shape, tokens: int) -> PreTrainedModel:
+    """A random backbone; its vocabulary: BOS, the identifier tokens, two registers."""
+    config = Qwen2Config(
+        **shape.backbone,
+        vocab_size=1 + tokens + 2,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+        initializer_range=0.05,
+    )
+    torch.manual_seed(0)
+    backbone: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    backbone.eval()
+    return backbone
 
 
-def _call(method: str, arguments: tuple[object, ...]) -> Answer:
-    call = getattr(_here["object"], method)
-    started = time.perf_counter()
-    answer = call(*arguments)
-    return 1000 * (time.perf_counter() - started), answer
+def generate(backbone: PreTrainedModel, prompt: Sequence[int], trie: Trie, beams: int) -> list[tuple[int, ...]]:
+    """Hugging Face's constrained beam search: the best identifiers in token ids, best first."""
+
+    def allowed(batch: int, sequence: torch.Tensor) -> list[int]:
+        return list(descend(trie, sequence[len(prompt) :].tolist()))
+
+    with torch.no_grad():
+        found: torch.Tensor = backbone.generate(  # type: ignore[operator]
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            num_beams=beams,
+            num_return_sequences=ITEMS,
+            max_new_tokens=DEPTH,
+            do_sample=False,
+            prefix_allowed_tokens_fn=allowed,
+            early_stopping=True,
+        )
+    return [tuple(row) for row in found[:, len(prompt) :].tolist()]
 
 
 @dataclass(frozen=True)
@@ -155,28 +199,35 @@ def make_task(catalog: Catalog, shape: Shape, threads: int) -> Task:
     return Task(shape, catalog, {"dense": dense, "earn": earn}, threads)
 
 
-def write_bundles(task: Task, backbone: PreTrainedModel, folder: Path, history: Items) -> None:
-    """Exports and calibrates: folder/<split>/<precision>; `history` serves to check and to calibrate the graphs."""
+def write_bundles(
+    task: Task, backbone: PreTrainedModel, folder: Path, history: Items, calibrated: Sequence[str] = ("int8",)
+) -> None:
+    """Exports and calibrates: folder/<split>/<name>, "fp32" and keys of CALIBRATED.
+
+    No gate is asked: calibration only gives the graphs their form and ranges, for which one history serves.
+    """
     items = task.item_ids(history)
     users = HeldOut((tuple(items),), (items[0],))
-    settings = Settings(least_overlap=0, mix=Mix(), explain=False, compare=False, requests=0)
     for split, config in task.splits.items():
         note(f"exporting {split}")
         model = EarnModel(backbone, config, task.catalog).eval()
         export_bundle(model, folder / split / "fp32", [items], "vocab")
         del model
         gc.collect()  # the exporter leaves copies of the weights in cycles
-        note(f"calibrating {split}")
-        calibrate(folder / split / "fp32", folder / split / "int8", [items, items[::-1]], users, "int8", settings)
-        gc.collect()
+        for name in calibrated:
+            note(f"calibrating {split} to {name}")
+            precision, mix = CALIBRATED[name]
+            settings = Settings(least_overlap=0, mix=mix, explain=False, compare=False, requests=0)
+            calibrate(folder / split / "fp32", folder / split / name, [items, items[::-1]], users, precision, settings)
+            gc.collect()
 
 
 @dataclass(frozen=True)
 class Ours:
     """A side in this runtime."""
 
-    split: str
-    precision: str
+    split: str  # "earn" or "dense"
+    precision: str  # "fp32" or a key of CALIBRATED
     rule: str
 
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from earn.files import written_whole
 from earn.report.page import COLOURS
-from experiments import paper
-from experiments.grid import ABLATIONS
-from experiments.results_page import MODEL, Row, groups, model_name, share_of, usual_split
+from experiments.grid import PAPER_ABLATIONS
+from experiments.tables import ABLATED, MODEL, Row, groups, model_name, share_of, usual_split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,16 +96,16 @@ def draw_sweep(rows: Sequence[Row], figure: Figure) -> None:
 def draw_ablations(rows: Sequence[Row], figure: Figure) -> None:
     """Recall@10 of each variant as a share of whole EARN's, ours beside the paper's."""
     shares: dict[str, dict[str, float]] = {}
-    shown = (row for row in rows if row["variant"] in ("earn", *ABLATIONS) and not row["recipe"])
+    shown = (row for row in rows if row["variant"] in ABLATED and not row["recipe"])
     for (*names, k), group in groups(shown, *MODEL[:3], "early_layers").items():
         variants = groups(group, "variant")
         earn = variants.pop(("earn",), [])
         for (variant,), found in variants.items():
             if (share := share_of(found, earn)) is not None:
                 shares.setdefault(variant, {})[f"{model_name(*names)}, k = {k}"] = share
-    for variant, recall in paper.ABLATIONS.items():
+    for variant, recall in PAPER_ABLATIONS.items():
         if variant in shares:
-            shares[variant]["the paper: LC-Rec, Beauty, Llama-7B"] = recall / paper.ABLATIONS["earn"]
+            shares[variant]["the paper: LC-Rec, Beauty, Llama-7B"] = recall / PAPER_ABLATIONS["earn"]
     series = list(dict.fromkeys(name for found in shares.values() for name in found))
     figure.set_size_inches(7.5, 0.8 + 0.22 * max(1, len(shares) * (len(series) + 1)))
     axes = figure.subplots()

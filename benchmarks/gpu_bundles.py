@@ -6,7 +6,7 @@ large weight is its size alone, in the form that each step can read:
     simplify       a reference to a file that is not there
     fuse           one row of zeros: weights are joined by their columns
     quantize       a node ConstantOfShape, whose type follows where fp16 is wanted
-    written        a reference to the place where `benchmarks/random_bundle.py` will write it
+    written        a reference to the place where `benchmarks/gpu_sides.py` will write it
 
 Norms and biases are small, and drawn here. Tests hold the graphs to those of a plain export, node by node, and what
 they compute to torch.
@@ -32,17 +32,15 @@ from onnx.external_data_helper import uses_external_data
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.latency import DEPTH, Shape, make_catalog, make_splits
-from benchmarks.latency import SHAPES as LATENCY_SHAPES
-from benchmarks.random_bundle import Weight, backbone_config, drawn_name, save_weights, vector
+from benchmarks.gpu_sides import DEPTH, Weight, backbone_config, drawn_name, save_weights, vector
 from earn.calibration.precisions import PRECISIONS, find_form
 from earn.calibration.quantize import quantize
 from earn.catalog import CATALOG_FILE, Catalog
-from earn.config import EarnConfig
+from earn.config import EarnConfig, Prompt
 from earn.errors import EarnError
 from earn.export.fuse import check_fused, fuse_projections
 from earn.export.onnx_stages import trace_stages
-from earn.export.simplify import LAYER_PRODUCTS, drop_dead, simplify
+from earn.export.simplify import LAYER_LINEARS, drop_dead, simplify
 from earn.export.stages import BundleModel, bundle_model
 from earn.manifest import GRAPH_FILES, FileEntry, Manifest
 from earn.model.earn_model import EarnModel
@@ -50,8 +48,7 @@ from earn.specs import Sizes
 
 RULE = "vocab"
 MAX_BATCH, MAX_BEAMS = 32, 20
-HISTORY = 41  # items of four codes; with registers and four other tokens a prompt of 170
-TAIL = (0, 0)  # two more instruction tokens behind the history
+INSTRUCTION = TAIL = (0, 0)  # tokens before and behind the history
 OTHER_TOKENS = 3  # of the vocabulary: the instruction's one, two registers
 ALIGNMENT = 4096  # of a weight's place in its file
 _FUSED = re.compile(r"(layers\.\d+)\.([qkv]{2,})_proj\.weight")
@@ -59,54 +56,36 @@ NOT_THERE = "not written yet"  # in place of a sum
 
 
 @dataclass(frozen=True)
-class Prepared:
+class GpuShape:
     """A row of the table of shapes."""
 
     family: str
-    shape: Shape  # sizes, split and catalog as benchmarks/latency.py has them
+    backbone: Mapping[str, int]  # settings of the family's configuration
+    early_layers: int
+    history: int = 41  # items of four codes; with registers and four other tokens a prompt of 170
+    items: int = 12_000
+    codebook: int = 256
 
 
-_LATENCY = LATENCY_SHAPES["qwen2.5-0.5b"]
+def _widths(hidden: int, intermediate: int, layers: int, heads: int, key_value_heads: int) -> dict[str, int]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+    }
 
-SHAPES: Mapping[str, Prepared] = {
-    "tiny": Prepared("qwen2", LATENCY_SHAPES["tiny"]),
-    "0.5b": Prepared("qwen2", replace(_LATENCY, history=HISTORY)),
-    "llama-7b": Prepared(
-        "llama",
-        Shape(
-            {
-                "hidden_size": 4096,
-                "intermediate_size": 11008,
-                "num_hidden_layers": 32,
-                "num_attention_heads": 32,
-                "num_key_value_heads": 32,
-            },
-            early_layers=8,
-            history=HISTORY,
-            items=_LATENCY.items,
-            codebook=_LATENCY.codebook,
-        ),
-    ),
-    "qwen2.5-7b": Prepared(
-        "qwen2",
-        Shape(
-            {
-                "hidden_size": 3584,
-                "intermediate_size": 18944,
-                "num_hidden_layers": 28,
-                "num_attention_heads": 28,
-                "num_key_value_heads": 4,
-            },
-            early_layers=7,
-            history=HISTORY,
-            items=_LATENCY.items,
-            codebook=_LATENCY.codebook,
-        ),
-    ),
+
+SHAPES: Mapping[str, GpuShape] = {
+    "tiny": GpuShape("qwen2", _widths(64, 128, 4, 4, 2), 1, history=10, items=200, codebook=16),
+    "0.5b": GpuShape("qwen2", _widths(896, 4864, 24, 14, 2), 6),
+    "llama-7b": GpuShape("llama", _widths(4096, 11008, 32, 32, 32), 8),
+    "qwen2.5-7b": GpuShape("qwen2", _widths(3584, 18944, 28, 28, 4), 7),
 }
 
 
-def prepare(row: Prepared, folder: Path, precisions: Sequence[str], catalog: Catalog | None = None) -> None:
+def prepare(shape: GpuShape, folder: Path, precisions: Sequence[str], catalog: Catalog | None = None) -> None:
     """Writes folder/<split>/<precision> for both splits of a shape.
 
     Args:
@@ -115,11 +94,11 @@ def prepare(row: Prepared, folder: Path, precisions: Sequence[str], catalog: Cat
     Raises:
         EarnError: the catalog has identifiers of other lengths than DEPTH.
     """
-    catalog = catalog or make_catalog(row.shape)
+    catalog = catalog or make_catalog(shape)
     if set(map(len, catalog.identifiers)) != {DEPTH}:
         raise EarnError(f"The catalog has identifiers of other lengths than {DEPTH}. Take one where all have {DEPTH}.")
-    for split, config in splits(row, len(catalog.tokens)).items():
-        backbone = hollow_backbone(_sizes(row, len(catalog.tokens) + OTHER_TOKENS))
+    for split, config in make_splits(shape, len(catalog.tokens)).items():
+        backbone = hollow_backbone(_sizes(shape, len(catalog.tokens) + OTHER_TOKENS))
         bundle = bundle_model(EarnModel(backbone, config, catalog), RULE, MAX_BATCH, MAX_BEAMS)
         graphs = trace(bundle)
         for precision in precisions:
@@ -127,21 +106,42 @@ def prepare(row: Prepared, folder: Path, precisions: Sequence[str], catalog: Cat
         gc.collect()  # the exporter leaves copies of the weights in cycles
 
 
-def splits(row: Prepared, tokens: int) -> dict[str, EarnConfig]:
-    """EARN and its dense twin over so many identifier tokens."""
-    plain = make_splits(row.shape, tokens)
-    return {
-        split: replace(config, prompt=replace(config.prompt, tail=(*TAIL, *config.prompt.tail)))
-        for split, config in plain.items()
-    }
+def make_catalog(shape: GpuShape) -> Catalog:
+    """Random distinct identifiers."""
+    generator = np.random.default_rng(0)
+    codes = np.unique(generator.integers(0, shape.codebook, (2 * shape.items, DEPTH)), axis=0)
+    codes = generator.permutation(codes)[: shape.items]
+    identifiers = tuple(tuple(f"<{letter}_{code}>" for letter, code in zip("abcd", row, strict=True)) for row in codes)
+    return Catalog(tuple(map(str, range(shape.items))), identifiers, ("",) * shape.items)
 
 
-def _sizes(row: Prepared, tokens: int) -> Sizes:
-    own = row.shape.backbone
+def make_splits(shape: GpuShape, tokens: int) -> dict[str, EarnConfig]:
+    """EARN, and its dense twin, whose prompt has the same tokens: those of the registers are text to it."""
+    prefix, suffix = (tokens + 1,), (tokens + 2,)
+    earn = EarnConfig(
+        early_layers=shape.early_layers,
+        prefix_ids=prefix,
+        suffix_ids=suffix,
+        prompt=Prompt(head=INSTRUCTION, tail=TAIL),
+        token_ids=tuple(range(1, tokens + 1)),
+        max_history=shape.history,
+    )
+    dense = replace(
+        earn,
+        early_layers=shape.backbone["num_hidden_layers"],
+        prefix_ids=(),
+        suffix_ids=(),
+        prompt=Prompt(head=(*prefix, *INSTRUCTION), tail=(*TAIL, *suffix)),
+    )
+    return {"dense": dense, "earn": earn}
+
+
+def _sizes(shape: GpuShape, tokens: int) -> Sizes:
+    own = shape.backbone
     return Sizes(
-        family=row.family,
+        family=shape.family,
         layers=own["num_hidden_layers"],
-        early_layers=row.shape.early_layers,
+        early_layers=shape.early_layers,
         hidden=own["hidden_size"],
         intermediate=own["intermediate_size"],
         heads=own["num_attention_heads"],
@@ -160,7 +160,7 @@ class Hollow:
     columns: Mapping[str, tuple[int, ...]]  # by weight, of each of the products that it was joined from
 
 
-class Product(nn.Module):
+class SharedLinear(nn.Module):
     """A linear layer whose weight [in, out] lies as graphs have it, so that the exporter copies nothing."""
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
@@ -192,11 +192,11 @@ def hollow_backbone(sizes: Sizes) -> PreTrainedModel:
     shared: dict[str, nn.Parameter] = {}
     for name, module in list(backbone.named_modules()):
         kind = name.rpartition(".")[2]
-        if isinstance(module, nn.Linear) and kind in LAYER_PRODUCTS:
+        if isinstance(module, nn.Linear) and kind in LAYER_LINEARS:
             if kind not in shared:
                 size = (module.in_features, module.out_features)
                 shared[kind] = nn.Parameter(torch.zeros(size), requires_grad=False)
-            _put(backbone, name, Product(shared[kind], module.bias))
+            _put(backbone, name, SharedLinear(shared[kind], module.bias))
     backbone.model.rotary_emb = type(backbone.model.rotary_emb)(config)
     backbone.eval()
     return backbone
@@ -253,7 +253,7 @@ def _hollow(graph: GraphProto, tensor: TensorProto, rows: int) -> None:
 
 
 def _write(stages: Mapping[str, Hollow], manifest: Manifest, catalog: Catalog, precision: str, folder: Path) -> None:
-    """Writes what `benchmarks/random_bundle.py` makes a bundle of."""
+    """Writes what `benchmarks/gpu_sides.py` makes a bundle of."""
     folder.mkdir(parents=True)
     weights: list[Weight] = []
     for stage, hollow in stages.items():

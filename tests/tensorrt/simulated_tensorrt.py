@@ -1,181 +1,22 @@
-"""A GPU that is played: CUDA's memory, streams and graphs in host memory, TensorRT's engines by ONNX Runtime.
-
-Function and method names, arguments, flags and enumerations are the real ones (see signatures). What a real device
-would punish is an error here too: reading or writing outside of memory that was taken, addresses that are not aligned,
-shapes outside a profile, tensors without shape or address, and whatever may not happen while a graph is captured. New
-memory holds NaN, so that who reads what nobody wrote shows it in the answer.
-"""
+"""TensorRT on the simulated GPU: its bindings, with builder, parser and runtime replaced; ONNX Runtime computes."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-from collections.abc import Callable
-from threading import get_ident
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
-from unittest.mock import create_autospec
 
 import numpy as np
 import onnxruntime
-from cuda.bindings import runtime as real
 
-from earn.runtime.memory import Array
 from tests.tensorrt.signatures import fake
-
-STREAM = 7  # the number of the first stream
-ALIGNED = 256
+from tests.tensorrt.simulated_gpu import ALIGNED, SimulatedCuda
 
 
-class FakeCuda:
-    """cuda.bindings.runtime as far as it is used; `.module` is what stands in its place."""
+class SimulatedTensorRT:
+    """The bindings, with builder, parser and runtime simulated; `.module` replaces them."""
 
-    def __init__(self, devices: int = 1, memory: int = 1 << 30) -> None:
-        self.devices, self.memory = devices, memory
-        self.blocks: dict[int, Array] = {}  # by address
-        self.graphs: list[list[Callable[[], None]]] = []
-        self.captured: dict[int, tuple[int, list[Callable[[], None]]]] = {}  # by stream: its thread, and its work
-        self.streams = 0
-        self.launches = 0
-        self.name, self.architecture = "NVIDIA Fake 1", (8, 9)
-        names = [name for name in dir(self) if name.startswith("cuda")]
-        played = {name: create_autospec(getattr(real, name), side_effect=getattr(self, name)) for name in names}
-        kinds = ("cudaMemcpyKind", "cudaStreamCaptureMode", "cudaError_t")
-        enumerations = {name: getattr(real, name) for name in (*kinds, "cudaStreamNonBlocking")}
-        self.module = SimpleNamespace(**played, **enumerations)
-
-    @property
-    def taken(self) -> int:
-        """Bytes that are taken."""
-        return sum(block.nbytes - ALIGNED for block in self.blocks.copy().values())
-
-    def cudaGetDeviceCount(self) -> tuple[Any, Any]:  # noqa: N802
-        if not self.devices:
-            return real.cudaError_t.cudaErrorNoDevice, None
-        return real.cudaError_t.cudaSuccess, self.devices
-
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, Any]:  # noqa: N802
-        assert flags == real.cudaStreamNonBlocking  # others wait for whoever uses the default stream
-        self.streams += 1
-        return real.cudaError_t.cudaSuccess, STREAM + self.streams - 1
-
-    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, Any]:  # noqa: N802
-        major, minor = self.architecture
-        found = SimpleNamespace(name=self.name.encode() + b"\0", major=major, minor=minor)
-        return real.cudaError_t.cudaSuccess, found
-
-    def cudaDriverGetVersion(self) -> tuple[Any, Any]:  # noqa: N802
-        return real.cudaError_t.cudaSuccess, 13020
-
-    def cudaMalloc(self, size: int) -> tuple[Any, Any]:  # noqa: N802
-        self.forbid_capture()
-        if self.taken + size > self.memory:
-            return real.cudaError_t.cudaErrorMemoryAllocation, None
-        block = np.full(size + ALIGNED, 255, np.uint8)  # as numbers: NaN
-        address = -(-block.ctypes.data // ALIGNED) * ALIGNED
-        self.blocks[address] = block
-        return real.cudaError_t.cudaSuccess, address
-
-    def cudaFree(self, address: int) -> tuple[Any]:  # noqa: N802
-        self.forbid_capture()
-        del self.blocks[address]
-        return (real.cudaError_t.cudaSuccess,)
-
-    def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> tuple[Any]:  # noqa: N802
-        self.forbid_captured(stream)
-        self.forbid_capture()
-        self.bytes_at(address, size)[:] = value
-        return (real.cudaError_t.cudaSuccess,)
-
-    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: int) -> tuple[Any]:  # noqa: N802
-        return self.cudaMemcpy2DAsync(target, size, source, size, size, 1, kind, stream)
-
-    def cudaMemcpy2DAsync(  # noqa: N802
-        self, target: int, to: int, source: int, step: int, size: int, count: int, kind: Any, stream: int
-    ) -> tuple[Any]:
-        self.forbid_captured(stream)
-        assert size <= min(to, step)
-        self.forbid_capture()
-        for number in range(count):
-            places = [target + number * to, source + number * step]
-            kinds = real.cudaMemcpyKind
-            on_device = {
-                kinds.cudaMemcpyHostToDevice: (True, False),
-                kinds.cudaMemcpyDeviceToHost: (False, True),
-                kinds.cudaMemcpyDeviceToDevice: (True, True),
-            }[kind]
-            for place, is_device in zip(places, on_device, strict=True):
-                assert self.is_device(place, size) == is_device
-            ctypes.memmove(places[0], places[1], size)
-        return (real.cudaError_t.cudaSuccess,)
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[Any]:  # noqa: N802
-        self.forbid_captured(stream)
-        self.forbid_capture()
-        return (real.cudaError_t.cudaSuccess,)
-
-    def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any]:  # noqa: N802
-        assert self.is_stream(stream)
-        assert mode == real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        assert stream not in self.captured
-        self.forbid_capture()
-        self.captured[stream] = (get_ident(), [])
-        return (real.cudaError_t.cudaSuccess,)
-
-    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, Any]:  # noqa: N802
-        thread, graph = self.captured.pop(stream)
-        assert thread == get_ident()
-        return real.cudaError_t.cudaSuccess, graph
-
-    def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any, Any]:  # noqa: N802
-        self.graphs.append(graph)
-        return real.cudaError_t.cudaSuccess, graph
-
-    def cudaGraphDestroy(self, graph: Any) -> tuple[Any]:  # noqa: N802
-        return (real.cudaError_t.cudaSuccess,)
-
-    def cudaGraphExecDestroy(self, graph: Any) -> tuple[Any]:  # noqa: N802
-        self.graphs = [own for own in self.graphs if own is not graph]
-        return (real.cudaError_t.cudaSuccess,)
-
-    def cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[Any]:  # noqa: N802
-        self.forbid_captured(stream)
-        assert any(own is graph for own in self.graphs)
-        self.launches += 1
-        for work in graph:
-            work()
-        return (real.cudaError_t.cudaSuccess,)
-
-    def is_stream(self, number: int) -> bool:
-        """Whether there is such a stream."""
-        return number in range(STREAM, STREAM + self.streams)
-
-    def forbid_capture(self) -> None:
-        """What a thread may not do while it captures a graph: anything but starting kernels."""
-        assert all(thread != get_ident() for thread, _ in self.captured.copy().values())
-
-    def forbid_captured(self, stream: int) -> None:
-        """Work on a stream that somebody captures would become part of that graph."""
-        assert self.is_stream(stream)
-        assert stream not in self.captured
-
-    def is_device(self, address: int, size: int) -> bool:
-        """Whether the bytes lie within one piece of memory that was taken."""
-        return any(
-            start <= address and address + size <= start + block.nbytes - ALIGNED
-            for start, block in self.blocks.copy().items()  # a copy: other threads take and free memory meanwhile
-        )
-
-    def bytes_at(self, address: int, size: int) -> Array:
-        """The device's bytes."""
-        assert self.is_device(address, size)
-        return np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(address))
-
-
-class FakeTensorRT:
-    """The bindings, with builder, parser and runtime played; `.module` is what stands in their place."""
-
-    def __init__(self, bindings: ModuleType, cuda: FakeCuda) -> None:
+    def __init__(self, bindings: ModuleType, cuda: SimulatedCuda) -> None:
         self.real, self.cuda = bindings, cuda
         self.errors: list[Any] = []  # of the parser
         self.refuses = ""  # what the builder says when it gives up
@@ -202,7 +43,7 @@ class FakeTensorRT:
             if self.refuses:
                 log.log(self.real.ILogger.Severity.ERROR, self.refuses)
                 return None
-            shapes = [profile.played for profile in config.played_profiles]
+            shapes = [profile.shapes for profile in config.profiles]
             return json.dumps({"graph": network.name, "profiles": shapes}).encode()
 
         network = fake(self.real.INetworkDefinition)
@@ -211,7 +52,7 @@ class FakeTensorRT:
             create_network=lambda flags=0: self._typed(network, flags),
             create_builder_config=self.config,
             create_optimization_profile=self.profile,
-            build_serialized_network=lambda network, config: build(network, Played.of(config)),
+            build_serialized_network=lambda network, config: build(network, Facts.of(config)),
         )
         return made
 
@@ -225,7 +66,7 @@ class FakeTensorRT:
         cache = fake(self.real.ITimingCache, serialize=lambda: b"timings of " + str(len(self.timings)).encode())
 
         def add(profile: Any) -> int:
-            profiles.append(Played.of(profile))
+            profiles.append(Facts.of(profile))
             return len(profiles) - 1
 
         def create_timing_cache(data: bytes) -> Any:
@@ -241,7 +82,7 @@ class FakeTensorRT:
             set_timing_cache=lambda cache, ignore: not self.timings[-1].startswith(b"foreign"),
             set_memory_pool_limit=lambda pool, size: self.configs.append((pool, size)),
         )
-        Played.note(made, played_profiles=profiles)
+        Facts.note(made, profiles=profiles)
         self.configs.append(made)
         return made
 
@@ -254,7 +95,7 @@ class FakeTensorRT:
             shapes[name] = (least, usual, most)
 
         made = fake(self.real.IOptimizationProfile, set_shape=set_shape)
-        Played.note(made, played=shapes)
+        Facts.note(made, shapes=shapes)
         return made
 
     def parser(self, network: Any, log: Any) -> Any:
@@ -314,7 +155,7 @@ class FakeTensorRT:
         )
 
 
-class Played:
+class Facts:
     """What is known of a fake beside what the real thing shows."""
 
     _of: ClassVar[dict[int, tuple[Any, SimpleNamespace]]] = {}
@@ -335,7 +176,7 @@ class Played:
 class Context:
     """An execution context that ONNX Runtime runs."""
 
-    def __init__(self, session: Any, profiles: list[Any], cuda: FakeCuda) -> None:
+    def __init__(self, session: Any, profiles: list[Any], cuda: SimulatedCuda) -> None:
         self.session, self.profiles, self.cuda = session, profiles, cuda
         self.memory = False
         self.profile: dict[str, Any] | None = None
