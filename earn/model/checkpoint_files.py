@@ -90,6 +90,18 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
+def load_tensor(tensor: StoredTensor, name: str) -> Any:
+    """The weight itself, in torch."""
+    if tensor.file.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(tensor.file, framework="pt") as file:
+            return file.get_tensor(name)
+    import torch
+
+    return torch.load(tensor.file, weights_only=True, mmap=True)[name]
+
+
 def check_stored(
     folder: Path, stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], tied: Iterable[str]
 ) -> None:

@@ -10,9 +10,15 @@ Version 5 reads both. Version 4 takes what it does not know for absent, and woul
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
+import transformers
+from transformers import PreTrainedModel
+
 from earn.errors import EarnError
+
+IS_VERSION_4 = transformers.__version__.startswith("4.")
 
 # RoPE types whose frequencies do not depend on the sequence that is being read.
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
@@ -79,14 +85,16 @@ def in_dialect_of_version_4(config: Mapping[str, Any], where: str) -> dict[str, 
     return plain
 
 
-def positions_for_yarn(config: Mapping[str, Any]) -> int | None:
-    """The `max_position_embeddings` with which transformers 4 computes yarn as version 5 does, if it is another.
+def correct_yarn(backbone: PreTrainedModel, config: Mapping[str, Any]) -> None:
+    """Gives a backbone of transformers 4 the frequencies that version 5 computes for yarn, in place.
 
     Version 5 scales by the factor that stands in the settings, version 4 by max_position_embeddings over
     original_max_position_embeddings, whatever the factor.
     """
     settings = rope_by_layer_type(config).get("", {})
     original, factor = settings.get("original_max_position_embeddings"), settings.get("factor")
-    if settings.get("rope_type") != "yarn" or original is None or factor is None:
-        return None
-    return round(factor * original)
+    if not IS_VERSION_4 or settings.get("rope_type") != "yarn" or original is None or factor is None:
+        return
+    stretched = deepcopy(backbone.config)
+    stretched.max_position_embeddings = round(factor * original)
+    backbone.model.rotary_emb = type(backbone.model.rotary_emb)(config=stretched)

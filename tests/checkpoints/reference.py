@@ -117,7 +117,8 @@ def main() -> None:
     for case, (model_type, settings) in CASES.items():
         config = AutoConfig.for_model(model_type, **{**SIZES, "tie_word_embeddings": False, **settings})
         with tempfile.TemporaryDirectory() as folder:
-            config.architectures = [AutoModelForCausalLM._model_mapping[type(config)].__name__]
+            model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+            config.architectures = [model_class.__name__]
             config.save_pretrained(folder)
             written = json.loads((Path(folder) / "config.json").read_text())
             model = AutoModelForCausalLM.from_config(config)
