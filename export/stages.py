@@ -18,9 +18,9 @@ from torch import Tensor, nn
 import earn
 from earn.config import SCORING_RULES, EarnConfig, Prompt, check_scoring
 from earn.manifest import Manifest, limits_of
-from earn.model.backbones import sizes_of
 from earn.model.earn_model import EarnModel
-from earn.model.stage import DenseHead, EarlyStage, LateStage
+from earn.model.families import sizes_of
+from earn.model.stage import DenseHead, EarlyStage, LateStage, scaled
 from earn.runtime.memory import HOST, Array
 from earn.runtime.recommender import Recommender
 
@@ -59,8 +59,8 @@ def bundle_model(
     early, late = model.early_stage(), model.late_stage()
     kind = LateStage if late.layers else DenseHead
     stages: dict[str, EarlyStage | LateStage] = {
-        "early": EarlyStage(early.layers, early.rotary, _embedding_rows(model.model.embed_tokens, embedded)),
-        "late": kind(late.layers, late.rotary, late.norm, _head_rows(model.lm_head, predicted)),
+        "early": EarlyStage(early.layers, early.rotary, _embedding_rows(early, embedded)),
+        "late": kind(late.layers, late.rotary, late.norm, _head_rows(model.lm_head, predicted, late.divisor)),
     }
     manifest = Manifest(
         sizes=sizes_of(model.config, model.earn.early_layers, len(embedded), len(predicted)),
@@ -102,14 +102,18 @@ def torch_recommender(model: EarnModel, scoring: str = "trie") -> Recommender:
     return Recommender(TorchEngine(bundle.stages), bundle.manifest, model.catalog)
 
 
-def _embedding_rows(table: nn.Embedding, rows: Sequence[int]) -> nn.Embedding:
-    cut: nn.Embedding = nn.Embedding.from_pretrained(table.weight.detach()[list(rows)])
+@torch.no_grad()
+def _embedding_rows(early: EarlyStage, rows: Sequence[int]) -> nn.Embedding:
+    """The rows as they enter the first layer, by whatever they are multiplied."""
+    device = next(early.embedding.parameters()).device
+    cut: nn.Embedding = nn.Embedding.from_pretrained(early.embed(torch.tensor(rows, device=device)))
     return cut
 
 
-def _head_rows(head: nn.Linear, rows: Sequence[int]) -> nn.Linear:
+def _head_rows(head: nn.Linear, rows: Sequence[int], divisor: float) -> nn.Linear:
+    """The rows that give these logits, divided as the family divides them."""
     cut = nn.Linear(head.in_features, len(rows), bias=False)
-    cut.weight = nn.Parameter(head.weight.detach()[list(rows)], requires_grad=False)
+    cut.weight = nn.Parameter(scaled(head.weight.detach()[list(rows)], 1 / divisor), requires_grad=False)
     return cut
 
 

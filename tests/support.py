@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 from earn.catalog import Catalog
 from earn.config import Prompt
 from earn.export.stages import TorchEngine, bundle_model
-from earn.model.backbones import TINY_BACKBONES, load_backbone
+from earn.model.backbones import load_backbone
 from earn.model.earn_model import EarnModel
+from earn.model.families import TINY_BACKBONES
 from earn.model.reference import build_trie, descend, next_token_scores
 from earn.prompts import constant_head, history_tokens, prompt_end, readout_rows
 from earn.runtime.engine import Engine
@@ -27,7 +28,7 @@ from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommendation, Recommender
 from earn.specs import Axis, StageSpecs
 
-FAMILIES = tuple(TINY_BACKBONES)
+FAMILIES = ("tiny-llama", "tiny-qwen2", "tiny-qwen3")
 RULES = ("trie", "level", "vocab")
 SMALL: dict[str, Any] = {
     "hidden_size": 32,

@@ -29,6 +29,7 @@ from earn.config import MASKED
 from earn.errors import EarnError
 from earn.model.attention_figures import ABOVE, BINS, HEAD, TAIL, Analysis, LayerFigures
 from earn.model.earn_model import EarnModel
+from earn.model.families import rotary_of
 from earn.model.stage import Stage
 from earn.prompts import readout_rows, whole_prompt
 
@@ -92,7 +93,7 @@ class Watch:
         kept = torch.tensor(kept_rows(self.model, batch.prompt, len(rows)), device=rows.device)
         places = place_weights(batch.prompt, len(rows) - batch.prompt, self.model.catalog.depth - 1)
         positions = rows
-        hidden, losses = cast(Tensor, self.model.model.embed_tokens(batch.tokens)), []
+        hidden, losses = self.model.early_stage().embed(batch.tokens), []
         for index, sums in enumerate(self.layers):
             if index == self.model.earn.early_layers:
                 hidden, positions, places = hidden[:, kept], kept, places[kept.cpu()]
@@ -116,13 +117,13 @@ class Watch:
         """The sum of each user's losses [b] when the layers above k go on with these rows [b,m,d] alone."""
         last = torch.arange(len(positions) - targets.shape[1], len(positions), device=positions.device)
         hidden, _ = self._stage(k, None).run(hidden, *_causal(positions), None, last)
-        logits = self.model.lm_head(self.model.model.norm(hidden))
+        logits = self.model.late_stage().read_off(hidden)
         losses = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
         return losses.view(targets.shape).sum(1)
 
     def _stage(self, start: int, end: int | None) -> Stage:
         layers = cast(Sequence[nn.Module], self.model.model.layers)
-        return Stage(layers[start:end], self.model.model.rotary_emb)
+        return Stage(layers[start:end], rotary_of(self.model.model))
 
 
 @torch.no_grad()

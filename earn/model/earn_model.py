@@ -8,6 +8,9 @@ The dense baseline is the same class with k = N and no registers.
 
 from __future__ import annotations
 
+import logging
+import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +19,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import MASKED, EarnConfig, Prompt, from_json, to_json
 from earn.errors import EarnError
-from earn.model.backbones import TINY_BACKBONES, check_backbone, load_backbone, load_tokenizer
+from earn.model.backbones import load_backbone
+from earn.model.families import TINY_BACKBONES, check_backbone, family_of, rotary_of, setting, window_of
 from earn.model.stage import DenseHead, EarlyStage, LateStage
+from earn.model.tokenizer import load_tokenizer
 from earn.prompts import Template, prompt_rows
+
+_log = logging.getLogger(__name__)
 
 IGNORED = -100  # label of a row that predicts nothing
 
@@ -54,6 +61,13 @@ class EarnModel(PreTrainedModel):
                 f"A full prompt takes {needed} positions, the backbone has {backbone.config.max_position_embeddings}. "
                 f"Lower max_history, which is {earn.max_history}, or shorten the prompt."
             )
+        window = window_of(backbone.config)
+        if window is not None and needed > window:
+            raise EarnError(
+                f"A full prompt takes {needed} positions, and layers of the backbone see the newest {window} alone "
+                f"(sliding_window). Lower max_history, which is {earn.max_history}, or shorten the prompt."
+            )
+        _mend_generation_settings(backbone)
         backbone.config.earn = to_json(earn)
         super().__init__(backbone.config)
         self.model = backbone.model
@@ -178,13 +192,16 @@ class EarnModel(PreTrainedModel):
     def early_stage(self) -> EarlyStage:
         """Layers 1..k and the embedding, sharing this model's parameters."""
         layers = cast(Sequence[nn.Module], self.model.layers)
-        return EarlyStage(layers[: self.earn.early_layers], self.model.rotary_emb, self.model.embed_tokens)
+        multiplier = setting(self.config, family_of(self.config).embedding_multiplier)
+        early = layers[: self.earn.early_layers]
+        return EarlyStage(early, rotary_of(self.model), self.model.embed_tokens, multiplier)
 
     def late_stage(self) -> LateStage:
         """Layers k+1..N, the final norm and the head, sharing this model's parameters."""
         layers = cast(Sequence[nn.Module], self.model.layers)[self.earn.early_layers :]
         kind = LateStage if layers else DenseHead
-        return kind(layers, self.model.rotary_emb, self.model.norm, self.lm_head)
+        divisor = setting(self.config, family_of(self.config).logits_divisor)
+        return kind(layers, rotary_of(self.model), self.model.norm, self.lm_head, divisor)
 
     def rows_logits(
         self,
@@ -204,10 +221,10 @@ class EarnModel(PreTrainedModel):
             predict: [p], the rows to predict from, as places in `keep`.
         """
         early, late = self.early_stage(), self.late_stage()
-        hidden, _ = early.run(cast(Tensor, early.embedding(input_ids)), position_ids, attention_bias, None, keep)
+        hidden, _ = early.run(early.embed(input_ids), position_ids, attention_bias, None, keep)
         late_bias = attention_bias.index_select(2, keep).index_select(3, keep)
         hidden, _ = late.run(hidden, position_ids.index_select(1, keep), late_bias, None, predict)
-        return cast(Tensor, self.lm_head(self.model.norm(hidden)))
+        return late.read_off(hidden)
 
     def forward(
         self,
@@ -305,6 +322,20 @@ def _check_earn(earn: EarnConfig, catalog: Catalog, layers: int) -> None:
         raise EarnError(f"max_history is {earn.max_history}. Take at least 1 item.")
 
 
+def _mend_generation_settings(backbone: PreTrainedModel) -> None:
+    """Replaces settings of `generate` that transformers would refuse to write; nothing here uses them."""
+    settings = backbone.generation_config
+    if settings is None:
+        return
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            settings.save_pretrained(folder)
+        except ValueError as error:
+            _log.warning("generation_config.json is replaced by the default one: %s", error)
+            backbone.generation_config = GenerationConfig.from_model_config(backbone.config)
+
+
 def _bos(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
     """The token that starts a prompt without prefix register, where the backbone has one."""
     bos = backbone.config.bos_token_id if tokenizer is None else tokenizer.bos_token_id
@@ -335,25 +366,47 @@ def _add_tokens(
     """Token ids for `tokens`, with rows in embedding and head; tokens that the tokenizer knows keep theirs.
 
     New rows of a trained table start near its mean, those of an untrained one near zero.
+
+    Raises:
+        EarnError: the tokenizer knows tokens that the tables have no row for.
     """
     old_rows = len(_tables(backbone)[0])
     if tokenizer is None:
-        used, token_ids = old_rows, list(range(old_rows, old_rows + len(tokens)))
+        known, token_ids = set(range(old_rows)), list(range(old_rows, old_rows + len(tokens)))
     else:
-        used = len(tokenizer)  # the table may be longer: backbones pad it
-        tokenizer.add_tokens(list(tokens), special_tokens=True)
-        token_ids = tokenizer.convert_tokens_to_ids(list(tokens))
-    backbone.resize_token_embeddings(max(old_rows, max(token_ids) + 1), mean_resizing=False)
-    new = torch.tensor(
-        sorted(token_id for token_id in token_ids if token_id >= used), dtype=torch.long
-    )  # there may be none
+        known = set(tokenizer.get_vocab().values())
+        if max(known, default=0) >= old_rows:
+            raise EarnError(
+                f"The tokenizer knows the token id {max(known)}, and the embedding table has {old_rows} rows. Take the "
+                "tokenizer that the weights were trained with."
+            )
+        token_ids = _new_ids(tokenizer, tokens, known)
+    backbone.resize_token_embeddings(max(old_rows, max(token_ids, default=0) + 1), mean_resizing=False)
+    new = torch.tensor(sorted(set(token_ids) - known), dtype=torch.long)  # there may be none
+    trained = torch.tensor(sorted(known), dtype=torch.long)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for table in _tables(backbone):
-            centre = table[: min(used, old_rows)].mean(0) if around_mean else table.new_zeros(table.shape[1])
+            centre = table[trained].mean(0) if around_mean else table.new_zeros(table.shape[1])
             noise = torch.randn(len(new), table.shape[1], generator=generator).to(table.device)
             table[new] = centre + backbone.config.initializer_range * noise
     return token_ids
+
+
+def _new_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], known: set[int]) -> list[int]:
+    """The ids of all tokens; those that the tokenizer does not know are added to it.
+
+    A tokenizer whose ids have holes would give new tokens ids that others have. There the new ones stand behind all of
+    its own, and it does not learn of them: prompts are made of ids, not of their texts.
+    """
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in tokens if token not in vocabulary]
+    if len(known) <= max(known, default=-1):
+        first = max(known) + 1
+        return [vocabulary[token] if token in vocabulary else first + missing.index(token) for token in tokens]
+    tokenizer.add_tokens(missing, special_tokens=True)
+    ids: list[int] = tokenizer.convert_tokens_to_ids(list(tokens))
+    return ids
 
 
 def _tables(backbone: PreTrainedModel) -> list[Tensor]:

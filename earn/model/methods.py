@@ -22,8 +22,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from earn.catalog import Catalog
 from earn.errors import EarnError
-from earn.model.backbones import TINY_BACKBONES, has_tokenizer, load_backbone, load_tokenizer
+from earn.model.backbones import load_backbone
 from earn.model.earn_model import EarnModel
+from earn.model.families import TINY_BACKBONES
+from earn.model.tokenizer import has_tokenizer, load_tokenizer
 from earn.prompts import Template
 
 METHODS = {

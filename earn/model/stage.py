@@ -10,7 +10,8 @@ nothing above would read the others.
 Keys and values have their rows in front, so that a runtime which keeps room for more finds the next rows of all users
 in one piece of memory. An exported stage takes and gives those of all its layers as one tensor [rows,b,2l,g,e].
 
-The layers are Hugging Face's own decoder layers (Llama, Qwen2, Qwen3), whose submodules are called here one by one.
+The layers are Hugging Face's own decoder layers, whose submodules are called here one by one; what a family does beyond
+Llama's layer stands in its row (`earn.model.families`).
 
 Every reshape leaves at most one axis (-1) that is neither a fixed size nor the same-numbered axis of its input, so that
 the export writes it as a constant and no graph computes shapes while it serves (see earn.export.simplify).
@@ -29,9 +30,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PretrainedConfig
 
-from earn.model.backbones import FAMILIES
+from earn.model.families import Family, family_of, setting
 
 KeyValues = Sequence[tuple[Tensor, Tensor]]  # keys and values per layer, each [s,b,g,e]
+Rotation = tuple[Tensor, Tensor] | None  # cosines and sines, each [b,m,1,e]; None: heads are not turned
 
 
 class Stage(nn.Module):
@@ -56,7 +58,7 @@ class Stage(nn.Module):
         """
         if not self.layers:
             return hidden.index_select(1, keep), []
-        rotation = rotary_rotation(self.rotary, position_ids)  # cos and sin, each [b,m,1,e]
+        rotations: dict[str | None, Rotation] = {}  # by type of layer
         new_key_values = []
         last = len(self.layers) - 1
         bias = self._bias_per_query_head(attention_bias)
@@ -64,14 +66,17 @@ class Stage(nn.Module):
         for index, layer in enumerate(self.layers):
             past = past_key_values[index] if past_key_values else None
             own_bias, own_keep = (kept_bias, keep) if index == last else (bias, None)
-            hidden, key_value = run_layer(layer, hidden, rotation, own_bias, past, own_keep)
+            kind = rotary_kind(layer)
+            if kind not in rotations:
+                rotations[kind] = rotary_rotation(self.rotary, position_ids, kind)
+            hidden, key_value = run_layer(layer, hidden, rotations[kind], own_bias, past, own_keep)
             new_key_values.append(key_value)
         return hidden, new_key_values
 
     def first_shares(self, hidden: Tensor, position_ids: Tensor, attention_bias: Tensor, rows: Tensor) -> Tensor:
         """Attention probabilities [b,h,r,m] of these rows in the stage's first layer, nothing being cached."""
         attention = cast(nn.Module, self.layers[0].self_attn)
-        rotation = rotary_rotation(self.rotary, position_ids)
+        rotation = rotary_rotation(self.rotary, position_ids, rotary_kind(self.layers[0]))
         _, query, key, _ = layer_heads(self.layers[0], hidden, rotation, rows)
         bias = self._bias_per_query_head(attention_bias.index_select(2, rows))
         kv_groups, scaling = _kv_groups(attention), cast(float, attention.scaling)
@@ -86,9 +91,16 @@ class Stage(nn.Module):
 class EarlyStage(Stage):
     """Layers 1..k with the token embedding in front."""
 
-    def __init__(self, layers: Iterable[nn.Module], rotary: nn.Module, embedding: nn.Module) -> None:
+    def __init__(
+        self, layers: Iterable[nn.Module], rotary: nn.Module, embedding: nn.Module, multiplier: float = 1.0
+    ) -> None:
         super().__init__(layers, rotary)
         self.embedding = embedding
+        self.multiplier = multiplier
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """The hidden states [b,m,d] of token ids [b,m] before the first layer."""
+        return scaled(self.embedding(input_ids), self.multiplier)
 
     def forward(
         self,
@@ -100,17 +112,24 @@ class EarlyStage(Stage):
     ) -> dict[str, Tensor]:
         """Token ids [b,m] and cache [s,b,2l,g,e] in; hidden states of the kept rows [b,r,d] and new rows of it out."""
         past = _by_layer(past_key_values, len(self.layers))
-        hidden, new = self.run(self.embedding(input_ids), position_ids, attention_bias, past, keep)
+        hidden, new = self.run(self.embed(input_ids), position_ids, attention_bias, past, keep)
         return {"hidden": hidden, "new_key_values": _in_one(new)}
 
 
 class LateStage(Stage):
     """Layers k+1..N with the final norm and the item head behind them."""
 
-    def __init__(self, layers: Iterable[nn.Module], rotary: nn.Module, norm: nn.Module, head: nn.Module) -> None:
+    def __init__(
+        self, layers: Iterable[nn.Module], rotary: nn.Module, norm: nn.Module, head: nn.Module, divisor: float = 1.0
+    ) -> None:
         super().__init__(layers, rotary)
         self.norm = norm
         self.head = head
+        self.divisor = divisor
+
+    def read_off(self, hidden: Tensor) -> Tensor:
+        """The logits [b,r,v] of hidden states [b,r,d] after the last layer."""
+        return scaled(self.head(self.norm(hidden)), 1 / self.divisor)
 
     def forward(
         self,
@@ -123,7 +142,7 @@ class LateStage(Stage):
         """Hidden states [b,m,d] and cache [s,b,2l,g,e] in; logits of the kept rows [b,r,v] and new rows of it out."""
         past = _by_layer(past_key_values, len(self.layers))
         hidden, new = self.run(hidden, position_ids, attention_bias, past, keep)
-        return {"logits": self.head(self.norm(hidden)), "new_key_values": _in_one(new)}
+        return {"logits": self.read_off(hidden), "new_key_values": _in_one(new)}
 
 
 class DenseHead(LateStage):
@@ -131,13 +150,13 @@ class DenseHead(LateStage):
 
     def forward(self, hidden: Tensor, keep: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         """Hidden states [b,m,d] in, logits of the kept rows [b,r,v] out."""
-        return {"logits": self.head(self.norm(hidden.index_select(1, keep)))}
+        return {"logits": self.read_off(hidden.index_select(1, keep))}
 
 
 def run_layer(
     layer: nn.Module,
     hidden: Tensor,
-    rotation: tuple[Tensor, Tensor],
+    rotation: Rotation,
     attention_bias: Tensor,
     past: tuple[Tensor, Tensor] | None,
     keep: Tensor | None,
@@ -153,9 +172,27 @@ def run_layer(
     dropout = attention.attention_dropout if layer.training else 0.0
     scaling, kv_groups = cast(float, attention.scaling), _kv_groups(attention)
     mixed = attend(query, keys, values, attention_bias, kv_groups, scaling, cast(float, dropout))
-    hidden = hidden + _dropped(attention.o_proj(mixed), layer)  # type: ignore[operator]
-    hidden = hidden + _dropped(layer.mlp(layer.post_attention_layernorm(hidden)), layer)  # type: ignore[operator]
-    return hidden, (key, value)
+    family, config = layer_family(layer), cast(PretrainedConfig, attention.config)
+    multiplier = setting(config, family.residual_multiplier)
+    added = cast(nn.Module, attention.o_proj)(mixed)
+    if family.has_output_norms:
+        added = cast(nn.Module, layer.post_attention_layernorm)(added)
+    hidden = hidden + _dropped(scaled(added, multiplier), layer)
+    before_mlp = layer.pre_feedforward_layernorm if family.has_output_norms else layer.post_attention_layernorm
+    added = cast(nn.Module, layer.mlp)(cast(nn.Module, before_mlp)(hidden))
+    if family.has_output_norms:
+        added = cast(nn.Module, layer.post_feedforward_layernorm)(added)
+    return hidden + _dropped(scaled(added, multiplier), layer), (key, value)
+
+
+def layer_family(layer: nn.Module) -> Family:
+    """The row of the family that a layer is of."""
+    return family_of(cast(PretrainedConfig, cast(nn.Module, layer.self_attn).config))
+
+
+def scaled(values: Tensor, factor: float) -> Tensor:
+    """The values times the factor; the values themselves where it is 1, so that no graph multiplies by it."""
+    return values if factor == 1.0 else values * factor
 
 
 def _dropped(added: Tensor, layer: nn.Module) -> Tensor:
@@ -165,7 +202,7 @@ def _dropped(added: Tensor, layer: nn.Module) -> Tensor:
 
 
 def layer_heads(
-    layer: nn.Module, hidden: Tensor, rotation: tuple[Tensor, Tensor], keep: Tensor | None
+    layer: nn.Module, hidden: Tensor, rotation: Rotation, keep: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What a layer works on: input [b,r,d] and query [b,r,h,e] of the kept rows, key and value of all [b,m,g,e]."""
     attention = cast(nn.Module, layer.self_attn)
@@ -175,12 +212,12 @@ def layer_heads(
         return hidden, query, key, value
     key, value = projected(attention, normed, "kv", rotation)
     hidden, normed = hidden.index_select(1, keep), normed.index_select(1, keep)
-    kept_rotation = (rotation[0].index_select(1, keep), rotation[1].index_select(1, keep))
+    kept_rotation = rotation and (rotation[0].index_select(1, keep), rotation[1].index_select(1, keep))
     (query,) = projected(attention, normed, "q", kept_rotation)
     return hidden, query, key, value
 
 
-def projected(attention: nn.Module, normed: Tensor, which: str, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+def projected(attention: nn.Module, normed: Tensor, which: str, rotation: Rotation) -> tuple[Tensor, ...]:
     """Query, key and value heads of the rows [b,m,d], those that `which` names ("qkv", "kv", "q"): each [b,m,heads,e].
 
     Queries and keys are normalised where the family does so (Qwen3) and turned by their positions, all at once. The
@@ -194,15 +231,15 @@ def projected(attention: nn.Module, normed: Tensor, which: str, rotation: tuple[
     rows = side_by_side[0] if len(which) == 1 else torch.cat(side_by_side, dim=-1)
     rows = rows.view(b, m, sum(heads), e)
     turned = len(which.removesuffix("v"))  # how many of them know their position
-    if FAMILIES[cast(PretrainedConfig, attention.config).model_type].has_head_norms:
+    if family_of(cast(PretrainedConfig, attention.config)).has_head_norms:
         parts = list(rows.split(heads, dim=2))
         for index, name in enumerate(which[:turned]):
             parts[index] = getattr(attention, f"{name}_norm")(parts[index])
         rows = parts[0] if len(which) == 1 else torch.cat(parts, dim=2)
     if which == "q":
-        return (rotate(rows, *rotation, e // 2),)
+        return (rotate(rows, rotation, e // 2),)
     rows, value = rows.split([sum(heads[:turned]), heads[-1]], dim=2)
-    return (*rotate(rows, *rotation, e // 2).split(heads[:turned], dim=2), value)
+    return (*rotate(rows, rotation, e // 2).split(heads[:turned], dim=2), value)
 
 
 def attend(
@@ -233,20 +270,35 @@ def attention_shares(query: Tensor, keys: Tensor, attention_bias: Tensor, kv_gro
     return torch.softmax((rows * scaling) @ keys.permute(1, 2, 3, 0) + attention_bias, dim=-1)
 
 
-def rotary_rotation(rotary: nn.Module, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+def rotary_kind(layer: nn.Module) -> str | None:
+    """The type of layer by which rotary embeddings differ, "" where all share one; None of a layer that has none."""
+    attention = cast(nn.Module, layer.self_attn)
+    if not getattr(attention, "use_rope", True):
+        return None
+    config = cast(PretrainedConfig, attention.config)
+    return str(config.layer_types[attention.layer_idx]) if layer_family(layer).has_rotary_by_layer_type else ""
+
+
+def rotary_rotation(rotary: nn.Module, position_ids: Tensor, kind: str | None = "") -> Rotation:
     """Cosines and signed sines of the rotary position embedding, each [b,m,1,e], from the backbone's own frequencies.
 
     The sines of a head's first half are negative: the first of a pair (i, i + e/2) loses what the second gains.
     """
-    frequencies = cast(Tensor, rotary.inv_freq)  # [e/2]
+    if kind is None:
+        return None
+    prefix = f"{kind}_" if kind else ""
+    frequencies = cast(Tensor, getattr(rotary, f"{prefix}inv_freq"))  # [e/2]
     angles = (position_ids.unsqueeze(-1).to(frequencies.dtype) * frequencies).unsqueeze(2)  # [b,m,1,e/2]
-    scaling = cast(float, rotary.attention_scaling)
+    scaling = cast(float, getattr(rotary, f"{prefix}attention_scaling"))
     cos, sin = angles.cos() * scaling, angles.sin() * scaling
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor, half: int) -> Tensor:
+def rotate(heads: Tensor, rotation: Rotation, half: int) -> Tensor:
     """Turns each pair (i, i + half) of a head [b,m,heads,e] by its position's angle; half is e/2."""
+    if rotation is None:
+        return heads
+    cos, sin = rotation
     first, second = heads.split(half, dim=-1)
     return heads * cos + torch.cat((second, first), dim=-1) * sin
 

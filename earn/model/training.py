@@ -25,8 +25,8 @@ from earn.config import to_json
 from earn.data.windows import Window, Windows
 from earn.errors import EarnError
 from earn.files import read_json, write_json
-from earn.model.backbones import sizes_of
 from earn.model.earn_model import EarnModel
+from earn.model.families import sizes_of
 from earn.model.packing import pack
 from earn.settings import TrainSettings
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from earn.errors import EarnError
-from earn.model.backbones import load_backbone, load_tokenizer
+from earn.model.backbones import load_backbone
 from earn.model.methods import build_model
+from earn.model.tokenizer import load_tokenizer
 from tests.support import assert_close, small_backbone, toy_catalog
 
 NAMES = {

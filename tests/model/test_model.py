@@ -20,8 +20,8 @@ from earn.config import MASKED, Prompt
 from earn.errors import EarnError
 from earn.export.bundle import export_bundle
 from earn.files import read_json, write_json
-from earn.model.backbones import check_backbone
 from earn.model.earn_model import EarnModel
+from earn.model.families import check_backbone
 from earn.model.reference import reference_search
 from earn.prompts import Template
 from earn.runtime.recommender import Recommender

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from earn.config import MASKED
 from earn.export.stages import bundle_model
-from earn.model.backbones import TINY_BACKBONES
+from earn.model.families import TINY_BACKBONES
 from earn.model.stage import DenseHead, attend, projected, rotary_rotation, rotate
 from earn.specs import stage_specs
 from tests.support import FAMILIES, assert_close, small_model
@@ -93,7 +93,7 @@ def test_heads_that_are_projected_together_equal_those_projected_apart(name: str
     for part in "qk":
         if TINY_BACKBONES[name].has_head_norms:
             want[part] = getattr(attention, f"{part}_norm")(want[part])
-        want[part] = rotate(want[part], *rotation, e // 2)
+        want[part] = rotate(want[part], rotation, e // 2)
     for which in ("qkv", "kv", "q"):
         for part, got in zip(which, projected(attention, normed, which, rotation), strict=True):
             assert_close(want[part], got, 1e-5, f"{part} of {which}")
@@ -134,7 +134,7 @@ def test_rotation_turns_pairs_by_the_positions_angle() -> None:
     cos = torch.tensor([0.0, -1.0, 0.0, -1.0]).view(1, 1, 1, 4)
     sin = torch.tensor([-1.0, 0.0, 1.0, 0.0]).view(1, 1, 1, 4)  # signed: the first of a pair loses
     head = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
-    assert rotate(head, cos, sin, 2).flatten().tolist() == [-3.0, -2.0, 1.0, -4.0]
+    assert rotate(head, (cos, sin), 2).flatten().tolist() == [-3.0, -2.0, 1.0, -4.0]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -143,6 +143,7 @@ def test_positions_give_the_backbones_own_rotation(name: str) -> None:
     positions = torch.tensor([[0, 3, 99, 2047]])
     want = rotary(random(1, 4, 32), positions)
     got = rotary_rotation(rotary, positions)
+    assert got is not None
     assert_close(want[0], got[0].squeeze(2), 1e-6, "cosines")
     first, second = want[1].chunk(2, -1)
     assert_close(torch.cat((-first, second), -1), got[1].squeeze(2), 1e-6, "signed sines")

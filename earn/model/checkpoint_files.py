@@ -1,0 +1,187 @@
+"""What a checkpoint folder holds, read from config.json and the headers of its weights before any weight is used.
+
+A folder that holds something else than plain weights of a known family is refused by name: quantized weights, an
+adapter, weights that the model has no place for, or none where it needs one. No code of a folder is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from earn.errors import EarnError
+
+CONFIG_FILE = "config.json"
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+ADAPTER_FILE = "adapter_config.json"
+
+# Types of numbers that are weights; others are codes that need scales to become weights.
+FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+_TORCH_TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+# Buffers that older versions saved with the weights; models compute them.
+COMPUTED = (".rotary_emb.inv_freq", ".self_attn.bias", ".self_attn.masked_bias")
+
+QUANTIZED_REMEDY = (
+    "Take the folder that was not quantized, or dequantize it (in transformers: model.dequantize(), then "
+    "save_pretrained); earn calibrate quantizes the exported bundle."
+)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A weight in a file."""
+
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors names it: F32, BF16, F8_E4M3, ...
+    file: Path
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json.
+
+    Raises:
+        EarnError: it is missing, or no JSON object; or the folder holds an adapter.
+    """
+    path = folder / CONFIG_FILE
+    if (folder / ADAPTER_FILE).is_file():
+        beside = "beside a model, whose answers it would change" if path.is_file() else "without its model"
+        raise EarnError(
+            f"{folder}: holds an adapter (LoRA) {beside}. Merge it first: pip install peft, then in Python: "
+            "from peft import AutoPeftModelForCausalLM; "
+            f"AutoPeftModelForCausalLM.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained('merged'). "
+            f"If the adapter is not wanted, remove {ADAPTER_FILE}."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EarnError(f"{path}: cannot be read ({error}). Copy the folder again.") from error
+    if not isinstance(config, dict):
+        raise EarnError(f"{path}: holds no JSON object. Copy the folder again.")
+    return config
+
+
+def quantization_of(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """By which method the folder says that its weights are quantized."""
+    for name in ("quantization_config", "compression_config"):
+        if settings := config.get(name):
+            return str(settings.get("quant_method", name)) if isinstance(settings, Mapping) else name
+    other = folder / "hf_quant_config.json"  # of NVIDIA's ModelOpt
+    return other.name if other.is_file() else None
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """The weights in the folder's files by name, from their headers.
+
+    Raises:
+        EarnError: there are none, or a file is missing or damaged.
+    """
+    found: dict[str, StoredTensor] = {}
+    for path in _weight_files(folder):
+        try:
+            rows = _safetensors_header(path) if path.suffix == ".safetensors" else _torch_header(path)
+        except Exception as error:  # safetensors and torch raise classes of their own
+            raise EarnError(f"{path}: cannot be read ({error}). Copy it again.") from error
+        found |= {name: StoredTensor(tuple(shape), dtype, path) for name, (shape, dtype) in rows.items()}
+    return found
+
+
+def load_tensor(tensor: StoredTensor, name: str) -> Any:
+    """The weight itself, in torch."""
+    if tensor.file.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(tensor.file, framework="pt") as file:
+            return file.get_tensor(name)
+    import torch
+
+    return torch.load(tensor.file, weights_only=True, mmap=True)[name]
+
+
+def check_stored(
+    folder: Path, stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], tied: Iterable[str]
+) -> None:
+    """Refuses a folder whose weights are not exactly those that its model has places for.
+
+    Args:
+        stored: of `stored_tensors`.
+        expected: the model's own weights and their shapes.
+        tied: names of which one is enough, such as embedding and head that share a table.
+
+    Raises:
+        EarnError: says which weights, how many, and what to do.
+    """
+    if codes := [name for name, tensor in stored.items() if tensor.dtype not in FLOAT_TYPES]:
+        kinds = ", ".join(sorted({stored[name].dtype for name in codes}))
+        raise EarnError(
+            f"{folder}: {len(codes)} weights are quantized codes ({kinds}), such as {codes[0]}. {QUANTIZED_REMEDY}"
+        )
+    tied = set(tied)
+    missing = sorted(set(expected) - set(stored))
+    if tied & set(stored):
+        missing = [name for name in missing if name not in tied]
+    if missing:
+        raise EarnError(
+            f"{folder}: {_listed(missing)} missing that config.json asks for. Copy the folder again, or mend "
+            "config.json if it is another model's."
+        )
+    unexpected = sorted(name for name in set(stored) - set(expected) if not name.endswith(COMPUTED))
+    if unexpected:
+        raise EarnError(
+            f"{folder}: {_listed(unexpected)} in its files that config.json has no place for: they would be left "
+            "out, and the model would compute something else. Mend config.json, or take the folder as it was written."
+        )
+    for name, shape in expected.items():
+        if name in stored and stored[name].shape != shape:
+            advice = (
+                f"Set vocab_size to {stored[name].shape[0]} in config.json."
+                if name in tied and stored[name].shape[1:] == shape[1:]
+                else "Mend config.json, or copy the folder again."
+            )
+            raise EarnError(
+                f"{folder}: {name} has the shape {list(stored[name].shape)}, config.json asks for {list(shape)}. "
+                f"{advice}"
+            )
+
+
+def _listed(names: list[str]) -> str:
+    few = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} weights ({few}) are" if len(names) > 1 else f"the weight {names[0]} is"
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for name in INDEX_FILES:
+        if (folder / name).is_file():
+            try:
+                files = sorted(set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values()))
+            except (OSError, ValueError, KeyError, AttributeError) as error:
+                raise EarnError(f"{folder / name}: cannot be read ({error!r}). Copy the folder again.") from error
+            if lost := [file for file in files if not (folder / file).is_file()]:
+                raise EarnError(f"{folder}: {lost[0]} is missing, which {name} names. Copy the folder again.")
+            return [folder / file for file in files]
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+    raise EarnError(
+        f"{folder}: there are no weights ({' or '.join(WEIGHT_FILES)}, or parts with an index). Copy the folder again."
+    )
+
+
+def _safetensors_header(path: Path) -> dict[str, tuple[list[int], str]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        return {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
+
+
+def _torch_header(path: Path) -> dict[str, tuple[list[int], str]]:
+    import torch
+
+    tensors = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    kinds = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+    return {name: (list(tensor.shape), _TORCH_TYPES.get(kinds[name], kinds[name])) for name, tensor in tensors.items()}

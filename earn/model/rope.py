@@ -1,0 +1,100 @@
+"""The rotary position embedding's settings in config.json, in both dialects of transformers.
+
+    4.x    rope_theta, rope_scaling {rope_type or type, factor, ...}, partial_rotary_factor; Gemma 3 has
+           rope_local_base_freq for its sliding layers
+    5.x    rope_parameters {rope_type, rope_theta, factor, ...}, or one such dictionary per type of layer
+
+Version 5 reads both. Version 4 takes what it does not know for absent, and would compute with its defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import transformers
+from transformers import PreTrainedModel
+
+from earn.errors import EarnError
+
+IS_VERSION_4 = transformers.__version__.startswith("4.")
+
+# RoPE types whose frequencies do not depend on the sequence that is being read.
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def rope_by_layer_type(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings by type of layer, as transformers 5 reads them; under "" where all layers share them."""
+    given = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    nested = {kind: dict(given[kind]) for kind in LAYER_TYPES if isinstance(given.get(kind), Mapping)}
+    by_type = nested or {"": given}
+    for settings in by_type.values():
+        settings["rope_type"] = settings.pop("type", None) or settings.get("rope_type", "default")
+    return by_type
+
+
+def check_rope(config: Mapping[str, Any], where: str) -> None:
+    """Refuses rotary embeddings that the stages would compute wrongly.
+
+    Raises:
+        EarnError: names the type.
+    """
+    for settings in rope_by_layer_type(config).values():
+        kind = "mrope" if "mrope_section" in settings else settings["rope_type"]
+        if kind not in STATIC_ROPE:
+            raise EarnError(
+                f"{where}: the rotary embedding is of type {kind!r}, whose angles depend on more than a token's "
+                f"position. Supported are: {', '.join(STATIC_ROPE)}."
+            )
+
+
+def in_dialect_of_version_4(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The same settings as transformers 4 reads them; those of version 4's own dialect stay as they are.
+
+    Raises:
+        EarnError: types of layers have settings that version 4 cannot express.
+    """
+    plain = dict(config)
+    if not plain.pop("rope_parameters", None) or config.get("rope_scaling"):
+        return plain
+    by_type = rope_by_layer_type(config)
+    if "" not in by_type:
+        used = set(config.get("layer_types") or by_type)
+        by_type = {kind: settings for kind, settings in by_type.items() if kind in used}
+    shared = by_type.get("full_attention") or next(iter(by_type.values()))
+    if config.get("model_type") == "gemma3_text" and (local := by_type.get("sliding_attention")):
+        if local["rope_type"] != "default":
+            raise EarnError(
+                f"{where}: the rotary embedding of its sliding layers is of type {local['rope_type']!r}, which this "
+                "version of transformers cannot compute. Install transformers 5."
+            )
+        plain["rope_local_base_freq"] = local.get("rope_theta", 1e4)
+    elif any(settings != shared for settings in by_type.values()):
+        raise EarnError(
+            f"{where}: its types of layers have different rotary embeddings ({', '.join(by_type)}), which models of "
+            f"the family {config.get('model_type')!r} do not compute. Take the folder as its author wrote it."
+        )
+    scaling = dict(shared)
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if (value := scaling.pop(name, None)) is not None:
+            plain[name] = value
+    plain["rope_scaling"] = None if scaling["rope_type"] == "default" else scaling
+    return plain
+
+
+def correct_yarn(backbone: PreTrainedModel, config: Mapping[str, Any]) -> None:
+    """Gives a backbone of transformers 4 the frequencies that version 5 computes for yarn, in place.
+
+    Version 5 scales by the factor that stands in the settings, version 4 by max_position_embeddings over
+    original_max_position_embeddings, whatever the factor.
+    """
+    settings = rope_by_layer_type(config).get("", {})
+    original, factor = settings.get("original_max_position_embeddings"), settings.get("factor")
+    if not IS_VERSION_4 or settings.get("rope_type") != "yarn" or original is None or factor is None:
+        return
+    stretched = deepcopy(backbone.config)
+    stretched.max_position_embeddings = round(factor * original)
+    backbone.model.rotary_emb = type(backbone.model.rotary_emb)(config=stretched)

@@ -1,0 +1,72 @@
+"""A backbone's tokenizer: that of its folder or GGUF file, whichever version of transformers wrote it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from earn.errors import EarnError
+from earn.model.gguf_files import check_gguf, is_gguf
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+def has_tokenizer(source: str | Path) -> bool:
+    """Whether a backbone brings a tokenizer."""
+    return is_gguf(source) or any((Path(source) / name).is_file() for name in TOKENIZER_FILES)
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
+    """A folder's or a GGUF file's tokenizer, if there is one. No code of the folder is run.
+
+    A folder with tokenizer.json, whose settings this version of transformers cannot read (of another version, or with
+    a class that is not known here), is read from that file, which holds all that tokenizing needs.
+
+    Raises:
+        EarnError: it cannot be read, or a GGUF file holds none.
+    """
+    if not has_tokenizer(source):
+        return None
+    path = Path(source)
+    where: dict[str, Any] = {"pretrained_model_name_or_path": path}
+    if is_gguf(source):
+        check_gguf(path)
+        where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            **where, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers, tokenizers and json raise classes of their own
+        if (path / "tokenizer.json").is_file():
+            return _from_file(path)
+        raise _unreadable(source, error) from error
+    return tokenizer
+
+
+def _from_file(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of tokenizer.json, with the roles that tokenizer_config.json names."""
+    try:
+        settings_file = folder / "tokenizer_config.json"
+        settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
+        roles = {role: _text(settings[role]) for role in ROLES if settings.get(role)}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **roles)
+        if template := settings.get("chat_template"):
+            tokenizer.chat_template = template
+    except Exception as error:  # transformers, tokenizers and json raise classes of their own
+        raise _unreadable(folder, error) from error
+    return tokenizer
+
+
+def _text(token: Any) -> str:
+    """A special token, which older versions write as an object."""
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
+def _unreadable(source: str | Path, error: Exception) -> EarnError:
+    return EarnError(
+        f"{source}: its tokenizer cannot be loaded ({error}). Mend it, or take the method tiger, which needs none."
+    )

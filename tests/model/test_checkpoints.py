@@ -1,0 +1,220 @@
+"""Checkpoint folders as they are found: read as transformers 5 reads them, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from earn.config import MASKED
+from earn.errors import EarnError
+from earn.model.backbones import load_backbone
+from earn.model.earn_model import EarnModel
+from earn.model.families import FAMILIES
+from earn.model.rope import IS_VERSION_4
+from tests.checkpoints.reference import FILE, POSITIONS, TOKENS, write_folder
+from tests.support import toy_catalog
+
+CASES: Mapping[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))["cases"]
+READ = [name for name, case in CASES.items() if case["config"]["model_type"] in FAMILIES]
+ROWS = len(TOKENS)
+
+
+def stage_logits(model: EarnModel) -> torch.Tensor:
+    """Logits [rows, v] of a dense model's stages at the reference's tokens and positions."""
+    bias = torch.triu(torch.full((ROWS, ROWS), MASKED), diagonal=1)[None, None]
+    every = torch.arange(ROWS)
+    with torch.no_grad():
+        return model.rows_logits(torch.tensor([TOKENS]), torch.tensor([POSITIONS]), bias, every, every)[0]
+
+
+def folder_of(case: str, folder: Path, **changes: Any) -> Path:
+    """The folder of a case, with some settings of its config.json changed; None takes a setting away."""
+    config = {**CASES[case]["config"], **changes}
+    for name in [name for name, value in changes.items() if value is None]:
+        del config[name]
+    return write_folder(folder, config, CASES[case]["shapes"])
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    weights = dict(load_file(folder / "model.safetensors"))
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("case", READ)
+def test_stages_compute_what_transformers_5_computes(case: str, tmp_path: Path) -> None:
+    model = EarnModel.dense(folder_of(case, tmp_path), toy_catalog(), max_history=2).eval()
+    want = torch.tensor(CASES[case]["logits"])
+    got = stage_logits(model)[:, : want.shape[1]]
+    assert float((got - want).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("case", READ)
+def test_a_checkpoint_that_is_saved_and_read_again_is_the_same(case: str, tmp_path: Path) -> None:
+    model = EarnModel.dense(folder_of(case, tmp_path / "backbone"), toy_catalog(), max_history=2).eval()
+    model.save_pretrained(tmp_path / "checkpoint")
+    again = EarnModel.from_pretrained(tmp_path / "checkpoint").eval()
+    assert float((stage_logits(again) - stage_logits(model)).abs().max()) < 1e-5
+
+
+def test_settings_of_each_type_of_layer_are_read_where_all_layers_are_of_one(tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    nested = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 7.0}}
+    folder = folder_of("qwen3-theta", tmp_path, rope_parameters=nested)
+    if not IS_VERSION_4:  # transformers 5 itself does not take them for this family
+        with pytest.raises(EarnError, match="cannot be loaded"):
+            load_backbone(folder)
+        return
+    model = EarnModel.dense(folder, toy_catalog(), max_history=2).eval()
+    want = torch.tensor(CASES["qwen3-theta"]["logits"])
+    assert float((stage_logits(model)[:, : want.shape[1]] - want).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope", "mrope"])
+def test_rotary_embeddings_that_look_at_more_than_the_position_are_refused(kind: str, tmp_path: Path) -> None:
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0}
+    with pytest.raises(EarnError, match=f"type '{kind}'"):
+        load_backbone(folder_of("llama-theta", tmp_path / "flat", rope_parameters=rope))
+    old = {"rope_parameters": None, "rope_theta": 1e4, "rope_scaling": {"type": kind, "factor": 2.0}}
+    with pytest.raises(EarnError, match=f"type '{kind}'"):
+        load_backbone(folder_of("llama-theta", tmp_path / "old", **old))
+    with pytest.raises(EarnError, match="type 'mrope'"):
+        load_backbone(folder_of("llama-theta", tmp_path / "m", rope_parameters={"mrope_section": [1, 1, 2]}))
+
+
+@pytest.mark.parametrize("is_separate", [True, False])
+def test_a_separate_head_counts_though_the_config_ties_it(is_separate: bool, tmp_path: Path) -> None:
+    folder = folder_of("llama-theta", tmp_path, tie_word_embeddings=True)
+    if not is_separate:
+        change_weights(folder, lambda weights: weights.update({"lm_head.weight": weights["model.embed_tokens.weight"]}))
+    model = EarnModel.dense(folder, toy_catalog(), max_history=2).eval()
+    want = torch.tensor(CASES["llama-theta"]["logits"])
+    assert (float((stage_logits(model)[:, : want.shape[1]] - want).abs().max()) < 1e-4) == is_separate
+    assert model.config.tie_word_embeddings != is_separate
+
+
+def test_one_table_under_either_name_is_embedding_and_head(tmp_path: Path) -> None:
+    logits = []
+    for number, name in enumerate(("lm_head.weight", "model.embed_tokens.weight")):
+        folder = folder_of("llama-theta", tmp_path / str(number), tie_word_embeddings=True)
+        table = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+
+        def one_name(weights: dict[str, Any], name: str = name, table: Any = table) -> None:
+            for each in ("lm_head.weight", "model.embed_tokens.weight"):
+                weights.pop(each)
+            weights[name] = table
+
+        change_weights(folder, one_name)
+        logits.append(stage_logits(EarnModel.dense(folder, toy_catalog(), max_history=2).eval()))
+    assert torch.equal(*logits)
+
+
+METHODS = ("gptq", "awq", "bitsandbytes", "compressed-tensors", "torchao", "quark", "hqq", "fp8", "mxfp4")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_quantized_folders_are_named_as_such(method: str, tmp_path: Path) -> None:
+    folder = folder_of("llama-theta", tmp_path, quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(EarnError, match=rf"quantized \({method}\)\. Take the folder that was not"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8, torch.int32])
+def test_codes_that_need_scales_are_no_weights(dtype: torch.dtype, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = folder_of("llama-theta", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].to(dtype)
+    weights["model.layers.0.mlp.up_proj.weight_scale"] = torch.ones(1)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EarnError, match=r"1 weights are quantized codes \(\w+\), such as .*up_proj"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_adapter_is_to_be_merged(beside: bool, tmp_path: Path) -> None:
+    folder = folder_of("llama-theta", tmp_path / "model") if beside else tmp_path
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(EarnError, match=r"holds an adapter \(LoRA\).*merge_and_unload"):
+        load_backbone(folder)
+
+
+def test_weights_without_a_place_are_counted_and_named(tmp_path: Path) -> None:
+    folder = folder_of("llama-biases", tmp_path / "biases", attention_bias=False)
+    with pytest.raises(EarnError, match=r"12 weights \(.*bias.*\.\.\.\) are in its files that config\.json has no"):
+        load_backbone(folder)
+    folder = folder_of("llama-theta", tmp_path / "layers", num_hidden_layers=2)
+    with pytest.raises(EarnError, match=r"9 weights \(model\.layers\.2"):
+        load_backbone(folder)
+    folder = folder_of("llama-theta", tmp_path / "more", num_hidden_layers=4)
+    with pytest.raises(EarnError, match=r"9 weights \(model\.layers\.3.* missing"):
+        load_backbone(folder)
+    folder = folder_of("qwen3-theta", tmp_path / "norms", model_type="llama")
+    with pytest.raises(EarnError, match=r"6 weights \(model\.layers\.0\.self_attn\.k_norm"):
+        load_backbone(folder)
+
+
+def test_buffers_that_older_versions_saved_are_no_weights(tmp_path: Path) -> None:
+    folder = folder_of("llama-theta", tmp_path)
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    change_weights(folder, lambda weights: weights.update(buffer))
+    load_backbone(folder)
+
+
+def test_a_padded_vocabulary_is_told_with_its_remedy(tmp_path: Path) -> None:
+    with pytest.raises(EarnError, match=r"\[32, 32\], config.json asks for \[30, 32\]"):
+        load_backbone(folder_of("llama-theta", tmp_path, vocab_size=30))
+
+
+def test_a_family_that_is_not_known_is_refused_and_no_code_is_run(tmp_path: Path) -> None:
+    mark = tmp_path / "was run"
+    code = f"open({str(mark)!r}, 'w')\n"
+    for number, settings in enumerate(({"model_type": "mine"}, {})):
+        mapping = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.MineModel"}
+        folder = folder_of("llama-theta", tmp_path / str(number), auto_map=mapping, **settings)
+        (folder / "mine.py").write_text(code)
+        if settings:
+            with pytest.raises(EarnError, match="holds a 'mine' model"):
+                load_backbone(folder)
+        else:
+            load_backbone(folder)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(value: float, tmp_path: Path) -> None:
+    folder = folder_of("llama-theta", tmp_path)
+
+    def spoil(weights: dict[str, Any]) -> None:
+        weights["model.layers.1.mlp.up_proj.weight"][3, 4] = value
+
+    change_weights(folder, spoil)
+    with pytest.raises(EarnError, match=r"1 weights hold NaN or infinity, such as model\.layers\.1\.mlp\.up_proj"):
+        load_backbone(folder)
+
+
+def test_a_head_that_is_turned_in_part_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EarnError, match="partial_rotary_factor"):
+        load_backbone(folder_of("llama-theta", tmp_path / "old", partial_rotary_factor=0.5))
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    with pytest.raises(EarnError, match="partial_rotary_factor"):
+        load_backbone(folder_of("llama-theta", tmp_path / "new", rope_parameters=rope))
+
+
+def test_a_sliding_window_is_no_matter_while_prompts_fit_into_it(tmp_path: Path) -> None:
+    settings = {"use_sliding_window": True, "sliding_window": 20, "layer_types": ["sliding_attention"] * 3}
+    folder = folder_of("qwen2-theta", tmp_path, **settings)
+    EarnModel.dense(folder, toy_catalog(), max_history=2)
+    with pytest.raises(EarnError, match=r"see the newest 20 alone \(sliding_window\)\. Lower max_history, which is 9"):
+        EarnModel.dense(folder, toy_catalog(), max_history=9)
+    window = folder_of("mistral", tmp_path / "mistral", sliding_window=20)
+    with pytest.raises(EarnError, match="newest 20 alone"):
+        EarnModel.dense(window, toy_catalog(), max_history=9)
