@@ -36,7 +36,7 @@ PAPER = (
 )
 FIGURES = ("sparsity", "head", "middle", "tail", "generated")  # of a layer, as the table shows them
 SHARES = {"middle": ("main", "-"), "head": ("mark", "--"), "tail": ("good", "-."), "generated": ("muted", ":")}
-MARKERS = {"attention": "s", "cut": "o"}  # of what each rule suggests
+MARKERS = {"cut": "o"}  # of what each rule suggests
 CELL = 0.94  # width of a cell in the map, of the 1 that it takes
 GAP = 0.5  # cells between the parts of a prompt
 MOST_LABELS = 24  # bars with figures on them: those of more would run into each other

@@ -29,7 +29,7 @@ from earn.manifest import MANIFEST_FILE, Manifest
 from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
-from tests.calibration.conftest import Case, best
+from tests.calibration.conftest import Case, best, needs_exact_int8_sums
 from tests.support import small_model
 
 QUICK = CalibrationSettings(compare=False, least_overlap=0.8)  # a model with random weights has many near ties
@@ -46,6 +46,7 @@ def record_of(found: Calibration) -> Mapping[str, Any]:
     return found.manifest.calibration
 
 
+@needs_exact_int8_sums
 def test_an_int8_bundle_says_how_it_was_made_and_what_it_keeps(case: Case, tmp_path: Path) -> None:
     found = run(case, tmp_path / "int8")
     manifest = Manifest.load(tmp_path / "int8")
@@ -118,6 +119,7 @@ def test_the_most_sensitive_layers_go_back_to_float_until_it_passes(case: Case, 
     assert record_of(found)["float_layers"] == list(chosen.mixed.float_layers)
 
 
+@needs_exact_int8_sums
 def test_activations_are_refined_before_layers_go_back_to_float(case: Case, tmp_path: Path) -> None:
     plain = run(case, tmp_path / "plain", settings=replace(QUICK, least_overlap=0.0)).chosen.verdict
     wanted = plain.beam_set_overlap + 0.002

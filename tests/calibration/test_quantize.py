@@ -16,7 +16,7 @@ from earn.errors import EarnError
 from earn.manifest import PRECISIONS as KNOWN
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
-from tests.calibration.conftest import Case, best, constants_of, make_case, optimized_operators
+from tests.calibration.conftest import Case, best, constants_of, int8_sums_saturate, make_case, optimized_operators
 from tests.support import FAMILIES
 
 ROWS = [(name, engine) for name in QUANTIZED for engine in PRECISIONS[name].engines]
@@ -52,6 +52,8 @@ def test_the_manifest_knows_every_row() -> None:
 
 @pytest.mark.parametrize(("name", "engine"), ROWS)
 def test_every_form_recommends(name: str, engine: str, variants: GraphVariants, case: Case, tmp_path: Path) -> None:
+    if (name, engine) == ("int8", "cpu") and int8_sums_saturate():
+        pytest.skip("sums of 8-bit products saturate on this CPU")
     variants.write_bundle_graphs(FLOAT, f"{name}-{engine}", MixedPrecision(), tmp_path)
     sides = Recommender.load(case.bundle), variants.recommender(tmp_path)
     lists = [[set(best(side, history)) for side in sides] for history in case.held_out.histories[:16]]

@@ -13,11 +13,12 @@ from onnx import helper
 from earn.calibration.precisions import FORMS, PRECISIONS, GraphForm
 from earn.calibration.quantize import quantize
 from earn.calibration.refine import refine
-from tests.calibration.conftest import optimized_operators, small_graph
+from tests.calibration.conftest import needs_exact_int8_sums, optimized_operators, small_graph
 
 ROWS, WIDTH, COLUMNS = 400, 24, 16
 
 
+@needs_exact_int8_sums
 @pytest.mark.parametrize("engine", sorted(FORMS))
 def test_the_error_of_activations_falls_by_two_orders(engine: str) -> None:
     generator = np.random.default_rng(0)

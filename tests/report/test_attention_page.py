@@ -42,7 +42,6 @@ def test_a_dense_models_page_suggests_a_k() -> None:
     html = analysis_page(DENSE, "<dense>", [("data", "some")]).html()
     assert "Attention of &lt;dense&gt;" in html
     assert "give 2% (layer 4) to 90% (layer 1) of their attention" in html
-    assert "By the attention rule k = 2 of 4 layers" in html
     assert "By the cut rule k = 3 of 4 layers" in html
     assert "the prompt&#39;s first 3 rows, its last row and generated tokens" in html
     assert html.count("<svg") == 4
@@ -78,7 +77,7 @@ def test_identifiers_of_one_code_have_no_generated_tokens() -> None:
 
 def test_the_table_has_every_figure_and_marks_what_is_suggested() -> None:
     table = figures_table(DENSE)
-    assert table.marked == [1, 2]
+    assert table.marked == [2]
     name, sees, *figures = table.rows[1]
     assert (name, sees) == ("2", "everything")
     assert [float(figure) for figure in figures] == pytest.approx([40, 0.2, 0.45, 0.4, 0.15, 0, 2.6, 0.05])
