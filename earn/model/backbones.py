@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from earn.errors import EarnError
+from earn.model.transformers_versions import DTYPE
 from earn.specs import Sizes
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -144,7 +145,7 @@ def _load_trained(folder: Path) -> PreTrainedModel:
             **files,
             config=config,
             attn_implementation="eager",
-            torch_dtype=torch.float32,
+            **{DTYPE: torch.float32},
             output_loading_info=True,
         )
         backbone: PreTrainedModel

@@ -23,6 +23,7 @@ from earn.config import MASKED, EarnConfig, Prompt, from_json, to_json
 from earn.errors import EarnError
 from earn.model.backbones import TINY_BACKBONES, check_backbone, load_backbone, load_tokenizer
 from earn.model.stage import DenseHead, EarlyStage, LateStage
+from earn.model.transformers_versions import TIED_HEAD
 from earn.prompts import Template, prompt_rows
 
 IGNORED = -100  # label of a row that predicts nothing
@@ -37,7 +38,7 @@ class EarnModel(PreTrainedModel):
     base_model_prefix = "model"
     # The stages compute attention themselves; a backbone that was loaded for another implementation serves as well.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
-    _tied_weights_keys = ["lm_head.weight"]  # type: ignore[assignment]  # noqa: RUF012
+    _tied_weights_keys = TIED_HEAD
 
     def __init__(
         self,
