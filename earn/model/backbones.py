@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from earn.errors import EarnError
-from earn.model.transformers_versions import DTYPE
+from earn.model.transformers_versions import float32_weights
 from earn.specs import Sizes
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -145,7 +145,7 @@ def _load_trained(folder: Path) -> PreTrainedModel:
             **files,
             config=config,
             attn_implementation="eager",
-            **{DTYPE: torch.float32},
+            **float32_weights(is_gguf(folder)),
             output_loading_info=True,
         )
         backbone: PreTrainedModel

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from earn.errors import EarnError
 from earn.model.backbones import load_backbone, load_tokenizer
+from earn.model.earn_model import EarnModel
 from earn.model.methods import build_model
 from earn.model.transformers_versions import rope_theta
 from tests.support import assert_close, small_backbone, toy_catalog
@@ -84,6 +85,9 @@ def test_a_gguf_file_is_the_model_that_it_was_written_from(tmp_path: Path) -> No
     table = model.model.embed_tokens.weight.detach()
     mean, new = table[: backbone.config.vocab_size].mean(0), table[list(model.earn.token_ids)]
     assert (new - mean).std() < 2 * model.config.initializer_range
+    model.save_pretrained(tmp_path / "checkpoint")
+    saved = EarnModel.from_pretrained(tmp_path / "checkpoint")
+    assert_close(table, saved.model.embed_tokens.weight.detach(), 0.0)
 
 
 def test_without_a_tokenizer_there_are_no_words(tmp_path: Path) -> None:
