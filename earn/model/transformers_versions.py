@@ -23,7 +23,7 @@ def float32_weights(from_gguf: bool) -> dict[str, Any]:
     return arguments
 
 
-def warmup(share: float) -> dict[str, float]:
+def warmup(share: float) -> dict[str, Any]:
     """The argument of TrainingArguments for a warm-up over this share of the steps, from 0, below 1."""
     return {"warmup_steps" if IS_5 else "warmup_ratio": share}
 
