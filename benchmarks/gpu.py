@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --shapes 0.5b --engines cuda
     python benchmarks/gpu.py --engines cpu --shapes tiny  # a check on any machine that everything but CUDA runs
 
-Graphs are prepared first, which needs Optimum and takes minutes; elsewhere too, with 8 GB of memory and no GPU. Where
-Optimum is not, carry the folder over (7 MB):
+Graphs are prepared first, which needs onnx and takes minutes; elsewhere too, with 8 GB of memory and no GPU. Where onnx
+is not, carry the folder over (7 MB):
 
     python benchmarks/gpu.py --prepare prepared
     python benchmarks/gpu.py --prepared prepared          # 8 minutes at the most, see --minutes
@@ -171,7 +171,9 @@ def prepare(shapes: Sequence[str], folder: Path, data: str | None) -> None:
     try:
         from benchmarks import gpu_bundles
     except ImportError as error:
-        raise EarnError(f"Preparing needs Optimum ({error}). Prepare elsewhere, and give --prepared here.") from error
+        raise EarnError(
+            f"Preparing needs the extra export ({error}). Prepare elsewhere, and give --prepared here."
+        ) from error
     catalog = load_dataset(data).catalog() if data else None
     for shape in shapes:
         shutil.rmtree(folder / shape, ignore_errors=True)

@@ -11,7 +11,7 @@ large weight is its size alone, in the form that each step can read:
 Norms and biases are small, and drawn here. Tests hold the graphs to those of a plain export, node by node, and what
 they compute to torch.
 
-This needs Optimum; `benchmarks/gpu.py --prepare FOLDER` calls it, and runs from that folder where Optimum is not.
+This needs onnx; `benchmarks/gpu.py --prepare FOLDER` calls it, and runs from that folder where onnx is not.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def trace(bundle: BundleModel) -> dict[str, Hollow]:
 
 
 def _finished(traced: ModelProto) -> Hollow:
-    """What an export does with what Optimum wrote."""
+    """What an export does with what the exporter wrote."""
     for tensor in traced.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2:
             _refer(tensor, TensorProto.FLOAT, "nowhere", 0)

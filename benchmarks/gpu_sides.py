@@ -1,6 +1,6 @@
 """What `benchmarks/gpu.py` compares: bundles with random weights, Hugging Face's generate, and lists of the CPU.
 
-`benchmarks/gpu_bundles.py` prepares, where Optimum is installed, what a bundle is but its large weights (a few hundred
+`benchmarks/gpu_bundles.py` prepares, where onnx is installed, what a bundle is but its large weights (a few hundred
 kilobytes), in a folder
 
     earn/fp32  earn/fp16  dense/fp32  dense/fp16      each with

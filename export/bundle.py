@@ -42,7 +42,7 @@ def export_bundle(
     """
     out = Path(out)
     refuse_foreign_folder(out)
-    nn.Module.to(model, "cpu")  # where Optimum makes its example inputs
+    nn.Module.to(model, "cpu")  # where the example is that gets traced
     bundle = bundle_model(model, scoring, max_batch, max_beams)
     with folder_written_whole(out) as folder:
         export_stages(bundle, model.config, folder, external_data_bytes)

@@ -78,6 +78,7 @@ def check_parity(
         listed = "; ".join(engine.failures[:5])
         raise EarnError(
             f"The exported graphs do not compute what torch computes, {len(engine.failures)} times in {engine.calls} "
-            f"calls: {listed}. Nothing was written; check the versions of torch and optimum against constraints.txt."
+            f"calls: {listed}. Nothing was written; check the versions of torch and transformers "
+            "against constraints.txt."
         )
     return engine.worst

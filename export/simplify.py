@@ -31,7 +31,7 @@ LAYER_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 # The exporter's own names, such as /mlp/down_proj_1/MatMul: the number is the layer's, and layer 0 goes without.
 _LAYER_MATMUL = re.compile(rf"/(?:mlp/)?({'|'.join(LAYER_LINEARS)})(?:_(\d+))?/(?:MatMul|Gemm)")
 _HEAD = re.compile(r"/head/(?:MatMul|Gemm)")
-REMEDY = "Check the versions of torch and optimum against constraints.txt."
+REMEDY = "Check the versions of torch and transformers against constraints.txt."
 
 Shape = Sequence[int | str]  # a size that is not fixed is its symbol, or "" where it has none
 

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """Exports and lists what was written."""
     check_scoring(args.scoring)
     _check_engine(args)
-    import optimum.exporters.onnx  # noqa: F401  (first: it stands for all that an export needs)
+    _check_installed()
 
     from earn.manifest import refuse_foreign_folder
     from earn.model.earn_model import EarnModel
@@ -117,6 +117,17 @@ def _check_engine(args: argparse.Namespace) -> None:
             f"There is nothing to build for the engine {args.engine!r}. Take {TENSORRT!r}, or leave it out."
         )
     check_build(args)
+
+
+def _check_installed() -> None:
+    """Reports what an export lacks before anything is loaded."""
+    try:
+        import onnx  # noqa: F401
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise EarnError(
+            f'An export needs {error.name}. Install it: pip install "earn-edge[export]" (in a clone: -e ".[export]")'
+        ) from error
 
 
 def _dataset(args: argparse.Namespace) -> Dataset:

@@ -47,7 +47,6 @@ EXTRAS = {
     "psutil": "profile",
     "threadpoolctl": "train",
     "gguf": "gguf",
-    "optimum": "export",
     "onnx": "calibrate",
     "onnx_ir": "calibrate",
     "ml_dtypes": "calibrate",

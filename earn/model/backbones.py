@@ -33,7 +33,8 @@ from earn.model.checkpoint_files import (
 from earn.model.families import FAMILIES, TINY_BACKBONES, check_backbone
 from earn.model.family_check import check_family
 from earn.model.gguf_files import check_gguf, is_gguf
-from earn.model.rope import IS_VERSION_4, check_rope, correct_yarn, in_dialect_of_version_4
+from earn.model.rope import check_rope, correct_yarn, in_dialect_of_version_4
+from earn.model.transformers_versions import IS_5, float32_weights
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -79,7 +80,7 @@ def _load_gguf(path: Path) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(**where)
         check_backbone(config, str(path))
         backbone: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            **where, config=config, attn_implementation="eager", torch_dtype=torch.float32
+            **where, config=config, attn_implementation="eager", **float32_weights(from_gguf=True)
         )
     except EarnError:
         raise
@@ -116,7 +117,7 @@ def _check_written(folder: Path, written: Mapping[str, Any]) -> None:
 def _from_folder(folder: Path, written: Mapping[str, Any]) -> PreTrainedModel:
     family = FAMILIES[written["model_type"]]
     own = {name: value for name, value in written.items() if name not in ("auto_map", "transformers_version")}
-    if IS_VERSION_4:
+    if not IS_5:
         own = in_dialect_of_version_4(own, str(folder))
     try:
         config = family.config.from_dict(own)
@@ -135,7 +136,7 @@ def _from_folder(folder: Path, written: Mapping[str, Any]) -> PreTrainedModel:
             config=config,
             local_files_only=True,
             attn_implementation="eager",
-            torch_dtype=torch.float32,
+            **float32_weights(from_gguf=False),
         )
     except EarnError:
         raise

@@ -28,6 +28,7 @@ from earn.model.backbones import load_backbone
 from earn.model.families import TINY_BACKBONES, check_backbone, family_of, rotary_of, setting, window_of
 from earn.model.stage import DenseHead, EarlyStage, LateStage
 from earn.model.tokenizer import load_tokenizer
+from earn.model.transformers_versions import TIED_HEAD
 from earn.prompts import Template, prompt_rows
 
 _log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class EarnModel(PreTrainedModel):
     base_model_prefix = "model"
     # The stages compute attention themselves; a backbone that was loaded for another implementation serves as well.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
-    _tied_weights_keys = ["lm_head.weight"]  # type: ignore[assignment]  # noqa: RUF012
+    _tied_weights_keys = TIED_HEAD
 
     def __init__(
         self,

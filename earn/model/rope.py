@@ -13,12 +13,10 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-import transformers
 from transformers import PreTrainedModel
 
 from earn.errors import EarnError
-
-IS_VERSION_4 = transformers.__version__.startswith("4.")
+from earn.model.transformers_versions import IS_5
 
 # RoPE types whose frequencies do not depend on the sequence that is being read.
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
@@ -93,7 +91,7 @@ def correct_yarn(backbone: PreTrainedModel, config: Mapping[str, Any]) -> None:
     """
     settings = rope_by_layer_type(config).get("", {})
     original, factor = settings.get("original_max_position_embeddings"), settings.get("factor")
-    if not IS_VERSION_4 or settings.get("rope_type") != "yarn" or original is None or factor is None:
+    if IS_5 or settings.get("rope_type") != "yarn" or original is None or factor is None:
         return
     stretched = deepcopy(backbone.config)
     stretched.max_position_embeddings = round(factor * original)

@@ -28,6 +28,7 @@ from earn.files import read_json, write_json
 from earn.model.earn_model import EarnModel
 from earn.model.families import sizes_of
 from earn.model.packing import pack
+from earn.model.transformers_versions import warmup
 from earn.settings import TrainSettings
 
 RUN_FOLDER = "run"
@@ -279,7 +280,6 @@ def _arguments(out: Path, settings: TrainSettings) -> TrainingArguments:
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_ratio=settings.warmup,
         weight_decay=settings.weight_decay,
         bf16=settings.bf16,
         seed=settings.seed,
@@ -296,6 +296,7 @@ def _arguments(out: Path, settings: TrainSettings) -> TrainingArguments:
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,  # every parameter has a part in every loss
         use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused on a CPU
+        **warmup(settings.warmup),
     )
     # Trainer would wrap a model in DataParallel, which splits `keep` and `predict` as if they had a batch axis.
     # Several GPUs are for torchrun, with one process each.

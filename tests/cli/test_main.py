@@ -99,7 +99,7 @@ def test_settings_out_of_range_are_refused(option: str, values: tuple[str, ...],
 
 
 @pytest.mark.parametrize(
-    ("package", "extra"), [("torch", "train"), ("sklearn", "train"), ("optimum", "export"), ("onnxruntime", "cpu")]
+    ("package", "extra"), [("torch", "train"), ("sklearn", "train"), ("onnx", "calibrate"), ("onnxruntime", "cpu")]
 )
 def test_a_missing_package_names_its_extra(
     package: str, extra: str, earn: Earn, monkeypatch: pytest.MonkeyPatch

@@ -73,7 +73,7 @@ def test_sizes_and_limits_are_the_models(model: EarnModel) -> None:
 def test_the_tools_that_wrote_it_are_recorded(model: EarnModel) -> None:
     tools = bundle_model(model).manifest.tools
     assert tools["earn-edge"] == earn.__version__
-    for package in ("torch", "transformers", "optimum", "onnx"):
+    for package in ("torch", "transformers", "onnx"):
         assert tools[package] == version(package)
 
 

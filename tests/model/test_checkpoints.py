@@ -17,7 +17,7 @@ from earn.errors import EarnError
 from earn.model.backbones import load_backbone
 from earn.model.earn_model import EarnModel
 from earn.model.families import FAMILIES
-from earn.model.rope import IS_VERSION_4
+from earn.model.transformers_versions import IS_5
 from tests.checkpoints.reference import FILE, POSITIONS, TOKENS, write_folder
 from tests.support import toy_catalog
 
@@ -68,7 +68,7 @@ def test_settings_of_each_type_of_layer_are_read_where_all_layers_are_of_one(tmp
     rope = {"rope_type": "default", "rope_theta": 1e6}
     nested = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 7.0}}
     folder = folder_of("qwen3-theta", tmp_path, rope_parameters=nested)
-    if not IS_VERSION_4:  # transformers 5 itself does not take them for this family
+    if IS_5:  # transformers 5 itself does not take them for this family
         with pytest.raises(EarnError, match="cannot be loaded"):
             load_backbone(folder)
         return

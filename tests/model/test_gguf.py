@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 
 from earn.errors import EarnError
 from earn.model.backbones import load_backbone
+from earn.model.earn_model import EarnModel
 from earn.model.methods import build_model
 from earn.model.tokenizer import load_tokenizer
+from earn.model.transformers_versions import rope_theta
 from tests.support import assert_close, small_backbone, toy_catalog
 
 NAMES = {
@@ -43,7 +45,7 @@ def write_gguf(
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_freq_base(rope_theta(config))
     writer.add_vocab_size(config.vocab_size)
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     writer.add_tensor("token_embd.weight", weights["model.embed_tokens.weight"])
@@ -84,6 +86,9 @@ def test_a_gguf_file_is_the_model_that_it_was_written_from(tmp_path: Path) -> No
     table = model.model.embed_tokens.weight.detach()
     mean, new = table[: backbone.config.vocab_size].mean(0), table[list(model.earn.token_ids)]
     assert (new - mean).std() < 2 * model.config.initializer_range
+    model.save_pretrained(tmp_path / "checkpoint")
+    saved = EarnModel.from_pretrained(tmp_path / "checkpoint")
+    assert_close(table, saved.model.embed_tokens.weight.detach(), 0.0)
 
 
 def test_without_a_tokenizer_there_are_no_words(tmp_path: Path) -> None:
