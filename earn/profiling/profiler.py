@@ -144,14 +144,11 @@ def measure(
         is_late = clock() - started > settings.seconds * len(subjects)
         if is_late and asked >= LEAST_REQUESTS:
             break
-        if asked >= settings.requests and asked % CHECK_EVERY == 0 and _are_tight(measured, settings.tolerance):
-            break
+        if asked >= settings.requests and asked % CHECK_EVERY == 0:
+            totals = [[request.milliseconds for request in requests] for requests in measured]
+            if all(is_tight(values, settings.tolerance) for values in totals):
+                break
     return measured
-
-
-def _are_tight(measured: Sequence[Sequence[Request]], tolerance: float) -> bool:
-    """Whether the medians of all bundles are known well."""
-    return all(is_tight([request.milliseconds for request in requests], tolerance) for requests in measured)
 
 
 def callers_of(
