@@ -103,12 +103,12 @@ def write(
 def _check_engine(args: argparse.Namespace) -> None:
     """Refuses options for engines without one, and engines that are not built."""
     if args.engine == TENSORRT:
-        check_build(args)
-    elif args.engine:
+        return check_build(args)
+    if args.engine:
         raise EarnError(
             f"There is nothing to build for the engine {args.engine!r}. Take {TENSORRT!r}, or leave it out."
         )
-    for name, default in asdict(DEFAULTS).items() if not args.engine else ():
+    for name, default in asdict(DEFAULTS).items():
         if getattr(build_settings(args), name) != default:
             option = name.removesuffix("_bytes").replace("_", "-")
             raise EarnError(f"--{option} is for engines. Give --engine {TENSORRT} too, or leave it out.")

@@ -97,13 +97,13 @@ def load_subjects(folders: Mapping[str, Path], settings: ProfileSettings) -> lis
 
 def check(settings: ProfileSettings, manifest: Manifest, folder: Path) -> None:
     """Raises EarnError where a bundle takes no histories as long, or no search as wide."""
-    limits = manifest.limits
+    history, beams = manifest.limits.history, manifest.limits.beams
     for asked, most, what in (
-        (settings.lengths, limits.history, f"reads the newest {limits.history} items of a history"),
-        (settings.beams, limits.beams, f"searches with {limits.beams} beams at the most"),
+        (max(settings.lengths), history, f"reads the newest {history} items of a history"),
+        (max(settings.beams), beams, f"searches with {beams} beams at the most"),
     ):
-        if max(asked) > most:
-            raise EarnError(f"{folder}: {what}, and {max(asked)} were asked for. Ask for {most} or fewer.")
+        if asked > most:
+            raise EarnError(f"{folder}: {what}, and {asked} were asked for. Ask for {most} or fewer.")
 
 
 def random_histories(catalogs: Sequence[Catalog], lengths: Iterable[int], seed: int) -> dict[int, list[list[str]]]:
@@ -191,8 +191,8 @@ def _window(
 
 def load_all(subjects: Sequence[Subject], histories: Sequence[History], settings: ProfileSettings) -> list[Loading]:
     """What loading takes, in processes of their own, the subjects in turn."""
-    k, beams = min(settings.k, max(settings.beams)), max(settings.beams)
-    options = (settings.engine, settings.threads, histories[:MEMORY_REQUESTS], k, beams)
+    beams, asked = max(settings.beams), histories[:MEMORY_REQUESTS]
+    options = (settings.engine, settings.threads, asked, min(settings.k, beams), beams)
     rounds = [[load_fresh(str(each.folder), *options) for each in subjects] for _ in range(settings.loads)]
     return [summarise(loads) for loads in zip(*rounds, strict=True)]
 
@@ -257,7 +257,7 @@ def _bundle(
     bandwidth: float | None,
 ) -> BundleProfile:
     """The figures of one bundle; `measured` has the requests of each case."""
-    manifest, sizes = subject.manifest, subject.manifest.sizes
+    manifest = subject.manifest
     meter = None if bandwidth is None else LimitMeter(manifest, settings.threads, bandwidth)
     figures = [
         case_of(requests, manifest, items, beams, settings.tolerance, meter)
@@ -267,8 +267,8 @@ def _bundle(
         name=subject.name,
         folder=str(subject.folder),
         precision=manifest.precision,
-        layers=sizes.layers,
-        early_layers=sizes.early_layers,
+        layers=manifest.sizes.layers,
+        early_layers=manifest.sizes.early_layers,
         bundle_bytes=manifest.bundle_bytes,
         weight_bytes=weight_bytes(manifest),
         loading=loading,
