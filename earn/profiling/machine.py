@@ -46,6 +46,7 @@ def this_machine() -> Machine:
     """The record of this machine."""
     from cpuinfo import get_cpu_info
 
+    python = {"python": platform.python_version()}
     return Machine(
         cpu=get_cpu_info().get("brand_raw") or platform.processor() or platform.machine(),
         physical_cores=physical_cores(),
@@ -54,11 +55,7 @@ def this_machine() -> Machine:
         governor=_read(_CPU0 / "cpufreq" / "scaling_governor"),
         load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        versions={
-            "python": platform.python_version(),
-            **_versions("numpy", "onnxruntime"),
-            "earn-edge": earn.__version__,
-        },
+        versions={**python, **_versions("numpy", "onnxruntime"), "earn-edge": earn.__version__},
     )
 
 

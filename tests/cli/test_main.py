@@ -53,11 +53,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "nowhere", "--out", "."], "not empty"),
         (["data", "nowhere"], "nowhere"),
         (["recommend", "nowhere", "--history", "1"], "earn export CKPT --out nowhere"),
-        (["inspect", "nowhere"], "nowhere"),
         (["evaluate", "nowhere", "ml-100k"], "neither a bundle"),
         (["export", "nowhere", "--out", "x"], "there is no checkpoint"),
         (["export", "nowhere", "--out", "x", "--scoring", "best"], "best"),
-        (["quickstart", "--out", "."], "not a quickstart's"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
