@@ -23,7 +23,7 @@ from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.profiling.figures import Call, LimitMeter, Request, case_of, is_tight
 from earn.profiling.loading import load_fresh, summarise
-from earn.profiling.machine import others_busy, this_machine, this_moment
+from earn.profiling.machine import others_busy, this_machine
 from earn.profiling.roofline import check_onnx, memory_bandwidth, weight_bytes
 from earn.profiling.rows import BundleProfile, Callers, Loading, ProfileResult, ProfileSettings
 from earn.runtime.engine import Engine, load_engine
@@ -209,7 +209,7 @@ def profile(
         histories: by their length; see `random_histories`.
         say: told what comes next, `parts(settings)` times.
     """
-    machine, began = this_machine(), this_moment()
+    machine, busy = this_machine(), others_busy()
     longest = histories[max(histories)]
     say(f"Load each bundle {settings.loads} times, in processes of their own")
     loadings = load_all(subjects, longest, settings)
@@ -224,7 +224,7 @@ def profile(
     bandwidth = None if note else memory_bandwidth(settings.threads)
     by_bundle = zip(subjects, loadings, zip(*measured, strict=True), callers, strict=True)
     bundles = [_bundle(*figures, settings, bandwidth) for figures in by_bundle]
-    return ProfileResult(settings, machine, bandwidth, note, others_busy(began, this_moment()), tuple(bundles))
+    return ProfileResult(settings, machine, bandwidth, note, busy(), tuple(bundles))
 
 
 def cases(settings: ProfileSettings) -> list[tuple[int, int]]:
