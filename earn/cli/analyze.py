@@ -36,7 +36,11 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", type=checkpoint_folder, help="folder of earn train")
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
     parser.add_argument(
-        "--users", type=positive, default=ANALYSIS_USERS, metavar="N", help="a sample of users (default: %(default)s)"
+        "--users",
+        type=positive,
+        default=ANALYSIS_USERS,
+        metavar="N",
+        help="a sample of validation users (default: %(default)s)",
     )
     parser.add_argument("--report", metavar="FILE", type=Path, help="write a page with pictures, an .html file")
     parser.add_argument("--json", action="store_true", help="print one JSON object; the table goes to stderr")

@@ -40,7 +40,10 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("-k", type=positive, help="items to recommend (default: 10, or the most that the bundle gives)")
     parser.add_argument(
-        "--beams", type=positive, metavar="N", help="width of the search (default: 20, or the most that it takes)"
+        "--beams",
+        type=positive,
+        metavar="N",
+        help="width of the search (default: 20, or the most that the bundle takes)",
     )
     parser.add_argument("--exclude", type=item_ids, default=[], metavar="IDS", help="items that may not come back")
     parser.add_argument("--exclude-history", action="store_true", help="items of the history may not come back")
