@@ -63,16 +63,16 @@ def run(args: argparse.Namespace) -> int:
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     dataset = load_dataset(args.data)
     dataset.check_items(model.catalog, args.checkpoint)
-    found = analyze(model, dataset.questions(model.catalog, args.users), progress("analyze"))
-    (note if args.json else show)(_text(found))
+    analysis = analyze(model, dataset.questions(model.catalog, args.users), progress("analyze"))
+    (note if args.json else show)(_text(analysis))
     if args.report:
         from earn.report.attention import analysis_page
 
         settings = _settings(args.checkpoint, dataset, model)
-        analysis_page(found, args.checkpoint.resolve().name, settings).write(args.report)
+        analysis_page(analysis, args.checkpoint.resolve().name, settings).write(args.report)
         note(f"Report: {args.report}")
     if args.json:
-        show_json({"checkpoint": str(args.checkpoint), "data": dataset.source, **found.as_json()})
+        show_json({"checkpoint": str(args.checkpoint), "data": dataset.source, **analysis.as_json()})
     return 0
 
 
@@ -88,9 +88,9 @@ def _settings(folder: Path, dataset: Dataset, model: EarnModel) -> list[tuple[st
     ]
 
 
-def _text(found: Analysis) -> str:
+def _text(analysis: Analysis) -> str:
     from earn.model.attention_figures import suggestions_text
     from earn.report.attention import figures_table
 
-    figures = figures_table(found)
-    return "\n".join((table(figures.header, figures.rows), *suggestions_text(found)))
+    figures = figures_table(analysis)
+    return "\n".join((table(figures.header, figures.rows), *suggestions_text(analysis)))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from earn.cli.arguments import Subparsers
     from earn.runtime.recommender import Recommender
 
+NAMES = ("Recall", "NDCG")
+
 
 def add_parser(subparsers: Subparsers) -> None:
     """Declares the command."""
@@ -65,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
         progress("evaluate"),
     )
     figures: dict[str, Any] = {**summarise(ranks), "users": len(ranks)}
-    say = note if args.json else show
-    say(_text(figures))
+    rows = [(f"{name}@{cutoff}", f"{figures[f'{name.lower()}@{cutoff}']:.4f}") for name in NAMES for cutoff in CUTOFFS]
+    (note if args.json else show)(table(("measure", "value"), [*rows, ("users", f"{len(ranks)}")]))
     if args.json:
         show_json(figures)
     return 0
@@ -100,12 +102,3 @@ def load_model(folder: Path, scoring: str | None = None, engine: str = "cpu") ->
     model = EarnModel.from_pretrained(folder)
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     return torch_recommender(model, rule)
-
-
-def _text(figures: dict[str, Any]) -> str:
-    rows = [
-        [f"{name}@{cutoff}", f"{figures[f'{name.lower()}@{cutoff}']:.4f}"]
-        for name in ("Recall", "NDCG")
-        for cutoff in CUTOFFS
-    ]
-    return table(("measure", "value"), [*rows, ["users", f"{figures['users']}"]])

@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
     dataset.check_items(model.catalog, args.checkpoint)
     steps("Export the stages and compare them with torch")
     manifest = write(model, dataset, args.out, args.scoring, args.max_batch, args.max_beams)
-    show(table(("file", "size"), file_rows(manifest)))
+    files = [(name, size(entry.bytes)) for name, entry in manifest.files.items()]
+    show(table(("file", "size"), [*files, ("together", size(manifest.bundle_bytes))]))
     note(f"Largest difference from torch on real histories: {manifest.parity:.1e} of the largest value")
     if args.engine:
         steps("Build TensorRT engines")
@@ -99,24 +100,18 @@ def write(
         return export_bundle(model, out, histories, scoring, max_batch or MAX_BATCH, max_beams or MAX_BEAMS)
 
 
-def file_rows(manifest: Manifest) -> list[tuple[str, str]]:
-    """The bundle's files with their sizes, and the sum."""
-    rows = [(name, size(entry.bytes)) for name, entry in manifest.files.items()]
-    return [*rows, ("together", size(manifest.bundle_bytes))]
-
-
 def _check_engine(args: argparse.Namespace) -> None:
-    if not args.engine:
-        for name, default in asdict(DEFAULTS).items():
-            if getattr(build_settings(args), name) != default:
-                option = name.removesuffix("_bytes").replace("_", "-")
-                raise EarnError(f"--{option} is for engines. Give --engine {TENSORRT} too, or leave it out.")
-        return
-    if args.engine != TENSORRT:
+    """Refuses options for engines without one, and engines that are not built."""
+    if args.engine == TENSORRT:
+        return check_build(args)
+    if args.engine:
         raise EarnError(
             f"There is nothing to build for the engine {args.engine!r}. Take {TENSORRT!r}, or leave it out."
         )
-    check_build(args)
+    for name, default in asdict(DEFAULTS).items():
+        if getattr(build_settings(args), name) != default:
+            option = name.removesuffix("_bytes").replace("_", "-")
+            raise EarnError(f"--{option} is for engines. Give --engine {TENSORRT} too, or leave it out.")
 
 
 def _check_installed() -> None:

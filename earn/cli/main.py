@@ -35,24 +35,14 @@ from earn.errors import EarnError
 # In the order of --help.
 COMMANDS = (quickstart, data, train, evaluate, analyze, export, calibrate, engine, profile, recommend, inspection)
 
-# Optional packages and the extra that installs each.
+# The optional packages that each extra installs.
 EXTRAS = {
-    "torch": "train",
-    "transformers": "train",
-    "accelerate": "train",
-    "safetensors": "train",
-    "sklearn": "train",
-    "scipy": "profile",
-    "cpuinfo": "profile",
-    "psutil": "profile",
-    "threadpoolctl": "train",
-    "gguf": "gguf",
-    "onnx": "calibrate",
-    "onnx_ir": "calibrate",
-    "ml_dtypes": "calibrate",
-    "matplotlib": "report",
-    "jinja2": "report",
-    "onnxruntime": "cpu",
+    "train": ("torch", "transformers", "accelerate", "safetensors", "sklearn", "threadpoolctl"),
+    "profile": ("scipy", "cpuinfo", "psutil"),
+    "gguf": ("gguf",),
+    "calibrate": ("onnx", "onnx_ir", "ml_dtypes"),
+    "report": ("matplotlib", "jinja2"),
+    "cpu": ("onnxruntime",),
 }
 
 
@@ -86,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
+        extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+        if extra is None:
             raise
-        extra = EXTRAS[package]
         return _fail(
             f'This needs {package}. Install it: pip install "earn-edge[{extra}]" (in a clone: -e ".[{extra}]")'
         )

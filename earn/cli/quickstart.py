@@ -181,17 +181,19 @@ def _train_twins(args: argparse.Namespace) -> None:
 def _start_training(options: Sequence[object]) -> subprocess.Popen[str]:
     """`earn train` in a process with one thread, what it prints in one pipe."""
     paths = [path or os.getcwd() for path in sys.path]  # what can be imported here can be imported there
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    output = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8", "TQDM_DISABLE": "1"}
+    environment = {
+        **os.environ,
+        **{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        **{"PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8", "TQDM_DISABLE": "1"},
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "earn.cli.main", "train", *map(str, options)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
-        text=True,
         encoding="utf-8",
         errors="replace",
-        env={**os.environ, **threads, **output},
+        env=environment,
     )
 
 
@@ -282,9 +284,8 @@ def _report(
     example = next((user for user in users if len(user.history) >= SHOWN), users[0])
     history = dataset.histories([example])[0]
     titles = dict(zip(recommender.catalog.item_ids, recommender.catalog.titles, strict=True))
-    show(f"\nUser {example.user} chose last:")
-    for item_id in history[-SHOWN:]:
-        show(f"  {item_id}  {titles[item_id]}")
+    chosen = "\n".join(f"  {item_id}  {titles[item_id]}" for item_id in history[-SHOWN:])
+    show(f"\nUser {example.user} chose last:\n{chosen}")
     show(f"\nEARN recommends:\n{items_table(recommender.recommend(history, k=SHOWN, exclude_history=True))}")
     bundle = shlex.quote(str(args.out / "earn-bundle"))
     note(

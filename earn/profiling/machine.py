@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,15 +18,6 @@ import earn
 
 _CPU0, _STATUS = Path("/sys/devices/system/cpu/cpu0"), Path("/proc/self/status")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}  # of the cache sizes that Linux reports
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Processor time that has been spent, in seconds; see `others_busy`."""
-
-    wall: float
-    all: float  # by all processes and the host, on all processors
-    own: float  # by this process and its children that have ended
 
 
 @dataclass(frozen=True)
@@ -46,6 +38,7 @@ def this_machine() -> Machine:
     """The record of this machine."""
     from cpuinfo import get_cpu_info
 
+    python = {"python": platform.python_version()}
     return Machine(
         cpu=get_cpu_info().get("brand_raw") or platform.processor() or platform.machine(),
         physical_cores=physical_cores(),
@@ -54,11 +47,7 @@ def this_machine() -> Machine:
         governor=_read(_CPU0 / "cpufreq" / "scaling_governor"),
         load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        versions={
-            "python": platform.python_version(),
-            **_versions("numpy", "onnxruntime"),
-            "earn-edge": earn.__version__,
-        },
+        versions={**python, **_versions("numpy", "onnxruntime"), "earn-edge": earn.__version__},
     )
 
 
@@ -98,18 +87,20 @@ def peak_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak << 10
 
 
-def this_moment() -> Moment:
-    """The processor time spent until now."""
+def others_busy() -> Callable[[], float]:
+    """Begins to count; the returned function says how many processors others kept busy since then, on average.
+
+    Others are all processes but this one and its children that have ended, and the host.
+    """
     import psutil
 
-    own, all_times = os.times(), psutil.cpu_times()._asdict()
-    spent = sum(all_times.get(name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
-    return Moment(time.monotonic(), spent, own.user + own.system + own.children_user + own.children_system)
+    def others_spent() -> float:
+        own, times = os.times(), psutil.cpu_times()._asdict()
+        spent: float = sum(times.get(name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+        return spent - (own.user + own.system + own.children_user + own.children_system)
 
-
-def others_busy(since: Moment, until: Moment) -> float:
-    """How many processors other processes and the host kept busy between two moments, on average."""
-    return max(0.0, (until.all - since.all - (until.own - since.own)) / (until.wall - since.wall))
+    began, spent_before = time.monotonic(), others_spent()
+    return lambda: max(0.0, (others_spent() - spent_before) / (time.monotonic() - began))
 
 
 def _read(path: Path) -> str | None:

@@ -23,7 +23,7 @@ from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.profiling.figures import Call, LimitMeter, Request, case_of, is_tight
 from earn.profiling.loading import load_fresh, summarise
-from earn.profiling.machine import others_busy, this_machine, this_moment
+from earn.profiling.machine import others_busy, this_machine
 from earn.profiling.roofline import check_onnx, memory_bandwidth, weight_bytes
 from earn.profiling.rows import BundleProfile, Callers, Loading, ProfileResult, ProfileSettings
 from earn.runtime.engine import Engine, load_engine
@@ -97,13 +97,13 @@ def load_subjects(folders: Mapping[str, Path], settings: ProfileSettings) -> lis
 
 def check(settings: ProfileSettings, manifest: Manifest, folder: Path) -> None:
     """Raises EarnError where a bundle takes no histories as long, or no search as wide."""
-    limits = manifest.limits
+    history, beams = manifest.limits.history, manifest.limits.beams
     for asked, most, what in (
-        (settings.lengths, limits.history, f"reads the newest {limits.history} items of a history"),
-        (settings.beams, limits.beams, f"searches with {limits.beams} beams at the most"),
+        (max(settings.lengths), history, f"reads the newest {history} items of a history"),
+        (max(settings.beams), beams, f"searches with {beams} beams at the most"),
     ):
-        if max(asked) > most:
-            raise EarnError(f"{folder}: {what}, and {max(asked)} were asked for. Ask for {most} or fewer.")
+        if asked > most:
+            raise EarnError(f"{folder}: {what}, and {asked} were asked for. Ask for {most} or fewer.")
 
 
 def random_histories(catalogs: Sequence[Catalog], lengths: Iterable[int], seed: int) -> dict[int, list[list[str]]]:
@@ -144,14 +144,11 @@ def measure(
         is_late = clock() - started > settings.seconds * len(subjects)
         if is_late and asked >= LEAST_REQUESTS:
             break
-        if asked >= settings.requests and asked % CHECK_EVERY == 0 and _are_tight(measured, settings.tolerance):
-            break
+        if asked >= settings.requests and asked % CHECK_EVERY == 0:
+            totals = [[request.milliseconds for request in requests] for requests in measured]
+            if all(is_tight(values, settings.tolerance) for values in totals):
+                break
     return measured
-
-
-def _are_tight(measured: Sequence[Sequence[Request]], tolerance: float) -> bool:
-    """Whether the medians of all bundles are known well."""
-    return all(is_tight([request.milliseconds for request in requests], tolerance) for requests in measured)
 
 
 def callers_of(
@@ -194,8 +191,8 @@ def _window(
 
 def load_all(subjects: Sequence[Subject], histories: Sequence[History], settings: ProfileSettings) -> list[Loading]:
     """What loading takes, in processes of their own, the subjects in turn."""
-    k, beams = min(settings.k, max(settings.beams)), max(settings.beams)
-    options = (settings.engine, settings.threads, histories[:MEMORY_REQUESTS], k, beams)
+    beams, asked = max(settings.beams), histories[:MEMORY_REQUESTS]
+    options = (settings.engine, settings.threads, asked, min(settings.k, beams), beams)
     rounds = [[load_fresh(str(each.folder), *options) for each in subjects] for _ in range(settings.loads)]
     return [summarise(loads) for loads in zip(*rounds, strict=True)]
 
@@ -212,7 +209,7 @@ def profile(
         histories: by their length; see `random_histories`.
         say: told what comes next, `parts(settings)` times.
     """
-    machine, began = this_machine(), this_moment()
+    machine, busy = this_machine(), others_busy()
     longest = histories[max(histories)]
     say(f"Load each bundle {settings.loads} times, in processes of their own")
     loadings = load_all(subjects, longest, settings)
@@ -227,7 +224,7 @@ def profile(
     bandwidth = None if note else memory_bandwidth(settings.threads)
     by_bundle = zip(subjects, loadings, zip(*measured, strict=True), callers, strict=True)
     bundles = [_bundle(*figures, settings, bandwidth) for figures in by_bundle]
-    return ProfileResult(settings, machine, bandwidth, note, others_busy(began, this_moment()), tuple(bundles))
+    return ProfileResult(settings, machine, bandwidth, note, busy(), tuple(bundles))
 
 
 def cases(settings: ProfileSettings) -> list[tuple[int, int]]:
@@ -260,7 +257,7 @@ def _bundle(
     bandwidth: float | None,
 ) -> BundleProfile:
     """The figures of one bundle; `measured` has the requests of each case."""
-    manifest, sizes = subject.manifest, subject.manifest.sizes
+    manifest = subject.manifest
     meter = None if bandwidth is None else LimitMeter(manifest, settings.threads, bandwidth)
     figures = [
         case_of(requests, manifest, items, beams, settings.tolerance, meter)
@@ -270,8 +267,8 @@ def _bundle(
         name=subject.name,
         folder=str(subject.folder),
         precision=manifest.precision,
-        layers=sizes.layers,
-        early_layers=sizes.early_layers,
+        layers=manifest.sizes.layers,
+        early_layers=manifest.sizes.early_layers,
         bundle_bytes=manifest.bundle_bytes,
         weight_bytes=weight_bytes(manifest),
         loading=loading,

@@ -179,20 +179,19 @@ class ProfileResult:
 
     @property
     def noisy(self) -> bool:
-        """Whether a side is."""
-        return any(side.noisy for side in self.bundles)
+        """Whether a bundle is."""
+        return any(bundle.noisy for bundle in self.bundles)
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
-        value = asdict(self)
-        for shown, side in zip(value["bundles"], self.bundles, strict=True):
-            shown["noisy"] = side.noisy
-        rounded: dict[str, Any] = _rounded({**value, "noisy": self.noisy, "disturbed": self.disturbed})
+        """For programs, with figures of six digits."""
+        value = asdict(self) | {"noisy": self.noisy, "disturbed": self.disturbed}
+        for shown, bundle in zip(value["bundles"], self.bundles, strict=True):
+            shown["noisy"] = bundle.noisy
+        rounded: dict[str, Any] = _rounded(value)
         return rounded
 
 
 def _rounded(value: Any) -> Any:
-    """JSON's value with figures of six digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):
@@ -202,6 +201,4 @@ def _rounded(value: Any) -> Any:
 
 def label(stage: str) -> str:
     """A stage's name for people."""
-    if stage.startswith(STEP):
-        return f"decode step {stage.removeprefix(STEP)}"
-    return stage.replace("_", " ")
+    return stage.replace(STEP, "decode step ").replace("_", " ")

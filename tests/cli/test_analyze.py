@@ -49,10 +49,6 @@ def test_the_table_is_the_result_without_json(untrained: dict[str, Path], data: 
     assert f"analyze: {USERS}" in outcome.err
 
 
-def test_a_bundle_is_refused(bundle: Path, data: Path, earn: Earn) -> None:
-    assert "is a bundle, not a checkpoint" in earn("analyze", bundle, data).error
-
-
 def test_data_with_other_items_is_refused(untrained: dict[str, Path], data: Path, earn: Earn, tmp_path: Path) -> None:
     text = (data / "walks.inter").read_text(encoding="utf-8")
     (tmp_path / "walks.inter").write_text(text.replace("\ti3\t", "\tother\t"), encoding="utf-8")
@@ -60,18 +56,22 @@ def test_data_with_other_items_is_refused(untrained: dict[str, Path], data: Path
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("checkpoint", "options", "says"),
     [
-        (("--report", "page.txt"), "ends in .html"),
-        (("--users", "0"), "'0' is not a whole number from 1"),
+        ("earn", ("--report", "page.txt"), "ends in .html"),
+        ("earn", ("--users", "0"), "'0' is not a whole number from 1"),
+        ("nowhere", (), "there is no checkpoint"),
+        ("bundle", (), "is a bundle, not a checkpoint"),
     ],
 )
-def test_bad_options_are_refused(
-    options: tuple[str, ...], says: str, untrained: dict[str, Path], data: Path, earn: Earn
+def test_bad_input_is_refused(
+    checkpoint: str,
+    options: tuple[str, ...],
+    says: str,
+    untrained: dict[str, Path],
+    toy_bundle: Path,
+    data: Path,
+    earn: Earn,
 ) -> None:
-    assert says in earn("analyze", untrained["earn"], data, *options).error
-
-
-def test_what_is_no_checkpoint_is_refused(data: Path, earn: Earn, tmp_path: Path) -> None:
-    assert "there is no checkpoint" in earn("analyze", tmp_path, data).error
-    assert "there is no checkpoint" in earn("analyze", "nowhere", data).error
+    folders = {**untrained, "nowhere": Path("nowhere"), "bundle": toy_bundle}
+    assert says in earn("analyze", folders[checkpoint], data, *options).error

@@ -11,14 +11,8 @@ from earn.manifest import Manifest
 from tests.cli.conftest import USERS, Earn
 
 KEYS = {
-    "precision",
-    "passed",
-    "beam_set_overlap",
-    "top10_overlap",
-    "recall@10",
-    "ndcg@10",
-    "size_ratio",
-    "float_layers",
+    *("precision", "passed", "beam_set_overlap", "top10_overlap"),
+    *("recall@10", "ndcg@10", "size_ratio", "float_layers"),
 }
 
 
@@ -69,26 +63,26 @@ def test_a_bundle_that_fails_is_not_written_unless_forced(
 
 
 def test_bad_input_is_refused(exported: Path, data: Path, earn: Earn, tmp_path: Path) -> None:
-    out = ("--out", tmp_path / "x")
-    assert f"There are {USERS} users, too few for 128" in earn("calibrate", exported, data, *out).error
-    assert "2 samples are too few" in earn("calibrate", exported, data, *out, "--samples", 2).error
-    options = ("--samples", 32)
-    assert "no precision 'fp7'" in earn("calibrate", exported, data, *out, *options, "--precision", "fp7").error
-    assert (
-        "not written for the engine 'cuda'"
-        in earn("calibrate", exported, data, *out, *options, "--engine", "cuda").error
-    )
-    for page in (exported / "page.html", tmp_path / "x" / "page.html"):
-        assert "lies in a bundle" in earn("calibrate", exported, data, *out, *options, "--report", page).error
-    error = earn("calibrate", exported, data, *out, *options, "--method", "percentile").error
-    assert "removed" in error
-    assert "minmax" in error
-    assert "ends in .html" in earn("calibrate", exported, data, *out, *options, "--report", tmp_path / "a.json").error
-    assert "no bundle" in earn("calibrate", tmp_path / "none", data, *out, *options).error
+    def refusal(*options: object, bundle: Path = exported) -> str:
+        return earn("calibrate", bundle, data, "--out", tmp_path / "x", "--samples", 32, *options).error
+
+    for options, says in (
+        (("--samples", 128), f"There are {USERS} users, too few for 128"),
+        (("--samples", 2), "2 samples are too few"),
+        (("--precision", "fp7"), "no precision 'fp7'"),
+        (("--engine", "cuda"), "not written for the engine 'cuda'"),
+        (("--engine", "cuda"), "not written for the engine 'cuda'"),
+        (("--method", "percentile"), "were removed"),
+        (("--method", "percentile"), "minmax"),
+        (("--report", exported / "page.html"), "lies in a bundle"),
+        (("--report", tmp_path / "x" / "page.html"), "lies in a bundle"),
+        (("--report", tmp_path / "a.json"), "ends in .html"),
+    ):
+        assert says in refusal(*options)
+    assert "no bundle" in refusal(bundle=tmp_path / "none")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine.json").write_text("{}")
-    outcome = earn("calibrate", exported, data, *out, *options, "--report", tmp_path / "mine.html")
-    assert "stands where the report's figures go" in outcome.error
+    assert "stands where the report's figures go" in refusal("--report", tmp_path / "mine.html")
 
 
 @pytest.mark.parametrize("name", QUANTIZED)

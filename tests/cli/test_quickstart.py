@@ -58,23 +58,20 @@ def test_a_data_set_too_small_to_calibrate_with_is_no_error(
     assert "left out: There are 90 users, too few" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_second_run_replaces_the_results_of_the_first_alone(tmp_path: Path) -> None:
+def test_a_second_run_replaces_the_results_of_the_first_alone(earn: Earn, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.touch()
+    for folder in (tmp_path, mine):
+        assert "not a quickstart's" in earn("quickstart", "--out", folder).error
+    assert list(tmp_path.iterdir()) == [mine]
     quickstart._empty(tmp_path)
     for name in ("dense-bundle", "earn-checkpoint", "other"):
         (tmp_path / name).mkdir()
-    for name in ("summary.json", "int8-report-failed.html", "mine.txt"):
+    for name in ("summary.json", "int8-report-failed.html"):
         (tmp_path / name).touch()
     quickstart._refuse_foreign_folder(tmp_path)
     quickstart._empty(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {".earn-quickstart", "other", "mine.txt"}
-
-
-def test_a_foreign_folder_is_spared(earn: Earn, tmp_path: Path) -> None:
-    (tmp_path / "earn").mkdir()
-    assert "not a quickstart's" in earn("quickstart", "--out", tmp_path).error
-    assert [path.name for path in tmp_path.iterdir()] == ["earn"]
-    (tmp_path / "file").touch()
-    assert "not a quickstart's" in earn("quickstart", "--out", tmp_path / "file").error
 
 
 def test_a_twin_that_fails_ends_both_with_its_own_words(

@@ -51,21 +51,25 @@ def test_what_the_system_does_not_report(system: Path, monkeypatch: pytest.Monke
 def test_peak_memory_has_the_systems_unit(
     platform: str, unit: int, system: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resource = pytest.importorskip("resource")
+    pytest.importorskip("resource")
     monkeypatch.setattr(sys, "platform", platform)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    monkeypatch.setattr(resource, "getrusage", lambda who: usage)
-    assert machine.peak_bytes() == usage.ru_maxrss * unit
+    monkeypatch.setattr("resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=7))
+    assert machine.peak_bytes() == 7 * unit
     monkeypatch.setitem(sys.modules, "resource", None)
     assert machine.peak_bytes() is None
 
 
-def test_other_processes_take_all_time_but_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("steal", "own", "expected"), [(14.5, 9.0, 0.5), (1.5, 2.0, 0.0)])
+def test_other_processes_take_all_time_but_ours(
+    steal: float, own: float, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     times: dict[str, Any] = {"user": 1.0, "nice": 0.2, "system": 0.3, "idle": 99, "iowait": 9, "steal": 0.5, "guest": 1}
+    ours = SimpleNamespace(user=1.0, system=0.5, children_user=0.0, children_system=0.0)
+    now = iter((100.0, 110.0))
     monkeypatch.setattr(psutil, "cpu_times", lambda: SimpleNamespace(_asdict=lambda: times))
-    before = machine.this_moment()
-    assert before.all == pytest.approx(2.0)  # neither idle, nor waiting, nor counted twice
-    assert before.own > 0
-    later = machine.Moment(before.wall + 10, before.all + 14, before.own + 9)
-    assert machine.others_busy(before, later) == pytest.approx(0.5)
-    assert machine.others_busy(before, machine.Moment(before.wall + 10, before.all + 1, before.own + 2)) == 0
+    monkeypatch.setattr(machine, "os", SimpleNamespace(times=lambda: ours))
+    monkeypatch.setattr(machine, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    busy = machine.others_busy()
+    times |= {"steal": steal, "idle": 150, "iowait": 20, "guest": 7}  # neither idle, nor waiting, nor counted twice
+    ours.children_user = own
+    assert busy() == pytest.approx(expected)

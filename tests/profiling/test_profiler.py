@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -13,15 +13,7 @@ from earn.export.stages import bundle_model
 from earn.manifest import Manifest
 from earn.model.earn_model import EarnModel
 from earn.profiling import figures, profiler
-from earn.profiling.figures import (
-    Call,
-    LimitMeter,
-    Request,
-    case_of,
-    is_tight,
-    median_interval,
-    stages_of,
-)
+from earn.profiling.figures import Call, LimitMeter, Request, case_of, is_tight, median_interval, stages_of
 from earn.profiling.loading import Load, load_fresh, load_here, summarise
 from earn.profiling.profiler import (
     HISTORIES,
@@ -35,7 +27,7 @@ from earn.profiling.profiler import (
     random_histories,
 )
 from earn.profiling.roofline import stage_work
-from earn.profiling.rows import Percentiles, ProfileSettings, label
+from earn.profiling.rows import Loading, Percentiles, ProfileSettings
 from earn.runtime.engine import Engine
 from earn.runtime.memory import HOST, Array
 from earn.runtime.recommender import Recommender
@@ -93,12 +85,23 @@ def request(*calls: tuple[str, float], total: float) -> Request:
     return Request(total, tuple(Call(stage, 3, 5, 1, milliseconds) for stage, milliseconds in calls))
 
 
-def test_a_prompt_that_is_read_in_pieces_is_one_prefill() -> None:
-    sizes = [("early", 200, 5), ("early", 200, 205), ("late", 1, 1), ("early", 8, 405), ("late", 8, 2)]
-    calls = tuple(Call(stage, rows, cached, 1, 10.0 * place) for place, (stage, rows, cached) in enumerate(sizes, 1))
-    found = Request(200.0, calls)
-    assert found.tokens == 405
-    assert found.parts() == {"early_prefill": 30, "late_prefill": 30, "step_1": 90, "search": 50, "total": 200}
+@pytest.mark.parametrize(
+    ("calls", "parts"),
+    [
+        (
+            [("early", 10), ("late", 2), ("early", 4), ("late", 1), ("early", 3), ("late", 0.5)],
+            {"early_prefill": 10, "late_prefill": 2, "step_1": 5, "step_2": 3.5, "search": 4.5, "total": 25},
+        ),
+        (  # a prompt that is read in pieces is one prefill
+            [("early", 4), ("early", 6), ("late", 3), ("early", 4), ("late", 5)],
+            {"early_prefill": 10, "late_prefill": 3, "step_1": 9, "search": 3, "total": 25},
+        ),
+    ],
+)
+def test_a_request_is_taken_apart(calls: list[tuple[str, float]], parts: dict[str, float]) -> None:
+    assert request(*calls, total=25).parts() == parts
+    pieces = Call("early", 200, 5, 1, 1.0), Call("early", 200, 205, 1, 1.0), Call("late", 1, 1, 1, 1.0)
+    assert Request(9.0, (*pieces, Call("early", 8, 405, 8, 1.0))).tokens == 405
 
 
 def test_percentiles() -> None:
@@ -115,11 +118,9 @@ def test_the_medians_interval_is_that_of_the_tables(count: int, rank: int) -> No
 
 def test_a_median_is_tight_when_its_interval_ends_near() -> None:
     assert is_tight([100.0] * 6, 0.0)
-    assert is_tight([95.0, 100.0, 100.0, 100.0, 100.0, 105.0], 0.05)
-    assert not is_tight([94.0, 100.0, 100.0, 100.0, 100.0, 100.0], 0.05)
-    assert not is_tight([100.0, 100.0, 100.0, 100.0, 100.0, 106.0], 0.05)
-    assert not is_tight([100.0] * 5, 0.05)
-    assert not is_tight([], 0.05)
+    assert is_tight([95.0, *[100.0] * 4, 105.0], 0.05)
+    for values in ([94.0, *[100.0] * 5], [*[100.0] * 5, 106.0], [100.0] * 5, []):
+        assert not is_tight(values, 0.05)
 
 
 def test_calls_are_noted_with_their_shapes() -> None:
@@ -131,19 +132,6 @@ def test_calls_are_noted_with_their_shapes() -> None:
     rounded = [replace(call, milliseconds=round(call.milliseconds)) for call in engine.calls]
     assert rounded == [Call("early", 4, 5, 2, 8), Call("late", 2, 0, 1, 3)]
     assert not new.any()  # the engine behind it ran
-
-
-def test_a_request_is_taken_apart() -> None:
-    found = request(("early", 10), ("late", 2), ("early", 4), ("late", 1), ("early", 3), ("late", 0.5), total=25)
-    assert found.parts() == {
-        "early_prefill": 10,
-        "late_prefill": 2,
-        "step_1": 5,
-        "step_2": 3.5,
-        "search": 4.5,
-        "total": 25,
-    }
-    assert found.tokens == 8
 
 
 def test_parts_add_up_and_count_the_requests_that_have_them() -> None:
@@ -210,11 +198,7 @@ def test_what_does_not_settle_ends_in_time_and_is_noisy(manifest: Manifest) -> N
     assert 8 <= len(found) < 100
     assert 1000 <= sum(request.milliseconds for request in found) < 3000
     assert case_of(found, manifest, 2, 4, 0.05).noisy
-
-
-def test_slow_bundles_are_asked_often_enough_for_an_interval(manifest: Manifest) -> None:
-    clock = Clock()
-    slow, _ = subject(manifest, clock, [5000.0])
+    slow, _ = subject(manifest, clock, [5000.0])  # asked often enough for an interval
     assert len(measure([slow], HISTORY, 4, SETTINGS, clock)[0]) == profiler.LEAST_REQUESTS
 
 
@@ -239,19 +223,17 @@ def test_limits_are_those_of_the_median_request(manifest: Manifest, monkeypatch:
     requests = [asked(2), asked(4), asked(3), Request(60.0, asked(2).calls[:2])]
     limits = LimitMeter(manifest, None, bandwidth=1e12)
     case = case_of(requests, manifest, 2, 4, 0.05, limits)
-    early = case.stages["early_prefill"].limit
+    early, late, step = (case.stages[name].limit for name in ("early_prefill", "late_prefill", "step_1"))
     assert early is not None
+    assert late is not None
+    assert step is not None
     work = stage_work(manifest, "early", 9, 3, 1)
     assert (early.rows, early.operations, early.bytes) == (9, work.operations, work.bytes)
     assert early.product_rate == 9e6
     assert early.least_ms == pytest.approx(1000 * work.operations / 9e6)  # this memory is never the limit
     assert early.share == pytest.approx(early.least_ms / 40)
-    step = case.stages["step_1"].limit
-    assert step is not None
     both = stage_work(manifest, "early", 3, 12, 3) + stage_work(manifest, "late", 3, 2, 3)
     assert (step.rows, step.operations, step.bytes) == (3, both.operations, both.bytes)
-    late = case.stages["late_prefill"].limit
-    assert late is not None
     assert case.least_ms == pytest.approx(early.least_ms + late.least_ms + 0.75 * step.least_ms)
     assert case.share == pytest.approx(cast(float, case.least_ms) / 60)
     assert case.stages["search"].limit is case.stages["total"].limit is None
@@ -280,10 +262,12 @@ def test_random_histories_are_of_items_that_all_have() -> None:
 
 def test_what_a_bundle_does_not_take_is_refused(manifest: Manifest) -> None:
     check(replace(SETTINGS, lengths=(1, 6), beams=(8,)), manifest, Path("bundle"))
-    with pytest.raises(EarnError, match="bundle: reads the newest 6 items of a history, and 7 were asked for"):
-        check(replace(SETTINGS, lengths=(1, 7)), manifest, Path("bundle"))
-    with pytest.raises(EarnError, match="bundle: searches with 8 beams at the most"):
-        check(replace(SETTINGS, beams=(9,)), manifest, Path("bundle"))
+    for changed, says in (
+        (replace(SETTINGS, lengths=(1, 7)), "bundle: reads the newest 6 items of a history, and 7 were asked for"),
+        (replace(SETTINGS, beams=(9,)), "bundle: searches with 8 beams at the most"),
+    ):
+        with pytest.raises(EarnError, match=says):
+            check(changed, manifest, Path("bundle"))
 
 
 def test_loads_are_measured_in_processes_of_their_own(toy_bundle: Path) -> None:
@@ -306,17 +290,4 @@ def test_a_load_that_fails_says_why(toy_bundle: Path, tmp_path: Path) -> None:
 
 def test_loads_are_summarised() -> None:
     loads = [Load(1.0, 10.0, 3.0, 5, 6, None), Load(3.0, 30.0, 5.0, 4, 8, None), Load(2.0, 20.0, 4.0, 4, 7, None)]
-    found = asdict(summarise(loads))
-    assert found.pop("ms") == asdict(Percentiles.of([10.0, 20.0, 30.0]))
-    assert found == {
-        "loads": 3,
-        "import_ms": 2.0,
-        "first_request_ms": 4.0,
-        "imported_bytes": 5,
-        "loaded_bytes": 8,
-        "peak_bytes": None,
-    }
-
-
-def test_stages_have_names_for_people() -> None:
-    assert (label("early_prefill"), label("step_2"), label("search")) == ("early prefill", "decode step 2", "search")
+    assert summarise(loads) == Loading(3, 2.0, Percentiles.of([10.0, 20.0, 30.0]), 4.0, 5, 8, None)
