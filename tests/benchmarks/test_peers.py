@@ -30,6 +30,7 @@ def catalog() -> Catalog:
     )
 
 
+@pytest.mark.slow
 def test_it_prints_its_line_of_json(tmp_path: Path) -> None:
     items = catalog()
     index = dict(zip(items.item_ids, items.identifiers, strict=True))
