@@ -119,7 +119,7 @@ class SimulatedCuda:
             }[kind]
             for address, is_device in zip(addresses, on_device, strict=True):
                 assert self.is_device(address, size) == is_device
-            ctypes.memmove(*addresses, size)
+            ctypes.memmove(addresses[0], addresses[1], size)
 
     def cudaStreamSynchronize(self, stream: int) -> None:  # noqa: N802
         self.forbid_captured(stream)
