@@ -123,7 +123,7 @@ def test_with_exclusions_the_bundle_still_recommends_what_the_reference_search_d
     for batch in (1, BATCH):
         for start in range(0, len(numbers), batch):
             chosen = slice(start, start + batch)
-            got = recommender.recommend_batch(histories[chosen], K, WIDE, excluded[chosen], exclude_history=True)
+            got = recommender.recommend_batch(histories[chosen], K, WIDE, best[chosen], exclude_history=True)
             for place, ranked in enumerate(got, start):
                 assert not excluded[place] & {real.catalog.index[item.item_id] for item in ranked}
                 want = [(real.catalog.item_ids[item], score) for item, score in wanted[place]]

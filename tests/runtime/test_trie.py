@@ -91,8 +91,8 @@ def test_exclusions_leave_every_user_what_a_slow_count_says(codes: Codes, data: 
     pairs = [(user, node) for user in range(len(excluded)) for node in range(1, len(trie))]
     pairs = data.draw(st.permutations(pairs))
     want = [
-        sum(one[: len(prefix[node])] == prefix[node] for item, one in enumerate(identifiers) if item not in excluded)
-        for excluded, node in ((excluded[user], node) for user, node in pairs)
+        sum(one[: len(prefix[node])] == prefix[node] for item, one in enumerate(identifiers) if item not in missing)
+        for missing, node in ((excluded[user], node) for user, node in pairs)
     ]
     users, nodes = np.array(pairs).T
     assert exclusions.left(users, nodes).tolist() == want
