@@ -252,6 +252,7 @@ def test_what_breaks_off_does_not_take_the_rest_along(
     assert "tiny fp16 broke off" in said
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trt")
 def test_engines_are_built_measured_and_given_up(
     tmp_path: Path,
@@ -301,6 +302,7 @@ def test_a_machine_without_a_gpu_is_told_so_and_needs_no_exporter() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_all_of_it_but_cuda_runs_on_the_cpu(tmp_path: Path) -> None:
     items = catalog()
     index = dict(zip(items.item_ids, items.identifiers, strict=True))

@@ -199,6 +199,7 @@ def test_bad_input_is_refused(case: Case, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["int8", "mine"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_an_interrupted_calibration_leaves_nothing(case: Case, tmp_path: Path) -> None:
     script = (
@@ -226,6 +227,7 @@ def test_an_interrupted_calibration_leaves_nothing(case: Case, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_dense_model_and_a_small_catalog(tmp_path: Path) -> None:
     """Its late stage is the head alone; of eight items no more than four are compared."""
     model = small_model("tiny-llama", early_layers=4, prefix_registers=0, suffix_registers=0, max_history=6)

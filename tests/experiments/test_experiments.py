@@ -164,6 +164,7 @@ def test_speed_is_that_of_bundles(measured: Path) -> None:
     assert figures["sequence_cache_reduction"] == pytest.approx(1 - 48 / 164, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_bundles_of_earn_are_quantized_and_judged(measured: Path) -> None:
     experiments.main(["smoke", "--out", str(measured), "--quantize"])
     folder = measured / "walks/tiger-toy-llama/earn-k1-seed0"
@@ -244,6 +245,7 @@ def test_a_page_of_half_a_grid_is_a_page() -> None:
     assert "EARN, k = 2 of 8" in text
 
 
+@pytest.mark.slow
 def test_a_failed_training_is_said_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +263,7 @@ def test_a_failed_training_is_said_and_counted(
     assert "1 processes failed" in said
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_ended_ends_its_trainings(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments", "smoke", "--out", str(tmp_path), "--jobs", "2"]
     scheduler = subprocess.Popen([*command, "--threads", "1"], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE)
