@@ -53,7 +53,8 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         "--backbone",
         default="tiny-llama",
         metavar="NAME|PATH",
-        help="tiny-llama, tiny-qwen2, tiny-qwen3 (from scratch), a Hugging Face folder or a GGUF file "
+        help="from scratch: tiny-llama, -qwen2, -qwen3, -mistral, -granite, -smollm3, -gemma3; or a Hugging Face "
+        "folder, or a GGUF file "
         "(default: %(default)s)",
     )
     group.add_argument(
