@@ -38,7 +38,9 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 2,
 }
 # Beside SMALL, what a family needs so that so few layers show all that it does.
-OWN_SIZES: Mapping[str, Mapping[str, Any]] = {"tiny-gemma3": {"layer_types": ["sliding_attention", "full_attention"] * 2}}
+OWN_SIZES: Mapping[str, Mapping[str, Any]] = {
+    "tiny-gemma3": {"layer_types": ["sliding_attention", "full_attention"] * 2}
+}
 NEAR_TIE = 1e-6  # relative difference of scores below which fp32 cannot tell them apart
 
 # Identifiers of 2 to 4 tokens: "0" and "4" share one, "1" ends a chain without branches, "2" and "3" part at the end.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def generated(model: EarnModel, histories: list[list[int]]) -> list[list[tuple[i
     """The beams that generate ends with, as (item, score), of histories of one length."""
     prompts = torch.tensor([prompt_of(model, history) for history in histories])
     trie, identifiers, length = build_trie(model.identifiers), model.identifiers, prompts.shape[1]
-    output = model.backbone.eval().generate(  # type: ignore[operator]
+    output = model.backbone.eval().generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
         num_beams=BEAMS,
@@ -59,8 +60,7 @@ def generated(model: EarnModel, histories: list[list[int]]) -> list[list[tuple[i
     "family", [name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TINY_BACKBONES]
 )
 def test_a_bundle_recommends_what_hugging_face_generates(family: str, tmp_path: Path) -> None:
-    no_registers = {"prefix_registers": 0, "suffix_registers": 0}
-    model = small_model(family, equally_long_catalog(), max_history=LONGEST, **no_registers)
+    model = small_model(family, equally_long_catalog(), max_history=LONGEST, prefix_registers=0, suffix_registers=0)
     by_length: dict[int, list[list[int]]] = defaultdict(list)
     for history in histories_of(model.catalog, HISTORIES, LONGEST):
         by_length[len(history)].append(history)
@@ -69,6 +69,6 @@ def test_a_bundle_recommends_what_hugging_face_generates(family: str, tmp_path: 
     for histories in by_length.values():
         for history, want in zip(histories, generated(model, histories), strict=True):
             got = pairs(recommender.recommend(list(map(str, history)), BEAMS, BEAMS))
-            agreement.add(str(history), want, got, lambda history=history: closest_call(model, history, BEAMS, "vocab"))
+            agreement.add(str(history), want, got, partial(closest_call, model, history, BEAMS, "vocab"))
     assert agreement.lists == HISTORIES
     agreement.check()
