@@ -81,8 +81,8 @@ def _load_gguf(path: Path) -> PreTrainedModel:
         check_backbone(config, str(path))
         if family_of(config).has_partial_rotary:
             raise EarnError(
-                f"{path}: transformers does not read of GGUF files which part of each head a {config.model_type!r} model "
-                "turns by position. Take the Hugging Face folder."
+                f"{path}: transformers does not read of GGUF files which part of each head a {config.model_type!r} "
+                "model turns by position. Take the Hugging Face folder."
             )
         backbone: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             **where, config=config, attn_implementation="eager", **float32_weights(from_gguf=True)
