@@ -1,10 +1,15 @@
-"""Writes a bundle: exports both stages, checks them on real histories against torch, and only then puts it in place."""
+"""Writes a bundle: exports both stages, checks them, and only then puts it in place.
+
+The stages are held to Hugging Face's own forward pass (`earn.model.family_check`), and the graphs, on real histories,
+to the stages.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 
@@ -16,6 +21,8 @@ from earn.export.weights import EXTERNAL_DATA_BYTES
 from earn.files import folder_written_whole
 from earn.manifest import Manifest, refuse_foreign_folder
 from earn.model.earn_model import EarnModel
+from earn.model.family_check import check_stages
+from earn.model.stage import EarlyStage, LateStage
 from earn.runtime.engine import load_engine
 
 
@@ -38,12 +45,15 @@ def export_bundle(
         external_data_bytes: weights beyond this stand in a file beside the graph.
 
     Raises:
-        EarnError: the graphs differ from torch (nothing is written then), or `out` is something else than a bundle.
+        EarnError: the stages differ from Hugging Face's own code or the graphs from torch (nothing is written then), or
+            `out` is something else than a bundle.
     """
     out = Path(out)
     refuse_foreign_folder(out)
     nn.Module.to(model, "cpu")  # where the example is that gets traced
     bundle = bundle_model(model, scoring, max_batch, max_beams)
+    early, late = cast(EarlyStage, bundle.stages["early"]), cast(LateStage, bundle.stages["late"])
+    check_stages(model.backbone, early, late, bundle.embedded, bundle.predicted)
     with folder_written_whole(out) as folder:
         export_stages(bundle, model.config, folder, external_data_bytes)
         model.catalog.save(folder / CATALOG_FILE)

@@ -34,6 +34,8 @@ class BundleModel:
 
     stages: Mapping[str, EarlyStage | LateStage]
     manifest: Manifest  # without files
+    embedded: Sequence[int]  # the model's token of each row of the early stage's embedding
+    predicted: Sequence[int]  # the model's token of each logit of the late stage
 
 
 def bundle_model(
@@ -73,7 +75,7 @@ def bundle_model(
     )
     for stage in stages.values():
         stage.eval()
-    return BundleModel(stages, manifest)
+    return BundleModel(stages, manifest, embedded, predicted)
 
 
 class TorchEngine:

@@ -37,6 +37,10 @@ SMALL: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+# Beside SMALL, what a family needs so that so few layers show all that it does.
+OWN_SIZES: Mapping[str, Mapping[str, Any]] = {
+    "tiny-gemma3": {"layer_types": ["sliding_attention", "full_attention"] * 2}
+}
 NEAR_TIE = 1e-6  # relative difference of scores below which fp32 cannot tell them apart
 
 # Identifiers of 2 to 4 tokens: "0" and "4" share one, "1" ends a chain without branches, "2" and "3" part at the end.
@@ -45,7 +49,7 @@ TOY = ("a0 b0", "a1 b0 c0", "a2 b0 c0 d0", "a2 b0 c0 d1", "a0 b0", "a2 b1 c1 d0"
 
 def small_backbone(name: str, seed: int = 0, **sizes: Any) -> PreTrainedModel:
     head = {"head_dim": 16} if "head_dim" in TINY_BACKBONES[name].tiny_sizes else {}
-    return load_backbone(name, seed, {**SMALL, **head, **sizes})
+    return load_backbone(name, seed, {**SMALL, **head, **OWN_SIZES.get(name, {}), **sizes})
 
 
 def scramble(module: nn.Module, seed: int = 1, spread: float = 0.7) -> None:

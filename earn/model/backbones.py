@@ -30,7 +30,7 @@ from earn.model.checkpoint_files import (
     read_config,
     stored_tensors,
 )
-from earn.model.families import FAMILIES, TINY_BACKBONES, check_backbone
+from earn.model.families import FAMILIES, TINY_BACKBONES, check_backbone, family_of
 from earn.model.family_check import check_family
 from earn.model.gguf_files import check_gguf, is_gguf
 from earn.model.rope import check_rope, correct_yarn, in_dialect_of_version_4
@@ -79,6 +79,11 @@ def _load_gguf(path: Path) -> PreTrainedModel:
         }
         config = AutoConfig.from_pretrained(**where)
         check_backbone(config, str(path))
+        if family_of(config).has_partial_rotary:
+            raise EarnError(
+                f"{path}: transformers does not read of GGUF files which part of each head a {config.model_type!r} "
+                "model turns by position. Take the Hugging Face folder."
+            )
         backbone: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             **where, config=config, attn_implementation="eager", **float32_weights(from_gguf=True)
         )

@@ -42,6 +42,8 @@ class EarnModel(PreTrainedModel):
     Parameters carry the backbone's own names, so a checkpoint also loads as the plain Hugging Face model.
     """
 
+    backbone: PreTrainedModel  # the plain Hugging Face model, which shares the parameters and writes the checkpoint
+
     base_model_prefix = "model"
     # The stages compute attention themselves; a backbone that was loaded for another implementation serves as well.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
@@ -78,8 +80,8 @@ class EarnModel(PreTrainedModel):
         self.earn = earn
         self.catalog = catalog
         self.tokenizer = tokenizer
-        # Not a submodule: it only lends its class to writing the checkpoint.
-        object.__setattr__(self, "_backbone", backbone)
+        # Not a submodule: that would name every parameter twice.
+        object.__setattr__(self, "backbone", backbone)
 
     @classmethod
     def from_backbone(
@@ -164,7 +166,7 @@ class EarnModel(PreTrainedModel):
         """
         if not dense.is_dense or dense.earn.prefix_ids or dense.earn.suffix_ids:
             raise EarnError("The model is not dense: it has late layers or registers. Train one with --dense.")
-        backbone, tokenizer = cast(PreTrainedModel, dense._backbone), dense.tokenizer
+        backbone, tokenizer = dense.backbone, dense.tokenizer
         registers = _register_tokens(prefix_registers, suffix_registers)
         register_ids = _add_tokens(backbone, tokenizer, registers, seed, around_mean=True)
         bos = _bos(backbone, tokenizer) if prefix_registers else ()
@@ -254,8 +256,7 @@ class EarnModel(PreTrainedModel):
         """Writes the checkpoint folder; `settings` go to Hugging Face's own save_pretrained."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        backbone = cast(PreTrainedModel, self._backbone)
-        backbone.save_pretrained(folder, **settings)
+        self.backbone.save_pretrained(folder, **settings)
         self.catalog.save(folder / CATALOG_FILE)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)

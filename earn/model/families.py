@@ -17,6 +17,7 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -25,6 +26,7 @@ from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config
 
 from earn.errors import EarnError
 from earn.model.rope import check_rope, rope_by_layer_type
+from earn.model.transformers_versions import rotary_share
 from earn.specs import Sizes
 
 _TINY: Mapping[str, Any] = {
@@ -51,6 +53,8 @@ class Family:
     has_head_norms: bool = False  # queries and keys are normalised head by head
     has_output_norms: bool = False  # what attention and MLP add is normalised too, and the MLP's input by another norm
     has_rotary_by_layer_type: bool = False  # full and sliding layers turn by other angles
+    has_partial_rotary: bool = False  # only the first elements of a head may be turned
+    has_joined_projections: bool = False  # q, k and v are one linear layer, and so are gate and up (see joined)
     embedding_multiplier: str = ""  # the setting by which embeddings are multiplied, "" where they are not
     residual_multiplier: str = ""  # the setting by which what attention and MLP add is multiplied
     logits_divisor: str = ""  # the setting by which logits are divided
@@ -79,6 +83,13 @@ FAMILIES: Mapping[str, Family] = {
             has_head_norms=True,
             has_output_norms=True,
             has_rotary_by_layer_type=True,
+        ),
+        Family(
+            Phi3Config,
+            "tiny-phi3",
+            {**_TINY, "partial_rotary_factor": 0.75, "pad_token_id": None},
+            has_partial_rotary=True,
+            has_joined_projections=True,
         ),
     )
 }
@@ -110,13 +121,20 @@ def check_backbone(config: PretrainedConfig, where: str = "The backbone") -> Non
     check_rope(settings, where)
     factors = {settings.get("partial_rotary_factor")}
     factors |= {rope.get("partial_rotary_factor") for rope in rope_by_layer_type(settings).values()}
-    if partial := factors - {None, 1.0}:
+    partial = set() if family_of(config).has_partial_rotary else factors - {None, 1.0}
+    if partial:
         raise EarnError(
             f"{where}: turns {partial.pop():.0%} of each head by position (partial_rotary_factor), which models of the "
             f"family {config.model_type!r} do not compute. Take the folder as its author wrote it."
         )
     if unknown := [name for name in UNKNOWN_TO_STAGES if settings.get(name)]:
         raise EarnError(f"{where}: {unknown[0]} is {settings[unknown[0]]!r}, which is not supported.")
+
+
+def turned_size(config: PretrainedConfig) -> int:
+    """How many elements of a head, from its first on, are turned by position."""
+    share = rotary_share(config) if family_of(config).has_partial_rotary else 1.0
+    return int(head_size(config) * share)
 
 
 def rotary_of(model: nn.Module) -> nn.Module:
@@ -149,6 +167,12 @@ def window_of(config: PretrainedConfig) -> int | None:
     return window
 
 
+def head_size(config: PretrainedConfig) -> int:
+    """Elements of a head."""
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return size
+
+
 def sizes_of(config: PretrainedConfig, early_layers: int, embedding_rows: int, logits: int) -> Sizes:
     """The fixed sizes of a model with this backbone."""
     return Sizes(
@@ -159,7 +183,7 @@ def sizes_of(config: PretrainedConfig, early_layers: int, embedding_rows: int, l
         intermediate=config.intermediate_size,
         heads=config.num_attention_heads,
         key_value_heads=config.num_key_value_heads,
-        head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        head_size=head_size(config),
         embedding_rows=embedding_rows,
         logits=logits,
     )

@@ -1,11 +1,14 @@
 """Compares what the stages compute with what Hugging Face's own forward pass computes, on a few random tokens.
 
-The comparison of an export holds graphs to the stages. This one holds the stages to the family's own code, so that a
-family whose layers do something that the stages do not know is refused instead of answered wrongly.
+The parity of an export holds graphs to the stages. This check holds the stages to the family's own code, so that a
+family whose layers do something that the stages do not know is refused instead of answered wrongly: whenever weights
+are loaded, and again before a bundle is written, with the very stages that it is made of.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -15,33 +18,56 @@ from transformers import PreTrainedModel
 from earn.config import MASKED
 from earn.errors import EarnError
 from earn.model.families import family_of, rotary_of, setting
-from earn.model.stage import DenseHead, EarlyStage
+from earn.model.stage import DenseHead, EarlyStage, LateStage
 
-TOKENS = 12
+SEQUENCES, TOKENS = 2, 12
 TOLERANCE = 1e-3  # of the logits' standard deviation
 SMALLEST_SPREAD = 0.1  # of the largest logit: a vocabulary of one token has no deviation
 
 
-@torch.no_grad()
 def check_family(backbone: PreTrainedModel, where: str = "The backbone") -> float:
+    """Checks all layers of a backbone as one stage; see `check_stages`."""
+    model, family = cast(Any, backbone.model), family_of(backbone.config)
+    multiplier, divisor = (setting(backbone.config, it) for it in (family.embedding_multiplier, family.logits_divisor))
+    early = EarlyStage(model.layers, rotary_of(model), model.embed_tokens, multiplier)
+    late = DenseHead([], early.rotary, model.norm, cast(nn.Module, backbone.lm_head), divisor)
+    rows = range(backbone.config.vocab_size)
+    return check_stages(backbone, early, late, rows, rows, where)
+
+
+@torch.no_grad()
+def check_stages(
+    backbone: PreTrainedModel,
+    early: EarlyStage,
+    late: LateStage,
+    embedded: Sequence[int],
+    predicted: Sequence[int],
+    where: str = "The model",
+) -> float:
     """The largest difference of any logit as a share of their standard deviation, at near and at far positions.
+
+    Args:
+        backbone: the model whose layers the stages hold.
+        early, late: stages that together are all of its layers; every row goes on from one to the other.
+        embedded: the backbone's token of each row of the early stage's embedding.
+        predicted: the backbone's token of each logit of the late stage.
 
     Raises:
         EarnError: it is larger than TOLERANCE.
     """
-    was_training = backbone.training
-    backbone.eval()
-    config, device = backbone.config, backbone.device
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, config.vocab_size, (1, TOKENS), generator=generator).to(device)
-    last = config.max_position_embeddings - 1
+    rows = torch.randint(0, len(embedded), (SEQUENCES, TOKENS), generator=generator)
+    tokens = torch.tensor(embedded)[rows]
+    last = backbone.config.max_position_embeddings - 1
     far = torch.linspace(0, last, TOKENS).long() if last >= TOKENS else torch.arange(TOKENS)
     worst = 0.0
-    for positions in (torch.arange(TOKENS), far):
-        theirs, ours = _both(backbone, tokens, positions[None].to(device))
-        scale = max(float(theirs.std()), SMALLEST_SPREAD * float(theirs.abs().max()))
-        worst = max(worst, float((ours - theirs).abs().max()) / (scale or 1.0))
-    backbone.train(was_training)
+    with _plainly_evaluated(backbone):
+        for each in (torch.arange(TOKENS), far):
+            positions = each.expand(SEQUENCES, TOKENS)
+            theirs = _theirs(backbone, tokens, positions)[..., list(predicted)]
+            ours = _ours(early, late, rows.to(backbone.device), positions.to(backbone.device), backbone.dtype)
+            scale = max(float(theirs.std()), SMALLEST_SPREAD * float(theirs.abs().max()))
+            worst = max(worst, float((ours - theirs).abs().max()) / (scale or 1.0))
     if not worst <= TOLERANCE:  # also true of nan
         raise EarnError(
             f"{where}: the stages compute other logits than Hugging Face's own code, by {worst:.2g} of their spread. "
@@ -50,20 +76,37 @@ def check_family(backbone: PreTrainedModel, where: str = "The backbone") -> floa
     return worst
 
 
-def _both(backbone: PreTrainedModel, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [1,m,v] of Hugging Face's forward pass and of the stages, in float32."""
-    rows = tokens.shape[1]
-    blocked = torch.triu(torch.ones(rows, rows, dtype=torch.bool, device=tokens.device), diagonal=1)[None, None]
+@contextmanager
+def _plainly_evaluated(backbone: PreTrainedModel) -> Iterator[None]:
+    """Without dropout, and with attention as the family's own code writes it down."""
+    config, was_training = backbone.config, cast(nn.Module, backbone.model).training
+    implementation = config._attn_implementation
+    config._attn_implementation = "eager"
+    backbone.eval()
+    try:
+        yield
+    finally:
+        config._attn_implementation = implementation
+        backbone.train(was_training)
+
+
+def _theirs(backbone: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tensor:
+    """Logits [b,m,v] of Hugging Face's forward pass, in float32."""
     # Given whole, for a gap between positions would be taken for the start of another sequence.
-    mask = torch.zeros(1, 1, rows, rows, dtype=backbone.dtype, device=tokens.device)
-    mask = mask.masked_fill(blocked, torch.finfo(backbone.dtype).min)
+    mask = _causal(torch.finfo(backbone.dtype).min, backbone.dtype).expand(len(tokens), 1, TOKENS, TOKENS)
+    tokens, positions, mask = (it.to(backbone.device) for it in (tokens, positions, mask))
     answer: Any = backbone(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)
-    model = cast(Any, backbone.model)
-    family = family_of(backbone.config)
-    multiplier, divisor = (setting(backbone.config, it) for it in (family.embedding_multiplier, family.logits_divisor))
-    early = EarlyStage(model.layers, rotary_of(model), model.embed_tokens, multiplier)
-    every = torch.arange(rows, device=tokens.device)
-    bias = torch.where(blocked, MASKED, 0.0).to(backbone.dtype)
-    hidden, _ = early.run(early.embed(tokens), positions, bias, None, every)
-    late = DenseHead([], early.rotary, model.norm, cast(nn.Module, backbone.lm_head), divisor)
-    return answer.logits.float(), late(hidden, every)["logits"].float()
+    return cast(Tensor, answer.logits.float())
+
+
+def _ours(early: EarlyStage, late: LateStage, rows: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor:
+    """Logits [b,m,v] of the stages, in float32."""
+    every, bias = torch.arange(TOKENS, device=rows.device), _causal(MASKED, dtype).to(rows.device)
+    hidden, _ = early.run(early.embed(rows), positions, bias, None, every)
+    hidden, _ = late.run(hidden, positions, bias, None, every)
+    return late.read_off(hidden).float()
+
+
+def _causal(masked: float, dtype: torch.dtype) -> Tensor:
+    """What is added to attention scores [1,1,m,m], so that each row sees itself and those before it."""
+    return torch.full((TOKENS, TOKENS), masked, dtype=dtype).triu(1)[None, None]

@@ -21,6 +21,11 @@ from earn.model.transformers_versions import IS_5
 # RoPE types whose frequencies do not depend on the sequence that is being read.
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
+# What else there is to take, by the RoPE type that is refused; "su" is an older name of longrope.
+ADVICE: Mapping[str, str] = dict.fromkeys(
+    ("longrope", "su"), " Take a model of the family that was trained without it, such as Phi-3-mini-4k of Phi-3."
+)
+
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -30,7 +35,8 @@ def rope_by_layer_type(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     nested = {kind: dict(given[kind]) for kind in LAYER_TYPES if isinstance(given.get(kind), Mapping)}
     by_type = nested or {"": given}
     for settings in by_type.values():
-        settings["rope_type"] = settings.pop("type", None) or settings.get("rope_type", "default")
+        older = settings.pop("type", None)
+        settings["rope_type"] = settings.get("rope_type") or older or "default"
     return by_type
 
 
@@ -45,7 +51,7 @@ def check_rope(config: Mapping[str, Any], where: str) -> None:
         if kind not in STATIC_ROPE:
             raise EarnError(
                 f"{where}: the rotary embedding is of type {kind!r}, whose angles depend on more than a token's "
-                f"position. Supported are: {', '.join(STATIC_ROPE)}."
+                f"position. Supported are: {', '.join(STATIC_ROPE)}.{ADVICE.get(kind, '')}"
             )
 
 

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PretrainedConfig
 
-from earn.model.families import Family, family_of, setting
+from earn.model.families import Family, family_of, setting, turned_size
+from earn.model.joined import name_parts
 
 KeyValues = Sequence[tuple[Tensor, Tensor]]  # keys and values per layer, each [s,b,g,e]
 Rotation = tuple[Tensor, Tensor] | None  # cosines and sines, each [b,m,1,e]; None: heads are not turned
@@ -43,6 +44,9 @@ class Stage(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.rotary = rotary
+        for layer in self.layers:
+            if layer_family(layer).has_joined_projections:
+                name_parts(layer)
 
     def run(
         self,
@@ -179,10 +183,16 @@ def run_layer(
         added = cast(nn.Module, layer.post_attention_layernorm)(added)
     hidden = hidden + _dropped(scaled(added, multiplier), layer)
     before_mlp = layer.pre_feedforward_layernorm if family.has_output_norms else layer.post_attention_layernorm
-    added = cast(nn.Module, layer.mlp)(cast(nn.Module, before_mlp)(hidden))
+    added = _gated(cast(nn.Module, layer.mlp), cast(nn.Module, before_mlp)(hidden))
     if family.has_output_norms:
         added = cast(nn.Module, layer.post_feedforward_layernorm)(added)
     return hidden + _dropped(scaled(added, multiplier), layer), (key, value)
+
+
+def _gated(mlp: nn.Module, normed: Tensor) -> Tensor:
+    """What the MLP makes of normed rows [b,m,d]."""
+    act, gate, up, down = (cast(nn.Module, getattr(mlp, it)) for it in ("act_fn", "gate_proj", "up_proj", "down_proj"))
+    return cast(Tensor, down(act(gate(normed)) * up(normed)))
 
 
 def layer_family(layer: nn.Module) -> Family:
@@ -223,7 +233,8 @@ def projected(attention: nn.Module, normed: Tensor, which: str, rotation: Rotati
     Queries and keys are normalised where the family does so (Qwen3) and turned by their positions, all at once. The
     projections stand side by side, so that the export can make one linear layer of them.
     """
-    e = cast(int, attention.head_dim)
+    e, config = cast(int, attention.head_dim), cast(PretrainedConfig, attention.config)
+    half = turned_size(config) // 2
     layers = [cast(nn.Linear, getattr(attention, f"{name}_proj")) for name in which]
     heads = [layer.out_features // e for layer in layers]
     b, m, _ = normed.shape
@@ -231,15 +242,15 @@ def projected(attention: nn.Module, normed: Tensor, which: str, rotation: Rotati
     rows = side_by_side[0] if len(which) == 1 else torch.cat(side_by_side, dim=-1)
     rows = rows.view(b, m, sum(heads), e)
     turned = len(which.removesuffix("v"))  # how many of them know their position
-    if family_of(cast(PretrainedConfig, attention.config)).has_head_norms:
+    if family_of(config).has_head_norms:
         parts = list(rows.split(heads, dim=2))
         for index, name in enumerate(which[:turned]):
             parts[index] = getattr(attention, f"{name}_norm")(parts[index])
         rows = parts[0] if len(which) == 1 else torch.cat(parts, dim=2)
     if which == "q":
-        return (rotate(rows, rotation, e // 2),)
+        return (rotate(rows, rotation, half, e),)
     rows, value = rows.split([sum(heads[:turned]), heads[-1]], dim=2)
-    return (*rotate(rows, rotation, e // 2).split(heads[:turned], dim=2), value)
+    return (*rotate(rows, rotation, half, e).split(heads[:turned], dim=2), value)
 
 
 def attend(
@@ -294,10 +305,18 @@ def rotary_rotation(rotary: nn.Module, position_ids: Tensor, kind: str | None = 
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
-def rotate(heads: Tensor, rotation: Rotation, half: int) -> Tensor:
-    """Turns each pair (i, i + half) of a head [b,m,heads,e] by its position's angle; half is e/2."""
+def rotate(heads: Tensor, rotation: Rotation, half: int, size: int) -> Tensor:
+    """Turns each pair (i, i + half) of a head [b,m,heads,e] by its position's angle, and leaves what lies behind them.
+
+    Args:
+        half: how many pairs there are.
+        size: e, as a number: a trace would compute it.
+    """
     if rotation is None:
         return heads
+    if size > 2 * half:
+        turned, rest = heads.split([2 * half, size - 2 * half], dim=-1)
+        return torch.cat((rotate(turned, rotation, half, 2 * half), rest), dim=-1)
     cos, sin = rotation
     first, second = heads.split(half, dim=-1)
     return heads * cos + torch.cat((second, first), dim=-1) * sin

@@ -79,9 +79,13 @@ CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             },
         },
     ),
-    "phi3": (
+    "phi3": ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+    "phi3-partial": (
         "phi3",
-        {"partial_rotary_factor": 0.5, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        {
+            "sliding_window": 512,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.75},
+        },
     ),
 }
 

@@ -183,7 +183,7 @@ def test_a_cut_is_the_model_with_a_smaller_k() -> None:
     model = model_of(early_layers=3)
     asked = questions(model)
     for k, loss in enumerate(analyze(model, asked).cut, 1):
-        smaller = EarnModel(model._backbone, replace(model.earn, early_layers=k), model.catalog)  # type: ignore[arg-type]
+        smaller = EarnModel(model.backbone, replace(model.earn, early_layers=k), model.catalog)
         assert loss == pytest.approx(naive_loss(smaller, asked), rel=1e-5)
 
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, models
 
 from earn.config import MASKED
 from earn.errors import EarnError
 from earn.model.backbones import load_backbone
 from earn.model.earn_model import EarnModel
 from earn.model.families import FAMILIES
+from earn.model.training import train
 from earn.model.transformers_versions import IS_5
+from earn.settings import TrainSettings
 from tests.checkpoints.reference import FILE, POSITIONS, TOKENS, write_folder
 from tests.support import toy_catalog
 
@@ -174,19 +181,92 @@ def test_a_padded_vocabulary_is_told_with_its_remedy(tmp_path: Path) -> None:
         load_backbone(folder_of("llama-theta", tmp_path, vocab_size=30))
 
 
-def test_a_family_that_is_not_known_is_refused_and_no_code_is_run(tmp_path: Path) -> None:
-    mark = tmp_path / "was run"
-    code = f"open({str(mark)!r}, 'w')\n"
-    for number, settings in enumerate(({"model_type": "mine"}, {})):
+def folders_with_code(parent: Path) -> tuple[Path, Path, Path]:
+    """Folders of an unknown and a known family that bring code for all that is read of them, and what it writes."""
+    mark, folders = parent / "was run", []
+    for name, settings in (("unknown", {"model_type": "mine"}), ("known", {})):
         mapping = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.MineModel"}
-        folder = folder_of("llama-theta", tmp_path / str(number), auto_map=mapping, **settings)
-        (folder / "mine.py").write_text(code)
-        if settings:
-            with pytest.raises(EarnError, match="holds a 'mine' model"):
-                load_backbone(folder)
-        else:
-            load_backbone(folder)
+        folder = folder_of("llama-theta", parent / name, auto_map=mapping, **settings)
+        Tokenizer(models.WordLevel({"<s>": 0, "<unk>": 1}, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
+        classes = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", "mine.Mine"]}}
+        (folder / "tokenizer_config.json").write_text(json.dumps({**classes, "unk_token": "<unk>"}))
+        (folder / "mine.py").write_text(f"open({str(mark)!r}, 'w')\n")
+        folders.append(folder)
+    return folders[0], folders[1], mark
+
+
+def test_a_family_that_is_not_known_is_refused_and_no_code_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", asked.append)
+    unknown, known, mark = folders_with_code(tmp_path)
+    with pytest.raises(EarnError, match="holds a 'mine' model"):
+        EarnModel.from_backbone(unknown, toy_catalog(), max_history=3)
+    EarnModel.from_backbone(known, toy_catalog(), max_history=3)
+    assert not asked
     assert not mark.exists()
+
+
+LOAD_BOTH = """
+import sys
+from earn.errors import EarnError
+from earn.model.earn_model import EarnModel
+from tests.support import toy_catalog
+assert sys.stdin.isatty() and sys.stdout.isatty()
+for folder in sys.argv[1:]:
+    try:
+        EarnModel.from_backbone(folder, toy_catalog(), max_history=3)
+    except EarnError as error:
+        print("refused:", error)
+    else:
+        print("read")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_nobody_is_asked_at_a_terminal_whether_a_folders_code_may_run(tmp_path: Path) -> None:
+    import pty
+
+    *folders, mark = folders_with_code(tmp_path)
+    ours, theirs = pty.openpty()
+    script, said = [sys.executable, "-c", LOAD_BOTH, *map(str, folders)], b""
+    with subprocess.Popen(script, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+        os.close(theirs)
+        waiting = Timer(120, process.kill)
+        waiting.start()
+        try:
+            while part := os.read(ours, 4096):
+                said += part
+        except OSError:  # how Linux tells that the other side is closed
+            pass
+        waiting.cancel()
+    os.close(ours)
+    assert process.returncode == 0, said.decode()
+    assert b"refused" in said
+    assert said.rstrip().endswith(b"read")
+    assert b"y/N" not in said
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {"num_beams": 1, "early_stopping": True}],
+    ids=["sampling", "beams"],
+)
+def test_settings_of_generate_that_cannot_be_saved_do_not_stop_a_training(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = folder_of("llama-theta", tmp_path / "backbone")
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    model = EarnModel.dense(folder, toy_catalog(), max_history=3)
+    sequences = [np.arange(start, start + 4) for start in range(4)]
+    train(model, sequences, tmp_path / "checkpoint", lambda _: 0.1, TrainSettings(epochs=2, batch_size=8))
+    assert (
+        float((stage_logits(EarnModel.from_pretrained(tmp_path / "checkpoint")) - stage_logits(model)).abs().max())
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -218,3 +298,15 @@ def test_a_sliding_window_is_no_matter_while_prompts_fit_into_it(tmp_path: Path)
     window = folder_of("mistral", tmp_path / "mistral", sliding_window=20)
     with pytest.raises(EarnError, match="newest 20 alone"):
         EarnModel.dense(window, toy_catalog(), max_history=9)
+    window = folder_of("phi3-partial", tmp_path / "phi3", sliding_window=20)
+    EarnModel.dense(window, toy_catalog(), max_history=2)
+    with pytest.raises(EarnError, match="newest 20 alone"):
+        EarnModel.dense(window, toy_catalog(), max_history=9)
+
+
+@pytest.mark.parametrize("name", ["longrope", "su", "yarn"])
+def test_phi3_with_longrope_is_refused_under_all_of_its_names(name: str, tmp_path: Path) -> None:
+    factors = {"type": name, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    old = {"rope_parameters": None, "rope_theta": 1e4, "rope_scaling": factors}
+    with pytest.raises(EarnError, match=r"type '(longrope|su)'.*Take a model of the family .* Phi-3-mini-4k"):
+        load_backbone(folder_of("phi3", tmp_path, **old))

@@ -33,11 +33,15 @@ NAMES = {
 
 
 def write_gguf(
-    model: PreTrainedModel, path: Path, scaling: gguf.RopeScalingType | None = None, factors: bool = False
+    model: PreTrainedModel,
+    path: Path,
+    scaling: gguf.RopeScalingType | None = None,
+    factors: bool = False,
+    family: str = "llama",
 ) -> None:
     """A Llama as llama.cpp stores it: pairs of rotary rows stand next to each other."""
     config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, family)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -107,6 +111,12 @@ def test_a_rope_that_would_be_computed_wrongly_is_refused(tmp_path: Path) -> Non
         load_backbone(path)
     write_gguf(backbone, path, gguf.RopeScalingType.NONE)
     load_backbone(path)
+
+
+def test_a_family_whose_settings_are_not_read_of_such_files_is_refused(tmp_path: Path) -> None:
+    write_gguf(small_backbone("tiny-llama", tie_word_embeddings=False), tmp_path / "small.gguf", family="phi3")
+    with pytest.raises(EarnError, match=r"which part of each head a 'phi3' model turns.*Take the Hugging Face folder"):
+        load_backbone(tmp_path / "small.gguf")
 
 
 def test_without_gguf_its_absence_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
-    Phi3Config,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
 )
 
 from earn.config import MASKED, Prompt
@@ -103,7 +103,7 @@ def test_a_head_size_of_its_own_is_used() -> None:
     ("backbone", "says"),
     [
         (Qwen2Config(rope_scaling={"rope_type": "dynamic", "factor": 2.0}, **SMALL), "'dynamic'"),
-        (Phi3Config(pad_token_id=None, **SMALL), "'phi3'"),
+        (Qwen2MoeConfig(**SMALL), "'qwen2_moe'"),
         (Gemma3TextConfig(final_logit_softcapping=30.0, pad_token_id=None, **SMALL), "final_logit_softcapping is 30.0"),
     ],
     ids=["dynamic rope", "another family", "capped logits"],

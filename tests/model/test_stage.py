@@ -93,7 +93,7 @@ def test_heads_that_are_projected_together_equal_those_projected_apart(name: str
     for part in "qk":
         if TINY_BACKBONES[name].has_head_norms:
             want[part] = getattr(attention, f"{part}_norm")(want[part])
-        want[part] = rotate(want[part], rotation, e // 2)
+        want[part] = rotate(want[part], rotation, e // 2, e)
     for which in ("qkv", "kv", "q"):
         for part, got in zip(which, projected(attention, normed, which, rotation), strict=True):
             assert_close(want[part], got, 1e-5, f"{part} of {which}")
@@ -134,7 +134,9 @@ def test_rotation_turns_pairs_by_the_positions_angle() -> None:
     cos = torch.tensor([0.0, -1.0, 0.0, -1.0]).view(1, 1, 1, 4)
     sin = torch.tensor([-1.0, 0.0, 1.0, 0.0]).view(1, 1, 1, 4)  # signed: the first of a pair loses
     head = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
-    assert rotate(head, (cos, sin), 2).flatten().tolist() == [-3.0, -2.0, 1.0, -4.0]
+    assert rotate(head, (cos, sin), 2, 4).flatten().tolist() == [-3.0, -2.0, 1.0, -4.0]
+    longer = torch.cat((head, torch.tensor([5.0, 6.0]).view(1, 1, 1, 2)), dim=-1)  # of which the first four are turned
+    assert rotate(longer, (cos, sin), 2, 6).flatten().tolist() == [-3.0, -2.0, 1.0, -4.0, 5.0, 6.0]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
