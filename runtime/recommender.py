@@ -23,7 +23,8 @@ from earn.manifest import Manifest
 from earn.prompts import history_tokens
 from earn.runtime.beam import Beams
 from earn.runtime.decoder import Decoder, ReadPrompts
-from earn.runtime.engine import Engine, load_engine
+from earn.runtime.engine import ONE_GRAPH, Engine, check_threads, load_engine
+from earn.runtime.onnx_engine import session_options
 from earn.runtime.search import Search
 from earn.runtime.session import Session
 from earn.runtime.trie import Exclusions, ItemTrie
@@ -77,7 +78,8 @@ class Recommender:
         Args:
             folder: the bundle.
             engine: one of earn.runtime.engine's, such as "cpu", "cuda", "tensorrt"; the one asked for is the one that
-                runs. "auto" takes the fastest that is ready here and says in the log which and why.
+                runs. "auto" takes the fastest that is ready here and says in the log which and why. "one-graph" runs
+                the whole search in one call, on the CPU (see earn.runtime.one_graph).
             threads: threads of one request; the machine's physical cores if None.
             verify: check every file's SHA-256 against the manifest.
             spinning: whether threads wait for their next work at full speed.
@@ -87,6 +89,10 @@ class Recommender:
             EarnError: the bundle is damaged or the engine is not available.
         """
         folder = Path(folder)
+        if engine == ONE_GRAPH:
+            from earn.runtime.one_graph import OneGraphRecommender
+
+            return OneGraphRecommender.open(folder, session_options(check_threads(threads), spinning, arena), verify)
         manifest = Manifest.load(folder, verify)
         loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
         return cls(loaded, manifest, Catalog.load(folder / CATALOG_FILE))
@@ -138,12 +144,19 @@ class Recommender:
         if exclude_history:
             excluded = [items | set(history) for items, history in zip(excluded, known, strict=True)]
         results: list[list[Recommendation]] = []
-        batch, generated = self.manifest.limits.batch, generated_rows(width, self.trie.depth)
+        batch = self.manifest.limits.batch
         for start in range(0, len(known), batch):
             chosen = slice(start, start + batch)
-            prompts = self.decoder.read([self.tokens(history) for history in known[chosen]], generated)
-            results += self.search(prompts, excluded[chosen], k, width)
+            results += self._answer(known[chosen], excluded[chosen], k, width)
         return results
+
+    def _answer(
+        self, histories: Sequence[Sequence[int]], excluded: Sequence[Collection[int]], k: int, width: int
+    ) -> list[list[Recommendation]]:
+        """The best items for some histories of item indices that one pass may hold."""
+        generated = generated_rows(width, self.trie.depth)
+        prompts = self.decoder.read([self.tokens(history) for history in histories], generated)
+        return self.search(prompts, excluded, k, width)
 
     def session(self, history: Sequence[str | int] = (), unknown: str = "error") -> Session:
         """Opens a session: the history is read once, and each further item costs its own tokens alone.
