@@ -13,7 +13,7 @@ from earn.catalog import Catalog
 from earn.config import Prompt
 from earn.errors import EarnError
 from earn.export.bundle import export_bundle
-from earn.export.one_graph import EMPTY, FORMS, OUT_OF_RANGE, compose, compose_bundle
+from earn.export.one_graph import EMPTY, OUT_OF_RANGE, compose, compose_bundle
 from earn.manifest import Manifest
 from earn.runtime.recommender import Recommendation, Recommender
 from tests.support import RULES, histories_of, random_catalog, small_model, toy_catalog
