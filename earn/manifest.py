@@ -6,7 +6,7 @@ A bundle is a folder:
     late.onnx       layers k+1..N with the item head         (late.onnx.data likewise)
     catalog.npz     items, identifiers, titles (see catalog)
     recommend.onnx  the whole search as one graph, where it was asked for (see earn.export.one_graph)
-    items.json      {"item_ids": [...], "titles": [...]} beside it, for readers in other languages
+    items.json      {"beams": 20, "item_ids": [...], "titles": [...]} beside it, for readers in other languages
     engines/        what the machine that runs it has built from the graphs; no part of the bundle as it is delivered
 
 A bundle has its own token numbers: the identifier tokens first, in the catalog's order, so that token j is also row j

@@ -2,7 +2,8 @@
 
     history   int64 [b,n]  item indices, oldest first; -1 anywhere is padding. The newest `max_history` are read
     excluded  int64 [b,x]  item indices that must not come back; -1 is padding
-    k         int64 []     items wanted, up to the search's width; optional, with a default
+    k         int64 [j]    items wanted, up to the search's width, as its first number; empty: the graph's default.
+                           (An input that may be left out altogether is unknown to ONNX Runtime in browsers.)
 
     items     int64 [b,k]  item indices, best first; -1 where the catalog has no more
     scores    float [b,k]  log-probabilities of their identifiers; minus infinity where there is no item
@@ -98,7 +99,7 @@ def compose_bundle(folder: Path, form: str = "loop", beams: int = DEFAULT_BEAMS,
     manifest = replace(manifest, files=stages)
     manifest.save(folder)
     catalog = Catalog.load(folder / CATALOG_FILE)
-    write_json(folder / ITEMS_FILE, {"item_ids": catalog.item_ids, "titles": catalog.titles})
+    write_json(folder / ITEMS_FILE, {"beams": beams, "item_ids": catalog.item_ids, "titles": catalog.titles})
     with written_whole(folder / ONE_GRAPH_FILE) as beside:
         onnx.save_model(model, str(beside))
     own = {name: FileEntry.of(folder / name) for name in (ONE_GRAPH_FILE, ITEMS_FILE)}
@@ -126,11 +127,11 @@ class _Composer:
         tokens, padding = self._tokens(history, is_known)
         banned, kept = self._kept(status)
         state, next_position = self._prompt(tokens, padding)
-        level = Level(self._tables, self._manifest, self._stages, self._beams, self._users, kept, next_position, "k")
+        wanted = g.scalar(g.add("Slice", g.concat("k", [self._k], axis=0), [0], [1], [0]))
+        level = Level(self._tables, self._manifest, self._stages, self._beams, self._users, kept, next_position, wanted)
         depth = self._tables.depth
-        self._items(form.write(g, level, state, depth), banned, status)
-        g.initializers["k"] = onnx.numpy_helper.from_array(np.array(self._k, np.int64), "k")
-        inputs = [("history", INT64, ["b", "n"]), ("excluded", INT64, ["b", "x"]), ("k", INT64, [])]
+        self._items(form.write(g, level, state, depth), banned, status, wanted)
+        inputs = [("history", INT64, ["b", "n"]), ("excluded", INT64, ["b", "x"]), ("k", INT64, ["j"])]
         outputs = [
             *(("items", INT64, ["b", "k"]), ("scores", FLOAT, ["b", "k"])),
             *(("count", INT64, ["b"]), ("exact", BOOL, ["b"]), ("status", INT64, ["b"])),
@@ -251,7 +252,7 @@ class _Composer:
         kept = g.add("CumSum", kept, np.int64(1))
         return banned, g.concat(self._per_user(np.array([[0]]), 1), kept, axis=1)
 
-    def _items(self, state: State, banned: str, status: str) -> None:
+    def _items(self, state: State, banned: str, status: str, wanted: str) -> None:
         """Writes the outputs: the items that the beams name, best first."""
         g, tables = self._g, self._tables
         node, score = state["node"], state["score"]
@@ -268,7 +269,7 @@ class _Composer:
         count = g.scalar(g.size(items, 1))
         place = g.range(0, count)
         key = g.add("Where", is_item, g.add("Neg", place), g.add("Sub", np.int64(-(2**30)), place))
-        _, chosen = g.top(key, g.unsqueeze(g.add("Min", count, g.add("Max", "k", np.int64(0))), 0))
+        _, chosen = g.top(key, g.unsqueeze(g.add("Min", count, g.add("Max", wanted, np.int64(0))), 0))
         is_item = g.pick(is_item, chosen)
         found = g.add("ReduceSum", g.whole(is_item), [1], keepdims=0)
         scores = g.pick(scores, chosen)

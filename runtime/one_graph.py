@@ -48,7 +48,6 @@ class OneGraphRecommender(Recommender):
         if ONE_GRAPH_FILE not in manifest.files:
             raise EarnError(f"{folder}: has no {ONE_GRAPH_FILE}. Write it: earn compose {folder}")
         path = folder / ONE_GRAPH_FILE
-        options.log_severity_level = 3  # it warns of k, which may be given and has a default
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own without a common base
@@ -79,7 +78,7 @@ class OneGraphRecommender(Recommender):
         self, histories: Sequence[Sequence[int]], excluded: Sequence[Collection[int]], k: int, width: int
     ) -> list[list[Recommendation]]:
         feeds = {"history": _padded(histories), "excluded": _padded([sorted(items) for items in excluded])}
-        items, scores, count = self._session.run(["items", "scores", "count"], {**feeds, "k": np.array(k, np.int64)})
+        items, scores, count = self._session.run(["items", "scores", "count"], {**feeds, "k": np.array([k], np.int64)})
         ids, titles = self.catalog.item_ids, self.catalog.titles
         return [
             [Recommendation(ids[item], float(score), titles[item]) for item, score in zip(row[:n], s[:n], strict=True)]

@@ -41,7 +41,7 @@ def check(bundle: Path, histories: Sequence[Sequence[int]], k: int, beams: int) 
     """The one graph's lists are those of the stages, for single users and for a batch, with and without exclusions."""
     stages, graph = Recommender.load(bundle), Recommender.load(bundle, engine="one-graph")
     items = range(len(stages.catalog))
-    for excluded in ([], items[:1], items[::2]):
+    for excluded in (items[:0], items[:1], items[::2]):
         exclude = [excluded] * len(histories)
         want = stages.recommend_batch(histories, k, beams, exclude)
         same(graph.recommend_batch(histories, k, None, exclude), want)
@@ -79,11 +79,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(tmp_path_factory.mktemp("one"), "earn", CATALOGS["odd"])
 
 
-def run(bundle: Path, history: Any, excluded: Any = ((-1,),), **more: Any) -> dict[str, Any]:
+def run(bundle: Path, history: Any, excluded: Any = ((-1,),), k: Sequence[int] = ()) -> dict[str, Any]:
     """The graph's outputs by name, from plain ONNX Runtime."""
     session = onnxruntime.InferenceSession(str(bundle / "recommend.onnx"), providers=["CPUExecutionProvider"])
     excluded = np.broadcast_to(np.array(excluded, np.int64), (len(history), np.shape(excluded)[-1]))
-    feeds = {"history": np.array(history, np.int64), "excluded": excluded, **more}
+    feeds = {"history": np.array(history, np.int64), "excluded": excluded, "k": np.array(k, np.int64)}
     return dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds), strict=True))
 
 
@@ -103,7 +103,7 @@ def test_rows_without_an_answer_say_so_and_harm_no_other(bundle: Path) -> None:
 
 def test_k_is_optional_and_what_the_catalog_lacks_is_minus_one(bundle: Path) -> None:
     assert run(bundle, [[1]])["items"].shape == (1, 10)
-    assert run(bundle, [[1]], k=np.array(3))["items"].shape == (1, 3)
+    assert run(bundle, [[1]], k=[3])["items"].shape == (1, 3)
     few = run(bundle, [[1]], [list(range(57))])
     assert few["count"].tolist() == [3]
     assert sorted(few["items"][0].tolist()) == [-1] * (len(few["items"][0]) - 3) + [57, 58, 59]
@@ -115,7 +115,7 @@ def test_a_list_called_exact_is_that_of_a_search_that_drops_nothing(tmp_path: Pa
     wide = Recommender.load(bundle)
     histories = histories_of(catalog, 40, 7, seed=5)
     padded = [[*history, *[-1] * (7 - len(history))] for history in histories]
-    answer = run(bundle, padded, k=np.array(3))
+    answer = run(bundle, padded, k=[3])
     best = wide.recommend_batch(histories, 3, 60)
     is_best = [
         [catalog.item_ids[index] for index in row] == [item.item_id for item in items]
