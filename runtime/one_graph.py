@@ -20,7 +20,7 @@ from earn.catalog import CATALOG_FILE, Catalog
 from earn.errors import EarnError
 from earn.manifest import ONE_GRAPH_FILE, Manifest
 from earn.runtime.engine import ONE_GRAPH
-from earn.runtime.recommender import Recommendation, Recommender
+from earn.runtime.recommender import Recommendation, Recommendations, Recommender
 from earn.runtime.session import Session
 
 METADATA = "earn"  # key of the graph's metadata: {"form", "beams", "k"}
@@ -54,7 +54,7 @@ class OneGraphRecommender(Recommender):
             raise EarnError(f"{path}: ONNX Runtime cannot load it ({error}). Write it again: earn compose.") from error
         return cls(session, manifest, Catalog.load(folder / CATALOG_FILE))
 
-    def search_width(self, k: int, beams: int | None) -> int:
+    def search_width(self, k: int, beams: int | str | None) -> int:
         """The beams of a search for k items: those that the graph was written with.
 
         Raises:
@@ -76,13 +76,20 @@ class OneGraphRecommender(Recommender):
 
     def _answer(
         self, histories: Sequence[Sequence[int]], excluded: Sequence[Collection[int]], k: int, width: int
-    ) -> list[list[Recommendation]]:
+    ) -> list[Recommendations]:
         feeds = {"history": _padded(histories), "excluded": _padded([sorted(items) for items in excluded])}
-        items, scores, count = self._session.run(["items", "scores", "count"], {**feeds, "k": np.array([k], np.int64)})
+        names = ["items", "scores", "count", "exact"]
+        answers = self._session.run(names, {**feeds, "k": np.array([k], np.int64)})
         ids, titles = self.catalog.item_ids, self.catalog.titles
         return [
-            [Recommendation(ids[item], float(score), titles[item]) for item, score in zip(row[:n], s[:n], strict=True)]
-            for row, s, n in zip(items, scores, count, strict=True)
+            Recommendations(
+                (
+                    Recommendation(ids[item], float(s), titles[item])
+                    for item, s in zip(row[:n], scores[:n], strict=True)
+                ),
+                bool(is_exact),
+            )
+            for row, scores, n, is_exact in zip(*answers, strict=True)
         ]
 
 

@@ -48,7 +48,7 @@ def check(bundle: Path, histories: Sequence[Sequence[int]], k: int, beams: int) 
         same([graph.recommend(history, k, exclude=excluded) for history in histories], want)
 
 
-def same(got: list[list[Recommendation]], want: list[list[Recommendation]]) -> None:
+def same(got: Sequence[list[Recommendation]], want: Sequence[list[Recommendation]]) -> None:
     assert [[item.item_id for item in items] for items in got] == [[item.item_id for item in items] for items in want]
     for some, others in zip(got, want, strict=True):
         np.testing.assert_allclose([item.score for item in some], [item.score for item in others], atol=1e-4)
