@@ -5,6 +5,8 @@ A bundle is a folder:
     early.onnx      layers 1..k with the token embedding     (early.onnx.data beside it where weights are large)
     late.onnx       layers k+1..N with the item head         (late.onnx.data likewise)
     catalog.npz     items, identifiers, titles (see catalog)
+    recommend.onnx  the whole search as one graph, where it was asked for (see earn.export.one_graph)
+    items.json      {"beams": 20, "item_ids": [...], "titles": [...]} beside it, for readers in other languages
     engines/        what the machine that runs it has built from the graphs; no part of the bundle as it is delivered
 
 A bundle has its own token numbers: the identifier tokens first, in the catalog's order, so that token j is also row j
@@ -36,6 +38,8 @@ _JUDGED = {  # what must stand in a calibrated bundle's parts
 }
 ENGINES_FOLDER = "engines"
 GRAPH_FILES = {"early": "early.onnx", "late": "late.onnx"}
+ONE_GRAPH_FILE = "recommend.onnx"
+ITEMS_FILE = "items.json"
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class FileEntry:
 
     bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        """The entry of a file as it stands."""
+        return cls(path.stat().st_size, sha256(path))
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ class Manifest:
         """The manifest with every file of the folder but itself listed, sizes and sums measured now."""
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST_FILE]
         paths = [path for path in paths if not _is_built(path, folder)]
-        entries = {path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, sha256(path)) for path in paths}
+        entries = {path.relative_to(folder).as_posix(): FileEntry.of(path) for path in paths}
         return replace(self, files=entries)
 
     @property

@@ -9,7 +9,7 @@ every further token has probability 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from earn.config import ScoringRule
 from earn.runtime.trie import Exclusions, Ints, ItemTrie
 
 Floats = NDArray[np.float64]
+NOTHING: Floats = np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,14 @@ class Beams:
     node: Ints  # [n] node in the trie
     score: Floats  # [n] log-probability of the prefix
     parent: Ints  # [n] the beam of the step before that this one continues; -1 at the start
+    # [b] the best score that each user's search ever dropped; NOTHING where that is not kept
+    dropped: Floats = field(default_factory=lambda: NOTHING)
 
 
 def root_beams(users: int) -> Beams:
     """One beam per user that has chosen nothing yet."""
-    return Beams(np.arange(users), np.zeros(users, np.int64), np.zeros(users), np.full(users, -1))
+    nodes, nothing = np.zeros(users, np.int64), np.full(users, -np.inf)
+    return Beams(np.arange(users), nodes, np.zeros(users), np.full(users, -1), nothing)
 
 
 def step(
@@ -71,6 +75,7 @@ def step(
         np.concatenate((beams.score[closed], score)),
         parent,
         width,
+        beams.dropped,
     )
 
 
@@ -89,11 +94,19 @@ def child_scores(nodes: Ints, logits: NDArray[np.float32], trie: ItemTrie, rule:
     return scores
 
 
-def best(user: Ints, node: Ints, score: Floats, parent: Ints, width: int) -> Beams:
-    """Each user's `width` best candidates, best first; among equals the one that stands first."""
+def best(user: Ints, node: Ints, score: Floats, parent: Ints, width: int, dropped: Floats = NOTHING) -> Beams:
+    """Each user's `width` best candidates, best first; among equals the one that stands first.
+
+    Args:
+        dropped: [b], what the steps before have dropped.
+    """
     order = np.lexsort((-score, user))
-    kept = order[rank_in_group(user[order]) < width]
-    return Beams(user[kept], node[kept], score[kept], parent[kept])
+    rank = rank_in_group(user[order])
+    kept, next_best = order[rank < width], order[rank == width]
+    if dropped.size:
+        dropped = dropped.copy()
+        dropped[user[next_best]] = np.maximum(dropped[user[next_best]], score[next_best])
+    return Beams(user[kept], node[kept], score[kept], parent[kept], dropped)
 
 
 def children(trie: ItemTrie, nodes: Ints) -> tuple[Ints, Ints]:

@@ -78,6 +78,16 @@ class Decoder:
             bias = causal_bias(self._prefix, self._prefix)
             self._late(self._late_head, hidden, np.arange(self._prefix)[None], bias, 1)
 
+    @property
+    def early_head(self) -> Memory:
+        """Keys and values [s,1,2l,g,e] of the constant head in the early stage."""
+        return self._early_head.past
+
+    @property
+    def late_head(self) -> Memory:
+        """Likewise of the prefix registers in the late stage."""
+        return self._late_head.past
+
     def early_cache(self, rows: int, batch: int = 1) -> KeyValueCache:
         """A cache for the early stage with the constant head in it and room for `rows` rows more."""
         cache = KeyValueCache(self._sizes, "early", len(self._head) + rows, batch, self.device)

@@ -35,6 +35,7 @@ from earn.runtime.tensorrt_engine import TensorRTEngine
 _log = logging.getLogger(__name__)
 
 AUTO = "auto"
+ONE_GRAPH = "one-graph"  # no row of ENGINES: it runs no stages (see earn.runtime.one_graph)
 MOST_THREADS = 256  # thousands of them take minutes to start
 
 
@@ -117,9 +118,8 @@ def load_engine(
         EarnError: no such engine, it is not available here, or the graphs are not those of the manifest.
     """
     if name not in (*ENGINES, AUTO):
-        raise EarnError(f"There is no engine {name!r}. Take one of: {', '.join((*ENGINES, AUTO))}.")
-    if threads is not None and not (isinstance(threads, Integral) and 1 <= threads <= MOST_THREADS):
-        raise EarnError(f"threads is {threads!r}. Take 1 to {MOST_THREADS}, or None for the machine's own number.")
+        raise EarnError(f"There is no engine {name!r}. Take one of: {', '.join((*ENGINES, ONE_GRAPH, AUTO))}.")
+    check_threads(threads)
     if name == AUTO:
         name, why = choose_engine(folder, manifest)
         _log.info("engine %s%s", name, f" ({why})" if why else "")
@@ -127,6 +127,17 @@ def load_engine(
     engine.check_graphs(manifest, folder)
     engine.check_machine()
     return engine.load(folder, manifest, partial(session_options, threads, spinning, arena))
+
+
+def check_threads(threads: int | None) -> int | None:
+    """The number of threads, if it is one.
+
+    Raises:
+        EarnError: it is out of range.
+    """
+    if threads is not None and not (isinstance(threads, Integral) and 1 <= threads <= MOST_THREADS):
+        raise EarnError(f"threads is {threads!r}. Take 1 to {MOST_THREADS}, or None for the machine's own number.")
+    return threads
 
 
 def choose_engine(folder: Path, manifest: Manifest) -> tuple[str, str]:

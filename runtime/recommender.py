@@ -9,7 +9,7 @@ A recommender may be shared by threads: a request keeps its state to itself.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -23,13 +23,15 @@ from earn.manifest import Manifest
 from earn.prompts import history_tokens
 from earn.runtime.beam import Beams
 from earn.runtime.decoder import Decoder, ReadPrompts
-from earn.runtime.engine import Engine, load_engine
+from earn.runtime.engine import ONE_GRAPH, Engine, check_threads, load_engine
+from earn.runtime.onnx_engine import session_options
 from earn.runtime.search import Search
 from earn.runtime.session import Session
 from earn.runtime.trie import Exclusions, ItemTrie
 from earn.specs import generated_rows
 
 DEFAULT_BEAMS = 20  # as in the paper
+EXACT = "exact"  # in place of a number of beams
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ class Recommendation:
     item_id: str
     score: float  # log-probability of its identifier under the bundle's scoring rule
     title: str  # "" where unknown
+
+
+class Recommendations(list[Recommendation]):
+    """A list of items, best first, that knows whether a wider search could have found another one."""
+
+    def __init__(self, items: Iterable[Recommendation], exact: bool) -> None:
+        super().__init__(items)
+        self.exact = exact  # these are the best k items of the whole catalog: nothing better was ever dropped
 
 
 class Recommender:
@@ -77,7 +87,8 @@ class Recommender:
         Args:
             folder: the bundle.
             engine: one of earn.runtime.engine's, such as "cpu", "cuda", "tensorrt"; the one asked for is the one that
-                runs. "auto" takes the fastest that is ready here and says in the log which and why.
+                runs. "auto" takes the fastest that is ready here and says in the log which and why. "one-graph" runs
+                the whole search in one call, on the CPU (see earn.runtime.one_graph).
             threads: threads of one request; the machine's physical cores if None.
             verify: check every file's SHA-256 against the manifest.
             spinning: whether threads wait for their next work at full speed.
@@ -87,6 +98,10 @@ class Recommender:
             EarnError: the bundle is damaged or the engine is not available.
         """
         folder = Path(folder)
+        if engine == ONE_GRAPH:
+            from earn.runtime.one_graph import OneGraphRecommender
+
+            return OneGraphRecommender.open(folder, session_options(check_threads(threads), spinning, arena), verify)
         manifest = Manifest.load(folder, verify)
         loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
         return cls(loaded, manifest, Catalog.load(folder / CATALOG_FILE))
@@ -95,17 +110,19 @@ class Recommender:
         self,
         history: Sequence[str | int],
         k: int = 10,
-        beams: int | None = None,
+        beams: int | str | None = None,
         exclude: Collection[str | int] = (),
         exclude_history: bool = False,
         unknown: str = "error",
-    ) -> list[Recommendation]:
+    ) -> Recommendations:
         """The k best next items for one history, best first; fewer only if the catalog has no more.
 
         Args:
             history: item ids, oldest first; beyond the model's limit the newest are kept.
             k: items to return.
-            beams: width of the search, widened to k where it is smaller; 20 (or the bundle's most) if None.
+            beams: width of the search, widened to k where it is smaller; 20 (or the bundle's most) if None. "exact"
+                widens it until the list is that of the whole catalog, or the bundle allows no more; the list's `exact`
+                says which.
             exclude: item ids that must not come back. Scores of the others stay as they are.
             exclude_history: exclude the history's items as well.
             unknown: "error" refuses ids that the catalog lacks, "skip" leaves them out.
@@ -119,13 +136,13 @@ class Recommender:
         self,
         histories: Sequence[Sequence[str | int]],
         k: int = 10,
-        beams: int | None = None,
+        beams: int | str | None = None,
         exclude: Sequence[Collection[str | int]] | None = None,
         exclude_history: bool = False,
         unknown: str = "error",
-    ) -> list[list[Recommendation]]:
+    ) -> list[Recommendations]:
         """`recommend` for many users in few passes; `exclude` has one collection per history."""
-        width = self.search_width(k, beams)
+        widths = self._widths(k) if beams == EXACT else [self.search_width(k, beams)]
         if exclude is None:
             exclude = [()] * len(histories)
         if len(exclude) != len(histories):
@@ -137,13 +154,32 @@ class Recommender:
         excluded = [set(self.indices(items, unknown)) for items in exclude]
         if exclude_history:
             excluded = [items | set(history) for items, history in zip(excluded, known, strict=True)]
-        results: list[list[Recommendation]] = []
-        batch, generated = self.manifest.limits.batch, generated_rows(width, self.trie.depth)
+        results: list[Recommendations] = []
+        batch = self.manifest.limits.batch
         for start in range(0, len(known), batch):
             chosen = slice(start, start + batch)
-            prompts = self.decoder.read([self.tokens(history) for history in known[chosen]], generated)
-            results += self.search(prompts, excluded[chosen], k, width)
+            results += self._answer(known[chosen], excluded[chosen], k, widths[0])
+        for width in widths[1:]:
+            again = [user for user, items in enumerate(results) if not items.exact]
+            for start in range(0, len(again), batch):
+                users = again[start : start + batch]
+                wider = self._answer([known[user] for user in users], [excluded[user] for user in users], k, width)
+                for user, items in zip(users, wider, strict=True):
+                    results[user] = items
         return results
+
+    def _widths(self, k: int) -> list[int]:
+        """The widths that "exact" tries: from the usual one, twice as many each time, to the bundle's most."""
+        width, most = self.search_width(k, None), self.manifest.limits.beams
+        return [min(width << step, most) for step in range((most - 1).bit_length() + 1) if width << step < 2 * most]
+
+    def _answer(
+        self, histories: Sequence[Sequence[int]], excluded: Sequence[Collection[int]], k: int, width: int
+    ) -> list[Recommendations]:
+        """The best items for some histories of item indices that one pass may hold."""
+        generated = generated_rows(width, self.trie.depth)
+        prompts = self.decoder.read([self.tokens(history) for history in histories], generated)
+        return self.search(prompts, excluded, k, width)
 
     def session(self, history: Sequence[str | int] = (), unknown: str = "error") -> Session:
         """Opens a session: the history is read once, and each further item costs its own tokens alone.
@@ -161,15 +197,17 @@ class Recommender:
         """
         return Session.from_bytes(self, saved)
 
-    def search_width(self, k: int, beams: int | None) -> int:
+    def search_width(self, k: int, beams: int | str | None) -> int:
         """The beams of a search for k items.
 
         Raises:
             EarnError: more or fewer than the bundle allows.
         """
         most = self.manifest.limits.beams
-        if not isinstance(k, Integral) or not isinstance(beams, (Integral, type(None))):
-            raise EarnError(f"k is {k!r} and beams {beams!r}. Give whole numbers.")
+        if not isinstance(k, int | Integral) or not isinstance(beams, int | Integral | None):
+            raise EarnError(
+                f'k is {k!r} and beams {beams!r}. Give whole numbers; beams may be "{EXACT}" for a history.'
+            )
         if beams is None:
             beams = min(DEFAULT_BEAMS, most)
         for name, value, allows in (("k", k, f"returns 1 to {most} items"), ("beams", beams, f"takes 1 to {most}")):
@@ -206,7 +244,7 @@ class Recommender:
 
     def search(
         self, prompts: ReadPrompts, excluded: Sequence[Collection[int]], k: int, width: int
-    ) -> list[list[Recommendation]]:
+    ) -> list[Recommendations]:
         """The best items of a batch whose prompts were read; `excluded` are item indices."""
         state, first = self.decoder.prefill(prompts, generated_rows(width, self.trie.depth))
         exclusions = Exclusions.of(self.trie, excluded)
@@ -214,7 +252,7 @@ class Recommender:
         beams = search.run(self.decoder, state, first, exclusions)
         return [self._items(beams, user, items, k) for user, items in enumerate(excluded)]
 
-    def _items(self, beams: Beams, user: int, excluded: Collection[int], k: int) -> list[Recommendation]:
+    def _items(self, beams: Beams, user: int, excluded: Collection[int], k: int) -> Recommendations:
         """The items that a user's beams name, best first."""
         mine = np.flatnonzero(beams.user == user)
         ranked = [
@@ -222,7 +260,10 @@ class Recommender:
             for node, score in zip(beams.node[mine], beams.score[mine], strict=True)
             for item in self.trie.items(node).tolist()
             if item not in excluded
-        ]
-        return [
-            Recommendation(self.catalog.item_ids[item], score, self.catalog.titles[item]) for item, score in ranked[:k]
-        ]
+        ][:k]
+        ids, titles = self.catalog.item_ids, self.catalog.titles
+        dropped = beams.dropped[user]
+        is_exact = np.isneginf(dropped) or (len(ranked) == k and dropped < ranked[-1][1])
+        return Recommendations(
+            (Recommendation(ids[item], score, titles[item]) for item, score in ranked), bool(is_exact)
+        )

@@ -11,7 +11,7 @@ from earn.cli.arguments import bundle_folder, command, command_group, positive
 from earn.console import note, pairs, progress, show, size, table
 from earn.export.engines import BuildSettings, build_engines, check_settings
 from earn.manifest import Manifest
-from earn.runtime.engine import AUTO, ENGINES, choose_engine, why_not
+from earn.runtime.engine import AUTO, ENGINES, ONE_GRAPH, choose_engine, why_not
 from earn.runtime.engine_files import HARDWARE, TENSORRT, EngineRecord, check_form
 from earn.runtime.tensorrt_api import this_machine
 
@@ -89,7 +89,7 @@ def add_engine(parser: argparse._ActionsContainer) -> None:
         "--engine",
         default="cpu",
         metavar="NAME",
-        help=f"what runs it: {', '.join(ENGINES)}, or {AUTO} (default: %(default)s)",
+        help=f"what runs it: {', '.join((*ENGINES, ONE_GRAPH))}, or {AUTO} (default: %(default)s)",
     )
 
 

@@ -18,6 +18,7 @@ import earn
 from earn.cli import (
     analyze,
     calibrate,
+    compose,
     data,
     engine,
     evaluate,
@@ -33,7 +34,20 @@ from earn.console import complain, quiet
 from earn.errors import EarnError
 
 # In the order of --help.
-COMMANDS = (quickstart, data, train, evaluate, analyze, export, calibrate, engine, profile, recommend, inspection)
+COMMANDS = (
+    quickstart,
+    data,
+    train,
+    evaluate,
+    analyze,
+    export,
+    calibrate,
+    compose,
+    engine,
+    profile,
+    recommend,
+    inspection,
+)
 
 # The optional packages that each extra installs.
 EXTRAS = {

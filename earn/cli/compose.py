@@ -1,0 +1,53 @@
+"""`earn compose`: the bundle's whole search as one ONNX graph, for apps in any language."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from earn.cli.arguments import add_bundle, command, positive
+from earn.console import note, results_kept_clean, show, size, table
+from earn.manifest import ITEMS_FILE, ONE_GRAPH_FILE
+
+if TYPE_CHECKING:
+    from earn.cli.arguments import Subparsers
+    from earn.manifest import Manifest
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declares the command."""
+    parser = command(
+        subparsers,
+        "compose",
+        run,
+        "write the whole search as one graph",
+        f"Writes {ONE_GRAPH_FILE} and {ITEMS_FILE} into a bundle: one ONNX graph that takes a history and gives items, "
+        "the beam search inside, of standard operators alone.",
+        """
+        earn compose BUNDLE
+        earn compose BUNDLE --form unrolled --beams 40 -k 20
+        """,
+    )
+    add_bundle(parser)
+    parser.add_argument("--form", default="loop", metavar="NAME", help="loop or unrolled (default: %(default)s)")
+    parser.add_argument("--beams", type=positive, metavar="N", help="width of the search (default: 20)")
+    parser.add_argument("-k", type=positive, metavar="N", help="items where the caller does not say (default: 10)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the graph and lists it."""
+    manifest = write(args)
+    names = (ONE_GRAPH_FILE, ITEMS_FILE)
+    show(table(("file", "size"), [(name, size(manifest.files[name].bytes)) for name in names]))
+    note(f"Next: earn recommend {args.bundle} --engine one-graph --history ...")
+    return 0
+
+
+def write(args: argparse.Namespace) -> Manifest:
+    """The manifest after the graph was written."""
+    from earn.export.one_graph import DEFAULT_K, compose_bundle
+    from earn.runtime.recommender import DEFAULT_BEAMS
+
+    beams = args.beams or max(DEFAULT_BEAMS, args.k or 0)
+    with results_kept_clean():
+        return compose_bundle(args.bundle, args.form, beams, args.k or min(DEFAULT_K, beams))

@@ -1,0 +1,101 @@
+"""The bundle's one graph (`earn compose`) as a recommender: one call of ONNX Runtime per batch, no search in Python.
+
+    recommender = Recommender.load("bundle", engine="one-graph")
+
+It gives the lists that the bundle's stages give. The width of its search is the one it was written with, and it keeps
+no sessions. The graph's inputs and outputs are described in `earn.export.one_graph`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earn.catalog import CATALOG_FILE, Catalog
+from earn.errors import EarnError
+from earn.manifest import ONE_GRAPH_FILE, Manifest
+from earn.runtime.engine import ONE_GRAPH
+from earn.runtime.recommender import Recommendation, Recommendations, Recommender
+from earn.runtime.session import Session
+
+METADATA = "earn"  # key of the graph's metadata: {"form", "beams", "k"}
+
+
+class OneGraphRecommender(Recommender):
+    """A bundle whose one graph is ready to answer."""
+
+    def __init__(self, session: Any, manifest: Manifest, catalog: Catalog) -> None:
+        """Takes an ONNX Runtime session over the graph; the stages, which `Recommender` drives, are not loaded."""
+        self.manifest, self.catalog = manifest, catalog
+        self._session = session
+        self.beams: int = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])["beams"]
+
+    @classmethod
+    def open(cls, folder: Path, options: Any, verify: bool = True) -> OneGraphRecommender:
+        """Loads a bundle's one graph with these options of an ONNX Runtime session.
+
+        Raises:
+            EarnError: the bundle is damaged, or it has no such graph.
+        """
+        import onnxruntime
+
+        manifest = Manifest.load(folder, verify)
+        if ONE_GRAPH_FILE not in manifest.files:
+            raise EarnError(f"{folder}: has no {ONE_GRAPH_FILE}. Write it: earn compose {folder}")
+        path = folder / ONE_GRAPH_FILE
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises classes of its own without a common base
+            raise EarnError(f"{path}: ONNX Runtime cannot load it ({error}). Write it again: earn compose.") from error
+        return cls(session, manifest, Catalog.load(folder / CATALOG_FILE))
+
+    def search_width(self, k: int, beams: int | str | None) -> int:
+        """The beams of a search for k items: those that the graph was written with.
+
+        Raises:
+            EarnError: k is larger, or other beams are asked for.
+        """
+        if beams not in (None, self.beams):
+            raise EarnError(f"beams is {beams}; this graph searches with {self.beams}. Write another: earn compose.")
+        if not 1 <= k <= self.beams:
+            raise EarnError(f"k is {k}. This graph returns 1 to {self.beams} items; write a wider one: earn compose.")
+        return self.beams
+
+    def session(self, history: Sequence[str | int] = (), unknown: str = "error") -> Session:
+        """Refused: one call has no state that could be kept."""
+        raise EarnError(f"The engine {ONE_GRAPH} keeps no sessions. Take another one, such as cpu.")
+
+    def restore_session(self, saved: bytes) -> Session:
+        """Refused, see `session`."""
+        return self.session()
+
+    def _answer(
+        self, histories: Sequence[Sequence[int]], excluded: Sequence[Collection[int]], k: int, width: int
+    ) -> list[Recommendations]:
+        feeds = {"history": _padded(histories), "excluded": _padded([sorted(items) for items in excluded])}
+        names = ["items", "scores", "count", "exact"]
+        answers = self._session.run(names, {**feeds, "k": np.array([k], np.int64)})
+        ids, titles = self.catalog.item_ids, self.catalog.titles
+        return [
+            Recommendations(
+                (
+                    Recommendation(ids[item], float(s), titles[item])
+                    for item, s in zip(row[:n], scores[:n], strict=True)
+                ),
+                bool(is_exact),
+            )
+            for row, scores, n, is_exact in zip(*answers, strict=True)
+        ]
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """The rows [b,n], with -1 behind the shorter ones."""
+    padded = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int64)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return padded

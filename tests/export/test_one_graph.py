@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from earn.catalog import Catalog
+from earn.config import Prompt
+from earn.errors import EarnError
+from earn.export.bundle import export_bundle
+from earn.export.one_graph import EMPTY, OUT_OF_RANGE, compose, compose_bundle
+from earn.manifest import Manifest
+from earn.runtime.recommender import Recommendation, Recommender
+from tests.support import RULES, histories_of, random_catalog, small_model, toy_catalog
+
+CATALOGS = {"odd": random_catalog(60, codes=3), "single": toy_catalog(["a0"]), "flat": toy_catalog(["a", "b", "c"])}
+# name: model's settings; `early_layers=4` of four is a dense model
+MODELS: dict[str, dict[str, Any]] = {
+    "earn": {"early_layers": 2},
+    "dense": {"early_layers": 4, "prefix_registers": 0, "suffix_registers": 0},
+    "words": {"early_layers": 2, "prompt": Prompt((0,), (1,), (0,))},
+    "ends with the history": {"early_layers": 2, "suffix_registers": 0},
+}
+
+
+def made(folder: Path, model: str, catalog: Catalog, rule: str = "trie", beams: int = 20, form: str = "loop") -> Path:
+    """A bundle with its one graph."""
+    earn = small_model("tiny-qwen3", catalog, max_history=5, **MODELS[model])
+    bundle = folder / "bundle"
+    export_bundle(earn, bundle, [[str(item) for item in range(min(3, len(catalog)))]], rule)
+    compose_bundle(bundle, form, beams, min(10, beams))
+    return bundle
+
+
+def check(bundle: Path, histories: Sequence[Sequence[int]], k: int, beams: int) -> None:
+    """The one graph's lists are those of the stages, for single users and for a batch, with and without exclusions."""
+    stages, graph = Recommender.load(bundle), Recommender.load(bundle, engine="one-graph")
+    items = range(len(stages.catalog))
+    for excluded in (items[:0], items[:1], items[::2]):
+        exclude = [excluded] * len(histories)
+        want = stages.recommend_batch(histories, k, beams, exclude)
+        same(graph.recommend_batch(histories, k, None, exclude), want)
+        same([graph.recommend(history, k, exclude=excluded) for history in histories], want)
+
+
+def same(got: Sequence[list[Recommendation]], want: Sequence[list[Recommendation]]) -> None:
+    assert [[item.item_id for item in items] for items in got] == [[item.item_id for item in items] for items in want]
+    for some, others in zip(got, want, strict=True):
+        np.testing.assert_allclose([item.score for item in some], [item.score for item in others], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "rule", "catalog", "form"),
+    [
+        *(("earn", rule, "odd", "loop") for rule in RULES),
+        *(pytest.param("earn", rule, "odd", "unrolled", marks=pytest.mark.slow) for rule in RULES),
+        ("dense", "trie", "odd", "loop"),
+        ("words", "level", "odd", "loop"),
+        ("ends with the history", "trie", "odd", "loop"),
+        ("earn", "trie", "single", "loop"),
+        ("dense", "vocab", "flat", "unrolled"),
+    ],
+)
+def test_its_lists_are_those_of_the_stages(tmp_path: Path, model: str, rule: str, catalog: str, form: str) -> None:
+    bundle = made(tmp_path, model, CATALOGS[catalog], rule, 6, form)
+    histories = histories_of(CATALOGS[catalog], 6, 7, seed=3)
+    for k in (1, 4, 6):
+        check(bundle, histories, k, 6)
+    onnx.checker.check_model(str(bundle / "recommend.onnx"), full_check=True)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("one"), "earn", CATALOGS["odd"])
+
+
+def run(bundle: Path, history: Any, excluded: Any = ((-1,),), k: Sequence[int] = ()) -> dict[str, Any]:
+    """The graph's outputs by name, from plain ONNX Runtime."""
+    session = onnxruntime.InferenceSession(str(bundle / "recommend.onnx"), providers=["CPUExecutionProvider"])
+    excluded = np.broadcast_to(np.array(excluded, np.int64), (len(history), np.shape(excluded)[-1]))
+    feeds = {"history": np.array(history, np.int64), "excluded": excluded, "k": np.array(k, np.int64)}
+    return dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds), strict=True))
+
+
+def test_rows_without_an_answer_say_so_and_harm_no_other(bundle: Path) -> None:
+    alone = run(bundle, [[3, 5]])
+    answer = run(bundle, [[-1, 3, -1, 5], [-1, -1, -1, -1], [3, 60, -1, -1], [-2, 3, 5, -1]])
+    assert answer["status"].tolist() == [0, EMPTY, OUT_OF_RANGE, OUT_OF_RANGE]
+    assert answer["count"].tolist() == [10, 0, 0, 0]
+    assert answer["exact"].tolist()[1:] == [False] * 3
+    assert (answer["items"][1:] == -1).all()
+    assert np.isneginf(answer["scores"][1:]).all()
+    np.testing.assert_array_equal(answer["items"][0], alone["items"][0])
+    np.testing.assert_allclose(answer["scores"][0], alone["scores"][0], atol=1e-5)
+    assert run(bundle, [[3]], [[10**9]])["status"].tolist() == [OUT_OF_RANGE]
+    assert run(bundle, np.zeros((2, 0)))["status"].tolist() == [EMPTY] * 2
+
+
+def test_k_is_optional_and_what_the_catalog_lacks_is_minus_one(bundle: Path) -> None:
+    assert run(bundle, [[1]])["items"].shape == (1, 10)
+    assert run(bundle, [[1]], k=[3])["items"].shape == (1, 3)
+    few = run(bundle, [[1]], [list(range(57))])
+    assert few["count"].tolist() == [3]
+    assert sorted(few["items"][0].tolist()) == [-1] * (len(few["items"][0]) - 3) + [57, 58, 59]
+
+
+def test_a_list_called_exact_is_that_of_a_search_that_drops_nothing(tmp_path: Path) -> None:
+    catalog = CATALOGS["odd"]
+    bundle = made(tmp_path, "earn", catalog, beams=12)
+    wide = Recommender.load(bundle)
+    histories = histories_of(catalog, 40, 7, seed=5)
+    padded = [[*history, *[-1] * (7 - len(history))] for history in histories]
+    answer = run(bundle, padded, k=[3])
+    best = wide.recommend_batch(histories, 3, 60)
+    is_best = [
+        [catalog.item_ids[index] for index in row] == [item.item_id for item in items]
+        for row, items in zip(answer["items"], best, strict=True)
+    ]
+    exact = answer["exact"].tolist()
+    assert all(right for right, said in zip(is_best, exact, strict=True) if said)
+    assert sum(exact) > 0
+    compose_bundle(bundle, beams=60)
+    assert run(bundle, padded)["exact"].all()
+
+
+def test_large_weights_stay_in_the_files_of_the_stages(tmp_path: Path) -> None:
+    model = small_model("tiny-llama", CATALOGS["odd"])
+    export_bundle(model, tmp_path / "bundle", [["1"]], external_data_bytes=1)
+    before = sum(path.stat().st_size for path in (tmp_path / "bundle").iterdir())
+    compose_bundle(tmp_path / "bundle")
+    check(tmp_path / "bundle", [[1, 2], [3]], 5, 20)
+    assert (tmp_path / "bundle/recommend.onnx").stat().st_size < before
+
+
+def test_it_belongs_to_the_bundle(bundle: Path) -> None:
+    manifest = Manifest.load(bundle)
+    assert {"recommend.onnx", "items.json"} <= manifest.files.keys()
+    recommender = Recommender.load(bundle, engine="one-graph")
+    with pytest.raises(EarnError, match="sessions"):
+        recommender.session(["1"])
+    with pytest.raises(EarnError, match="k is 21"):
+        recommender.recommend(["1"], k=21)
+    with pytest.raises(EarnError, match="beams is 5"):
+        recommender.recommend(["1"], beams=5)
+    with pytest.raises(EarnError, match="no known item"):
+        recommender.recommend([])
+
+
+@pytest.mark.parametrize(("settings", "says"), [({"form": "x"}, "form"), ({"beams": 65}, "64"), ({"k": 21}, "k is")])
+def test_what_cannot_be_composed_is_refused(bundle: Path, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(EarnError, match=says):
+        compose(bundle, **settings)
+
+
+def test_a_bundle_without_one_says_how_to_write_it(toy_bundle: Path) -> None:
+    with pytest.raises(EarnError, match="earn compose"):
+        Recommender.load(toy_bundle, engine="one-graph")
