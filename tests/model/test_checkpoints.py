@@ -139,11 +139,10 @@ def test_codes_that_need_scales_are_no_weights(dtype: torch.dtype, tmp_path: Pat
         load_backbone(folder)
 
 
-@pytest.mark.parametrize("beside", [True, False])
-def test_an_adapter_is_to_be_merged(beside: bool, tmp_path: Path) -> None:
-    folder = folder_of("llama-theta", tmp_path / "model") if beside else tmp_path
+def test_an_adapter_beside_a_model_is_ambiguous(tmp_path: Path) -> None:
+    folder = folder_of("llama-theta", tmp_path)
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(EarnError, match=r"holds an adapter \(LoRA\).*merge_and_unload"):
+    with pytest.raises(EarnError, match=r"holds an adapter \(LoRA\) beside a model.*a folder of their own"):
         load_backbone(folder)
 
 
