@@ -50,9 +50,10 @@ def batch(model: EarnModel) -> dict[str, Tensor]:
 def logits(model: EarnModel) -> Tensor:
     inputs = batch(model)
     bias = torch.where(inputs["visible"], 0.0, -1e9).unsqueeze(1)
-    return model.eval().rows_logits(
+    found: Tensor = model.eval().rows_logits(
         inputs["input_ids"], inputs["position_ids"], bias, inputs["keep"], inputs["predict"]
     )
+    return found
 
 
 def draw_trained(model: EarnModel) -> None:
@@ -61,7 +62,7 @@ def draw_trained(model: EarnModel) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
 def trained_ids(model: EarnModel) -> list[int]:
@@ -308,7 +309,8 @@ def test_an_adapter_is_merged_into_the_folder_that_it_names(tmp_path: Path) -> N
     adapter = adapter_folder(tmp_path)
     weights = load_file(adapter / "adapter_model.safetensors")
     base, merged = (dict(load_backbone(tmp_path / name).named_parameters()) for name in ("base", "adapter"))
-    for name, weight in base.items():
+    for name, parameter in base.items():
+        weight: Tensor = parameter
         key = f"base_model.model.{name.removesuffix('.weight')}"
         if f"{key}.lora_A.weight" in weights:
             delta = weights[f"{key}.lora_B.weight"] @ weights[f"{key}.lora_A.weight"] * 3 / 2  # alpha by rank
