@@ -300,6 +300,16 @@ def adapter_folder(tmp_path: Path, targets: tuple[str, ...] = ("q_proj", "up_pro
     return tmp_path / "adapter"
 
 
+def test_the_command_trains_adapters(tmp_path: Path) -> None:
+    from earn.cli.main import build_parser
+    from earn.cli.train import _check
+
+    options = ["--lora", "4", "--lora-targets", "q,v", "--gradient-checkpointing", "--dtype", "bfloat16"]
+    args = build_parser().parse_args(["train", "any", "--out", str(tmp_path), "--backbone", "folder", *options])
+    _check(args)
+    assert (args.lora, args.lora_targets, args.gradient_checkpointing, args.dtype) == (4, "q,v", True, "bfloat16")
+
+
 def change_config(adapter: Path, **values: Any) -> None:
     path = adapter / "adapter_config.json"
     write_json(path, {**read_json(path), **values})
