@@ -3,7 +3,7 @@
     python benchmarks/training_memory.py BACKBONE [--history N] [--batch N] [--rank N]
 
 BACKBONE is a Hugging Face folder or a GGUF file. It is written as a folder first, so that each way loads the same
-files. Each way runs in a process of its own, from loading to the written checkpoint: two steps on made-up users with
+files; prompts are identifiers alone. Each way runs in a process of its own, from loading to the written checkpoint: two steps on made-up users with
 full histories. Prints a table and one JSON line, a row per way:
 
     {"way": str, "trained": parameters, "loaded_mib": float, "peak_mib": float, "step_s": float}
@@ -42,13 +42,10 @@ def peak_mib() -> float:
 
 
 def write_folder(backbone: str, folder: Path) -> None:
-    """Writes a backbone and its tokenizer as a Hugging Face folder."""
+    """Writes a backbone as a Hugging Face folder, without a tokenizer: prompts are identifiers alone."""
     from earn.model.backbones import load_backbone
-    from earn.model.tokenizer import load_tokenizer
 
     load_backbone(backbone).save_pretrained(folder)
-    if tokenizer := load_tokenizer(backbone):
-        tokenizer.save_pretrained(folder)
 
 
 def measure(way: str, backbone: Path, history: int, batch: int, rank: int, out: Path) -> dict[str, Any]:
@@ -81,7 +78,7 @@ def main() -> None:
     """Measures every way, or within a process of its own the one that --way names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backbone")
-    parser.add_argument("--history", type=int, default=10, metavar="N", help="items of a window (default: 10)")
+    parser.add_argument("--history", type=int, default=20, metavar="N", help="items of a window (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=2, metavar="N", help="windows per step (default: 2)")
     parser.add_argument("--rank", type=int, default=8, metavar="N", help="of the adapters (default: 8)")
     parser.add_argument("--way", choices=(*WAYS, "folder"), help=argparse.SUPPRESS)
