@@ -2,9 +2,9 @@
 
     python benchmarks/training_memory.py BACKBONE [--history N] [--batch N] [--rank N]
 
-BACKBONE is a Hugging Face folder or a GGUF file. It is written as a folder first, so that each way loads the same
-files; prompts are identifiers alone. Each way runs in a process of its own, from loading to the written checkpoint: two steps on made-up users with
-full histories. Prints a table and one JSON line, a row per way:
+BACKBONE is a Hugging Face folder or a GGUF file. It is written as a folder first, so that all ways load the same files;
+prompts are identifiers alone. Each way runs in a process of its own, from loading to the written checkpoint: two steps
+on made-up users with full histories. Prints a table and one JSON line, a row per way:
 
     {"way": str, "trained": parameters, "loaded_mib": float, "peak_mib": float, "step_s": float}
 
