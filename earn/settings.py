@@ -22,8 +22,11 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "weight_decay": (0.0, 10.0),
     "dropout": (0.0, 0.99),
     "hidden_dropout": (0.0, 0.99),
+    "lora": (0, 65_536),
     "seed": (0, 2**32 - 1),  # numpy's
 }
+LORA_TARGETS = "q,k,v,o,gate,up,down"  # the linear layers of attention and MLP, without their "_proj"
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class TrainSettings:
     titles: bool = False  # learn items by their titles too; needs a tokenizer
     exclude_history: bool = False  # lists of the validation users, which choose an epoch, leave their histories out
     bf16: bool = False  # mixed precision
+    lora: int = 0  # rank of the adapters that are trained in place of the layers' weights; 0: every weight is trained
+    lora_targets: str = LORA_TARGETS  # the linear layers that get adapters, with commas between them
+    gradient_checkpointing: bool = False  # compute each layer again in the backward pass, so as to keep less
+    dtype: str = "float32"  # one of DTYPES: how weights that are not trained are held
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -47,6 +54,19 @@ class TrainSettings:
             value = getattr(self, name)
             if not least <= value <= most:  # also true of nan
                 raise EarnError(f"{name} is {value}. Take {least} to {most}.")
+        if unknown := [name for name in self.lora_targets.split(",") if name not in LORA_TARGETS.split(",")]:
+            raise EarnError(f"lora_targets names {unknown[0]!r}. Take some of {LORA_TARGETS}.")
+        if self.dtype not in DTYPES:
+            raise EarnError(f"dtype is {self.dtype!r}. Take one of {', '.join(DTYPES)}.")
+        if not self.lora and self.lora_targets != LORA_TARGETS:
+            raise EarnError(
+                f"lora_targets is {self.lora_targets}, and lora 0: there are no adapters. Set lora to a rank."
+            )
+        if not self.lora and self.dtype != DTYPES[0]:
+            raise EarnError(
+                f"dtype is {self.dtype}, which is for weights that are not trained, and without lora all are. Set lora "
+                "to a rank, or take bf16, which computes in mixed precision."
+            )
 
 
 def let_waiting_threads_sleep() -> None:

@@ -95,7 +95,7 @@ class TorchEngine:
             **{name: torch.tensor(array, device=device) for name, array in feeds.items()}
         )
         for name, array in outputs.items():
-            array[...] = results[name].cpu().numpy()
+            array[...] = results[name].float().cpu().numpy()
 
 
 def torch_recommender(model: EarnModel, scoring: str = "trie") -> Recommender:

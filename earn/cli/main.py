@@ -54,6 +54,7 @@ EXTRAS = {
     "train": ("torch", "transformers", "accelerate", "safetensors", "sklearn", "threadpoolctl"),
     "profile": ("scipy", "cpuinfo", "psutil"),
     "gguf": ("gguf",),
+    "lora": ("peft",),
     "calibrate": ("onnx", "onnx_ir", "ml_dtypes"),
     "report": ("matplotlib", "jinja2"),
     "cpu": ("onnxruntime",),

@@ -13,7 +13,7 @@ from earn.cli.arguments import DATA_HELP, above_zero, command, from_zero, natura
 from earn.console import Steps, note, progress, results_kept_clean, show
 from earn.errors import EarnError
 from earn.prompts import Template
-from earn.settings import TrainSettings, let_waiting_threads_sleep
+from earn.settings import DTYPES, TrainSettings, let_waiting_threads_sleep
 
 if TYPE_CHECKING:
     from earn.catalog import Catalog
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from earn.model.earn_model import EarnModel
 
 CLEAR_LINE = "\r\x1b[K"
+METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME"}  # by type of a setting
 REGISTERS = 1  # at each end of the prompt, as in the paper
 
 
@@ -38,6 +39,8 @@ def add_parser(subparsers: Subparsers) -> None:
         earn train ml-100k --out CKPT
         earn train ml-100k --out DENSE --dense
         earn train LC-Rec/Instruments --backbone models/Llama-3.2-1B --bf16 --learning-rate 5e-5 --out CKPT
+        earn train LC-Rec/Instruments --backbone models/Llama-3.2-1B --lora 16 --gradient-checkpointing \\
+            --dtype bfloat16 --learning-rate 2e-4 --out CKPT
         earn train ml-100k --out CKPT --resume
         """,
     )
@@ -99,7 +102,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_settings(group: argparse._ArgumentGroup) -> None:
     """One option per field of TrainSettings, with that field's default."""
-    rows: dict[str, tuple[Callable[[str], float] | None, str]] = {
+    rows: dict[str, tuple[Callable[[str], object] | None, str]] = {
         # field: type of its value (None: a switch), help
         "epochs": (positive, "passes over the data"),
         "batch_size": (positive, "windows per step and process"),
@@ -113,6 +116,14 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
             "validation lists leave the history out: for data where nobody chooses an item twice",
         ),
         "bf16": (None, "mixed precision"),
+        "lora": (
+            natural,
+            "rank of low-rank adapters, which are trained in place of the layers' weights and merged into them at the "
+            "end, beside the rows of identifiers and registers; 0: every weight is trained",
+        ),
+        "lora_targets": (str, "linear layers that get adapters"),
+        "gradient_checkpointing": (None, "less memory, more time: layers are computed again in the backward pass"),
+        "dtype": (str, f"how weights that --lora does not train are held: {' or '.join(DTYPES)}"),
         "seed": (natural, "of new weights, identifiers and order"),
     }
     for field in fields(TrainSettings):
@@ -126,7 +137,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         group.add_argument(
             option,
             type=kind,
-            metavar="N" if isinstance(field.default, int) else "X",
+            metavar=METAVARS[type(field.default)],
             default=field.default,
             help=f"{text} (default: %(default)s)",
         )
@@ -196,8 +207,16 @@ def describe(model: EarnModel) -> str:
 
 
 def _check(args: argparse.Namespace) -> None:
+    from earn.model.families import TINY_BACKBONES
     from earn.model.training import RUN_FOLDER
 
+    if args.lora and args.backbone in TINY_BACKBONES:
+        raise EarnError(
+            f"{args.backbone} starts from random weights, which --lora would leave as they are. Leave away --lora, or "
+            "give a trained --backbone."
+        )
+    if args.lora:
+        import peft  # noqa: F401  (a missing package is reported before the work, not after it)
     if args.dense and args.early_layers is not None:
         raise EarnError("--dense has all layers early. Leave away --early-layers, or --dense.")
     if not args.dense and args.early_layers is None and (args.prefix_registers, args.suffix_registers) == (0, 0):

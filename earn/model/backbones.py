@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from earn.errors import EarnError
+from earn.model.adapters import base_folder, is_adapter, merge_adapter
 from earn.model.checkpoint_files import (
     ADAPTER_FILE,
     CONFIG_FILE,
@@ -44,7 +45,8 @@ def load_backbone(source: str | Path, seed: int = 0, sizes: Mapping[str, Any] | 
 
     Args:
         source: a name of TINY_BACKBONES, a folder with config.json and weights, or an *.gguf file, whose weights are
-            taken as what they stand for: float32 of a few bits' precision.
+            taken as what they stand for: float32 of a few bits' precision. A folder with a LoRA adapter alone is
+            merged into the folder that it names.
         seed: of the new weights.
         sizes: settings of the family's configuration that replace a tiny backbone's.
 
@@ -96,10 +98,13 @@ def _load_gguf(path: Path) -> PreTrainedModel:
 
 def _load_folder(folder: Path) -> PreTrainedModel:
     """A Hugging Face folder, whose files are held to its config.json before any weight is used."""
-    written = read_config(folder)
-    _check_written(folder, written)
-    backbone = _from_folder(folder, written)
-    correct_yarn(backbone, written)
+    if is_adapter(folder):
+        backbone = merge_adapter(folder, _load_folder(base_folder(folder)))
+    else:
+        written = read_config(folder)
+        _check_written(folder, written)
+        backbone = _from_folder(folder, written)
+        correct_yarn(backbone, written)
     if not all(bool(torch.isfinite(weight).all()) for weight in backbone.parameters()):
         wrong = [name for name, weight in backbone.named_parameters() if not bool(torch.isfinite(weight).all())]
         raise EarnError(f"{folder}: {len(wrong)} weights hold NaN or infinity, such as {wrong[0]}. Train it again.")

@@ -45,16 +45,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json.
 
     Raises:
-        EarnError: it is missing, or no JSON object; or the folder holds an adapter.
+        EarnError: it is missing, or no JSON object; or the folder holds an adapter beside it.
     """
     path = folder / CONFIG_FILE
     if (folder / ADAPTER_FILE).is_file():
-        beside = "beside a model, whose answers it would change" if path.is_file() else "without its model"
         raise EarnError(
-            f"{folder}: holds an adapter (LoRA) {beside}. Merge it first: pip install peft, then in Python: "
-            "from peft import AutoPeftModelForCausalLM; "
-            f"AutoPeftModelForCausalLM.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained('merged'). "
-            f"If the adapter is not wanted, remove {ADAPTER_FILE}."
+            f"{folder}: holds an adapter (LoRA) beside a model, whose answers it would change. If the adapter is not "
+            f"wanted, remove {ADAPTER_FILE}. If it is, move its files to a folder of their own and name the model's "
+            "there as base_model_name_or_path."
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -19,13 +19,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import MASKED, EarnConfig, Prompt, from_json, to_json
 from earn.errors import EarnError
 from earn.model.backbones import load_backbone
 from earn.model.families import TINY_BACKBONES, check_backbone, family_of, rotary_of, setting, window_of
+from earn.model.new_tokens import add_tokens
 from earn.model.stage import DenseHead, EarlyStage, LateStage
 from earn.model.tokenizer import load_tokenizer
 from earn.model.transformers_versions import TIED_HEAD
@@ -57,19 +58,7 @@ class EarnModel(PreTrainedModel):
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         check_backbone(backbone.config)
-        _check_earn(earn, catalog, backbone.config.num_hidden_layers)
-        needed = prompt_rows(earn, catalog.depth) + catalog.depth
-        if needed > backbone.config.max_position_embeddings:
-            raise EarnError(
-                f"A full prompt takes {needed} positions, the backbone has {backbone.config.max_position_embeddings}. "
-                f"Lower max_history, which is {earn.max_history}, or shorten the prompt."
-            )
-        window = window_of(backbone.config)
-        if window is not None and needed > window:
-            raise EarnError(
-                f"A full prompt takes {needed} positions, and layers of the backbone see the newest {window} alone "
-                f"(sliding_window). Lower max_history, which is {earn.max_history}, or shorten the prompt."
-            )
+        _check_earn(earn, catalog, backbone.config)
         _mend_generation_settings(backbone)
         backbone.config.earn = to_json(earn)
         super().__init__(backbone.config)
@@ -128,10 +117,12 @@ class EarnModel(PreTrainedModel):
         registers = _register_tokens(prefix_registers, suffix_registers)
         if taken := set(registers) & set(catalog.tokens):
             raise EarnError(f"The catalog has an identifier token {min(taken)}, as a register has. Rename it.")
-        token_ids = _add_tokens(backbone, tokenizer, [*catalog.tokens, *registers], seed, around_mean)
+        token_ids = add_tokens(backbone, tokenizer, [*catalog.tokens, *registers], seed, around_mean)
         register_ids = token_ids[len(catalog.tokens) :]
+        if early_layers is None:
+            early_layers = max(1, layers // 4) if registers else layers
         earn = EarnConfig(
-            early_layers=_default_split(layers, bool(registers)) if early_layers is None else early_layers,
+            early_layers=early_layers,
             prefix_ids=tuple(register_ids[:prefix_registers]),
             suffix_ids=tuple(register_ids[prefix_registers:]),
             prompt=_tokenize_prompt(tokenizer, template, _bos(backbone, tokenizer) if not prefix_registers else ()),
@@ -168,7 +159,7 @@ class EarnModel(PreTrainedModel):
             raise EarnError("The model is not dense: it has late layers or registers. Train one with --dense.")
         backbone, tokenizer = dense.backbone, dense.tokenizer
         registers = _register_tokens(prefix_registers, suffix_registers)
-        register_ids = _add_tokens(backbone, tokenizer, registers, seed, around_mean=True)
+        register_ids = add_tokens(backbone, tokenizer, registers, seed, around_mean=True)
         bos = _bos(backbone, tokenizer) if prefix_registers else ()
         prompt = replace(dense.earn.prompt, head=dense.earn.prompt.head[len(bos) :])
         earn = replace(
@@ -250,7 +241,7 @@ class EarnModel(PreTrainedModel):
         """
         bias = torch.where(visible, 0.0, MASKED).unsqueeze(1)
         logits = self.rows_logits(input_ids, position_ids, bias, keep, predict)
-        return {"loss": functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)}
+        return {"loss": functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)}
 
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:  # type: ignore[override]
         """Writes the checkpoint folder; `settings` go to Hugging Face's own save_pretrained."""
@@ -308,11 +299,8 @@ def _register_tokens(prefix_registers: int, suffix_registers: int) -> list[str]:
     ]
 
 
-def _default_split(layers: int, registers: bool) -> int:
-    return max(1, layers // 4) if registers else layers
-
-
-def _check_earn(earn: EarnConfig, catalog: Catalog, layers: int) -> None:
+def _check_earn(earn: EarnConfig, catalog: Catalog, config: PretrainedConfig) -> None:
+    layers: int = config.num_hidden_layers
     if len(earn.token_ids) != len(catalog.tokens):
         raise EarnError(
             f"The model has {len(earn.token_ids)} identifier tokens, the catalog {len(catalog.tokens)}. "
@@ -322,6 +310,14 @@ def _check_earn(earn: EarnConfig, catalog: Catalog, layers: int) -> None:
         raise EarnError(f"early_layers is {earn.early_layers}; the backbone has {layers} layers. Take 1 to {layers}.")
     if earn.max_history < 1:
         raise EarnError(f"max_history is {earn.max_history}. Take at least 1 item.")
+    needed = prompt_rows(earn, catalog.depth) + catalog.depth
+    limits = {"max_position_embeddings": config.max_position_embeddings, "sliding_window": window_of(config)}
+    for name, limit in limits.items():
+        if limit is not None and needed > limit:
+            raise EarnError(
+                f"A full prompt takes {needed} positions, and the backbone sees {limit} ({name}). Lower max_history, "
+                f"which is {earn.max_history}, or shorten the prompt."
+            )
 
 
 def _mend_generation_settings(backbone: PreTrainedModel) -> None:
@@ -356,63 +352,3 @@ def _tokenize_prompt(
         for text in (template or Template()).parts()
     )
     return Prompt((*bos, *head), separator, tail)
-
-
-def _add_tokens(
-    backbone: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    tokens: Sequence[str],
-    seed: int,
-    around_mean: bool,
-) -> list[int]:
-    """Token ids for `tokens`, with rows in embedding and head; tokens that the tokenizer knows keep theirs.
-
-    New rows of a trained table start near its mean, those of an untrained one near zero.
-
-    Raises:
-        EarnError: the tokenizer knows tokens that the tables have no row for.
-    """
-    old_rows = len(_tables(backbone)[0])
-    if tokenizer is None:
-        known, token_ids = set(range(old_rows)), list(range(old_rows, old_rows + len(tokens)))
-    else:
-        known = set(tokenizer.get_vocab().values())
-        if max(known, default=0) >= old_rows:
-            raise EarnError(
-                f"The tokenizer knows the token id {max(known)}, and the embedding table has {old_rows} rows. Take the "
-                "tokenizer that the weights were trained with."
-            )
-        token_ids = _new_ids(tokenizer, tokens, known)
-    backbone.resize_token_embeddings(max(old_rows, max(token_ids, default=0) + 1), mean_resizing=False)
-    new = torch.tensor(sorted(set(token_ids) - known), dtype=torch.long)  # there may be none
-    trained = torch.tensor(sorted(known), dtype=torch.long)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for table in _tables(backbone):
-            centre = table[trained].mean(0) if around_mean else table.new_zeros(table.shape[1])
-            noise = torch.randn(len(new), table.shape[1], generator=generator).to(table.device)
-            table[new] = centre + backbone.config.initializer_range * noise
-    return token_ids
-
-
-def _new_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], known: set[int]) -> list[int]:
-    """The ids of all tokens; those that the tokenizer does not know are added to it.
-
-    A tokenizer whose ids have holes would give new tokens ids that others have. There the new ones stand behind all of
-    its own, and it does not learn of them: prompts are made of ids, not of their texts.
-    """
-    vocabulary = tokenizer.get_vocab()
-    missing = [token for token in tokens if token not in vocabulary]
-    if len(known) <= max(known, default=-1):
-        first = max(known) + 1
-        return [vocabulary[token] if token in vocabulary else first + missing.index(token) for token in tokens]
-    tokenizer.add_tokens(missing, special_tokens=True)
-    ids: list[int] = tokenizer.convert_tokens_to_ids(list(tokens))
-    return ids
-
-
-def _tables(backbone: PreTrainedModel) -> list[Tensor]:
-    """The weights of embedding and head, once where they are tied."""
-    embedding = cast(nn.Embedding, backbone.get_input_embeddings()).weight
-    head = cast(nn.Linear, backbone.get_output_embeddings()).weight
-    return [embedding] if head is embedding else [embedding, head]

@@ -28,6 +28,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
 from earn.model.families import Family, family_of, setting, turned_size
@@ -73,7 +74,11 @@ class Stage(nn.Module):
             kind = rotary_kind(layer)
             if kind not in rotations:
                 rotations[kind] = rotary_rotation(self.rotary, position_ids, kind)
-            hidden, key_value = run_layer(layer, hidden, rotations[kind], own_bias, past, own_keep)
+            inputs = (layer, hidden, rotations[kind], own_bias, past, own_keep)
+            if layer.training and getattr(layer, "is_recomputed", False):  # which a training may have set
+                hidden, key_value = checkpoint(run_layer, *inputs, use_reentrant=False)
+            else:
+                hidden, key_value = run_layer(*inputs)
             new_key_values.append(key_value)
         return hidden, new_key_values
 

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from earn.errors import EarnError
+from earn.model.adapters import base_folder, is_adapter
 from earn.model.gguf_files import check_gguf, is_gguf
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -17,7 +18,14 @@ ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_t
 
 def has_tokenizer(source: str | Path) -> bool:
     """Whether a backbone brings a tokenizer."""
-    return is_gguf(source) or any((Path(source) / name).is_file() for name in TOKENIZER_FILES)
+    return is_gguf(source) or any((_folder(source) / name).is_file() for name in TOKENIZER_FILES)
+
+
+def _folder(source: str | Path) -> Path:
+    """Where a backbone's tokenizer stands: with an adapter that has none, in the folder of its model."""
+    folder = Path(source)
+    has_own = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    return base_folder(folder) if is_adapter(folder) and not has_own else folder
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
@@ -31,7 +39,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
     """
     if not has_tokenizer(source):
         return None
-    path = Path(source)
+    path = _folder(source)
     where: dict[str, Any] = {"pretrained_model_name_or_path": path}
     if is_gguf(source):
         check_gguf(path)

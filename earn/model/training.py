@@ -1,5 +1,7 @@
 """Trains a model with packed registers through Hugging Face's Trainer; the best checkpoint by validation NDCG@10 stays.
 
+With adapters (`earn.model.lora`) a resumable checkpoint holds the trained parameters alone, and OUT the merged weights.
+
 `accelerate launch` and `torchrun` scale it, as they scale any Trainer. While it runs, resumable checkpoints stand in
 OUT/run; at the end OUT itself is the checkpoint, with training.json saying how it came to be.
 """
@@ -19,14 +21,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from earn.config import to_json
 from earn.data.windows import Window, Windows
 from earn.errors import EarnError
 from earn.files import read_json, write_json
+from earn.model.checkpoint_files import WEIGHT_FILES
 from earn.model.earn_model import EarnModel
 from earn.model.families import sizes_of
+from earn.model.lora import add_adapters, holds_bfloat16, merge_adapters
 from earn.model.packing import pack
 from earn.model.transformers_versions import warmup
 from earn.settings import TrainSettings
@@ -118,11 +123,28 @@ class EarnTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # it prints dictionaries
         self._earn = model
         self._validate = validate
+        self._is_lean = not all(parameter.requires_grad for parameter in model.parameters())
+        if self._is_lean and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise EarnError("Adapters are not trained in shards (FSDP, DeepSpeed). Use torchrun, or set lora to 0.")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes a resumable checkpoint's weights, under the name that Trainer reads: the trained ones, if not all."""
+        if not self._is_lean:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            trained = {name: weight.detach() for name, weight in self._earn.named_parameters() if weight.requires_grad}
+            save_file(trained, folder / WEIGHT_FILES[0])
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=[]) if self._is_lean else load_result)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validates the model as it stands; every process does the same, so that all agree on the best."""
         self._earn.eval()
-        metrics = {f"eval_{BEST_BY}": self._validate(self._earn)}
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=holds_bfloat16(self._earn)):
+            metrics = {f"eval_{BEST_BY}": self._validate(self._earn)}
         self._earn.train()
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -167,6 +189,9 @@ def train(
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = settings.dropout
         layer.hidden_dropout = settings.hidden_dropout
+        layer.is_recomputed = settings.gradient_checkpointing
+    if settings.lora:
+        add_adapters(model, settings)
     clock = _Clock(out / RUN_FOLDER / CLOCK_FILE)
     callbacks = [_Redraw(windows), clock, _Report(progress, say)]
     trainer = EarnTrainer(model, windows, validate, arguments, callbacks)
@@ -180,11 +205,14 @@ def train(
         "seconds": round(clock.seconds, 1),
     }
     model.eval()
+    if settings.lora:
+        merge_adapters(model)
     trainer.accelerator.wait_for_everyone()  # others may still be reading the best checkpoint
     if trainer.is_world_process_zero():
         model.save_pretrained(out)
         write_json(out / TRAINING_FILE, record)
         shutil.rmtree(out / RUN_FOLDER)
+    model.float()
     return record
 
 
@@ -217,11 +245,16 @@ def trained_on(checkpoint: Path) -> str:
 
 
 def _plan(model: EarnModel, sequences: Sequence[NDArray[np.int64]], settings: TrainSettings) -> dict[str, Any]:
-    """What must be equal for a training to be resumed: data, identifiers, settings, split, prompt and backbone."""
+    """What must be equal for a training to be resumed: data, identifiers, settings, split, prompt and backbone.
+
+    Checkpoints of a training with adapters lack the weights of the layers; there they must be equal, too.
+    """
+    weights = (weight.detach().cpu().numpy() for weight in model.model.layers.parameters()) if settings.lora else ()
     backbone = sizes_of(model.config, model.earn.early_layers, len(model.lm_head.weight), len(model.lm_head.weight))
     return {
         "data": _digest(*sequences),
         "identifiers": _digest(model.catalog.codes),
+        "weights": _digest(*weights),
         **to_json(settings),
         **to_json(backbone),
         **{name: json.loads(json.dumps(value)) for name, value in to_json(model.earn).items()},
@@ -243,7 +276,7 @@ def _claim(out: Path, plan: dict[str, Any], resume: bool) -> None:
     if resume:
         if not path.is_file():
             raise EarnError(f"{out}: there is no interrupted training to resume. Start it without --resume.")
-        before = read_json(path)
+        before = {**to_json(TrainSettings()), "weights": _digest(), **read_json(path)}  # older ones lack some
         if removed := [name for name in REMOVED if before.get(name)]:
             raise EarnError(
                 f"{out}: the interrupted training has {removed[0]} {before[removed[0]]}, which was removed. Start it "
@@ -281,7 +314,7 @@ def _arguments(out: Path, settings: TrainSettings) -> TrainingArguments:
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         weight_decay=settings.weight_decay,
-        bf16=settings.bf16,
+        bf16=settings.bf16 or settings.dtype == "bfloat16",
         seed=settings.seed,
         eval_strategy="epoch",
         save_strategy="epoch",

@@ -146,11 +146,10 @@ def test_codes_that_need_scales_are_no_weights(dtype: torch.dtype, tmp_path: Pat
         load_backbone(folder)
 
 
-@pytest.mark.parametrize("beside", [True, False])
-def test_an_adapter_is_to_be_merged(beside: bool, tmp_path: Path) -> None:
-    folder = folder_of("llama-theta", tmp_path / "model") if beside else tmp_path
+def test_an_adapter_beside_a_model_is_ambiguous(tmp_path: Path) -> None:
+    folder = folder_of("llama-theta", tmp_path)
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(EarnError, match=r"holds an adapter \(LoRA\).*merge_and_unload"):
+    with pytest.raises(EarnError, match=r"holds an adapter \(LoRA\) beside a model.*a folder of their own"):
         load_backbone(folder)
 
 
@@ -293,10 +292,10 @@ def test_a_sliding_window_is_no_matter_while_prompts_fit_into_it(tmp_path: Path)
     settings = {"use_sliding_window": True, "sliding_window": 20, "layer_types": ["sliding_attention"] * 3}
     folder = folder_of("qwen2-theta", tmp_path, **settings)
     EarnModel.dense(folder, toy_catalog(), max_history=2)
-    with pytest.raises(EarnError, match=r"see the newest 20 alone \(sliding_window\)\. Lower max_history, which is 9"):
+    with pytest.raises(EarnError, match=r"the backbone sees 20 \(sliding_window\)\. Lower max_history, which is 9"):
         EarnModel.dense(folder, toy_catalog(), max_history=9)
     window = folder_of("mistral", tmp_path / "mistral", sliding_window=20)
-    with pytest.raises(EarnError, match="newest 20 alone"):
+    with pytest.raises(EarnError, match="backbone sees 20"):
         EarnModel.dense(window, toy_catalog(), max_history=9)
     window = folder_of("phi3-partial", tmp_path / "phi3", sliding_window=20)
     EarnModel.dense(window, toy_catalog(), max_history=2)
