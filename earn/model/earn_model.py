@@ -26,6 +26,7 @@ from earn.config import MASKED, EarnConfig, Prompt, from_json, to_json
 from earn.errors import EarnError
 from earn.model.backbones import load_backbone
 from earn.model.families import TINY_BACKBONES, check_backbone, family_of, rotary_of, setting, window_of
+from earn.model.prompt_tokens import tokenize_prompt, without_bos
 from earn.model.stage import DenseHead, EarlyStage, LateStage
 from earn.model.tokenizer import load_tokenizer
 from earn.model.transformers_versions import TIED_HEAD
@@ -102,7 +103,7 @@ class EarnModel(PreTrainedModel):
                 one: it is changed in place, and brought to float32.
             catalog: the items to recommend.
             early_layers: k; if None a quarter of the layers, or all of them without registers.
-            prefix_registers: registers before the prompt; they replace BOS.
+            prefix_registers: registers before the prompt; they replace the BOS that the tokenizer puts before a text.
             suffix_registers: registers after the prompt; the first code is read off the last one.
             max_history: items that the prompt holds.
             template: the text around the history; needs the folder's tokenizer, and is the default text where there is
@@ -132,7 +133,7 @@ class EarnModel(PreTrainedModel):
             early_layers=_default_split(layers, bool(registers)) if early_layers is None else early_layers,
             prefix_ids=tuple(register_ids[:prefix_registers]),
             suffix_ids=tuple(register_ids[prefix_registers:]),
-            prompt=_tokenize_prompt(tokenizer, template, _bos(backbone, tokenizer) if not prefix_registers else ()),
+            prompt=tokenize_prompt(tokenizer, template, catalog, token_ids, backbone.config, not prefix_registers),
             token_ids=tuple(token_ids[: len(catalog.tokens)]),
             max_history=max_history,
         )
@@ -167,14 +168,13 @@ class EarnModel(PreTrainedModel):
         backbone, tokenizer = cast(PreTrainedModel, dense._backbone), dense.tokenizer
         registers = _register_tokens(prefix_registers, suffix_registers)
         register_ids = _add_tokens(backbone, tokenizer, registers, seed, around_mean=True)
-        bos = _bos(backbone, tokenizer) if prefix_registers else ()
-        prompt = replace(dense.earn.prompt, head=dense.earn.prompt.head[len(bos) :])
+        prompt = dense.earn.prompt
         earn = replace(
             dense.earn,
             early_layers=early_layers,
             prefix_ids=tuple(register_ids[:prefix_registers]),
             suffix_ids=tuple(register_ids[prefix_registers:]),
-            prompt=prompt,
+            prompt=without_bos(prompt, backbone.config, tokenizer, dense.catalog) if prefix_registers else prompt,
         )
         return cls(backbone, earn, dense.catalog, tokenizer)
 
@@ -335,26 +335,6 @@ def _mend_generation_settings(backbone: PreTrainedModel) -> None:
         except ValueError as error:
             _log.warning("generation_config.json is replaced by the default one: %s", error)
             backbone.generation_config = GenerationConfig.from_model_config(backbone.config)
-
-
-def _bos(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
-    """The token that starts a prompt without prefix register, where the backbone has one."""
-    bos = backbone.config.bos_token_id if tokenizer is None else tokenizer.bos_token_id
-    return () if bos is None else (int(bos),)
-
-
-def _tokenize_prompt(
-    tokenizer: PreTrainedTokenizerBase | None, template: Template | None, bos: Sequence[int]
-) -> Prompt:
-    if tokenizer is None:
-        if template is not None:
-            raise EarnError("A prompt template needs a tokenizer, and the backbone's folder has none. Leave it away.")
-        return Prompt(head=tuple(bos))
-    head, separator, tail = (
-        tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
-        for text in (template or Template()).parts()
-    )
-    return Prompt((*bos, *head), separator, tail)
 
 
 def _add_tokens(
