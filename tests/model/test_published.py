@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from earn.identifier_tokens import IdentifierTokens, Level, identifier_tokens, u
 from earn.model.earn_model import EarnModel
 from earn.model.methods import build_model, default_method
 from earn.model.published import published_model
-from earn.model.reference import build_trie, descend
+from earn.model.reference import Trie, build_trie, descend
 from earn.model.tokenizer import load_tokenizer
 from earn.prompts import Template, whole_prompt
 from earn.runtime.recommender import Recommender
@@ -68,9 +69,7 @@ class Publisher:
 
     def catalog(self) -> Catalog:
         """Items that share codes as items do."""
-        numbers = [
-            (a, b, a * b % 10, *[(a + b) % 10] * (len(self.letters) == 4)) for a, b in product((1, 4, 7), (0, 3, 8))
-        ]
+        numbers = [(a, b, a * b % 10, (a + b) % 10)[: len(self.letters)] for a, b in product((1, 4, 7), (0, 3, 8))]
         identifiers = tuple(
             tuple(self.form.format(letter, code) for letter, code in zip(self.letters, row, strict=True))
             for row in numbers
@@ -107,13 +106,12 @@ def their_prompt(
     items = template.separator.join(publisher.text(catalog, item) for item in history)
     text = template.text.format(history=items)
     begin = BEGIN if publisher.wrapped else ""
-    if not template.chat:
-        return tokenizer(text + template.answer + begin)["input_ids"]
-    messages = [{"role": "system", "content": template.system}] if template.system else []
-    chat: str = tokenizer.apply_chat_template(
-        [*messages, {"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-    )
-    return tokenizer(chat + template.answer + begin, add_special_tokens=False)["input_ids"]
+    if template.chat:
+        messages = [{"role": "system", "content": template.system}] if template.system else []
+        messages.append({"role": "user", "content": text})
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    ids: list[int] = tokenizer(text + template.answer + begin, add_special_tokens=not template.chat)["input_ids"]
+    return ids
 
 
 @pytest.mark.parametrize("name", PUBLISHERS)
@@ -228,6 +226,10 @@ def test_what_would_be_read_otherwise_is_refused(folders: dict[str, Path], tmp_p
 BEAMS, ITEMS = 6, 5
 
 
+def allowed(trie: Trie, prompt_rows: int, batch: int, sequence: torch.Tensor) -> list[int]:
+    return list(descend(trie, sequence[prompt_rows:].tolist()))
+
+
 @pytest.mark.parametrize("name", ["minionerec", "openonerec"])
 def test_lists_are_those_of_hugging_face_generate(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     publisher, catalog = PUBLISHERS[name], PUBLISHERS[name].catalog()
@@ -251,7 +253,7 @@ def test_lists_are_those_of_hugging_face_generate(name: str, folders: dict[str, 
             do_sample=False,
             length_penalty=0.0,
             eos_token_id=None,
-            prefix_allowed_tokens_fn=lambda _, row, length=len(start): list(descend(trie, row[length:].tolist())),
+            prefix_allowed_tokens_fn=partial(allowed, trie, len(start)),
             return_dict_in_generate=True,
             output_scores=True,
         )
