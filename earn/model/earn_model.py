@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,16 +19,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import MASKED, EarnConfig, Prompt, from_json, to_json
-from earn.errors import EarnError
+from earn.errors import EarnError, refuse
 from earn.model.backbones import load_backbone
 from earn.model.families import TINY_BACKBONES, check_backbone, family_of, rotary_of, setting, window_of
 from earn.model.prompt_tokens import tokenize_prompt, without_bos
 from earn.model.stage import DenseHead, EarlyStage, LateStage
-from earn.model.tokenizer import load_tokenizer
+from earn.model.tokenizer import check_rows, load_tokenizer
 from earn.model.transformers_versions import TIED_HEAD
 from earn.prompts import Template, prompt_rows
 
@@ -56,19 +56,7 @@ class EarnModel(PreTrainedModel):
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         check_backbone(backbone.config)
-        _check_earn(earn, catalog, backbone.config.num_hidden_layers)
-        needed = prompt_rows(earn, catalog.depth) + catalog.depth
-        if needed > backbone.config.max_position_embeddings:
-            raise EarnError(
-                f"A full prompt takes {needed} positions, the backbone has {backbone.config.max_position_embeddings}. "
-                f"Lower max_history, which is {earn.max_history}, or shorten the prompt."
-            )
-        window = window_of(backbone.config)
-        if window is not None and needed > window:
-            raise EarnError(
-                f"A full prompt takes {needed} positions, and layers of the backbone see the newest {window} alone "
-                f"(sliding_window). Lower max_history, which is {earn.max_history}, or shorten the prompt."
-            )
+        refuse(earn_problems(earn, catalog, backbone.config))
         _mend_generation_settings(backbone)
         backbone.config.earn = to_json(earn)
         super().__init__(backbone.config)
@@ -130,7 +118,7 @@ class EarnModel(PreTrainedModel):
         token_ids = _add_tokens(backbone, tokenizer, [*catalog.tokens, *registers], seed, around_mean)
         register_ids = token_ids[len(catalog.tokens) :]
         earn = EarnConfig(
-            early_layers=_default_split(layers, bool(registers)) if early_layers is None else early_layers,
+            early_layers=default_early_layers(layers, bool(registers)) if early_layers is None else early_layers,
             prefix_ids=tuple(register_ids[:prefix_registers]),
             suffix_ids=tuple(register_ids[prefix_registers:]),
             prompt=tokenize_prompt(tokenizer, template, catalog, token_ids, backbone.config, not prefix_registers),
@@ -293,7 +281,7 @@ def read_earn(settings: Mapping[str, Any], where: str) -> EarnConfig:
     Raises:
         EarnError: unknown or missing keys.
     """
-    prompt = from_json(Prompt, settings.get("prompt", {}), where)
+    prompt = from_json(Prompt, settings.get("prompt", {}) if isinstance(settings, Mapping) else settings, where)
     return from_json(EarnConfig, {**settings, "prompt": prompt}, where)
 
 
@@ -307,20 +295,31 @@ def _register_tokens(prefix_registers: int, suffix_registers: int) -> list[str]:
     ]
 
 
-def _default_split(layers: int, registers: bool) -> int:
-    return max(1, layers // 4) if registers else layers
+def default_early_layers(layers: int, has_registers: bool = True) -> int:
+    """k where nobody names it: a quarter of the layers, or all of them without registers."""
+    return max(1, layers // 4) if has_registers else layers
 
 
-def _check_earn(earn: EarnConfig, catalog: Catalog, layers: int) -> None:
+def earn_problems(earn: EarnConfig, catalog: Catalog, config: PretrainedConfig) -> Iterator[str]:
+    """Why these settings do not fit the catalog or a backbone of this configuration."""
     if len(earn.token_ids) != len(catalog.tokens):
-        raise EarnError(
+        yield (
             f"The model has {len(earn.token_ids)} identifier tokens, the catalog {len(catalog.tokens)}. "
             "Take the catalog that the model was made with."
         )
+    layers = config.num_hidden_layers
     if not 1 <= earn.early_layers <= layers:
-        raise EarnError(f"early_layers is {earn.early_layers}; the backbone has {layers} layers. Take 1 to {layers}.")
+        yield f"early_layers is {earn.early_layers}; the backbone has {layers} layers. Take 1 to {layers}."
     if earn.max_history < 1:
-        raise EarnError(f"max_history is {earn.max_history}. Take at least 1 item.")
+        yield f"max_history is {earn.max_history}. Take at least 1 item."
+    needed = prompt_rows(earn, catalog.depth) + catalog.depth
+    limits = {"max_position_embeddings": config.max_position_embeddings, "sliding_window": window_of(config)}
+    for name, limit in limits.items():
+        if limit is not None and needed > limit:
+            yield (
+                f"A full prompt takes {needed} positions, and the backbone sees {limit} ({name}). Lower max_history, "
+                f"which is {earn.max_history}, or shorten the prompt."
+            )
 
 
 def _mend_generation_settings(backbone: PreTrainedModel) -> None:
@@ -355,12 +354,8 @@ def _add_tokens(
     if tokenizer is None:
         known, token_ids = set(range(old_rows)), list(range(old_rows, old_rows + len(tokens)))
     else:
+        check_rows(tokenizer, old_rows)
         known = set(tokenizer.get_vocab().values())
-        if max(known, default=0) >= old_rows:
-            raise EarnError(
-                f"The tokenizer knows the token id {max(known)}, and the embedding table has {old_rows} rows. Take the "
-                "tokenizer that the weights were trained with."
-            )
         token_ids = _new_ids(tokenizer, tokens, known)
     backbone.resize_token_embeddings(max(old_rows, max(token_ids, default=0) + 1), mean_resizing=False)
     new = torch.tensor(sorted(set(token_ids) - known), dtype=torch.long)  # there may be none
