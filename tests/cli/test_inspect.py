@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from earn.cli import train
+from earn.cli.main import build_parser
 from earn.errors import EarnError
 from earn.model.backbones import load_backbone
 from earn.model.earn_model import EarnModel
+from earn.model.methods import build_model
+from earn.prompts import Template
 from tests.cli.conftest import ITEMS, Earn
 from tests.model.test_gguf import write_gguf
 from tests.published import BEGIN, END, PADDED_ROWS, PUBLISHERS
@@ -171,3 +175,13 @@ def test_every_obstacle_is_listed(
 def test_what_is_neither_is_told_apart(earn: Earn, tmp_path: Path) -> None:
     assert "there is no bundle" in earn("inspect", tmp_path).error
     assert "there is no bundle" in earn("inspect", tmp_path / "nowhere").error
+
+
+def test_train_takes_the_publishers_prompt(published: Path) -> None:
+    words = ["--template", "system {history} user", "--separator", " ; ", "--system", "Can you", "--answer", "the "]
+    args = build_parser().parse_args(["train", "DATA", "--out", "CKPT", "--backbone", str(published), "--chat", *words])
+    catalog = PUBLISHERS["openonerec"].catalog()
+    prompt = train._model(args, "lcrec", catalog).earn.prompt
+    template = Template("system {history} user", " ; ", chat=True, system="Can you", answer="the ")
+    assert prompt == build_model("lcrec", published, catalog, template=template).earn.prompt
+    assert prompt != build_model("lcrec", published, catalog).earn.prompt
