@@ -213,8 +213,8 @@ def test_a_sliding_window_is_no_matter_while_prompts_fit_into_it(tmp_path: Path)
     settings = {"use_sliding_window": True, "sliding_window": 20, "layer_types": ["sliding_attention"] * 3}
     folder = folder_of("qwen2-theta", tmp_path, **settings)
     EarnModel.dense(folder, toy_catalog(), max_history=2)
-    with pytest.raises(EarnError, match=r"see the newest 20 alone \(sliding_window\)\. Lower max_history, which is 9"):
+    with pytest.raises(EarnError, match=r"the backbone sees 20 \(sliding_window\)\. Lower max_history, which is 9"):
         EarnModel.dense(folder, toy_catalog(), max_history=9)
     window = folder_of("mistral", tmp_path / "mistral", sliding_window=20)
-    with pytest.raises(EarnError, match="newest 20 alone"):
+    with pytest.raises(EarnError, match="backbone sees 20"):
         EarnModel.dense(window, toy_catalog(), max_history=9)
