@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from earn.errors import EarnError
 from earn.files import read_json, written_whole
+from earn.identifier_tokens import unwrapped
 
 # What numpy raises for a file that is missing, cut short, of another form, or whose codes name no token.
 _UNREADABLE = (OSError, EOFError, KeyError, ValueError, IndexError, TypeError, AttributeError, BadZipFile, zlib.error)
@@ -139,6 +140,8 @@ class Catalog:
 def read_index(path: Path, titles: Mapping[str, str] | None = None) -> Catalog:
     """Reads `*.index.json` of LC-Rec and LETTER: `{"item": ["<a_1>", "<b_2>", ...], ...}`.
 
+    Wrappers around identifiers (see earn.identifier_tokens) are left out: they tell no item from another.
+
     Raises:
         EarnError: the file is not of that form; names the file and the item.
     """
@@ -154,7 +157,7 @@ def read_index(path: Path, titles: Mapping[str, str] | None = None) -> Catalog:
     try:
         return Catalog(
             tuple(value),
-            tuple(map(tuple, value.values())),
+            tuple(map(unwrapped, value.values())),
             tuple(titles.get(item_id, "") for item_id in value),
         )
     except EarnError as error:

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class EarnError(ValueError):
     """Bad input or a state that the caller can mend; the message says what happened, with which value, and what to do.
 
     The command line prints it as one line and exits with status 2.
     """
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raises the first of these problems.
+
+    Raises:
+        EarnError: there is one.
+    """
+    for problem in problems:
+        raise EarnError(problem)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from earn.config import EarnConfig
 from earn.errors import EarnError
 
-HISTORY = "{history}"
+HISTORY, ITEM = "{history}", "{item}"
 
 
 @dataclass(frozen=True)
@@ -23,19 +23,31 @@ class Template:
         "A user has chosen these items, in the order of time: {history}. Name the item that the user chooses next: "
     )
     separator: str = ", "
+    item: str = ""  # each item's identifier as {item} with text around it; "": in the wrapper that the tokenizer knows
+    chat: bool = False  # the text is a user's message to the tokenizer's chat template, and an answer is begun
+    system: str = ""  # a system message before it
+    answer: str = ""  # text between all that and the item that is to be generated
 
     def parts(self) -> tuple[str, str, str]:
-        """Head, separator and tail.
+        """Head, separator and tail, without what a chat template adds.
 
         Raises:
             EarnError: the text does not hold "{history}" exactly once.
         """
-        if self.text.count(HISTORY) != 1:
-            raise EarnError(
-                f"The template {self.text!r} must hold {HISTORY} exactly once, where the items are to stand."
-            )
-        head, tail = self.text.split(HISTORY)
-        return head, self.separator, tail
+        head, tail = split_once("template", self.text, HISTORY, "where the items are to stand")
+        return head, self.separator, tail + self.answer
+
+
+def split_once(what: str, text: str, mark: str, meaning: str) -> tuple[str, str]:
+    """The text before and after a mark.
+
+    Raises:
+        EarnError: it does not hold the mark exactly once.
+    """
+    if text.count(mark) != 1:
+        raise EarnError(f"The {what} {text!r} must hold {mark} exactly once, {meaning}.")
+    before, after = text.split(mark)
+    return before, after
 
 
 def constant_head(config: EarnConfig) -> list[int]:

@@ -1,14 +1,20 @@
-"""`earn inspect`: what a bundle holds, and the size of its cache next to a dense model's. Needs no engine."""
+"""`earn inspect`: what a bundle holds, and the size of its cache next to a dense model's. Needs no engine.
+
+Of a checkpoint it says what it is and what stands in the way (earn.cli.inspect_checkpoint).
+"""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earn.cli.arguments import bundle_folder, command
+from earn.cli import inspect_checkpoint
+from earn.cli.arguments import command
 from earn.config import SCORING_RULES
 from earn.console import pairs, show, show_json, size
+from earn.manifest import MANIFEST_FILE
 from earn.runtime.engine_files import HARDWARE
 
 if TYPE_CHECKING:
@@ -27,26 +33,36 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "inspect",
         run,
-        "show what a bundle holds",
-        "Checks a bundle's files against its manifest and shows model, prompt, limits, cache, files and item trie.",
+        "show what a bundle or a checkpoint holds",
+        "Checks a bundle's files against its manifest and shows model, prompt, limits, cache, files and item trie. "
+        "Of a checkpoint it shows model, tokenizer and identifier tokens, and lists all that stands in the way of "
+        "loading it; weights are not read. The exit status is 1 if something does.",
         """
         earn inspect BUNDLE
-        earn inspect BUNDLE --json
+        earn inspect models/Qwen3-0.6B --json
         """,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help="folder of earn export")
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        type=Path,
+        help="folder of earn export or earn train, a Hugging Face folder, or a GGUF file",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Describes the bundle."""
+    """Describes the bundle or checkpoint."""
+    folder: Path = args.folder
+    if not (folder / MANIFEST_FILE).is_file() and inspect_checkpoint.is_checkpoint(folder):
+        return inspect_checkpoint.run(folder, args.json)
     from earn.catalog import CATALOG_FILE, Catalog
     from earn.manifest import Manifest
     from earn.runtime.engine_files import has_engines, load_record
 
-    manifest = Manifest.load(args.bundle)
-    record = load_record(args.bundle) if has_engines(args.bundle) else None
-    facts = describe(manifest, Catalog.load(args.bundle / CATALOG_FILE), record)
+    manifest = Manifest.load(folder)
+    record = load_record(folder) if has_engines(folder) else None
+    facts = describe(manifest, Catalog.load(folder / CATALOG_FILE), record)
     show_json(facts) if args.json else show(_text(facts))
     return 0
 

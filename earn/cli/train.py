@@ -98,6 +98,17 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         help="prompt with {history} where the items stand, for backbones with a tokenizer",
     )
     group.add_argument("--separator", metavar="TEXT", help="text between two items of the history")
+    group.add_argument(
+        "--item",
+        metavar="TEXT",
+        help="text around {item}, each item's identifier (default: <|sid_begin|>{item}<|sid_end|> where the tokenizer "
+        "knows these tokens)",
+    )
+    group.add_argument(
+        "--chat", action="store_true", help="the template is a user's message to the tokenizer's chat template"
+    )
+    group.add_argument("--system", metavar="TEXT", help="with --chat: the system's message")
+    group.add_argument("--answer", metavar="TEXT", help="text before the item that is to be generated")
 
 
 def _add_settings(group: argparse._ArgumentGroup) -> None:
@@ -233,8 +244,8 @@ def _check(args: argparse.Namespace) -> None:
 def _model(args: argparse.Namespace, method: str, catalog: Catalog) -> EarnModel:
     from earn.model.methods import build_model
 
-    options = {"text": args.template, "separator": args.separator}
-    changed = {name: text for name, text in options.items() if text is not None}
+    names = {"text": "template"} | {name: name for name in ("separator", "item", "chat", "system", "answer")}
+    changed = {name: value for name, option in names.items() if (value := getattr(args, option)) not in (None, False)}
     registers = [REGISTERS if count is None else count for count in (args.prefix_registers, args.suffix_registers)]
     return build_model(
         method,

@@ -6,7 +6,8 @@ weight is used, and the loaded model to the family's own code afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +19,26 @@ from transformers import (
     PreTrainedModel,
 )
 
-from earn.errors import EarnError
+from earn.errors import EarnError, refuse
 from earn.model.adapters import base_folder, is_adapter, merge_adapter
 from earn.model.checkpoint_files import (
     ADAPTER_FILE,
     CONFIG_FILE,
+    EMBEDDING,
+    HEAD,
     QUANTIZED_REMEDY,
     StoredTensor,
-    check_stored,
     load_tensor,
     quantization_of,
     read_config,
+    stored_problems,
     stored_tensors,
 )
 from earn.model.families import FAMILIES, TINY_BACKBONES, check_backbone, family_of
 from earn.model.family_check import check_family
 from earn.model.gguf_files import check_gguf, is_gguf
-from earn.model.rope import check_rope, correct_yarn, in_dialect_of_version_4
+from earn.model.rope import correct_yarn, in_dialect_of_version_4, rope_problems
 from earn.model.transformers_versions import IS_5, float32_weights
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def load_backbone(source: str | Path, seed: int = 0, sizes: Mapping[str, Any] | None = None) -> PreTrainedModel:
@@ -71,29 +72,47 @@ def load_backbone(source: str | Path, seed: int = 0, sizes: Mapping[str, Any] | 
     return backbone
 
 
-def _load_gguf(path: Path) -> PreTrainedModel:
+def gguf_config(path: Path) -> PretrainedConfig:
+    """The configuration of a GGUF file, read from its header.
+
+    Raises:
+        EarnError: it is no such file, or holds another model than can be read.
+    """
     check_gguf(path)
-    try:
-        where: dict[str, Any] = {
-            "pretrained_model_name_or_path": path.parent,
-            "gguf_file": path.name,
-            "local_files_only": True,
-        }
-        config = AutoConfig.from_pretrained(**where)
-        check_backbone(config, str(path))
-        if family_of(config).has_partial_rotary:
-            raise EarnError(
-                f"{path}: transformers does not read of GGUF files which part of each head a {config.model_type!r} "
-                "model turns by position. Take the Hugging Face folder."
-            )
-        backbone: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            **where, config=config, attn_implementation="eager", **float32_weights(from_gguf=True)
+    with _as_earn_error(f"{path}: cannot be loaded as a model", "Fetch it again."):
+        config: PretrainedConfig = AutoConfig.from_pretrained(**_in_gguf(path))
+    check_backbone(config, str(path))
+    if family_of(config).has_partial_rotary:
+        raise EarnError(
+            f"{path}: transformers does not read of GGUF files which part of each head a {config.model_type!r} "
+            "model turns by position. Take the Hugging Face folder."
         )
+    return config
+
+
+def _in_gguf(path: Path) -> dict[str, Any]:
+    """The arguments of from_pretrained for a GGUF file."""
+    return {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "local_files_only": True}
+
+
+def _load_gguf(path: Path) -> PreTrainedModel:
+    config = gguf_config(path)
+    with _as_earn_error(f"{path}: cannot be loaded as a model", "Fetch it again."):
+        backbone: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            **_in_gguf(path), config=config, attn_implementation="eager", **float32_weights(from_gguf=True)
+        )
+    return backbone
+
+
+@contextmanager
+def _as_earn_error(what: str, remedy: str) -> Iterator[None]:
+    """Errors of transformers, safetensors, gguf and json, which raise classes of their own, as an EarnError."""
+    try:
+        yield
     except EarnError:
         raise
-    except Exception as error:  # transformers and gguf raise classes of their own
-        raise EarnError(f"{path}: cannot be loaded as a model ({error}). Fetch it again.") from error
-    return backbone
+    except Exception as error:
+        raise EarnError(f"{what} ({error}). {remedy}") from error
 
 
 def _load_folder(folder: Path) -> PreTrainedModel:
@@ -102,7 +121,7 @@ def _load_folder(folder: Path) -> PreTrainedModel:
         backbone = merge_adapter(folder, _load_folder(base_folder(folder)))
     else:
         written = read_config(folder)
-        _check_written(folder, written)
+        refuse(written_problems(folder, written))
         backbone = _from_folder(folder, written)
         correct_yarn(backbone, written)
     if not all(bool(torch.isfinite(weight).all()) for weight in backbone.parameters()):
@@ -112,30 +131,53 @@ def _load_folder(folder: Path) -> PreTrainedModel:
     return backbone
 
 
-def _check_written(folder: Path, written: Mapping[str, Any]) -> None:
-    """Refuses a folder by what its config.json says of it."""
+def written_problems(folder: Path, written: Mapping[str, Any]) -> Iterator[str]:
+    """Why a folder is refused by what its config.json says of it."""
     if method := quantization_of(folder, written):
-        raise EarnError(f"{folder}: its weights are quantized ({method}). {QUANTIZED_REMEDY}")
+        yield f"{folder}: its weights are quantized ({method}). {QUANTIZED_REMEDY}"
     if written.get("model_type") not in FAMILIES:
-        raise EarnError(
+        yield (
             f"{folder}: holds a {written.get('model_type')!r} model. Supported are: {', '.join(FAMILIES)}. "
             "Code that a folder brings is never run."
         )
-    check_rope(written, str(folder))
+    yield from rope_problems(written, str(folder))
+
+
+def folder_config(folder: Path, written: Mapping[str, Any]) -> PretrainedConfig:
+    """The configuration that a folder's config.json stands for, in the dialect of the transformers that is installed.
+
+    Raises:
+        EarnError: its settings do not fit together, or the stages would compute them wrongly.
+    """
+    family = FAMILIES[written["model_type"]]
+    own = {name: value for name, value in written.items() if name not in ("auto_map", "transformers_version")}
+    with _as_earn_error(*_unloadable(folder)):
+        config = family.config.from_dict(own if IS_5 else in_dialect_of_version_4(own, str(folder)))
+    check_backbone(config, str(folder))
+    return config
+
+
+def weight_problems(folder: Path, config: PretrainedConfig, stored: Mapping[str, StoredTensor]) -> list[str]:
+    """In what a folder's weights are not those that a model of this configuration has places for.
+
+    Raises:
+        EarnError: there is no model of this configuration.
+    """
+    with _as_earn_error(*_unloadable(folder)), torch.device("meta"):
+        places = AutoModelForCausalLM.from_config(config, attn_implementation="eager").state_dict()
+    shapes = {name: tuple(place.shape) for name, place in places.items()}
+    return list(stored_problems(folder, stored, shapes, _tied(config)))
+
+
+def _unloadable(folder: Path) -> tuple[str, str]:
+    return f"{folder}: cannot be loaded as a model", "Copy or write it again."
 
 
 def _from_folder(folder: Path, written: Mapping[str, Any]) -> PreTrainedModel:
-    family = FAMILIES[written["model_type"]]
-    own = {name: value for name, value in written.items() if name not in ("auto_map", "transformers_version")}
-    if not IS_5:
-        own = in_dialect_of_version_4(own, str(folder))
-    try:
-        config = family.config.from_dict(own)
-        check_backbone(config, str(folder))
-        with torch.device("meta"):
-            places = AutoModelForCausalLM.from_config(config, attn_implementation="eager").state_dict()
-        stored = stored_tensors(folder)
-        check_stored(folder, stored, {name: tuple(place.shape) for name, place in places.items()}, _tied(config))
+    config = folder_config(folder, written)
+    stored = stored_tensors(folder)
+    refuse(weight_problems(folder, config, stored))
+    with _as_earn_error(*_unloadable(folder)):
         if config.tie_word_embeddings and not _same_table(stored):
             config.tie_word_embeddings = False  # as transformers 5 reads it; older versions leave the head out
         state = _under_one_name(stored) if config.tie_word_embeddings else None
@@ -148,10 +190,6 @@ def _from_folder(folder: Path, written: Mapping[str, Any]) -> PreTrainedModel:
             attn_implementation="eager",
             **float32_weights(from_gguf=False),
         )
-    except EarnError:
-        raise
-    except Exception as error:  # transformers, safetensors and json raise classes of their own
-        raise EarnError(f"{folder}: cannot be loaded as a model ({error}). Copy or write it again.") from error
     return backbone
 
 

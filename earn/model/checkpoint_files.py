@@ -7,7 +7,7 @@ adapter, weights that the model has no place for, or none where it needs one. No
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ CONFIG_FILE = "config.json"
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_FILE = "adapter_config.json"
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # a row per token each; one table where they are tied
 
 # Types of numbers that are weights; others are codes that need scales to become weights.
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
@@ -100,50 +102,50 @@ def load_tensor(tensor: StoredTensor, name: str) -> Any:
     return torch.load(tensor.file, weights_only=True, mmap=True)[name]
 
 
-def check_stored(
+def stored_problems(
     folder: Path, stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], tied: Iterable[str]
-) -> None:
-    """Refuses a folder whose weights are not exactly those that its model has places for.
+) -> Iterator[str]:
+    """In what a folder's weights are not exactly those that its model has places for.
 
     Args:
         stored: of `stored_tensors`.
         expected: the model's own weights and their shapes.
         tied: names of which one is enough, such as embedding and head that share a table.
 
-    Raises:
-        EarnError: says which weights, how many, and what to do.
+    Returns:
+        For each kind of difference, which weights, how many, and what to do.
     """
     if codes := [name for name, tensor in stored.items() if tensor.dtype not in FLOAT_TYPES]:
         kinds = ", ".join(sorted({stored[name].dtype for name in codes}))
-        raise EarnError(
-            f"{folder}: {len(codes)} weights are quantized codes ({kinds}), such as {codes[0]}. {QUANTIZED_REMEDY}"
-        )
+        yield f"{folder}: {len(codes)} weights are quantized codes ({kinds}), such as {codes[0]}. {QUANTIZED_REMEDY}"
     tied = set(tied)
     missing = sorted(set(expected) - set(stored))
     if tied & set(stored):
         missing = [name for name in missing if name not in tied]
     if missing:
-        raise EarnError(
+        yield (
             f"{folder}: {_listed(missing)} missing that config.json asks for. Copy the folder again, or mend "
             "config.json if it is another model's."
         )
     unexpected = sorted(name for name in set(stored) - set(expected) if not name.endswith(COMPUTED))
     if unexpected:
-        raise EarnError(
+        yield (
             f"{folder}: {_listed(unexpected)} in its files that config.json has no place for: they would be left "
             "out, and the model would compute something else. Mend config.json, or take the folder as it was written."
         )
-    for name, shape in expected.items():
-        if name in stored and stored[name].shape != shape:
-            advice = (
-                f"Set vocab_size to {stored[name].shape[0]} in config.json."
-                if name in tied and stored[name].shape[1:] == shape[1:]
+    others = [name for name, shape in expected.items() if name in stored and stored[name].shape != shape]
+    tables = [name for name in (EMBEDDING, HEAD) if name in others]
+    for name in [*tables, *[name for name in others if name not in tables][:1]]:  # one setting is wrong of all layers
+        rows, *width = stored[name].shape
+        is_longer = width == list(expected[name][1:]) and {stored[table].shape[0] for table in tables} == {rows}
+        yield (
+            f"{folder}: {name} has the shape {list(stored[name].shape)}, config.json asks for {list(expected[name])}. "
+            + (
+                f"Set vocab_size to {rows} in config.json."
+                if is_longer
                 else "Mend config.json, or copy the folder again."
             )
-            raise EarnError(
-                f"{folder}: {name} has the shape {list(stored[name].shape)}, config.json asks for {list(shape)}. "
-                f"{advice}"
-            )
+        )
 
 
 def _listed(names: list[str]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,10 +23,11 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import MASKED, EarnConfig, Prompt, from_json, to_json
-from earn.errors import EarnError
+from earn.errors import EarnError, refuse
 from earn.model.backbones import load_backbone
 from earn.model.families import TINY_BACKBONES, check_backbone, family_of, rotary_of, setting, window_of
 from earn.model.new_tokens import add_tokens
+from earn.model.prompt_tokens import tokenize_prompt, without_bos
 from earn.model.stage import DenseHead, EarlyStage, LateStage
 from earn.model.tokenizer import load_tokenizer
 from earn.model.transformers_versions import TIED_HEAD
@@ -58,7 +59,7 @@ class EarnModel(PreTrainedModel):
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         check_backbone(backbone.config)
-        _check_earn(earn, catalog, backbone.config)
+        refuse(earn_problems(earn, catalog, backbone.config))
         _mend_generation_settings(backbone)
         backbone.config.earn = to_json(earn)
         super().__init__(backbone.config)
@@ -93,7 +94,7 @@ class EarnModel(PreTrainedModel):
                 one: it is changed in place, and brought to float32.
             catalog: the items to recommend.
             early_layers: k; if None a quarter of the layers, or all of them without registers.
-            prefix_registers: registers before the prompt; they replace BOS.
+            prefix_registers: registers before the prompt; they replace the BOS that the tokenizer puts before a text.
             suffix_registers: registers after the prompt; the first code is read off the last one.
             max_history: items that the prompt holds.
             template: the text around the history; needs the folder's tokenizer, and is the default text where there is
@@ -119,13 +120,11 @@ class EarnModel(PreTrainedModel):
             raise EarnError(f"The catalog has an identifier token {min(taken)}, as a register has. Rename it.")
         token_ids = add_tokens(backbone, tokenizer, [*catalog.tokens, *registers], seed, around_mean)
         register_ids = token_ids[len(catalog.tokens) :]
-        if early_layers is None:
-            early_layers = max(1, layers // 4) if registers else layers
         earn = EarnConfig(
-            early_layers=early_layers,
+            early_layers=default_early_layers(layers, bool(registers)) if early_layers is None else early_layers,
             prefix_ids=tuple(register_ids[:prefix_registers]),
             suffix_ids=tuple(register_ids[prefix_registers:]),
-            prompt=_tokenize_prompt(tokenizer, template, _bos(backbone, tokenizer) if not prefix_registers else ()),
+            prompt=tokenize_prompt(tokenizer, template, catalog, token_ids, backbone.config, not prefix_registers),
             token_ids=tuple(token_ids[: len(catalog.tokens)]),
             max_history=max_history,
         )
@@ -160,14 +159,13 @@ class EarnModel(PreTrainedModel):
         backbone, tokenizer = dense.backbone, dense.tokenizer
         registers = _register_tokens(prefix_registers, suffix_registers)
         register_ids = add_tokens(backbone, tokenizer, registers, seed, around_mean=True)
-        bos = _bos(backbone, tokenizer) if prefix_registers else ()
-        prompt = replace(dense.earn.prompt, head=dense.earn.prompt.head[len(bos) :])
+        prompt = dense.earn.prompt
         earn = replace(
             dense.earn,
             early_layers=early_layers,
             prefix_ids=tuple(register_ids[:prefix_registers]),
             suffix_ids=tuple(register_ids[prefix_registers:]),
-            prompt=prompt,
+            prompt=without_bos(prompt, backbone.config, tokenizer, dense.catalog) if prefix_registers else prompt,
         )
         return cls(backbone, earn, dense.catalog, tokenizer)
 
@@ -285,7 +283,7 @@ def read_earn(settings: Mapping[str, Any], where: str) -> EarnConfig:
     Raises:
         EarnError: unknown or missing keys.
     """
-    prompt = from_json(Prompt, settings.get("prompt", {}), where)
+    prompt = from_json(Prompt, settings.get("prompt", {}) if isinstance(settings, Mapping) else settings, where)
     return from_json(EarnConfig, {**settings, "prompt": prompt}, where)
 
 
@@ -299,22 +297,28 @@ def _register_tokens(prefix_registers: int, suffix_registers: int) -> list[str]:
     ]
 
 
-def _check_earn(earn: EarnConfig, catalog: Catalog, config: PretrainedConfig) -> None:
-    layers: int = config.num_hidden_layers
+def default_early_layers(layers: int, has_registers: bool = True) -> int:
+    """k where nobody names it: a quarter of the layers, or all of them without registers."""
+    return max(1, layers // 4) if has_registers else layers
+
+
+def earn_problems(earn: EarnConfig, catalog: Catalog, config: PretrainedConfig) -> Iterator[str]:
+    """Why these settings do not fit the catalog or a backbone of this configuration."""
     if len(earn.token_ids) != len(catalog.tokens):
-        raise EarnError(
+        yield (
             f"The model has {len(earn.token_ids)} identifier tokens, the catalog {len(catalog.tokens)}. "
             "Take the catalog that the model was made with."
         )
+    layers = config.num_hidden_layers
     if not 1 <= earn.early_layers <= layers:
-        raise EarnError(f"early_layers is {earn.early_layers}; the backbone has {layers} layers. Take 1 to {layers}.")
+        yield f"early_layers is {earn.early_layers}; the backbone has {layers} layers. Take 1 to {layers}."
     if earn.max_history < 1:
-        raise EarnError(f"max_history is {earn.max_history}. Take at least 1 item.")
+        yield f"max_history is {earn.max_history}. Take at least 1 item."
     needed = prompt_rows(earn, catalog.depth) + catalog.depth
     limits = {"max_position_embeddings": config.max_position_embeddings, "sliding_window": window_of(config)}
     for name, limit in limits.items():
         if limit is not None and needed > limit:
-            raise EarnError(
+            yield (
                 f"A full prompt takes {needed} positions, and the backbone sees {limit} ({name}). Lower max_history, "
                 f"which is {earn.max_history}, or shorten the prompt."
             )
@@ -332,23 +336,3 @@ def _mend_generation_settings(backbone: PreTrainedModel) -> None:
         except ValueError as error:
             _log.warning("generation_config.json is replaced by the default one: %s", error)
             backbone.generation_config = GenerationConfig.from_model_config(backbone.config)
-
-
-def _bos(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
-    """The token that starts a prompt without prefix register, where the backbone has one."""
-    bos = backbone.config.bos_token_id if tokenizer is None else tokenizer.bos_token_id
-    return () if bos is None else (int(bos),)
-
-
-def _tokenize_prompt(
-    tokenizer: PreTrainedTokenizerBase | None, template: Template | None, bos: Sequence[int]
-) -> Prompt:
-    if tokenizer is None:
-        if template is not None:
-            raise EarnError("A prompt template needs a tokenizer, and the backbone's folder has none. Leave it away.")
-        return Prompt(head=tuple(bos))
-    head, separator, tail = (
-        tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
-        for text in (template or Template()).parts()
-    )
-    return Prompt((*bos, *head), separator, tail)

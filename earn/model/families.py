@@ -7,7 +7,7 @@ own code whenever weights are loaded. To add a family, add its row, and a case w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,8 +24,8 @@ from transformers import (
 )
 from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config
 
-from earn.errors import EarnError
-from earn.model.rope import check_rope, rope_by_layer_type
+from earn.errors import refuse
+from earn.model.rope import rope_by_layer_type, rope_problems
 from earn.model.transformers_versions import rotary_share
 from earn.specs import Sizes
 
@@ -115,20 +115,27 @@ def check_backbone(config: PretrainedConfig, where: str = "The backbone") -> Non
     Raises:
         EarnError: another family, or a rotary embedding of a type or on a part of the head that is not supported.
     """
+    refuse(backbone_problems(config, where))
+
+
+def backbone_problems(config: PretrainedConfig, where: str) -> Iterator[str]:
+    """What the stages would compute wrongly."""
     if config.model_type not in FAMILIES:
-        raise EarnError(f"{where}: is a {config.model_type!r} model. Supported are: {', '.join(FAMILIES)}.")
+        yield f"{where}: is a {config.model_type!r} model. Supported are: {', '.join(FAMILIES)}."
+        return
     settings = config.to_dict()
-    check_rope(settings, where)
+    yield from rope_problems(settings, where)
     factors = {settings.get("partial_rotary_factor")}
     factors |= {rope.get("partial_rotary_factor") for rope in rope_by_layer_type(settings).values()}
     partial = set() if family_of(config).has_partial_rotary else factors - {None, 1.0}
     if partial:
-        raise EarnError(
+        yield (
             f"{where}: turns {partial.pop():.0%} of each head by position (partial_rotary_factor), which models of the "
             f"family {config.model_type!r} do not compute. Take the folder as its author wrote it."
         )
-    if unknown := [name for name in UNKNOWN_TO_STAGES if settings.get(name)]:
-        raise EarnError(f"{where}: {unknown[0]} is {settings[unknown[0]]!r}, which is not supported.")
+    for name in UNKNOWN_TO_STAGES:
+        if settings.get(name):
+            yield f"{where}: {name} is {settings[name]!r}, which is not supported."
 
 
 def turned_size(config: PretrainedConfig) -> int:

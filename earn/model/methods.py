@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -91,7 +92,7 @@ def build_model(
 
 
 def words_of(texts: Sequence[str], size: int = TINY_WORDS) -> PreTrainedTokenizerBase:
-    """A byte-pair tokenizer of at most `size` tokens, made of these texts and the default template."""
+    """A byte-pair tokenizer of at most `size` tokens, of these texts and the default template; it puts BOS first."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
@@ -103,4 +104,7 @@ def words_of(texts: Sequence[str], size: int = TINY_WORDS) -> PreTrainedTokenize
     )
     template = Template()
     tokenizer.train_from_iterator([template.text, template.separator, *filter(None, texts)], trainer)
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from earn.errors import EarnError
+from earn.model.tokenizer import check_rows
 
 
 def add_tokens(
@@ -30,12 +30,8 @@ def add_tokens(
     if tokenizer is None:
         known, token_ids = set(range(old_rows)), list(range(old_rows, old_rows + len(tokens)))
     else:
+        check_rows(tokenizer, old_rows)
         known = set(tokenizer.get_vocab().values())
-        if max(known, default=0) >= old_rows:
-            raise EarnError(
-                f"The tokenizer knows the token id {max(known)}, and the embedding table has {old_rows} rows. Take the "
-                "tokenizer that the weights were trained with."
-            )
         token_ids = _new_ids(tokenizer, tokens, known)
     backbone.resize_token_embeddings(max(old_rows, max(token_ids, default=0) + 1), mean_resizing=False)
     new = torch.tensor(sorted(set(token_ids) - known), dtype=torch.long)  # there may be none

@@ -9,7 +9,7 @@ Version 5 reads both. Version 4 takes what it does not know for absent, and woul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -40,16 +40,12 @@ def rope_by_layer_type(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return by_type
 
 
-def check_rope(config: Mapping[str, Any], where: str) -> None:
-    """Refuses rotary embeddings that the stages would compute wrongly.
-
-    Raises:
-        EarnError: names the type.
-    """
+def rope_problems(config: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Types of rotary embeddings that the stages would compute wrongly."""
     for settings in rope_by_layer_type(config).values():
         kind = "mrope" if "mrope_section" in settings else settings["rope_type"]
         if kind not in STATIC_ROPE:
-            raise EarnError(
+            yield (
                 f"{where}: the rotary embedding is of type {kind!r}, whose angles depend on more than a token's "
                 f"position. Supported are: {', '.join(STATIC_ROPE)}.{ADVICE.get(kind, '')}"
             )

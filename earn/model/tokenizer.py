@@ -55,6 +55,20 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
     return tokenizer
 
 
+def check_rows(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Refuses a tokenizer that knows tokens for which an embedding table has no rows.
+
+    Raises:
+        EarnError: names the id.
+    """
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= rows:
+        raise EarnError(
+            f"The tokenizer knows the token id {highest}, and the embedding table has {rows} rows. Take the tokenizer "
+            "that the weights were trained with."
+        )
+
+
 def _from_file(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of tokenizer.json, with the roles that tokenizer_config.json names."""
     try:

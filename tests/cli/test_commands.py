@@ -230,9 +230,8 @@ def test_inspect_shows_what_the_bundle_holds(exported: Path, earn: Earn, tmp_pat
     assert "late.onnx" in earn("inspect", copy).error
 
 
-@pytest.mark.parametrize("argv", [("inspect",), ("recommend", "--history", "i1")])
-def test_a_checkpoint_is_to_be_exported_elsewhere(argv: tuple[str, ...], checkpoint: Path, earn: Earn) -> None:
-    assert f"earn export {checkpoint} --out BUNDLE" in earn(*argv, checkpoint).error
+def test_a_checkpoint_is_to_be_exported_elsewhere(checkpoint: Path, earn: Earn) -> None:
+    assert f"earn export {checkpoint} --out BUNDLE" in earn("recommend", "--history", "i1", checkpoint).error
 
 
 def test_a_sample_is_seeded_and_in_order() -> None:

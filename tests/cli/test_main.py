@@ -14,7 +14,7 @@ from tests.cli.conftest import Earn
 
 NAMES = [
     *("quickstart", "data", "train", "evaluate", "analyze", "export"),
-    *("calibrate", "engine", "profile", "recommend", "inspect"),
+    *("calibrate", "compose", "engine", "profile", "recommend", "inspect"),
 ]
 
 

@@ -299,7 +299,7 @@ def test_a_sliding_window_is_no_matter_while_prompts_fit_into_it(tmp_path: Path)
         EarnModel.dense(window, toy_catalog(), max_history=9)
     window = folder_of("phi3-partial", tmp_path / "phi3", sliding_window=20)
     EarnModel.dense(window, toy_catalog(), max_history=2)
-    with pytest.raises(EarnError, match="newest 20 alone"):
+    with pytest.raises(EarnError, match="backbone sees 20"):
         EarnModel.dense(window, toy_catalog(), max_history=9)
 
 

@@ -17,6 +17,7 @@ from earn.errors import EarnError
 from earn.export.stages import torch_recommender
 from earn.files import read_json, write_json
 from earn.model.backbones import load_backbone
+from earn.model.checkpoint_facts import checkpoint_facts
 from earn.model.earn_model import EarnModel
 from earn.model.lora import add_adapters, merge_adapters
 from earn.model.packing import pack
@@ -209,7 +210,7 @@ def test_recomputed_layers_give_the_same_gradients(lora: int) -> None:
         for layer in model.model.layers:
             layer.is_recomputed, layer.hidden_dropout, layer.self_attn.attention_dropout = is_recomputed, 0.3, 0.2
         calls: list[int] = []
-        model.model.layers[1].mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        model.model.layers[1].mlp.down_proj.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         torch.manual_seed(5)
         model.train()(**batch(model))["loss"].backward()
         assert len(calls) == 1 + is_recomputed
@@ -388,3 +389,13 @@ def test_a_damaged_adapter_is_refused(tmp_path: Path) -> None:
     (adapter / "adapter_config.json").write_text("[")
     with pytest.raises(EarnError, match="cannot be read"):
         load_backbone(adapter)
+
+
+def test_an_adapter_is_described_by_the_model_that_it_is_for(tmp_path: Path) -> None:
+    adapter = adapter_folder(tmp_path)
+    facts = checkpoint_facts(adapter)
+    assert facts.kind.startswith("LoRA adapter over ")
+    assert facts.family == "llama"
+    assert not facts.obstacles
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    assert "elsewhere" in checkpoint_facts(adapter).obstacles[0]

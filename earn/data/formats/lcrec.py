@@ -1,7 +1,8 @@
 """LC-Rec and LETTER, a folder; each file lies in it or in its subfolder raw/.
 
 *.inter.json   {"user": [item, ...], ...}            the user's items, oldest first
-*.index.json   {"item": ["<a_1>", "<b_2>", ...]}     identifiers; they fix the items and their order
+*.index.json   {"item": ["<a_1>", "<b_2>", ...]}     identifiers; they fix the items and their order; OpenOneRec's
+                                                     <|sid_begin|> and <|sid_end|> around them may be there or not
 items.tsv      columns item_id, title; any other column except asin is metadata     (optional)
 *.item.json    {"item": {"title": ..., "categories": ..., ...}}                     (optional, instead)
 """
