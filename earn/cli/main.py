@@ -22,6 +22,7 @@ from earn.cli import (
     engine,
     evaluate,
     export,
+    import_table,
     inspection,
     profile,
     quickstart,
@@ -33,7 +34,20 @@ from earn.console import complain, quiet
 from earn.errors import EarnError
 
 # In the order of --help.
-COMMANDS = (quickstart, data, train, evaluate, analyze, export, calibrate, engine, profile, recommend, inspection)
+COMMANDS = (
+    quickstart,
+    import_table,
+    data,
+    train,
+    evaluate,
+    analyze,
+    export,
+    calibrate,
+    engine,
+    profile,
+    recommend,
+    inspection,
+)
 
 # The optional packages that each extra installs.
 EXTRAS = {
@@ -43,6 +57,7 @@ EXTRAS = {
     "calibrate": ("onnx", "onnx_ir", "ml_dtypes"),
     "report": ("matplotlib", "jinja2"),
     "cpu": ("onnxruntime",),
+    "tables": ("pyarrow",),
 }
 
 

@@ -14,6 +14,8 @@ from earn.data.formats.interactions import Interactions
 from earn.data.formats.lcrec import is_lcrec, read_lcrec
 from earn.data.formats.recbole import is_recbole, read_recbole
 from earn.data.formats.timesplit import is_timesplit, read_timesplit
+from earn.data.tables.files import holds_tables, read_tables
+from earn.data.tables.folder import is_import, read_import
 
 __all__ = ["FORMATS", "Format", "Interactions"]
 
@@ -28,7 +30,7 @@ class Format:
     read: Callable[[Path], Interactions]
 
 
-FORMATS = (
+SHAPED = (  # formats that a path's names show
     Format(
         "LC-Rec or LETTER",
         "a folder with *.inter.json and *.index.json in it or in its raw/",
@@ -42,5 +44,21 @@ FORMATS = (
         "raw/",
         is_timesplit,
         read_timesplit,
+    ),
+    Format("earn import", "a folder that earn import wrote", is_import, read_import),
+)
+
+
+def _is_plain(path: Path) -> bool:
+    return holds_tables(path) and not any(row.fits(path) for row in SHAPED)
+
+
+FORMATS = (
+    *SHAPED,
+    Format(
+        "plain table",
+        "a table of users, items and times (csv, tsv, ::, json lines, parquet), or a folder of such files",
+        _is_plain,
+        read_tables,
     ),
 )
