@@ -41,6 +41,17 @@ def read_text(path: Path) -> str:
         return file.read()
 
 
+def read_lines(path: Path) -> list[str]:
+    """The file's lines without their ends: LF, CR LF, or in a file that has neither, CR.
+
+    Raises:
+        EarnError: as `read_text`.
+    """
+    # not splitlines(): titles may hold characters that it takes for line ends
+    text = read_text(path)
+    return [line.rstrip("\r") for line in (text if "\n" in text else text.replace("\r", "\n")).split("\n")]
+
+
 @contextmanager
 def open_text(path: Path, encoding: str | None = None, newline: str | None = "") -> Iterator[TextIO]:
     """Opens a text file, gzipped or not, to be read in pieces.

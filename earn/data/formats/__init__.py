@@ -12,6 +12,7 @@ from pathlib import Path
 
 from earn.data.formats.interactions import Interactions
 from earn.data.formats.lcrec import is_lcrec, read_lcrec
+from earn.data.formats.parts import is_in_parts, read_parts
 from earn.data.formats.recbole import is_recbole, read_recbole
 from earn.data.formats.timesplit import is_timesplit, read_timesplit
 from earn.data.tables.files import holds_tables, read_tables
@@ -44,6 +45,12 @@ SHAPED = (  # formats that a path's names show
         "raw/",
         is_timesplit,
         read_timesplit,
+    ),
+    Format(
+        "RecBole's benchmark files, MiniOneRec or Amazon Reviews 2023",
+        "a folder with *.train.inter or *.train.csv and its valid and test, or with train/*.csv, valid/ and test/",
+        is_in_parts,
+        read_parts,
     ),
     Format("earn import", "a folder that earn import wrote", is_import, read_import),
 )

@@ -40,7 +40,7 @@ USUAL_NAMES: Mapping[str, Sequence[str]] = {  # role -> names, the preferred one
 ITEM_TABLE_TITLES = ("title", "name", *ITEM_TITLES)
 RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 WHOLE = re.compile(r"[0-9]+")
-NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
+NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 @dataclass(frozen=True)

@@ -239,7 +239,7 @@ class Json:
         """Batches with these columns; a key that an object lacks is null."""
         objects = self._objects()
         while piece := list(islice(objects, BATCH)):
-            columns = {name: [row.get(name) for _, row in piece] for name in names}
+            columns = {name: [_without_objects(row.get(name)) for _, row in piece] for name in names}
             yield _batch(columns, self.name, [line for line, _ in piece], "line")
 
 
@@ -276,7 +276,7 @@ class Frame:
         try:
             return pa.array(column, from_pandas=True)
         except (pa.ArrowInvalid, pa.ArrowTypeError):  # an object column of several types
-            return _array(list(column), self.name, range(len(column)), "row")
+            return _array(list(column))
 
 
 class Rows:
@@ -346,28 +346,31 @@ class Parquet:
 
 
 def _batch(columns: Mapping[str, Sequence[Any]], source: str, numbers: Sequence[int], unit: str) -> Batch:
-    return Batch(
-        {name: _array(values, source, numbers, unit) for name, values in columns.items()}, source, numbers, unit
-    )
+    return Batch({name: _array(values) for name, values in columns.items()}, source, numbers, unit)
 
 
-def _array(values: Sequence[Any], source: str, numbers: Sequence[int], unit: str) -> Any:
-    """Python values as an array; where their types differ, as texts of strings and numbers."""
+def _array(values: Sequence[Any]) -> Any:
+    """Python values as an array; where their types differ, as texts."""
     import pyarrow as pa
 
     try:
         return pa.array(values, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return pa.array(
-            [_text(value, f"{source}, {unit} {number}") for value, number in zip(values, numbers, strict=True)]
-        )
+        return pa.array([" ".join(_texts(value)) or None for value in values], pa.string())
 
 
-def _text(value: Any, where: str) -> str | None:
-    if value is None or value != value or isinstance(value, str):
-        return value if isinstance(value, str) else None
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return " ".join(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise EarnError(f"{where}: {str(value)[:60]!r} is a {type(value).__name__}. Give texts or numbers.")
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+def _texts(value: Any) -> Iterator[str]:
+    """The texts and numbers in a value; in anything else there are none."""
+    if isinstance(value, list):
+        for part in value:
+            yield from _texts(part)
+    elif isinstance(value, str):
+        yield value
+    elif isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+        yield str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _without_objects(value: Any) -> Any:
+    """A JSON value, but null for an object or a list of them: no role has such values, and their keys are many."""
+    first = value[0] if isinstance(value, list) and value else value
+    return None if isinstance(first, dict) else value

@@ -55,7 +55,12 @@ class Ids:
 
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        encoded = column.dictionary_encode()
+        try:
+            encoded = column.dictionary_encode()
+        except pa.ArrowNotImplementedError:
+            raise EarnError(
+                f"{where(0)}: the {self._role} is a {column.type}. Give a text of one line or a whole number."
+            ) from None
         rows: NDArray[np.int32] = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         codes = np.full(len(encoded.dictionary) + 1, -1, np.int32)  # the last is that of null
         for index, value in enumerate(encoded.dictionary.to_pylist()):
