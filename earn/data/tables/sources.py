@@ -22,6 +22,7 @@ from earn.errors import EarnError
 from earn.files import open_bytes, open_text
 
 BATCH = 1 << 18  # rows
+TEXT_BATCH = 1 << 14  # rows of text, which are Python objects until they become arrays
 SAMPLE_LINES = 20
 SEPARATORS = ("\t", "::", ",", ";", "|", " ")
 QUOTING = (",", ";")
@@ -112,27 +113,32 @@ class Text:
 
     def batches(self, names: Sequence[str]) -> Iterator[Batch]:
         """Batches with these columns, as texts."""
+        import pyarrow as pa
+
         indices = [list(self.names).index(name) for name in names]
         pick = itemgetter(*indices)
         with open_text(self._path, self._encoding, _newline(self._separator)) as file:
             rows = _rows(file, self._separator, self.name)
             if not self._headless:
                 next(rows)
-            while piece := list(islice(self._checked(rows), BATCH)):
-                numbers = [line for line, _ in piece]
-                cells = [pick(row) for _, row in piece]
-                columns = zip(*cells, strict=True) if len(indices) > 1 else [cells]
-                yield _batch(dict(zip(names, columns, strict=True)), self.name, numbers, "line")
+            while piece := list(islice(rows, min(BATCH, TEXT_BATCH))):
+                lines, cells = zip(*piece, strict=True)
+                self._check(lines, cells)
+                picked = list(map(pick, cells))
+                columns = zip(*picked, strict=True) if len(indices) > 1 else [picked]
+                arrays = {name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)}
+                yield Batch(arrays, self.name, lines, "line")
 
-    def _checked(self, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+    def _check(self, lines: Sequence[int], cells: Sequence[list[str]]) -> None:
+        """Refuses a row that has too few or too many cells."""
         count = len(self.names)
-        for line, row in rows:
-            if len(row) != count:
-                raise EarnError(
-                    f"{self.name}, line {line}: {len(row)} cells, but the first line has {count}. Separate cells by "
-                    f"{SEPARATOR_NAMES.get(self._separator, self._separator)}, quote cells that hold it."
-                )
-            yield line, row
+        if set(map(len, cells)) == {count}:
+            return
+        line, row = next((line, row) for line, row in zip(lines, cells, strict=True) if len(row) != count)
+        raise EarnError(
+            f"{self.name}, line {line}: {len(row)} cells, but the first line has {count}. Separate cells by "
+            f"{SEPARATOR_NAMES.get(self._separator, self._separator)}, quote cells that hold it."
+        )
 
 
 def _newline(separator: str) -> str | None:
