@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -22,7 +21,7 @@ from earn.errors import EarnError
 from earn.files import open_bytes, open_text
 
 BATCH = 1 << 18  # rows
-TEXT_BATCH = 1 << 14  # rows of text, which are Python objects until they become arrays
+TEXT_BATCH = 1 << 10  # rows of text: while they are Python objects, more of them only cost the garbage collector
 SAMPLE_LINES = 20
 SEPARATORS = ("\t", "::", ",", ";", "|", " ")
 QUOTING = (",", ";")
@@ -116,17 +115,17 @@ class Text:
         import pyarrow as pa
 
         indices = [list(self.names).index(name) for name in names]
-        pick = itemgetter(*indices)
         with open_text(self._path, self._encoding, _newline(self._separator)) as file:
             rows = _rows(file, self._separator, self.name)
             if not self._headless:
                 next(rows)
             while piece := list(islice(rows, min(BATCH, TEXT_BATCH))):
-                lines, cells = zip(*piece, strict=True)
+                lines, cells = [line for line, _ in piece], [row for _, row in piece]
                 self._check(lines, cells)
-                picked = list(map(pick, cells))
-                columns = zip(*picked, strict=True) if len(indices) > 1 else [picked]
-                arrays = {name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)}
+                arrays = {
+                    name: pa.array([row[index] for row in cells], pa.string())
+                    for name, index in zip(names, indices, strict=True)
+                }
                 yield Batch(arrays, self.name, lines, "line")
 
     def _check(self, lines: Sequence[int], cells: Sequence[list[str]]) -> None:
