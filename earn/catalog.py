@@ -141,6 +141,7 @@ def read_index(path: Path, titles: Mapping[str, str] | None = None) -> Catalog:
     """Reads `*.index.json` of LC-Rec and LETTER: `{"item": ["<a_1>", "<b_2>", ...], ...}`.
 
     Wrappers around identifiers (see earn.identifier_tokens) are left out: they tell no item from another.
+    Codes may be whole numbers, one per level: [1, 2] is ["<a_1>", "<b_2>"].
 
     Raises:
         EarnError: the file is not of that form; names the file and the item.
@@ -149,7 +150,10 @@ def read_index(path: Path, titles: Mapping[str, str] | None = None) -> Catalog:
     if not isinstance(value, dict):
         raise EarnError(f'{path}: holds a {type(value).__name__}, not an object {{"item": ["<a_1>", ...]}}.')
     for item_id, identifier in value.items():
-        if not isinstance(identifier, list) or not all(isinstance(token, str) for token in identifier):
+        kinds = {type(token) for token in identifier} if isinstance(identifier, list) else set()
+        if kinds == {int}:
+            value[item_id] = [f"<{chr(ord('a') + level)}_{code}>" for level, code in enumerate(identifier)]
+        elif not isinstance(identifier, list) or not kinds <= {str}:
             raise EarnError(
                 f'{path}: the identifier of item {item_id!r} is {identifier!r}. Give a list like ["<a_1>", "<b_2>"].'
             )

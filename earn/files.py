@@ -1,38 +1,129 @@
-"""Reading and writing files so that nothing is lost: text is UTF-8, and what is written appears whole or not at all."""
+"""Reading and writing files so that nothing is lost.
+
+Text is UTF-8, or UTF-16 where its first bytes show it, and may be gzipped. What is written appears whole or not at all.
+"""
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader, RawIOBase, TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from earn.errors import EarnError
 
+GZIP = b"\x1f\x8b"
+PACKED = {  # the first bytes of files that are taken for text now and then
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"PAR1": "a parquet file",
+}
+
 
 def read_text(path: Path) -> str:
-    """The file's text.
+    """The file's text; `open_text` says what is read.
 
     Raises:
-        EarnError: the file cannot be read or is not UTF-8; names the line of the first bad byte.
+        EarnError: the file cannot be read or is no such text; names the line of the first bad byte.
+    """
+    with open_text(path) as file:
+        return file.read()
+
+
+def read_lines(path: Path) -> list[str]:
+    """The file's lines without their ends: LF, CR LF, or in a file that has neither, CR.
+
+    Raises:
+        EarnError: as `read_text`.
+    """
+    # not splitlines(): titles may hold characters that it takes for line ends
+    text = read_text(path)
+    return [line.rstrip("\r") for line in (text if "\n" in text else text.replace("\r", "\n")).split("\n")]
+
+
+@contextmanager
+def open_text(path: Path, encoding: str | None = None, newline: str | None = "") -> Iterator[TextIO]:
+    """Opens a text file, gzipped or not, to be read in pieces.
+
+    Args:
+        path: the file; its contents say whether it is gzipped, not its name.
+        encoding: of the text; None: UTF-8, or UTF-16 if the file's first bytes show it.
+        newline: as of `open`; "" leaves line ends as they are.
+
+    Raises:
+        EarnError: the file cannot be read, is no text, or not in this encoding; names the line of the first bad byte.
     """
     try:
-        data = path.read_bytes()
+        with open_bytes(path) as file:
+            start = file.peek(4)[:256]
+            encoding = encoding or _encoding(path, start)
+            yield TextIOWrapper(file, encoding, newline=newline)
+    except UnicodeError as error:
+        raise _not_in_encoding(path, encoding or "utf-8") from error
+    except LookupError as error:
+        raise EarnError(f"{path}: {error}. Name an encoding such as utf-8, latin-1 or cp1252.") from error
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[BufferedReader]:
+    """Opens a file, gzipped or not, as bytes.
+
+    Raises:
+        EarnError: the file cannot be read or its gzip is damaged.
+    """
+    try:
+        with path.open("rb") as raw:
+            if raw.peek(2)[:2] != GZIP:
+                yield raw
+                return
+            with gzip.open(raw) as unpacked:
+                yield BufferedReader(cast(RawIOBase, unpacked), 1 << 20)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise EarnError(f"{path}: its gzip is damaged or cut short ({error}). Fetch the file again.") from error
     except OSError as error:
         raise EarnError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise EarnError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8. "
-            f"Convert the file first, for example: iconv -f latin1 -t utf-8 {path.name}"
-        ) from error
+
+
+def _encoding(path: Path, start: bytes) -> str:
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    kind = next((kind for magic, kind in PACKED.items() if start.startswith(magic)), None)
+    if kind is not None:
+        raise EarnError(f"{path}: this is {kind}, not text. Unpack it or save it as a text file first.")
+    if 0 in start:
+        # text in a Latin script without a byte order mark: every other byte is 0
+        halves = {"utf-16-le": start[1::2], "utf-16-be": start[::2]}
+        match = next((name for name, half in halves.items() if half.count(0) > 0.9 * len(half)), None)
+        if match is None:
+            raise EarnError(f"{path}: holds bytes that are no text. Give a text file.")
+        return match
+    return "utf-8-sig"
+
+
+def _not_in_encoding(path: Path, encoding: str) -> EarnError:
+    """Names the first line that is not in this encoding."""
+    if encoding.startswith("utf-8"):
+        with open_bytes(path) as file:
+            for line, content in enumerate(file, start=1):
+                try:
+                    content.decode()
+                except UnicodeDecodeError as error:
+                    return EarnError(
+                        f"{path}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8. "
+                        f"Convert the file first, for example: iconv -f latin1 -t utf-8 {path.name}"
+                    )
+    return EarnError(f"{path}: is not {encoding} throughout. Convert the file to UTF-8 first.")
 
 
 def read_json(path: Path) -> Any:

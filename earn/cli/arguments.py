@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 Value = TypeVar("Value", int, float)
 
 DATA_HELP = (
-    "ml-100k (fetched when first used), an LC-Rec, LETTER or AtSpeed folder, or RecBole files; "
+    "a table (csv, tsv, json lines, parquet), a folder of earn import, LC-Rec, LETTER or AtSpeed, RecBole files, or "
+    "ml-100k (fetched when first used); "
     "what is no path here is looked for in $EARN_DATA"
 )
 

@@ -23,6 +23,7 @@ from earn.cli import (
     engine,
     evaluate,
     export,
+    import_table,
     inspection,
     profile,
     quickstart,
@@ -36,6 +37,7 @@ from earn.errors import EarnError
 # In the order of --help.
 COMMANDS = (
     quickstart,
+    import_table,
     data,
     train,
     evaluate,
@@ -58,6 +60,7 @@ EXTRAS = {
     "calibrate": ("onnx", "onnx_ir", "ml_dtypes"),
     "report": ("matplotlib", "jinja2"),
     "cpu": ("onnxruntime",),
+    "tables": ("pyarrow",),
 }
 
 

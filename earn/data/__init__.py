@@ -1,4 +1,4 @@
-"""Interaction data: formats, sources, splits, training windows and item identifiers. No torch."""
+"""Interaction data: formats, plain tables, sources, splits, training windows and item identifiers. No torch."""
 
 from earn.data.dataset import Dataset, load_dataset, sample
 from earn.data.formats import FORMATS, Format, Interactions

@@ -13,7 +13,7 @@ from earn.cli.main import COMMANDS, main
 from tests.cli.conftest import Earn
 
 NAMES = [
-    *("quickstart", "data", "train", "evaluate", "analyze", "export"),
+    *("quickstart", "import", "data", "train", "evaluate", "analyze", "export"),
     *("calibrate", "compose", "engine", "profile", "recommend", "inspect"),
 ]
 

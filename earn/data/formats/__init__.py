@@ -12,8 +12,11 @@ from pathlib import Path
 
 from earn.data.formats.interactions import Interactions
 from earn.data.formats.lcrec import is_lcrec, read_lcrec
+from earn.data.formats.parts import is_in_parts, read_parts
 from earn.data.formats.recbole import is_recbole, read_recbole
 from earn.data.formats.timesplit import is_timesplit, read_timesplit
+from earn.data.tables.files import holds_tables, read_tables
+from earn.data.tables.folder import is_import, read_import
 
 __all__ = ["FORMATS", "Format", "Interactions"]
 
@@ -28,7 +31,7 @@ class Format:
     read: Callable[[Path], Interactions]
 
 
-FORMATS = (
+SHAPED = (  # formats that a path's names show
     Format(
         "LC-Rec or LETTER",
         "a folder with *.inter.json and *.index.json in it or in its raw/",
@@ -42,5 +45,27 @@ FORMATS = (
         "raw/",
         is_timesplit,
         read_timesplit,
+    ),
+    Format(
+        "RecBole's benchmark files, MiniOneRec or Amazon Reviews 2023",
+        "a folder with *.train.inter or *.train.csv and its valid and test, or with train/*.csv, valid/ and test/",
+        is_in_parts,
+        read_parts,
+    ),
+    Format("earn import", "a folder that earn import wrote", is_import, read_import),
+)
+
+
+def _is_plain(path: Path) -> bool:
+    return holds_tables(path) and not any(row.fits(path) for row in SHAPED)
+
+
+FORMATS = (
+    *SHAPED,
+    Format(
+        "plain table",
+        "a table of users, items and times (csv, tsv, ::, json lines, parquet), or a folder of such files",
+        _is_plain,
+        read_tables,
     ),
 )

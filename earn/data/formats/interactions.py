@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from earn.catalog import Catalog
+from earn.console import note
 from earn.errors import EarnError
+
+if TYPE_CHECKING:
+    from earn.data.tables.options import ImportOptions
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,46 @@ class Interactions:
     # When the source brings its split, one (validation, test) per user: so many of the newest items are for test, and
     # so many before these for validation; the rest is for training. None: the split is leave-one-out.
     held_out: tuple[tuple[int, int], ...] | None = None
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: Iterable[Any],
+        name: str = "rows",
+        options: ImportOptions | None = None,
+        say: Callable[[str], None] = note,
+    ) -> Interactions:
+        """Interactions from rows: mappings with the usual names, or tuples (user, item, time).
+
+        Args:
+            rows: one per interaction, in any order.
+            name: of the data set, for messages.
+            options: columns, filters, repeats, ties (`earn.data.tables.options`).
+            say: gets a line per step.
+
+        Raises:
+            EarnError: a row is not what it should be; names its number, counted from 0.
+        """
+        from earn.data.tables.files import import_rows
+
+        return import_rows(rows, name, options, say).interactions()
+
+    @classmethod
+    def from_dataframe(
+        cls,
+        frame: Any,
+        name: str = "data frame",
+        options: ImportOptions | None = None,
+        say: Callable[[str], None] = note,
+    ) -> Interactions:
+        """Interactions from a data frame of pandas or polars, or a table of pyarrow; see `from_rows`.
+
+        Raises:
+            EarnError: a column is missing, or a row is not what it should be; names its number, counted from 0.
+        """
+        from earn.data.tables.files import import_frame
+
+        return import_frame(frame, name, options, say).interactions()
 
     def __post_init__(self) -> None:
         self._check_items()

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earn.catalog import Catalog, one_line, read_index
+from earn.console import note
 from earn.data.formats.folders import matches, only_match
 from earn.data.formats.interactions import Interactions, Words, with_words
 from earn.data.formats.tables import read_items_tsv
+from earn.data.tables.values import id_text
 from earn.errors import EarnError
 from earn.files import read_json
 
@@ -48,23 +50,29 @@ def read_lcrec(folder: Path) -> Interactions:
 
 
 def _sequence(path: Path, user: str, items: object, catalog: Catalog, index: Path) -> NDArray[np.int64]:
-    if not isinstance(items, list) or not all(type(item) in (int, str) for item in items):
+    try:
+        item_ids = [id_text(item) for item in items] if isinstance(items, list) else None
+    except ValueError:
+        item_ids = None
+    if item_ids is None:
         raise EarnError(f"{path}: user {user!r} holds {str(items)[:60]}. Give a list of items, oldest first.")
-    if not items:
+    if not item_ids:
         raise EarnError(f"{path}: user {user!r} has no items. Remove the user.")
-    unknown = next((item for item in items if str(item) not in catalog.index), None)
+    if None in item_ids:
+        raise EarnError(f"{path}: user {user!r}: item {item_ids.index(None) + 1} is missing (NaN, null). Remove it.")
+    unknown = next((item for item in item_ids if item not in catalog.index), None)
     if unknown is not None:
         raise EarnError(
             f"{path}: user {user!r} holds item {unknown}, which {index.name} lacks. "
             "Give it an identifier there or remove the interaction."
         )
-    return np.array([catalog.index[str(item)] for item in items], np.int64)
+    return np.array([catalog.index[item] for item in item_ids if item is not None], np.int64)
 
 
 def _words(folder: Path) -> dict[str, Words]:
     readers: dict[str, Callable[[Path], dict[str, Words]]] = {
         "items.tsv": read_items_tsv,
-        "*.item.json": _item_json_words,
+        "*.item.json": read_item_json,
     }
     files = [(path, read) for pattern, read in readers.items() if (path := only_match(folder, pattern)) is not None]
     if len(files) > 1:
@@ -72,13 +80,20 @@ def _words(folder: Path) -> dict[str, Words]:
     return files[0][1](files[0][0]) if files else {}
 
 
-def _item_json_words(path: Path) -> dict[str, Words]:
+def read_item_json(path: Path) -> dict[str, Words]:
+    """Each item's words in an *.item.json (module docstring), by item id.
+
+    Raises:
+        EarnError: not of that form.
+    """
     words = {}
     for item, fields in _object(path, '{"item": {"title": ...}}').items():
-        if not isinstance(fields, dict) or not isinstance(fields.get("title", ""), str):
+        if not isinstance(fields, dict) or not isinstance(fields.get("title"), str | list | None):
             raise EarnError(f'{path}: item {item!r} holds {str(fields)[:60]}. Give it an object {{"title": "..."}}.')
         metadata = one_line(" ".join(_texts([value for key, value in fields.items() if key != "title"])))
-        words[item] = Words(one_line(fields.get("title", "")), metadata)
+        words[item] = Words(one_line(" ".join(_texts(fields.get("title")))), metadata)
+    if untitled := sum(not word.title for word in words.values()):
+        note(f"      {path}: {untitled} of {len(words)} items have no title")
     return words
 
 

@@ -6,29 +6,34 @@
     *.index.json   {"item": ["<a_1>", "<b_2>", ...]}, identifiers as in LC-Rec                  (optional)
 
 A user's interactions are sorted by timestamp; those of one time keep the file's order. The items are those of
-*.item, in its order; without such a file those of *.inter, by first appearance.
+*.item, in its order, then those that it lacks, by first appearance.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from earn.catalog import Catalog, read_index
+from earn.console import note
 from earn.data.formats.folders import only_one
 from earn.data.formats.interactions import Interactions, Words, with_words
 from earn.data.formats.tables import Table, read_table, table_words
+from earn.data.tables.columns import NUMBER
 from earn.errors import EarnError
 
 TITLE_COLUMNS = ("name", "item_name")  # beside every column whose name holds "title"
 
 
 def is_recbole(path: Path) -> bool:
-    """Whether the path is a RecBole interaction file or a folder that holds one."""
-    return (path.is_dir() and any(path.glob("*.inter"))) or (path.is_file() and path.suffix == ".inter")
+    """Whether the path is a RecBole interaction file or a folder that holds one, not split into parts."""
+    if path.is_dir():
+        return any(path.glob("*.inter")) and not any(path.glob("*.train.inter"))
+    return path.is_file() and path.suffix == ".inter"
 
 
 def read_recbole(path: Path) -> Interactions:
@@ -41,11 +46,17 @@ def read_recbole(path: Path) -> Interactions:
     if inter is None:
         raise EarnError(f"{path}: holds no *.inter file. Put the interactions there.")
     item, index = _beside(inter, ".item"), _beside(inter, ".index.json")
-    words = _words(item) if item is not None else {}
+    words = read_item_file(item) if item is not None else {}
     table = read_table(inter, typed=True)
     table.need("user_id", "item_id", "timestamp")
-    histories = _histories(table, item, words)
-    item_ids = tuple(words) if item is not None else tuple(dict.fromkeys(row["item_id"] for _, row in table.rows))
+    histories = _histories(table)
+    _say_ties(inter, histories)
+    item_ids = tuple(dict.fromkeys([*words, *(row["item_id"] for _, row in table.rows)]))
+    if item is not None and len(item_ids) > len(words):
+        note(
+            f"      {item.name}: {len(item_ids) - len(words):,} items such as {item_ids[len(words)]!r} are not in it, "
+            "so they have no titles"
+        )
     index_of = {item_id: index for index, item_id in enumerate(item_ids)}
     sequences = tuple(
         # sorted() is stable: interactions of one time stay in the file's order
@@ -56,20 +67,40 @@ def read_recbole(path: Path) -> Interactions:
     return with_words(inter.stem, item_ids, words, tuple(histories), sequences, catalog)
 
 
-def _histories(table: Table, item: Path | None, words: dict[str, Words]) -> dict[str, list[tuple[float, str]]]:
+def _histories(table: Table) -> dict[str, list[tuple[float, str]]]:
     """Each user's times and item ids, in the file's order."""
     histories: dict[str, list[tuple[float, str]]] = {}
     for line, row in table.rows:
         user_id, item_id = table.filled(line, row, "user_id"), table.filled(line, row, "item_id")
-        if item is not None and item_id not in words:
-            raise EarnError(
-                f"{table.path}, line {line}: item {item_id!r} is not in {item.name}. Add it there or remove this line."
-            )
         histories.setdefault(user_id, []).append((_timestamp(table.path, line, row["timestamp"]), item_id))
     return histories
 
 
-def _words(path: Path) -> dict[str, Words]:
+def _say_ties(inter: Path, histories: dict[str, list[tuple[float, str]]]) -> None:
+    """Says how many interactions have no order of their own, or stand there twice."""
+    tied = repeats = 0
+    for history in histories.values():
+        times = Counter(time for time, _ in history)
+        tied += sum(count for count in times.values() if count > 1)
+        repeats += len(history) - len(set(history))
+    if tied:
+        note(
+            f"      {inter.name}: {tied:,} interactions share their time with others of the user; the file's order is "
+            "kept. To draw it: earn import --ties shuffle"
+        )
+    if repeats:
+        note(
+            f"      {inter.name}: {repeats:,} are exact repeats (user, item and time). "
+            "To drop them: earn import --dedupe"
+        )
+
+
+def read_item_file(path: Path) -> dict[str, Words]:
+    """Each item's words in an *.item file (module docstring), by item id.
+
+    Raises:
+        EarnError: not such a table.
+    """
     table = read_table(path, typed=True)
     table.need("item_id")
     titles = [name for name in table.columns if "title" in name.lower()]
@@ -95,7 +126,7 @@ def _timestamp(path: Path, line: int, text: str) -> float:
     try:
         # whole numbers stay whole: a double would merge neighbouring nanoseconds
         time = int(text) if text.lstrip("-").isdigit() else float(text)
-        if math.isfinite(time):
+        if NUMBER.fullmatch(text) and math.isfinite(time):  # not 1_000, nor digits of other scripts
             return time
     except (ValueError, OverflowError):
         pass

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from earn.catalog import one_line
 from earn.data.formats.interactions import Words
+from earn.data.tables.sources import unquoted
+from earn.data.tables.values import MISSING
 from earn.errors import EarnError
-from earn.files import read_text
+from earn.files import read_lines
 
 COLUMN_TYPES = ("token", "token_seq", "float", "float_seq")
 NO_METADATA = ("item_id", "title", "asin")  # columns of items.tsv
@@ -39,8 +41,9 @@ class Table:
 
     def filled(self, line: int, row: dict[str, str], column: str) -> str:
         """A row's cell that may not be empty."""
-        if not row[column]:
-            raise EarnError(f"{self.path}, line {line}: the {column} is empty. Fill it in or remove the line.")
+        if row[column] in MISSING:
+            value = f"missing ({row[column]})" if row[column] else "empty"
+            raise EarnError(f"{self.path}, line {line}: the {column} is {value}. Fill it in or remove the line.")
         return row[column]
 
 
@@ -50,16 +53,15 @@ def read_table(path: Path, typed: bool) -> Table:
     Raises:
         EarnError: no header or rows, a column without its type or named twice, or a row with too few or many cells.
     """
-    # not splitlines(): titles may hold characters that it takes for line ends
-    lines = [line.rstrip("\r") for line in read_text(path).split("\n")]
+    lines = read_lines(path)
     if not lines[0].strip():
         raise EarnError(
             f"{path}, line 1: the file is empty or lacks its header. Name the columns there, separated by tabs."
         )
-    columns = _columns(path, lines[0].split("\t"), typed)
+    columns = _columns(path, [unquoted(name.strip()) for name in lines[0].split("\t")], typed)
     rows = []
     for line, text in enumerate(lines[1:], start=2):
-        cells = [cell.strip() for cell in text.split("\t")]
+        cells = [unquoted(cell.strip()) for cell in text.split("\t")]
         if not text:
             continue
         if len(cells) != len(columns):

@@ -27,7 +27,7 @@ from earn.data.formats.folders import matches, only_match
 from earn.data.formats.interactions import Interactions, with_words
 from earn.data.formats.tables import read_items_tsv
 from earn.errors import EarnError
-from earn.files import read_text
+from earn.files import read_lines
 
 PARTS = ("sequential_train.txt", "sequential_valid.txt", "sequential_test.txt")
 
@@ -87,7 +87,7 @@ def _check_users(folder: Path, users: Sequence[str], histories: Sequence[Sequenc
 def _read_part(path: Path, index_of: Mapping[str, int], index: Path) -> dict[str, list[int]]:
     """Each user's item indices, by user; users in the file's order."""
     users: dict[str, list[int]] = {}
-    for line, text in enumerate(read_text(path).split("\n"), start=1):
+    for line, text in enumerate(read_lines(path), start=1):
         if not text.strip():
             continue
         user, *items = text.split()

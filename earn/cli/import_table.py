@@ -1,0 +1,97 @@
+"""`earn import`: a table of interactions becomes a folder that every command reads."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from earn.cli.arguments import command, natural
+from earn.console import note, pairs, show
+from earn.data.tables.options import DEDUPE, ORDERS, TIES, UNITS, Columns, ImportOptions
+
+if TYPE_CHECKING:
+    from earn.cli.arguments import Subparsers
+
+COLUMNS = {
+    "user": "the user",
+    "item": "the item",
+    "time": "the time",
+    "rating": "the rating",
+    "title": "the item's title",
+}
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declares the command."""
+    parser = command(
+        subparsers,
+        "import",
+        run,
+        "read a table of users, items and times",
+        "Reads csv, tsv, :: (MovieLens), json lines or parquet, each also gzipped, and writes a folder that every "
+        "command takes as DATA. Columns are found by their usual names. What was read, left out and odd is said.",
+        """
+        earn import ratings.csv --out data/ratings
+        earn import part-*.parquet --items products.jsonl.gz --k-core 5 --out data/shop
+        earn import clicks.dat --user 1 --time 2 --item 3 --dedupe consecutive --out data/clicks
+        """,
+    )
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="tables of one kind, or a folder of them")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--items", metavar="FILE", type=Path, help="a table of items: id, title, other words")
+    columns = parser.add_argument_group("columns", "names, or numbers from 1 where the file has no header")
+    for role, what in COLUMNS.items():
+        columns.add_argument(f"--{role}", metavar="COLUMN", help=f"{what} (default: by its usual names)")
+    filters = parser.add_argument_group("what is kept")
+    filters.add_argument("--min-rating", type=float, metavar="R", help="interactions rated at least so")
+    filters.add_argument("--since", metavar="TIME", help="interactions from then on; ISO text or a number")
+    filters.add_argument("--until", metavar="TIME", help="interactions before then")
+    filters.add_argument(
+        "--k-core", type=natural, default=0, metavar="K", help="users and items with at least K interactions each"
+    )
+    filters.add_argument(
+        "--dedupe",
+        choices=DEDUPE,
+        default="none",
+        help="drop an item right after itself (consecutive), or wherever a user had it before (all)",
+    )
+    filters.add_argument("--drop-missing", action="store_true", help="leave out rows that lack a value")
+    reading = parser.add_argument_group("how it is read")
+    reading.add_argument("--order", choices=ORDERS, default="time", help="file: rows are in order, times are not read")
+    reading.add_argument(
+        "--ties", choices=TIES, default="keep", help="equal times of a user: the file's order, or drawn"
+    )
+    reading.add_argument("--seed", type=natural, default=0, help="of --ties shuffle")
+    reading.add_argument("--unit", choices=UNITS, help="of times that are numbers (default: told from their size)")
+    reading.add_argument("--encoding", help="of text files (default: UTF-8, or UTF-16 where the file shows it)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Imports the files."""
+    from earn.data.tables.files import import_files
+    from earn.data.tables.folder import check_out, write_import
+    from earn.files import folder_written_whole
+
+    options = ImportOptions(
+        columns=Columns(**{role: getattr(args, role) for role in COLUMNS}),
+        min_rating=args.min_rating,
+        since=args.since,
+        until=args.until,
+        dedupe=args.dedupe,
+        k_core=args.k_core,
+        ties=args.ties,
+        seed=args.seed,
+        order=args.order,
+        unit=args.unit,
+        drop_missing=args.drop_missing,
+        encoding=args.encoding,
+    )
+    check_out(args.out)
+    with folder_written_whole(args.out) as beside:  # first of all, so that a place that cannot be written is known
+        imported = import_files(args.files, args.items, options, note)
+        write_import(beside, imported, options)
+    counts = imported.facts["counts"]
+    rows = [(what, f"{count:,}") for what, count in counts.items()]
+    show(pairs([*rows, ("next", f"earn train {args.out} --out CHECKPOINT")]))
+    return 0

@@ -1,0 +1,183 @@
+"""Odd input in the formats that are shared with a shape of their own, and data in three parts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from earn.data import Interactions, load_interactions
+from earn.errors import EarnError
+
+HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
+TWO = HEADER + "u\ty\t2\nu\tx\t1\n"
+UX = {"u": ["x", "y"]}
+INDEX = {"2": ["<a_0>", "<b_0>"], "9": ["<a_0>", "<b_1>"], "1": ["<a_1>", "<b_0>"]}
+
+
+def sequences(data: Interactions) -> dict[str, list[str]]:
+    return {
+        user: [data.item_ids[item] for item in sequence]
+        for user, sequence in zip(data.user_ids, data.sequences, strict=True)
+    }
+
+
+def write(folder: Path, files: Mapping[str, object]) -> Path:
+    """Writes the files name -> content; what is neither text nor bytes is written as JSON."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = content if isinstance(content, str | bytes) else json.dumps(content)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "want"),
+    [
+        (TWO.encode("utf-16"), UX),
+        (gzip.compress(TWO.encode()), UX),
+        (TWO.replace("\n", "\r"), UX),
+        (TWO.replace("\n", "\r\n"), UX),
+        (HEADER + '"u"\t"y ""1"""\t2\n"u"\t"x"\t1\n', {"u": ["x", 'y "1"']}),
+        (HEADER + 'u\tit"s\t1\n', {"u": ['it"s']}),
+        (HEADER + "u\t007\t1\nu\t7\t2\nu\t1e5\t3\nu\ta,b\t4\n", {"u": ["007", "7", "1e5", "a,b"]}),
+    ],
+)
+def test_odd_atomic_files_are_read(tmp_path: Path, content: object, want: dict[str, list[str]]) -> None:
+    assert sequences(load_interactions(write(tmp_path, {"toy.inter": content}))) == want
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("u\tx\t1_000\n", r"toy\.inter, line 4: the timestamp '1_000' is not a number"),
+        ("u\tx\t١٢٣\n", r"line 4: the timestamp '١٢٣' is not a number"),
+        ("nan\tx\t3\n", r"line 4: the user_id is missing \(nan\)"),
+        ("u\tNone\t3\n", r"line 4: the item_id is missing \(None\)"),
+    ],
+)
+def test_odd_rows_of_atomic_files_are_refused(tmp_path: Path, row: str, message: str) -> None:
+    with pytest.raises(EarnError, match=message):
+        load_interactions(write(tmp_path, {"toy.inter": TWO + row}))
+
+
+def test_items_without_metadata_ties_and_repeats_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = 'item_id:token\ttitle:token_seq\nx\t"The ""Best"""\n'
+    data = load_interactions(write(tmp_path, {"toy.inter": TWO + "u\tx\t1\n", "toy.item": items}))
+    assert (data.item_ids, data.titles) == (("x", "y"), ('The "Best"', ""))
+    said = capsys.readouterr().err
+    assert "1 items such as 'y' are not in it" in said
+    assert "2 interactions share their time" in said
+    assert "1 are exact repeats" in said
+
+
+def test_floats_of_pandas_are_items_and_nan_is_named_with_its_user(tmp_path: Path) -> None:
+    write(tmp_path, {"T.index.json": INDEX, "T.inter.json": {"u": [2.0, 9.0, 1]}})
+    assert sequences(load_interactions(tmp_path)) == {"u": ["2", "9", "1"]}
+    write(tmp_path, {"T.inter.json": '{"u": [1], "v": [1, 2, NaN]}'})
+    with pytest.raises(EarnError, match=r"T\.inter\.json: user 'v': item 3 is missing \(NaN, null\)"):
+        load_interactions(tmp_path)
+
+
+def test_titles_that_are_null_or_lists_are_counted_not_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    titles = {"2": {"title": None, "categories": ["A"]}, "9": {"title": ["Red", "ball"]}}
+    data = load_interactions(
+        write(tmp_path, {"T.index.json": INDEX, "T.inter.json": {"u": [2]}, "T.item.json": titles})
+    )
+    assert (data.titles, data.metadata) == (("", "Red ball", ""), ("A", "", ""))
+    assert "1 of 2 items have no title" in capsys.readouterr().err
+
+
+def test_whole_numbers_are_codes_per_level(tmp_path: Path) -> None:
+    codes = {"2": [0, 0], "9": [0, 12], "1": [12, 0]}
+    data = load_interactions(write(tmp_path, {"T.index.json": codes, "T.inter.json": {"u": [2]}}))
+    assert data.catalog is not None
+    assert data.catalog.identifiers == (("<a_0>", "<b_0>"), ("<a_0>", "<b_12>"), ("<a_12>", "<b_0>"))
+    write(tmp_path, {"T.index.json": {"2": [0, "<b_0>"]}})
+    with pytest.raises(EarnError, match=r"identifier of item '2' is \[0, '<b_0>'\]"):
+        load_interactions(tmp_path)
+
+
+# --- three parts ----------------------------------------------------------------------------------------------
+
+RECBOLE = {
+    "toy.train.inter": HEADER + "u\tb\t2\nu\ta\t1\nv\tb\t5\n",
+    "toy.valid.inter": HEADER + "u\tc\t3\n",
+    "toy.test.inter": HEADER + "u\ta\t4\nv\tc\t6\n",
+}
+EXAMPLES = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+RECBOLE_EXAMPLES = {
+    "toy.train.inter": EXAMPLES + "u\ta\tb\nv\tb\tb\n",
+    "toy.valid.inter": EXAMPLES + "u\ta b\tc\n",
+    "toy.test.inter": EXAMPLES + "u\tb c\ta\nv\tb b\tc\n",  # the newest part of a history is enough
+}
+AMAZON = "user_id,parent_asin,rating,timestamp,history\n"
+AMAZON_2023 = {
+    "Toys.train.csv": AMAZON + "u,a,5.0,1628640520381,\nu,b,5.0,1628640520382,a\nv,b,5.0,1628640520383,\n",
+    "Toys.valid.csv": AMAZON + "u,c,5.0,1628640520384,a b\n",
+    "Toys.test.csv": AMAZON + "u,a,5.0,1628640520385,a b c\nv,c,5.0,1628640520386,b\n",
+}
+MINI = "user_id,history_item_title,item_title,history_item_id,item_id\n"
+MINI_ONE_REC = {
+    "train/Toys.csv": MINI + "u,\"['A']\",B,['a'],b\nv,\"['B']\",B,['b'],b\n",
+    "valid/Toys.csv": MINI + "u,\"['A', 'B']\",C,\"['a', 'b']\",c\n",
+    "test/Toys.csv": MINI + "u,\"['A', 'B', 'C']\",A,\"['a', 'b', 'c']\",a\nv,\"['B', 'B']\",C,\"['b', 'b']\",c\n",
+    "index/Toys.index.json": {"c": ["<a_0>"], "a": ["<a_1>"], "b": ["<a_2>"]},
+    "index/Toys.item.json": {"a": {"title": "A"}, "b": {"title": "B"}, "c": {"title": "C"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "v"),
+    [
+        (RECBOLE, ["b", "c"]),
+        (RECBOLE_EXAMPLES, ["b", "b", "c"]),
+        (AMAZON_2023, ["b", "c"]),
+        (MINI_ONE_REC, ["b", "b", "c"]),
+    ],
+    ids=["recbole", "recbole with histories", "amazon 2023", "minionerec"],
+)
+def test_three_parts_are_kept_as_the_split(tmp_path: Path, files: dict[str, object], v: list[str]) -> None:
+    data = load_interactions(write(tmp_path, files))
+    assert sequences(data) == {"u": ["a", "b", "c", "a"], "v": v}
+    assert data.held_out == ((1, 1), (0, 1))
+    if "index/Toys.index.json" in files:
+        assert data.catalog is not None
+        assert (data.item_ids, data.titles) == (("c", "a", "b"), ("C", "A", "B"))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"toy.valid.inter": EXAMPLES + "u\tb\tc\n"}, None),
+        ({"toy.valid.inter": EXAMPLES + "u\tc\tc\n"}, r"toy\.valid\.inter, line 2: the history of user 'u' ends with"),
+        ({"toy.valid.inter": EXAMPLES + "u\tz a b\tc\n"}, r"toy\.valid\.inter, line 2: the history of user 'u' ends"),
+        ({"toy.valid.inter": EXAMPLES + "u\t[a\tc\n"}, r"toy\.valid\.inter, line 2: the history '\[a' is no list"),
+        ({"toy.valid.inter": EXAMPLES + "\ta\tc\n"}, r"toy\.valid\.inter, line 2: the user or the item is missing"),
+        ({"b.train.inter": EXAMPLES}, r"holds 2 files where one is expected: b\.train\.inter, toy\.train\.inter"),
+        ({"toy.index.json": {"a": ["<a_1>"]}}, r"toy\.index\.json: item 'b' of the data has no identifier"),
+    ],
+)
+def test_parts_that_contradict_each_other_are_refused(
+    tmp_path: Path, files: dict[str, object], message: str | None
+) -> None:
+    write(tmp_path, RECBOLE_EXAMPLES | files)
+    if message is None:
+        assert sequences(load_interactions(tmp_path))["u"] == ["a", "b", "c", "a"]
+        return
+    with pytest.raises(EarnError, match=message):
+        load_interactions(tmp_path)
+
+
+def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
+    (write(tmp_path, RECBOLE) / "toy.valid.inter").unlink()
+    with pytest.raises(EarnError, match=r"holds no \*\.valid\.inter"):
+        load_interactions(tmp_path)
