@@ -56,7 +56,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         "--backbone",
         default="tiny-llama",
         metavar="NAME|PATH",
-        help="from scratch: tiny-llama, -qwen2, -qwen3, -mistral, -granite, -smollm3, -gemma3; or a Hugging Face "
+        help="from scratch: tiny-llama, -qwen2, -qwen3, -mistral, -granite, -smollm3, -gemma3, -phi3; or a Hugging Face "
         "folder, or a GGUF file "
         "(default: %(default)s)",
     )
@@ -65,6 +65,9 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         choices=("tiger", "lcrec"),
         help="identifiers alone, or an instruction in words with titles learned beside it (default: lcrec where the "
         "backbone has a tokenizer)",
+    )
+    group.add_argument(
+        "--layers", type=positive, metavar="N", help="of a backbone from scratch (default: 8; others have their own)"
     )
     group.add_argument(
         "--early-layers",
@@ -255,5 +258,6 @@ def _model(args: argparse.Namespace, method: str, catalog: Catalog) -> EarnModel
         (0, 0) if args.dense else (registers[0], registers[1]),
         args.max_history,
         Template(**changed) if changed else None,
-        seed=args.seed,
+        {"num_hidden_layers": args.layers} if args.layers else None,
+        args.seed,
     )
