@@ -56,7 +56,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         "--backbone",
         default="tiny-llama",
         metavar="NAME|PATH",
-        help="from scratch: tiny-llama, -qwen2, -qwen3, -mistral, -granite, -smollm3, -gemma3, -phi3; or a Hugging Face "
+        help="from scratch: tiny-llama, -qwen2, -qwen3, -mistral, -granite, -smollm3, -gemma3, -phi3; a Hugging Face "
         "folder, or a GGUF file "
         "(default: %(default)s)",
     )
