@@ -44,7 +44,7 @@ def read(path: Path, items: Path | None = None, **options: Any) -> tuple[Interac
 
 
 def packed(text: str) -> bytes:
-    return gzip.compress(text.encode())
+    return gzip.compress(text.encode(), mtime=0)
 
 
 UX = {"u": ["x", "y"]}
@@ -374,7 +374,7 @@ def test_batches_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     table = pa.table(dict(zip(HEADER.strip().split(","), map(list, columns), strict=True)))
     parquet.write_table(table, tmp_path / "a.parquet")
     assert sequences(load_interactions(tmp_path / "a.parquet")) == want
-    (tmp_path / "b").write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes()))
+    (tmp_path / "b").write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes(), mtime=0))
     assert sequences(load_interactions(tmp_path / "b")) == want
 
 
