@@ -7,10 +7,8 @@ import torch
 from torch.nn import functional
 
 from earn.config import MASKED
-from earn.export.stages import bundle_model
 from earn.model.families import TINY_BACKBONES
-from earn.model.stage import DenseHead, attend, projected, rotary_rotation, rotate
-from earn.specs import stage_specs
+from earn.model.stage import attend, projected, rotary_rotation, rotate
 from tests.support import FAMILIES, assert_close, small_model
 
 
@@ -147,43 +145,3 @@ def test_positions_give_the_backbones_own_rotation(name: str) -> None:
     assert_close(want[0], got[0].squeeze(2), 1e-6, "cosines")
     first, second = want[1].chunk(2, -1)
     assert_close(torch.cat((-first, second), -1), got[1].squeeze(2), 1e-6, "signed sines")
-
-
-@pytest.mark.parametrize("dense", [False, True])
-@torch.no_grad()
-def test_a_stage_gives_the_outputs_of_the_tensor_table(dense: bool) -> None:
-    registers = 0 if dense else 1
-    model = small_model(prefix_registers=registers, suffix_registers=registers)
-    bundle = bundle_model(model, max_batch=2, max_beams=4)
-    sizes, limits = bundle.manifest.sizes, bundle.manifest.limits
-    early, late = bundle.stages["early"], bundle.stages["late"]
-    assert isinstance(late, DenseHead) is dense
-    keep = torch.tensor([2])
-    outputs = {
-        "early": early(
-            torch.zeros(2, 3, dtype=torch.int64),
-            torch.arange(3).expand(2, 3),
-            causal(3),
-            no_past("tiny-llama", sizes.early_layers),
-            keep,
-        )
-    }
-    hidden = outputs["early"]["hidden"]
-    outputs["late"] = (
-        late(hidden, torch.tensor([0]))
-        if isinstance(late, DenseHead)
-        else late(
-            hidden,
-            torch.zeros(2, 1, dtype=torch.int64),
-            torch.zeros(2, 1, 1, 1),
-            no_past("tiny-llama", 3),
-            torch.tensor([0]),
-        )
-    )
-    for stage, tensors in outputs.items():
-        specs = stage_specs(stage, sizes, limits).outputs
-        assert list(tensors) == [spec.name for spec in specs]
-        for spec in specs:
-            for axis, size in zip(spec.axes, tensors[spec.name].shape, strict=True):
-                assert axis.least <= size <= axis.most, (spec.name, axis)
-    assert outputs["late"]["logits"].shape == (2, 1, sizes.logits)

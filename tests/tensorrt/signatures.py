@@ -32,19 +32,13 @@ def signatures(method: Any) -> list[inspect.Signature]:
 
 
 def _signature(text: str) -> inspect.Signature:
-    parts = re.split(r", (?=\w+(?::| =|$))", text)
     parameters = []
-    for part in parts:
+    for part in re.split(r", (?=\w+(?::| =|$))", text):
         name, _, kind = part.partition(": ")
         kind, _, default = kind.partition(" = ")
-        parameters.append(
-            inspect.Parameter(
-                name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                annotation=kind,
-                default=default or inspect.Parameter.empty,
-            )
-        )
+        either_way = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        default = default or inspect.Parameter.empty
+        parameters.append(inspect.Parameter(name, either_way, annotation=kind, default=default))
     return inspect.Signature(parameters)
 
 
@@ -74,13 +68,12 @@ def fake(kind: type, **methods: Any) -> Any:
     """
     made: NonCallableMagicMock = create_autospec(kind, instance=True, spec_set=True)
     assert methods.keys() <= set(dir(kind)), f"{kind.__name__} has no {methods.keys() - set(dir(kind))}"
-    for name in dir(kind):
+    for name in (name for name in dir(kind) if not name.startswith("_")):
         real = getattr(kind, name)
-        if name.startswith("_") or not callable(real):
-            continue
-        getattr(made, name).side_effect = _checked(real, methods.get(name))
-    for name in methods:
-        if not callable(getattr(kind, name)):
+        if callable(real):
+            assert name not in methods or signatures(real), f"the signature of {name} is not known"
+            getattr(made, name).side_effect = _checked(real, methods.get(name))
+        elif name in methods:
             setattr(made, name, methods[name])
     return made
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -21,9 +21,11 @@ class SimulatedTensorRT:
         self.errors: list[Any] = []  # of the parser
         self.refuses = ""  # what the builder says when it gives up
         self.configs: list[Any] = []
+        self.workspaces: list[tuple[Any, int]] = []
         self.timings: list[bytes] = []  # that builds began with
         self.flags: set[Any] = set()
-        self.contexts = 0
+        self.ranges: list[tuple[Any, dict[str, Any]]] = []  # every profile, and what it was told
+        self.added: list[tuple[Any, Any]] = []  # configuration, and a profile that it was given
         self.module = ModuleType("tensorrt")
         for name in dir(bindings):
             setattr(self.module, name, getattr(bindings, name))
@@ -43,31 +45,25 @@ class SimulatedTensorRT:
             if self.refuses:
                 log.log(self.real.ILogger.Severity.ERROR, self.refuses)
                 return None
-            shapes = [profile.shapes for profile in config.profiles]
+            mine = [profile for owner, profile in self.added if owner is config]
+            shapes = [next(told for made, told in self.ranges if made is profile) for profile in mine]
             return json.dumps({"graph": network.name, "profiles": shapes}).encode()
 
-        network = fake(self.real.INetworkDefinition)
-        made = fake(
+        def network(flags: int = 0) -> Any:
+            assert flags == 1 << int(self.real.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+            return fake(self.real.INetworkDefinition)
+
+        return fake(
             self.real.Builder,
-            create_network=lambda flags=0: self._typed(network, flags),
+            create_network=network,
             create_builder_config=self.config,
             create_optimization_profile=self.profile,
-            build_serialized_network=lambda network, config: build(network, Facts.of(config)),
+            build_serialized_network=build,
         )
-        return made
-
-    def _typed(self, network: Any, flags: int) -> Any:
-        assert flags == 1 << int(self.real.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        return network
 
     def config(self) -> Any:
         """Builder.create_builder_config()."""
-        profiles: list[Any] = []
         cache = fake(self.real.ITimingCache, serialize=lambda: b"timings of " + str(len(self.timings)).encode())
-
-        def add(profile: Any) -> int:
-            profiles.append(Facts.of(profile))
-            return len(profiles) - 1
 
         def create_timing_cache(data: bytes) -> Any:
             self.timings.append(bytes(data))
@@ -75,14 +71,13 @@ class SimulatedTensorRT:
 
         made = fake(
             self.real.IBuilderConfig,
-            add_optimization_profile=add,
-            clear_flag=lambda flag: self.flags.discard(flag),
-            set_flag=lambda flag: self.flags.add(flag),
+            add_optimization_profile=lambda profile: self.added.append((made, profile)),
+            clear_flag=self.flags.discard,
+            set_flag=self.flags.add,
             create_timing_cache=create_timing_cache,
             set_timing_cache=lambda cache, ignore: not self.timings[-1].startswith(b"foreign"),
-            set_memory_pool_limit=lambda pool, size: self.configs.append((pool, size)),
+            set_memory_pool_limit=lambda pool, size: self.workspaces.append((pool, size)),
         )
-        Facts.note(made, profiles=profiles)
         self.configs.append(made)
         return made
 
@@ -95,7 +90,7 @@ class SimulatedTensorRT:
             shapes[name] = (least, usual, most)
 
         made = fake(self.real.IOptimizationProfile, set_shape=set_shape)
-        Facts.note(made, shapes=shapes)
+        self.ranges.append((made, shapes))
         return made
 
     def parser(self, network: Any, log: Any) -> Any:
@@ -143,7 +138,6 @@ class SimulatedTensorRT:
     def context(self, session: Any, profiles: list[Any], strategy: Any) -> Any:
         """ICudaEngine.create_execution_context(strategy)."""
         assert strategy == self.real.ExecutionContextAllocationStrategy.USER_MANAGED
-        self.contexts += 1
         state = Context(session, profiles, self.cuda)
         return fake(
             self.real.IExecutionContext,
@@ -153,24 +147,6 @@ class SimulatedTensorRT:
             set_tensor_address=state.set_address,
             execute_async_v3=state.run,
         )
-
-
-class Facts:
-    """What is known of a fake beside what the real thing shows."""
-
-    _of: ClassVar[dict[int, tuple[Any, SimpleNamespace]]] = {}
-
-    @classmethod
-    def note(cls, made: Any, **facts: Any) -> None:
-        cls._of[id(made)] = (made, SimpleNamespace(**facts))
-
-    @classmethod
-    def of(cls, made: Any) -> Any:
-        """The facts, and the fake's own attributes."""
-        own, facts = cls._of[id(made)]
-        if "progress_monitor" in dir(own):
-            facts.progress_monitor = own.progress_monitor
-        return facts
 
 
 class Context:
