@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from tests.tensorrt.signatures import fake
+from tests.tensorrt.signatures import Fake
 from tests.tensorrt.simulated_gpu import ALIGNED, SimulatedCuda
 
 
@@ -51,9 +51,9 @@ class SimulatedTensorRT:
 
         def network(flags: int = 0) -> Any:
             assert flags == 1 << int(self.real.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-            return fake(self.real.INetworkDefinition)
+            return Fake(self.real.INetworkDefinition)
 
-        return fake(
+        return Fake(
             self.real.Builder,
             create_network=network,
             create_builder_config=self.config,
@@ -63,13 +63,13 @@ class SimulatedTensorRT:
 
     def config(self) -> Any:
         """Builder.create_builder_config()."""
-        cache = fake(self.real.ITimingCache, serialize=lambda: b"timings of " + str(len(self.timings)).encode())
+        cache = Fake(self.real.ITimingCache, serialize=lambda: b"timings of " + str(len(self.timings)).encode())
 
         def create_timing_cache(data: bytes) -> Any:
             self.timings.append(bytes(data))
             return cache
 
-        made = fake(
+        made = Fake(
             self.real.IBuilderConfig,
             add_optimization_profile=lambda profile: self.added.append((made, profile)),
             clear_flag=self.flags.discard,
@@ -89,7 +89,7 @@ class SimulatedTensorRT:
             assert all(low <= mid <= high for low, mid, high in zip(least, usual, most, strict=True))
             shapes[name] = (least, usual, most)
 
-        made = fake(self.real.IOptimizationProfile, set_shape=set_shape)
+        made = Fake(self.real.IOptimizationProfile, set_shape=set_shape)
         self.ranges.append((made, shapes))
         return made
 
@@ -100,7 +100,7 @@ class SimulatedTensorRT:
             network.name = path
             return not self.errors
 
-        return fake(
+        return Fake(
             self.real.OnnxParser,
             parse_from_file=parse,
             get_error=lambda number: self.errors[number],
@@ -118,14 +118,14 @@ class SimulatedTensorRT:
                 return None
             return self.engine(found["graph"], found["profiles"])
 
-        return fake(self.real.Runtime, deserialize_cuda_engine=load)
+        return Fake(self.real.Runtime, deserialize_cuda_engine=load)
 
     def engine(self, graph: str, profiles: list[Any]) -> Any:
         """Runtime.deserialize_cuda_engine(plan)."""
         session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         tensors = [*session.get_inputs(), *session.get_outputs()]
         types = {"tensor(int64)": self.real.DataType.INT64, "tensor(float)": self.real.DataType.FLOAT}
-        return fake(
+        return Fake(
             self.real.ICudaEngine,
             num_io_tensors=len(tensors),
             num_optimization_profiles=len(profiles),
@@ -139,7 +139,7 @@ class SimulatedTensorRT:
         """ICudaEngine.create_execution_context(strategy)."""
         assert strategy == self.real.ExecutionContextAllocationStrategy.USER_MANAGED
         state = Context(session, profiles, self.cuda)
-        return fake(
+        return Fake(
             self.real.IExecutionContext,
             set_device_memory=state.set_memory,
             set_optimization_profile_async=state.set_profile,

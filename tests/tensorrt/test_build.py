@@ -11,7 +11,7 @@ from earn.export.engines import BuildSettings, build_engines
 from earn.manifest import Manifest, refuse_foreign_folder
 from earn.runtime.engine_files import TENSORRT_FOLDER, load_record
 from earn.shape_ranges import profiles
-from tests.tensorrt.signatures import fake
+from tests.tensorrt.signatures import Fake
 from tests.tensorrt.simulated_tensorrt import SimulatedTensorRT
 
 
@@ -86,7 +86,7 @@ def test_an_interrupt_changes_nothing(bundle: Path, trt: SimulatedTensorRT) -> N
 
 def test_what_parser_and_builder_say_is_passed_on(bundle: Path, trt: SimulatedTensorRT) -> None:
     texts = {"node_operator": "NonZero", "node_name": "layers.1.odd", "desc": "not supported"}
-    trt.errors = [fake(trt.real.ParserError, **{name: lambda text=text: text for name, text in texts.items()})]
+    trt.errors = [Fake(trt.real.ParserError, **{name: lambda text=text: text for name, text in texts.items()})]
     with pytest.raises(EarnError, match=r"early\.onnx: TensorRT .*NonZero 'layers\.1\.odd': not supported"):
         build_engines(bundle)
     assert not (bundle / TENSORRT_FOLDER).exists()

@@ -82,11 +82,11 @@ def test_an_engine_file_that_was_changed_is_refused(built: Path) -> None:
         load_engine("tensorrt", built, Manifest.load(built))
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", '{"files": {}}', '{"files": 3}', "no json"])
-def test_a_damaged_record_is_refused(text: str, built: Path) -> None:
-    (built / TENSORRT_FOLDER / "engines.json").write_text(text)
-    with pytest.raises(EarnError, match=r"engines\.json"):
-        load_engine("tensorrt", built, Manifest.load(built))
+def test_a_damaged_record_is_refused(built: Path) -> None:
+    for text in ("{}", "[]", '{"files": {}}', '{"files": 3}', "no json"):
+        (built / TENSORRT_FOLDER / "engines.json").write_text(text)
+        with pytest.raises(EarnError, match=r"engines\.json"):
+            load_engine("tensorrt", built, Manifest.load(built))
 
 
 def test_without_engines_the_error_says_how_to_build_them(toy_bundle: Path, trt: SimulatedTensorRT) -> None:
