@@ -119,10 +119,16 @@ def test_threads_of_one_stage_spin_while_the_other_runs_and_memory_is_kept_only_
             assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
-@pytest.mark.parametrize("settings", [{"spinning": True}, {"arena": True}, {"threads": 2}, {"threads": None}])
-def test_no_setting_changes_an_answer(toy_bundle: Path, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{"spinning": True}, {"arena": True}, {"threads": 2}, {"threads": None}, *({"engine": n} for n in ENGINES)],
+)
+def test_no_setting_or_engine_changes_an_answer(toy_bundle: Path, settings: dict[str, Any]) -> None:
+    if "engine" in settings and (why := why_not(settings["engine"], toy_bundle, Manifest.load(toy_bundle))):
+        pytest.skip(why)
     want = Recommender.load(toy_bundle, threads=1).recommend(["1", "2"], 8)
-    got = Recommender.load(toy_bundle, **{"threads": 1, **settings}).recommend(["1", "2"], 8)
+    one = {} if "engine" in settings else {"threads": 1}
+    got = Recommender.load(toy_bundle, **{**one, **settings}).recommend(["1", "2"], 8)
     assert [item.item_id for item in got] == [item.item_id for item in want]
     assert [item.score for item in got] == pytest.approx([item.score for item in want], abs=1e-5)
 
@@ -200,13 +206,3 @@ def test_arrays_that_do_not_lie_in_one_piece_are_read_right(
     got = {name: np.full_like(array, np.nan) for name, array in want.items()}
     engine.run(stage, laid, got)
     assert all(np.array_equal(array, got[name]) for name, array in want.items())
-
-
-@pytest.mark.parametrize("name", ENGINES)
-def test_every_engine_answers_alike(toy_bundle: Path, name: str) -> None:
-    want = Recommender.load(toy_bundle, threads=1).recommend(["1", "2"])
-    if why := why_not(name, toy_bundle, Manifest.load(toy_bundle)):
-        pytest.skip(why)
-    got = Recommender.load(toy_bundle, name).recommend(["1", "2"])
-    assert [item.item_id for item in got] == [item.item_id for item in want]
-    assert [item.score for item in got] == pytest.approx([item.score for item in want], abs=1e-5)

@@ -81,7 +81,7 @@ def test_arguments_out_of_range_are_refused(recommender: Recommender, settings: 
 def test_beyond_the_limit_the_newest_items_are_read(recommender: Recommender) -> None:
     newest = ["5", "4", "3", "2", "1"]
     want = recommender.recommend(newest)
-    assert recommender.recommend(map(int, newest)) == want  # numbers are ids too
+    assert recommender.recommend(list(map(int, newest))) == want  # numbers are ids too
     assert recommender.recommend(["9", "8", *newest]) == want
     assert recommender.recommend(newest[1:]) != want
 

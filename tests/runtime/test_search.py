@@ -140,19 +140,6 @@ def test_lookahead_spares_a_pass_where_few_tokens_can_follow(
     assert [item for item, _ in found] == [item for item, _ in want]
 
 
-def test_determined_nodes_are_not_looked_ahead_for() -> None:
-    """Under "trie" 0-b ends without a row, so that the row of a1-b goes along though only one is allowed."""
-    model = small_model(catalog=toy_catalog(["a0 b c0", "a0 d c0", "a1 b c0", "a1 b c1"]), max_history=3)
-    passes = {}
-    for rule in ("trie", "level"):
-        recommender, engine = watched_recommender(model, rule)
-        recommender.lookahead = 1
-        engine.shapes.clear()
-        recommender.recommend([1, 2], 4)
-        passes[rule] = rows_of_passes(engine)
-    assert passes == {"trie": [3], "level": [2, 3]}
-
-
 # --- with a table in the model's place --------------------------------------------------------------------------------
 
 
