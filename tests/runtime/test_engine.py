@@ -19,10 +19,13 @@ from earn.specs import NEW, PAST, Axis, StageSpecs, TensorSpec, stage_specs
 from tests.support import outputs_for
 
 
-def graph(inputs: dict[str, tuple[str, list[Any]]], outputs: dict[str, tuple[str, list[Any]]]) -> SimpleNamespace:
+Tensors = dict[str, tuple[str, list[Any]]]
+
+
+def graph(inputs: Tensors, outputs: Tensors) -> SimpleNamespace:
     """What a session says of its graph; a tensor is its type and axes."""
 
-    def nodes(tensors: dict[str, tuple[str, list[Any]]]) -> list[SimpleNamespace]:
+    def nodes(tensors: Tensors) -> list[SimpleNamespace]:
         return [
             SimpleNamespace(name=name, type=f"tensor({kind})", shape=axes) for name, (kind, axes) in tensors.items()
         ]
@@ -35,12 +38,13 @@ SPECS = StageSpecs(
     inputs=(TensorSpec("hidden", (B, D), "float32"), TensorSpec("keep", (B,), "int64")),
     outputs=(TensorSpec("logits", (B, D), "float32"),),
 )
-KEEP, LOGITS = ("int64", ["r"]), ("float", ["b", 8])
+KEEP: tuple[str, list[Any]] = ("int64", ["r"])
+LOGITS: tuple[str, list[Any]] = ("float", ["b", 8])
 
 
 def test_every_difference_from_the_table_is_listed() -> None:
     check_graph(graph({"keep": KEEP, "hidden": ("float", ["batch", 8])}, {"logits": LOGITS}), SPECS, Path("late.onnx"))
-    inputs = {"hidden": ("float", ["b", 9]), "keep": ("int32", ["r"]), "mask": ("float", ["b"])}
+    inputs: Tensors = {"hidden": ("float", ["b", 9]), "keep": ("int32", ["r"]), "mask": ("float", ["b"])}
     with pytest.raises(EarnError) as raised:
         check_graph(graph(inputs, {"scores": LOGITS}), SPECS, Path("late.onnx"))
     for part in (

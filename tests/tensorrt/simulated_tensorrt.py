@@ -69,7 +69,7 @@ class SimulatedTensorRT:
             self.timings.append(bytes(data))
             return cache
 
-        made = Fake(
+        made: Any = Fake(
             self.real.IBuilderConfig,
             add_optimization_profile=lambda profile: self.added.append((made, profile)),
             clear_flag=self.flags.discard,
