@@ -18,7 +18,6 @@ from earn.runtime.recommender import Recommender
 from earn.specs import NEW, PAST, Axis, StageSpecs, TensorSpec, stage_specs
 from tests.support import outputs_for
 
-
 Tensors = dict[str, tuple[str, list[Any]]]
 
 
