@@ -109,11 +109,16 @@ def test_the_wheel_holds_every_room_and_nothing_else(wheel: Path) -> None:
 def lean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment that holds the wheel, numpy, ONNX Runtime and what these need."""
     folder = tmp_path_factory.mktemp("lean")
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     constraints = ROOT / "constraints.txt"
-    run(python, "-m", "pip", "install", "--quiet", "-c", constraints, f"{wheel}[cpu]", cwd=folder)
+    pip("install", "--quiet", "--no-compile", "-c", constraints, f"{wheel}[cpu]", python=python)
     return python
+
+
+def pip(*arguments: str | Path, python: Path) -> str:
+    """Runs this environment's pip for another, which then needs none of its own."""
+    return run(sys.executable, "-m", "pip", "--python", python, *arguments, cwd=python.parent)
 
 
 def expected(bundle: Path) -> list[list[object]]:
@@ -122,7 +127,7 @@ def expected(bundle: Path) -> list[list[object]]:
 
 
 def test_numpy_and_onnx_runtime_alone_recommend(lean_python: Path, toy_bundle: Path, tmp_path: Path) -> None:
-    installed = json.loads(run(lean_python, "-m", "pip", "list", "--format", "json", cwd=tmp_path))
+    installed = json.loads(pip("list", "--format", "json", python=lean_python))
     names = {package["name"].lower() for package in installed}
     assert names >= {"earn-edge", "numpy", "onnxruntime"}
     assert not names & HEAVY

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import io
 import json
 from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from earn.calibration import samples
 from earn.cli import quickstart
+from earn.cli.main import main
 from earn.data.dataset import load_dataset
 from tests.cli.conftest import Earn
 
@@ -15,9 +21,21 @@ QUALITY = {"recall@10", "ndcg@10"}
 ALL = QUALITY | {"p50_ms", "cache_bytes", "bundle_bytes"}
 
 
+def train_here(options: Sequence[object]) -> Any:
+    """Stands for a process that trains: here, so that no libraries are imported anew."""
+    printed = io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(printed):
+        status = main(["train", *map(str, options)])
+    printed.seek(0)
+    return SimpleNamespace(stdout=printed, returncode=status, wait=lambda: status, terminate=lambda: None)
+
+
+@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_whole_path(
-    data: Path, backbone: Path, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    apart: bool, data: Path, backbone: Path, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not apart:
+        monkeypatch.setattr(quickstart, "_start_training", train_here)
     monkeypatch.setattr(quickstart, "TIMED_REQUESTS", 5)
     monkeypatch.setattr(quickstart, "WARM_UP_REQUESTS", 1)
     monkeypatch.setattr(samples, "SAMPLES", 32)

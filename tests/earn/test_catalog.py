@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from earn.catalog import Catalog, one_line, read_index
+from earn.catalog import Catalog, read_index
 from earn.errors import EarnError
 
 IDENTIFIERS = (("<a_10>", "<b_1>"), ("<a_2>", "<b_1>", "<c_0>"), ("<a_10>", "<b_1>"))
@@ -18,6 +19,7 @@ def catalog() -> Catalog:
 
 def test_tokens_are_ordered_by_depth_then_naturally() -> None:
     assert catalog().tokens == ("<a_2>", "<a_10>", "<b_1>", "<c_0>")
+    assert Catalog(("x",), (("a²", "²"),), ("",)).tokens == ("a²", "²")  # digits that are no decimals
 
 
 def test_codes_index_the_tokens_and_end_in_minus_one() -> None:
@@ -27,43 +29,26 @@ def test_codes_index_the_tokens_and_end_in_minus_one() -> None:
     assert len(catalog()) == 3
 
 
-def test_tokens_with_digits_that_are_no_decimals_are_ordered_too() -> None:
-    assert Catalog(("x",), (("a²", "²"),), ("",)).tokens == ("a²", "²")
-
-
 @pytest.mark.parametrize("titles", [("One", "", "Trois étés"), ("", "", "")])
 def test_what_was_saved_is_loaded(tmp_path: Path, titles: tuple[str, ...]) -> None:
     saved = Catalog(("x", "y", "z"), IDENTIFIERS, titles)
     saved.save(tmp_path / "catalog.npz")
     assert Catalog.load(tmp_path / "catalog.npz") == saved
     assert [path.name for path in tmp_path.iterdir()] == ["catalog.npz"]
-
-
-def test_titles_are_saved_as_one_line(tmp_path: Path) -> None:
-    Catalog(("x",), (("a",),), ("One\n two",)).save(tmp_path / "catalog.npz")
+    Catalog(("x",), (("a",),), ("  One\t\n two ",)).save(tmp_path / "catalog.npz")  # a title is one line
     assert Catalog.load(tmp_path / "catalog.npz").titles == ("One two",)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"text"])
-def test_a_file_that_is_no_catalog_is_named(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "catalog.npz"
-    path.write_bytes(content)
-    with pytest.raises(
-        EarnError, match=r"catalog\.npz: not a readable catalog .* Write the checkpoint or bundle again"
-    ):
-        Catalog.load(path)
-
-
-def test_a_missing_catalog_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EarnError, match=r"absent\.npz: not a readable catalog"):
-        Catalog.load(tmp_path / "absent.npz")
-
-
-def test_codes_that_name_no_token_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "catalog.npz"
-    one = np.frombuffer(b"x", np.uint8)
-    np.savez(path, tokens=one, item_ids=one, titles=one, identifiers=np.array([[4]], np.int32))
-    with pytest.raises(EarnError, match="not a readable catalog"):
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut short", b"text", np.array([[4]], np.int32)])
+def test_a_file_that_is_no_catalog_is_named(tmp_path: Path, content: bytes | NDArray[np.int32] | None) -> None:
+    """None: there is no file; an array: identifiers whose codes name no token."""
+    path, one = tmp_path / "catalog.npz", np.frombuffer(b"x", np.uint8)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.savez(path, tokens=one, item_ids=one, titles=one, identifiers=content)
+    says = r"catalog\.npz: not a readable catalog .* Write the checkpoint or bundle again"
+    with pytest.raises(EarnError, match=says):
         Catalog.load(path)
 
 
@@ -111,7 +96,3 @@ def test_an_index_of_another_form_is_named(tmp_path: Path, text: str, message: s
     path.write_text(text, encoding="utf-8")
     with pytest.raises(EarnError, match=rf"Toys\.index\.json.*{message}"):
         read_index(path)
-
-
-def test_one_line_joins_every_run_of_white_space() -> None:
-    assert one_line("  a\tb\r\n\nc ") == "a b c"

@@ -22,13 +22,15 @@ from earn.console import (
 )
 
 
-def test_table_sets_numbers_to_the_right_and_text_to_the_left() -> None:
+def test_table_sets_numbers_to_the_right_and_text_to_the_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert table(("item", "score", "title"), [("7", "-0.5", "One"), ("12", "-12.25", "Another")]) == (
         "  item    score  title\n"
         "------  -------  -------\n"
         "     7     -0.5  One\n"
         "    12   -12.25  Another"
     )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "tabulate", None)  # without it cells have tabs between them
+    assert table(("item", "score"), [("7", "-0.5")]) == "item\tscore\n7\t-0.5"
 
 
 def test_pairs_align_values() -> None:
@@ -86,21 +88,13 @@ def test_the_first_process_prints_for_all(capsys: pytest.CaptureFixture[str], mo
         assert capsys.readouterr() == expected
 
 
-def test_without_tabulate_cells_have_tabs_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tabulate", None)
-    assert table(("item", "score"), [("7", "-0.5")]) == "item\tscore\n7\t-0.5"
-
-
-def test_quiet_silences_warnings_and_gives_them_back(capsys: pytest.CaptureFixture[str]) -> None:
+def test_libraries_write_no_result_and_quiet_silences_their_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    with results_kept_clean():
+        print("chatter")
+    assert capsys.readouterr() == ("", "chatter\n")
     before = logging.root.manager.disable
     with quiet():
         warnings.warn("noise", stacklevel=1)
         logging.getLogger("library").warning("noise")
     assert capsys.readouterr().err == ""
     assert logging.root.manager.disable == before
-
-
-def test_what_libraries_print_is_no_result(capsys: pytest.CaptureFixture[str]) -> None:
-    with results_kept_clean():
-        print("chatter")
-    assert capsys.readouterr() == ("", "chatter\n")

@@ -69,34 +69,16 @@ def fused(model: ModelProto) -> ModelProto:
     return changed
 
 
-def test_three_products_become_one() -> None:
-    changed = fused(model_of([*projections("qkv"), joined("qkv")], 10))
-    (node,) = changed.graph.node
-    assert (node.op_type, node.name) == ("MatMul", "layers.3.qkv_proj")
-    assert list(node.input) == ["x", "layers.3.qkv_proj.weight"]
-    found = weights(changed)
-    assert list(found) == ["layers.3.qkv_proj.weight"]
-    want = np.concatenate([arrays()[f"layers.3.{name}_proj.weight"] for name in "qkv"], axis=1)
-    assert np.array_equal(found["layers.3.qkv_proj.weight"], want)
-
-
-def test_biases_are_joined_like_their_products() -> None:
-    changed = fused(model_of([*projections("qkv", "qkv"), joined("qkv")], 10, "qkv"))
-    assert [(node.op_type, node.name) for node in changed.graph.node] == [
-        ("MatMul", "layers.3.qkv_proj"),
-        ("Add", "layers.3.qkv_proj.biased"),
-    ]
-    found = weights(changed)
-    assert found.keys() == {"layers.3.qkv_proj.weight", "layers.3.qkv_proj.bias"}
-    want = np.concatenate([arrays("qkv")[f"{name}.bias"] for name in "qkv"])
-    assert np.array_equal(found["layers.3.qkv_proj.bias"], want)
-
-
-@pytest.mark.parametrize("biased", ["", "kv"])
-def test_keys_and_values_alone_become_one(biased: str) -> None:
-    changed = fused(model_of([*projections("kv", biased), joined("kv")], 4, biased))
-    assert changed.graph.node[0].name == "layers.3.kv_proj"
-    assert operators(changed) == ["MatMul", *(["Add"] if biased else [])]
+@pytest.mark.parametrize(("which", "biased"), [("qkv", ""), ("qkv", "qkv"), ("kv", ""), ("kv", "kv")])
+def test_products_side_by_side_become_one(which: str, biased: str) -> None:
+    width = sum(WIDTHS[name] for name in which)
+    changed = fused(model_of([*projections(which, biased), joined(which)], width, biased))
+    name = f"layers.3.{which}_proj"
+    added = [("Add", f"{name}.biased")] if biased else []
+    assert [(node.op_type, node.name) for node in changed.graph.node] == [("MatMul", name), *added]
+    want = [np.concatenate([arrays()[f"layers.3.{one}_proj.weight"] for one in which], axis=1)]
+    want += [np.concatenate([arrays(biased)[f"{one}.bias"] for one in which])] if biased else []
+    assert all(np.array_equal(*both) for both in zip(weights(changed).values(), want, strict=True))
 
 
 def test_a_product_that_others_read_too_stays_for_them() -> None:
@@ -110,33 +92,16 @@ def test_a_product_that_others_read_too_stays_for_them() -> None:
     assert weights(changed).keys() == {"layers.3.k_proj.weight", "layers.3.qkv_proj.weight"}
 
 
-def active(name: str) -> list[NodeProto]:
-    """Something between k's product and its neighbours."""
-    return [helper.make_node(name, ["k"], ["active"]), helper.make_node("Concat", ["q", "active"], ["y"], axis=-1)]
-
-
+TURNED = helper.make_node("Transpose", ["x"], ["turned"], perm=[0, 2, 1])
+SCORES = helper.make_node("MatMul", ["x", "turned"], ["s"], "layers.3.v_proj")
 APART: dict[str, ModelProto] = {
     "other activations": model_of([*projections("qkv", sources="xzx"), joined("qkv")], x=4, z=4),
     "a bias on one alone": model_of([*projections("qkv", "k"), joined("qkv")], biased="k"),
-    "a bias on all but one": model_of([*projections("qkv", "qk"), joined("qkv")], biased="qk"),
     "another axis": model_of([*projections("kv"), joined("kv", 1)], 2),
-    "a function between": model_of([*projections("qk"), *active("Tanh")]),
+    "a function between": model_of([*projections("qk"), helper.make_node("Tanh", ["k"], ["t"]), joined("qt")]),
     "no product": model_of([*projections("kv"), joined("kvx")]),
-    "a product of two activations": model_of(
-        [
-            *projections("k"),
-            helper.make_node("Transpose", ["x"], ["turned"], perm=[0, 2, 1]),
-            helper.make_node("MatMul", ["x", "turned"], ["scores"], "layers.3.v_proj"),
-            helper.make_node("Concat", ["k", "scores"], ["y"], axis=-1),
-        ]
-    ),
-    "an activation added": model_of(
-        [
-            *projections("kv"),
-            helper.make_node("Add", ["k", "v"], ["both"]),
-            helper.make_node("Concat", ["both", "v"], ["y"], axis=-1),
-        ]
-    ),
+    "a product of two activations": model_of([*projections("k"), TURNED, SCORES, joined("ks")]),
+    "an activation added": model_of([*projections("kv"), helper.make_node("Add", ["k", "v"], ["b"]), joined("bv")]),
 }
 
 
@@ -188,20 +153,15 @@ def test_exported_layers_have_one_product_but_the_last_which_has_two(exported: t
             assert np.array_equal(weights(loaded)[f"{name}.weight"], np.concatenate(parts, axis=1))
 
 
-def optimized(folder: Path, stage: str) -> ModelProto:
-    """The graph that ONNX Runtime makes of an exported one."""
-    options, path = onnxruntime.SessionOptions(), folder / f"optimized.{stage}.onnx"
-    options.optimized_model_filepath, options.log_severity_level = str(path), 3
-    onnxruntime.InferenceSession(str(folder / GRAPH_FILES[stage]), options, providers=["CPUExecutionProvider"])
-    return onnx.load(str(path))
-
-
 def test_onnx_runtime_reads_the_cache_where_it_lies(exported: tuple[EarnModel, Path]) -> None:
     """Nothing between cache and products turns it: the products read keys and values with their rows in front."""
     model, folder = exported
     sizes = bundle_model(model).manifest.sizes
     for stage in STAGES:
-        found, layers = optimized(folder, stage), sizes.stage_layers(stage)
+        options, path = onnxruntime.SessionOptions(), folder / f"optimized.{stage}.onnx"
+        options.optimized_model_filepath, options.log_severity_level = str(path), 3
+        onnxruntime.InferenceSession(str(folder / GRAPH_FILES[stage]), options, providers=["CPUExecutionProvider"])
+        found, layers = onnx.load(str(path)), sizes.stage_layers(stage)
         assert "Shape" not in operators(found)
         reached, between, attention = {PAST}, set(), []
         for node in found.graph.node:

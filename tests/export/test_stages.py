@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-from importlib.metadata import version
-
 import pytest
 
-import earn
 from earn.config import Prompt
 from earn.errors import EarnError
 from earn.export.stages import bundle_model, torch_recommender
@@ -66,15 +63,9 @@ def test_sizes_and_limits_are_the_models(model: EarnModel) -> None:
     assert (sizes.hidden, sizes.intermediate, sizes.heads) == (32, 64, 4)
     assert (sizes.key_value_heads, sizes.head_size) == (2, 16)
     assert (limits.batch, limits.beams, limits.history, limits.depth) == (3, 7, 5, 4)
+    assert manifest.tools.keys() >= {"earn-edge", "torch", "transformers", "onnx"}
     assert limits.prompt == 2 + 1 + 5 * 4 + 4 * 1 + 1 + 1
     assert (limits.head, limits.prefix, limits.readout) == (3, 2, 1)
-
-
-def test_the_tools_that_wrote_it_are_recorded(model: EarnModel) -> None:
-    tools = bundle_model(model).manifest.tools
-    assert tools["earn-edge"] == earn.__version__
-    for package in ("torch", "transformers", "onnx"):
-        assert tools[package] == version(package)
 
 
 def test_an_unknown_rule_is_refused(model: EarnModel) -> None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2MoeConfig,
@@ -19,13 +22,11 @@ from transformers import (
 
 from earn.config import MASKED, Prompt
 from earn.errors import EarnError
-from earn.export.bundle import export_bundle
 from earn.files import read_json, write_json
 from earn.model.earn_model import EarnModel
 from earn.model.families import check_backbone
 from earn.model.reference import reference_search
 from earn.prompts import Template
-from earn.runtime.recommender import Recommender
 from tests.support import (
     FAMILIES,
     RULES,
@@ -45,31 +46,25 @@ from tests.support import (
     weight_of,
 )
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("tiny-llama", {}),
     "llama, untied head": ("tiny-llama", {"tie_word_embeddings": False}),
     "llama, biases": ("tiny-llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, no shared key-value heads": ("tiny-llama", {"num_key_value_heads": 4}),
     "llama, explicit head size": ("tiny-llama", {"head_dim": 12}),
-    "llama, rope llama3": (
-        "tiny-llama",
-        {
-            "rope_scaling": {
-                "rope_type": "llama3",
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 16,
-            }
-        },
-    ),
+    "llama, rope llama3": ("tiny-llama", {"rope_scaling": LLAMA3}),
     "llama, rope linear": ("tiny-llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
     "qwen2": ("tiny-qwen2", {}),
     "qwen2, untied head": ("tiny-qwen2", {"tie_word_embeddings": False}),
-    "qwen2, rope yarn": (
-        "tiny-qwen2",
-        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}},
-    ),
+    "qwen2, rope yarn": ("tiny-qwen2", {"rope_scaling": YARN}),
     "qwen3": ("tiny-qwen3", {}),
     "qwen3, biases, untied head": ("tiny-qwen3", {"attention_bias": True, "tie_word_embeddings": False}),
 }
@@ -91,12 +86,9 @@ def test_dense_without_registers_equals_hugging_face(variant: str) -> None:
         got = model.rows_logits(tokens, everything.expand(2, rows), bias, everything, everything)
     assert want.std() > 0.5  # a constant would agree with anything
     assert_close(want, got, 1e-4, variant)
-
-
-def test_a_head_size_of_its_own_is_used() -> None:
-    model = EarnModel.dense(small_backbone("tiny-qwen3"), toy_catalog())
-    attention = model.get_submodule("model.layers.0.self_attn")
-    assert attention.head_dim == 16 != SMALL["hidden_size"] / 4
+    heads = backbone.config.hidden_size // backbone.config.num_attention_heads
+    is_own = name == "tiny-qwen3" or "head_dim" in sizes  # the head's size is not what hidden size and heads suggest
+    assert is_own == (model.get_submodule("model.layers.0.self_attn").head_dim != heads)
 
 
 @pytest.mark.parametrize(
@@ -123,18 +115,17 @@ def test_backbones_that_would_be_computed_wrongly_are_refused(backbone: Any, say
         ({"max_history": 0}, "max_history is 0"),
         ({"max_history": 1000}, "Lower max_history"),
         ({"template": Template()}, "needs a tokenizer"),
+        ({"prefix_registers": -1}, r"registers\. Take 0 or more"),
+        ({"suffix_registers": -2}, r"registers\. Take 0 or more"),
+        ({"catalog": toy_catalog(["<|prefix_0|> b"])}, "as a register has"),
+        ({"backbone": "tiny-gpt"}, r"no backbone 'tiny-gpt'.*tiny-llama"),
     ],
+    ids=str,
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], says: str) -> None:
+    given = {"backbone": small_backbone("tiny-llama"), "catalog": toy_catalog(), **settings}
     with pytest.raises(EarnError, match=says):
-        EarnModel.from_backbone(small_backbone("tiny-llama"), toy_catalog(), **settings)
-
-
-def test_an_unknown_backbone_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(EarnError, match=r"no backbone 'tiny-gpt'.*tiny-llama"):
-        EarnModel.from_backbone("tiny-gpt", toy_catalog())
-    with pytest.raises(EarnError, match="no checkpoint"):
-        EarnModel.from_pretrained(tmp_path)
+        EarnModel.from_backbone(**given)
 
 
 def test_the_default_split_is_a_quarter_and_everything_when_dense() -> None:
@@ -144,6 +135,8 @@ def test_the_default_split_is_a_quarter_and_everything_when_dense() -> None:
     assert dense.earn.prefix_ids == dense.earn.suffix_ids == ()
     assert dense.earn.prompt.head == (0,)  # BOS, which the prefix register replaces otherwise
     assert small_model().earn.prompt == Prompt()
+    half = EarnModel.from_backbone(small_backbone("tiny-llama").bfloat16(), toy_catalog())
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("untied", [False, True])
@@ -162,43 +155,53 @@ def test_what_was_saved_is_loaded(tmp_path: Path, name: str, untied: bool) -> No
     agreement = Agreement(tolerance=1e-5)  # loaded weights may lie otherwise in memory, and sum in another order
     agreement.add("search", reference_search(model, [1, 2, 3]), reference_search(loaded, [1, 2, 3]))
     agreement.check()
-
-
-def test_a_checkpoint_is_a_plain_hugging_face_model_too(tmp_path: Path) -> None:
-    backbone = small_backbone("tiny-qwen3")
-    model = EarnModel.from_backbone(backbone, toy_catalog())
-    scramble(model)
-    model.save_pretrained(tmp_path)
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)  # it is a plain Hugging Face model too
     tokens = torch.arange(12)[None]
     with torch.no_grad():
         assert_close(backbone.eval()(input_ids=tokens).logits, plain(input_ids=tokens).logits, 1e-5)
 
 
-def test_a_plain_model_and_unknown_settings_are_no_checkpoint(tmp_path: Path) -> None:
-    small_backbone("tiny-llama").save_pretrained(tmp_path / "plain")
-    with pytest.raises(EarnError, match=r"not an EARN checkpoint.*--backbone"):
-        EarnModel.from_pretrained(tmp_path / "plain")
-    small_model().save_pretrained(tmp_path / "newer")
-    config = read_json(tmp_path / "newer/config.json")
-    config["earn"]["distillation"] = True
-    write_json(tmp_path / "newer/config.json", config)
-    with pytest.raises(EarnError, match="unknown key 'distillation'"):
-        EarnModel.from_pretrained(tmp_path / "newer")
+def edited(folder: Path, **settings: Any) -> None:
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "earn": {**config["earn"], **settings}})
 
 
-def test_positions_that_were_removed_are_refused_and_the_others_may_be_named_or_not(tmp_path: Path) -> None:
-    model = small_model()
-    model.save_pretrained(tmp_path)
+def without_a_layer(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if "layers.3." not in name}, path)
+
+
+def cut_short(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (shutil.rmtree, "no checkpoint"),
+        (small_backbone("tiny-llama").save_pretrained, r"not an EARN checkpoint.*--backbone"),
+        (partial(edited, distillation=True), "unknown key 'distillation'"),
+        (partial(edited, positions="compact"), r"'compact' positions, which were removed.*Train it again"),
+        (without_a_layer, r"11 weights \(model\.layers\.3.* are missing that config\.json asks for"),
+        (cut_short, r"model\.safetensors: cannot be read"),
+    ],
+)
+def test_what_is_no_whole_checkpoint_is_refused(
+    toy_model: EarnModel, tmp_path: Path, change: Callable[[Path], object], says: str
+) -> None:
+    toy_model.save_pretrained(tmp_path / "checkpoint")
+    change(tmp_path / "checkpoint")
+    with pytest.raises(EarnError, match=says):
+        EarnModel.from_pretrained(tmp_path / "checkpoint")
+
+
+def test_older_versions_read_checkpoints_and_theirs_are_read(toy_model: EarnModel, tmp_path: Path) -> None:
+    toy_model.save_pretrained(tmp_path)
     config = read_json(tmp_path / "config.json")
-    assert config["earn"]["positions"] == "original"  # older versions read it
-    config["earn"]["positions"] = "compact"
+    assert config["earn"].pop("positions") == "original"
     write_json(tmp_path / "config.json", config)
-    with pytest.raises(EarnError, match=r"'compact' positions, which were removed.*Train it again"):
-        EarnModel.from_pretrained(tmp_path)
-    del config["earn"]["positions"]
-    write_json(tmp_path / "config.json", config)
-    assert EarnModel.from_pretrained(tmp_path).earn == model.earn
+    assert EarnModel.from_pretrained(tmp_path).earn == toy_model.earn
 
 
 TEXT_TOKENS = 60
@@ -250,15 +253,9 @@ def test_the_prompt_is_the_template_in_the_tokenizers_words(pretrained: Path) ->
     template = Template("A user has chosen {history} . Name next :", " , ")
     model = EarnModel.from_backbone(pretrained, toy_catalog(), template=template)
     assert model.tokenizer is not None
-    words = {
-        name: model.tokenizer.convert_ids_to_tokens(getattr(model.earn.prompt, name))
-        for name in ("head", "separator", "tail")
-    }
-    assert words == {
-        "head": ["A", "user", "has", "chosen"],
-        "separator": [","],
-        "tail": [".", "Name", "next", ":"],
-    }
+    prompt, words = model.earn.prompt, model.tokenizer.convert_ids_to_tokens
+    assert words(prompt.head) == ["A", "user", "has", "chosen"]
+    assert (words(prompt.separator), words(prompt.tail)) == ([","], [".", "Name", "next", ":"])
     assert model.tokenizer.convert_ids_to_tokens(model.earn.token_ids) == list(model.catalog.tokens)
     assert model.tokenizer.encode("a0b0", add_special_tokens=False) == [
         model.earn.token_ids[0],
@@ -266,16 +263,23 @@ def test_the_prompt_is_the_template_in_the_tokenizers_words(pretrained: Path) ->
     ]
     dense = EarnModel.dense(pretrained, toy_catalog(), template=template)
     assert dense.earn.prompt.head == (0, *model.earn.prompt.head)  # BOS
+    for text in ("no place", "{history} and {history}"):
+        with pytest.raises(EarnError, match="exactly once"):
+            EarnModel.from_backbone(pretrained, toy_catalog(), template=Template(text))
 
 
-@pytest.mark.parametrize("text", ["no place", "{history} and {history}"])
-def test_a_template_without_one_place_for_the_history_is_refused(pretrained: Path, text: str) -> None:
-    with pytest.raises(EarnError, match="exactly once"):
-        EarnModel.from_backbone(pretrained, toy_catalog(), template=Template(text))
-
-
-@pytest.mark.parametrize("registers", [(1, 1), (0, 0), (2, 2), (0, 1), (1, 0)], ids=str)
-@pytest.mark.parametrize("scoring", RULES)
+@pytest.mark.parametrize(
+    ("registers", "scoring"),
+    [
+        ((1, 1), "trie"),
+        ((0, 0), "level"),
+        ((2, 2), "vocab"),
+        ((0, 1), "trie"),
+        ((1, 0), "vocab"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in product([(1, 1), (0, 0), (2, 2), (1, 0)], RULES)),
+    ],
+    ids=str,
+)
 def test_with_a_text_prompt_the_runtime_equals_brute_force(
     pretrained: Path, tmp_path: Path, registers: tuple[int, int], scoring: str
 ) -> None:
@@ -294,16 +298,6 @@ def test_with_a_text_prompt_the_runtime_equals_brute_force(
     agreement.check()
 
 
-def test_a_bundle_with_a_text_prompt_equals_the_reference_search(pretrained: Path, tmp_path: Path) -> None:
-    model = EarnModel.from_backbone(pretrained, toy_catalog(), early_layers=2, max_history=5)
-    scramble(model)
-    export_bundle(model.eval(), tmp_path / "bundle", [["1", "2"], ["3"]])
-    recommender, agreement = Recommender.load(tmp_path / "bundle", threads=1), Agreement()
-    for history in histories_of(model.catalog, 5, 8):
-        agreement.add(str(history), reference_search(model, history), pairs(recommender.recommend(history)))
-    agreement.check()
-
-
 def test_a_dense_model_is_split_with_its_own_weights() -> None:
     dense = small_model(prefix_registers=0, suffix_registers=0)
     identifiers, weights = dense.identifiers, {name: value.clone() for name, value in dense.state_dict().items()}
@@ -316,41 +310,3 @@ def test_a_dense_model_is_split_with_its_own_weights() -> None:
         assert value[: len(weights[name])].equal(weights[name])
     with pytest.raises(EarnError, match="The model is not dense"):
         EarnModel.from_dense(model, 2)
-
-
-def test_a_loaded_backbone_is_taken_as_it_is() -> None:
-    backbone: PreTrainedModel = small_backbone("tiny-qwen2")
-    model = EarnModel.from_backbone(backbone, toy_catalog())
-    assert model.model is backbone.model
-
-
-def test_a_checkpoint_that_lost_weights_is_refused(toy_model: EarnModel, tmp_path: Path) -> None:
-    toy_model.save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    save_file({name: tensor for name, tensor in load_file(path).items() if "layers.3." not in name}, path)
-    with pytest.raises(EarnError, match=r"11 weights \(model\.layers\.3.* are missing that config\.json asks for"):
-        EarnModel.from_pretrained(tmp_path)
-
-
-def test_a_checkpoint_that_was_cut_short_is_refused(toy_model: EarnModel, tmp_path: Path) -> None:
-    toy_model.save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(EarnError, match=r"model\.safetensors: cannot be read"):
-        EarnModel.from_pretrained(tmp_path)
-
-
-def test_a_loaded_backbone_of_another_precision_is_brought_to_float32() -> None:
-    model = EarnModel.from_backbone(small_backbone("tiny-llama").bfloat16(), toy_catalog())
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-
-
-@pytest.mark.parametrize(("prefix", "suffix"), [(-1, 1), (1, -2)])
-def test_a_negative_number_of_registers_is_refused(prefix: int, suffix: int) -> None:
-    with pytest.raises(EarnError, match=r"registers\. Take 0 or more"):
-        EarnModel.from_backbone("tiny-llama", toy_catalog(), prefix_registers=prefix, suffix_registers=suffix)
-
-
-def test_an_identifier_token_named_as_a_register_is_refused() -> None:
-    with pytest.raises(EarnError, match="as a register has"):
-        EarnModel.from_backbone("tiny-llama", toy_catalog(["<|prefix_0|> b"]))

@@ -1,16 +1,11 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch.nn import functional
 
 from earn.config import MASKED
-from earn.export.stages import bundle_model
-from earn.model.families import TINY_BACKBONES
-from earn.model.stage import DenseHead, attend, projected, rotary_rotation, rotate
-from earn.specs import stage_specs
+from earn.model.stage import attend, rotate
 from tests.support import FAMILIES, assert_close, small_model
 
 
@@ -79,26 +74,6 @@ def test_the_cache_holds_keys_then_values_layer_by_layer(name: str) -> None:
         assert_close(values, cache[:, :, 2 * layer + 1], 1e-5, f"values of layer {layer}")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@torch.no_grad()
-def test_heads_that_are_projected_together_equal_those_projected_apart(name: str) -> None:
-    model: Any = small_model(name)
-    attention, rotary = model.model.layers[1].self_attn, model.model.rotary_emb
-    normed, positions = random(2, 5, 32), torch.tensor([[0, 1, 2, 3, 4], [7, 9, 11, 13, 2047]])
-    rotation, e = rotary_rotation(rotary, positions), attention.head_dim
-    want = {
-        part: getattr(attention, f"{part}_proj")(normed).view(2, 5, heads, e)
-        for part, heads in (("q", 4), ("k", 2), ("v", 2))
-    }
-    for part in "qk":
-        if TINY_BACKBONES[name].has_head_norms:
-            want[part] = getattr(attention, f"{part}_norm")(want[part])
-        want[part] = rotate(want[part], rotation, e // 2, e)
-    for which in ("qkv", "kv", "q"):
-        for part, got in zip(which, projected(attention, normed, which, rotation), strict=True):
-            assert_close(want[part], got, 1e-5, f"{part} of {which}")
-
-
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_attention_equals_torchs_own(groups: int) -> None:
     query, keys, values = random(2, 3, 4, 8), random(5, 2, groups, 8, seed=1), random(5, 2, groups, 8, seed=2)
@@ -137,55 +112,3 @@ def test_rotation_turns_pairs_by_the_positions_angle() -> None:
     assert rotate(head, (cos, sin), 2, 4).flatten().tolist() == [-3.0, -2.0, 1.0, -4.0]
     longer = torch.cat((head, torch.tensor([5.0, 6.0]).view(1, 1, 1, 2)), dim=-1)  # of which the first four are turned
     assert rotate(longer, (cos, sin), 2, 6).flatten().tolist() == [-3.0, -2.0, 1.0, -4.0, 5.0, 6.0]
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_positions_give_the_backbones_own_rotation(name: str) -> None:
-    rotary: Any = small_model(name).model.rotary_emb
-    positions = torch.tensor([[0, 3, 99, 2047]])
-    want = rotary(random(1, 4, 32), positions)
-    got = rotary_rotation(rotary, positions)
-    assert got is not None
-    assert_close(want[0], got[0].squeeze(2), 1e-6, "cosines")
-    first, second = want[1].chunk(2, -1)
-    assert_close(torch.cat((-first, second), -1), got[1].squeeze(2), 1e-6, "signed sines")
-
-
-@pytest.mark.parametrize("dense", [False, True])
-@torch.no_grad()
-def test_a_stage_gives_the_outputs_of_the_tensor_table(dense: bool) -> None:
-    registers = 0 if dense else 1
-    model = small_model(prefix_registers=registers, suffix_registers=registers)
-    bundle = bundle_model(model, max_batch=2, max_beams=4)
-    sizes, limits = bundle.manifest.sizes, bundle.manifest.limits
-    early, late = bundle.stages["early"], bundle.stages["late"]
-    assert isinstance(late, DenseHead) is dense
-    keep = torch.tensor([2])
-    outputs = {
-        "early": early(
-            torch.zeros(2, 3, dtype=torch.int64),
-            torch.arange(3).expand(2, 3),
-            causal(3),
-            no_past("tiny-llama", sizes.early_layers),
-            keep,
-        )
-    }
-    hidden = outputs["early"]["hidden"]
-    outputs["late"] = (
-        late(hidden, torch.tensor([0]))
-        if isinstance(late, DenseHead)
-        else late(
-            hidden,
-            torch.zeros(2, 1, dtype=torch.int64),
-            torch.zeros(2, 1, 1, 1),
-            no_past("tiny-llama", 3),
-            torch.tensor([0]),
-        )
-    )
-    for stage, tensors in outputs.items():
-        specs = stage_specs(stage, sizes, limits).outputs
-        assert list(tensors) == [spec.name for spec in specs]
-        for spec in specs:
-            for axis, size in zip(spec.axes, tensors[spec.name].shape, strict=True):
-                assert axis.least <= size <= axis.most, (spec.name, axis)
-    assert outputs["late"]["logits"].shape == (2, 1, sizes.logits)

@@ -60,80 +60,41 @@ def past(cache: KeyValueCache) -> Array:
     return HOST.to_host(cache.past)
 
 
-def grown(cache: KeyValueCache, rows: int) -> Array:
-    """The next rows, where they lie."""
-    return HOST.to_host(cache.grow(rows))
-
-
 def rows(*keys: float) -> Array:
     """Rows of one user: [rows,1,2,1,1]."""
     return np.array([[key, -key] for key in keys], np.float32).reshape(-1, 1, 2, 1, 1)
 
 
-def test_rows_are_added_behind_those_that_are_there() -> None:
+def test_rows_are_added_behind_those_that_are_there_as_long_as_there_is_room() -> None:
     cache = cache_of(1, room=4)
-    grown(cache, 2)[:] = rows(3, 4)
+    HOST.to_host(cache.grow(2))[:] = rows(3, 4)
     cache.extend(rows(5))
     assert cache.rows == 4
     assert np.array_equal(past(cache), rows(1, 3, 4, 5))
     assert cache.bytes == 5 * 2 * 4  # the room that is left counts too
+    for take in (lambda: cache.grow(2), lambda: cache.extend(rows(6, 7))):
+        with pytest.raises(ValueError, match="room for 5 rows, not for 6"):
+            take()
+    assert np.array_equal(past(cache), rows(1, 3, 4, 5))
+    cache.shorten(1)
+    cache.extend(rows(8, 9))
+    assert np.array_equal(past(cache), rows(1, 8, 9))
+    cache.shorten(99)
+    assert cache.rows == 3
 
 
 def test_one_users_rows_serve_many() -> None:
     one = cache_of(1, 2)
     many = KeyValueCache(ONE, "early", 3, 3)
     many.extend(one.past)
-    grown(many, 1)[0, :, 0, 0, 0] = [6, 7, 8]
+    HOST.to_host(many.grow(1))[0, :, 0, 0, 0] = [6, 7, 8]
     assert past(many)[:, :, 0, 0, 0].tolist() == [[1, 1, 1], [2, 2, 2], [6, 7, 8]]
     assert past(many)[:2, :, 1, 0, 0].tolist() == [[-1, -1, -1], [-2, -2, -2]]
     assert np.array_equal(past(one), rows(1, 2))
 
 
-def test_a_new_cache_has_room_and_no_rows() -> None:
-    cache = KeyValueCache(SIZES, "late", 7, 5)
-    assert (cache.rows, cache.past.shape) == (0, (0, 5, 2 * 3, 2, 8))
-    assert cache.grow(7).shape == (7, 5, 2 * 3, 2, 8)
-    assert cache.bytes == 4 * 7 * 5 * 2 * 3 * 2 * 8
-
-
-def test_what_is_grown_lies_behind_the_past_and_becomes_part_of_it() -> None:
-    cache = KeyValueCache(SIZES, "late", 9, 3)
-    before = grown(cache, 2)
-    new = grown(cache, 4)
-    held = past(cache)
-    assert np.shares_memory(before, held)
-    assert np.shares_memory(new, held)
-    assert not np.shares_memory(before, new)
-    assert address(held) == address(before)
-    assert address(new) == address(before) + before.nbytes
-    assert all(part.flags.c_contiguous for part in (before, new, held))  # so that engines need no copy of it
-    new[:] = 7
-    assert (held[2:] == 7).all()
-
-
 def address(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
-
-
-def test_without_room_nothing_is_taken() -> None:
-    cache = cache_of(1, 2, room=1)
-    with pytest.raises(ValueError, match="room for 3 rows, not for 4"):
-        cache.grow(2)
-    with pytest.raises(ValueError, match="room for 3 rows, not for 5"):
-        cache.extend(rows(3, 4, 5))
-    assert np.array_equal(past(cache), rows(1, 2))
-    cache.extend(rows(3))
-    with pytest.raises(ValueError, match="room for 3 rows"):
-        cache.grow(1)
-
-
-def test_a_shortened_cache_keeps_its_first_rows_and_takes_others() -> None:
-    cache = cache_of(1, 2, 3)
-    cache.shorten(1)
-    cache.extend(rows(8, 9))
-    assert np.array_equal(past(cache), rows(1, 8, 9))
-    cache.shorten(99)
-    assert cache.rows == 3
 
 
 def test_its_size_is_that_of_the_papers_formula() -> None:

@@ -2,8 +2,7 @@
 
     set_shape(self: IOptimizationProfile, input: str, min: Dims, opt: Dims, max: Dims) -> None
 
-pybind11 writes one such line per overload. `inspect` does not know them, so `create_autospec` checks names of methods
-but not of arguments.
+pybind11 writes one such line per overload. `inspect` does not know them.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
-from unittest.mock import NonCallableMagicMock, create_autospec
 
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: isinstance(value, str),
@@ -27,24 +26,23 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
 
 def signatures(method: Any) -> list[inspect.Signature]:
     """The signatures of a method of the bindings, one per overload; [] where the docstring has none."""
-    lines = re.findall(rf"^(?:\d+\. )?{method.__name__}\((.*)\) -> ", method.__doc__ or "", re.MULTILINE)
+    return _parse(method.__name__, method.__doc__ or "")
+
+
+@cache
+def _parse(name: str, text: str) -> list[inspect.Signature]:
+    lines = re.findall(rf"^(?:\d+\. )?{name}\((.*)\) -> ", text, re.MULTILINE)
     return [_signature(line) for line in lines if not line.startswith("*args")]
 
 
 def _signature(text: str) -> inspect.Signature:
-    parts = re.split(r", (?=\w+(?::| =|$))", text)
     parameters = []
-    for part in parts:
+    for part in re.split(r", (?=\w+(?::| =|$))", text):
         name, _, kind = part.partition(": ")
         kind, _, default = kind.partition(" = ")
-        parameters.append(
-            inspect.Parameter(
-                name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                annotation=kind,
-                default=default or inspect.Parameter.empty,
-            )
-        )
+        either_way = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        default = default or inspect.Parameter.empty
+        parameters.append(inspect.Parameter(name, either_way, annotation=kind, default=default))
     return inspect.Signature(parameters)
 
 
@@ -67,29 +65,37 @@ def _fits(kind: str, value: Any) -> bool:
     return _TYPES.get(kind, lambda _: True)(value)
 
 
-def fake(kind: type, **methods: Any) -> Any:
-    """An instance that has what the class has, and nothing else; given methods do what they are given to do.
+class Fake:
+    """Has what a class of the bindings has, and nothing else; given methods do what they are given to do.
 
     Every call is held to the real signature, and attributes that the class has not cannot be set.
     """
-    made: NonCallableMagicMock = create_autospec(kind, instance=True, spec_set=True)
-    assert methods.keys() <= set(dir(kind)), f"{kind.__name__} has no {methods.keys() - set(dir(kind))}"
-    for name in dir(kind):
-        real = getattr(kind, name)
-        if name.startswith("_") or not callable(real):
-            continue
-        getattr(made, name).side_effect = _checked(real, methods.get(name))
-    for name in methods:
-        if not callable(getattr(kind, name)):
-            setattr(made, name, methods[name])
-    return made
+
+    def __init__(self, kind: type, **given: Any) -> None:
+        vars(self)["_kind"] = kind
+        for name, value in given.items():
+            real = getattr(kind, name)
+            assert not callable(real) or signatures(real), f"the signature of {name} is not known"
+            vars(self)[name] = _checked(real, value) if callable(real) else value
+
+    def __getattr__(self, name: str) -> Any:
+        """What was not given."""
+        if callable(real := getattr(self._kind, name)):
+            return _checked(real, partial(_refuse, name))
+        return _refuse(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        getattr(self._kind, name)
+        vars(self)[name] = value
 
 
-def _checked(real: Any, does: Any) -> Callable[..., Any]:
+def _checked(real: Any, does: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **named: Any) -> Any:
         check_call(real, arguments, named)
-        if does is None:
-            raise NotImplementedError(f"{real.__name__} is not simulated here")
         return does(*arguments, **named)
 
     return call
+
+
+def _refuse(name: str, *arguments: Any, **named: Any) -> Any:
+    raise NotImplementedError(f"{name} is not simulated here")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from tests.tensorrt.signatures import fake
+from tests.tensorrt.signatures import Fake
 from tests.tensorrt.simulated_gpu import ALIGNED, SimulatedCuda
 
 
@@ -21,9 +21,11 @@ class SimulatedTensorRT:
         self.errors: list[Any] = []  # of the parser
         self.refuses = ""  # what the builder says when it gives up
         self.configs: list[Any] = []
+        self.workspaces: list[tuple[Any, int]] = []
         self.timings: list[bytes] = []  # that builds began with
         self.flags: set[Any] = set()
-        self.contexts = 0
+        self.ranges: list[tuple[Any, dict[str, Any]]] = []  # every profile, and what it was told
+        self.added: list[tuple[Any, Any]] = []  # configuration, and a profile that it was given
         self.module = ModuleType("tensorrt")
         for name in dir(bindings):
             setattr(self.module, name, getattr(bindings, name))
@@ -43,46 +45,39 @@ class SimulatedTensorRT:
             if self.refuses:
                 log.log(self.real.ILogger.Severity.ERROR, self.refuses)
                 return None
-            shapes = [profile.shapes for profile in config.profiles]
+            mine = [profile for owner, profile in self.added if owner is config]
+            shapes = [next(told for made, told in self.ranges if made is profile) for profile in mine]
             return json.dumps({"graph": network.name, "profiles": shapes}).encode()
 
-        network = fake(self.real.INetworkDefinition)
-        made = fake(
+        def network(flags: int = 0) -> Any:
+            assert flags == 1 << int(self.real.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+            return Fake(self.real.INetworkDefinition)
+
+        return Fake(
             self.real.Builder,
-            create_network=lambda flags=0: self._typed(network, flags),
+            create_network=network,
             create_builder_config=self.config,
             create_optimization_profile=self.profile,
-            build_serialized_network=lambda network, config: build(network, Facts.of(config)),
+            build_serialized_network=build,
         )
-        return made
-
-    def _typed(self, network: Any, flags: int) -> Any:
-        assert flags == 1 << int(self.real.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        return network
 
     def config(self) -> Any:
         """Builder.create_builder_config()."""
-        profiles: list[Any] = []
-        cache = fake(self.real.ITimingCache, serialize=lambda: b"timings of " + str(len(self.timings)).encode())
-
-        def add(profile: Any) -> int:
-            profiles.append(Facts.of(profile))
-            return len(profiles) - 1
+        cache = Fake(self.real.ITimingCache, serialize=lambda: b"timings of " + str(len(self.timings)).encode())
 
         def create_timing_cache(data: bytes) -> Any:
             self.timings.append(bytes(data))
             return cache
 
-        made = fake(
+        made: Any = Fake(
             self.real.IBuilderConfig,
-            add_optimization_profile=add,
-            clear_flag=lambda flag: self.flags.discard(flag),
-            set_flag=lambda flag: self.flags.add(flag),
+            add_optimization_profile=lambda profile: self.added.append((made, profile)),
+            clear_flag=self.flags.discard,
+            set_flag=self.flags.add,
             create_timing_cache=create_timing_cache,
             set_timing_cache=lambda cache, ignore: not self.timings[-1].startswith(b"foreign"),
-            set_memory_pool_limit=lambda pool, size: self.configs.append((pool, size)),
+            set_memory_pool_limit=lambda pool, size: self.workspaces.append((pool, size)),
         )
-        Facts.note(made, profiles=profiles)
         self.configs.append(made)
         return made
 
@@ -94,8 +89,8 @@ class SimulatedTensorRT:
             assert all(low <= mid <= high for low, mid, high in zip(least, usual, most, strict=True))
             shapes[name] = (least, usual, most)
 
-        made = fake(self.real.IOptimizationProfile, set_shape=set_shape)
-        Facts.note(made, shapes=shapes)
+        made = Fake(self.real.IOptimizationProfile, set_shape=set_shape)
+        self.ranges.append((made, shapes))
         return made
 
     def parser(self, network: Any, log: Any) -> Any:
@@ -105,7 +100,7 @@ class SimulatedTensorRT:
             network.name = path
             return not self.errors
 
-        return fake(
+        return Fake(
             self.real.OnnxParser,
             parse_from_file=parse,
             get_error=lambda number: self.errors[number],
@@ -123,14 +118,14 @@ class SimulatedTensorRT:
                 return None
             return self.engine(found["graph"], found["profiles"])
 
-        return fake(self.real.Runtime, deserialize_cuda_engine=load)
+        return Fake(self.real.Runtime, deserialize_cuda_engine=load)
 
     def engine(self, graph: str, profiles: list[Any]) -> Any:
         """Runtime.deserialize_cuda_engine(plan)."""
         session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         tensors = [*session.get_inputs(), *session.get_outputs()]
         types = {"tensor(int64)": self.real.DataType.INT64, "tensor(float)": self.real.DataType.FLOAT}
-        return fake(
+        return Fake(
             self.real.ICudaEngine,
             num_io_tensors=len(tensors),
             num_optimization_profiles=len(profiles),
@@ -143,9 +138,8 @@ class SimulatedTensorRT:
     def context(self, session: Any, profiles: list[Any], strategy: Any) -> Any:
         """ICudaEngine.create_execution_context(strategy)."""
         assert strategy == self.real.ExecutionContextAllocationStrategy.USER_MANAGED
-        self.contexts += 1
         state = Context(session, profiles, self.cuda)
-        return fake(
+        return Fake(
             self.real.IExecutionContext,
             set_device_memory=state.set_memory,
             set_optimization_profile_async=state.set_profile,
@@ -153,24 +147,6 @@ class SimulatedTensorRT:
             set_tensor_address=state.set_address,
             execute_async_v3=state.run,
         )
-
-
-class Facts:
-    """What is known of a fake beside what the real thing shows."""
-
-    _of: ClassVar[dict[int, tuple[Any, SimpleNamespace]]] = {}
-
-    @classmethod
-    def note(cls, made: Any, **facts: Any) -> None:
-        cls._of[id(made)] = (made, SimpleNamespace(**facts))
-
-    @classmethod
-    def of(cls, made: Any) -> Any:
-        """The facts, and the fake's own attributes."""
-        own, facts = cls._of[id(made)]
-        if "progress_monitor" in dir(own):
-            facts.progress_monitor = own.progress_monitor
-        return facts
 
 
 class Context:

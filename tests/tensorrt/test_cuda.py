@@ -76,17 +76,6 @@ def test_what_is_kept_makes_room(device: Cuda, cuda: SimulatedCuda) -> None:
     assert device.empty((GRAIN,)).nbytes == 4 * GRAIN
 
 
-def test_blocks_are_at_most_an_eighth_too_large(device: Cuda) -> None:
-    for size in (1, GRAIN, GRAIN + 1, 10**6, 3 * 2**20 + 1):
-        block = device.take(size)
-        assert 0 <= block.end - block.address - size < max(GRAIN, size / 8)
-
-
-def test_the_gpu_is_named(device: Cuda, cuda: SimulatedCuda) -> None:
-    found = device.gpu()
-    assert (found.name, found.architecture, found.driver) == ("NVIDIA Simulated 1", "8.9", "13.2")
-
-
 def test_no_device_is_an_error_with_its_remedy(cuda: SimulatedCuda) -> None:
     cuda.devices = 0
     with pytest.raises(EarnError, match=r"cudaGetDeviceCount failed with cudaErrorNoDevice.*nvidia-smi.*engine='cpu'"):

@@ -10,17 +10,15 @@ from typing import Any
 
 import pytest
 
-from earn.catalog import Catalog
 from earn.errors import EarnError
 from earn.export.bundle import export_bundle
 from earn.export.engines import build_engines
 from earn.files import sha256
-from earn.manifest import FileEntry, Manifest
+from earn.manifest import FileEntry
 from earn.runtime import tensorrt_engine
 from earn.runtime.cuda import shared_device
 from earn.runtime.engine_files import TENSORRT_FOLDER
 from earn.runtime.recommender import Recommender
-from earn.runtime.tensorrt_engine import TensorRTEngine
 from tests.support import FAMILIES, RULES, Agreement, histories_of, pairs, random_catalog, small_model
 from tests.tensorrt.simulated_gpu import SimulatedCuda
 from tests.tensorrt.simulated_tensorrt import SimulatedTensorRT
@@ -53,12 +51,8 @@ def test_every_rule_and_number_of_registers(
 ) -> None:
     """(0, 0) is the dense twin, whose late stage has no layers."""
     prefix, suffix = registers
-    settings: dict[str, Any] = {
-        "early_layers": 2 if suffix else 4,
-        "prefix_registers": prefix,
-        "suffix_registers": suffix,
-    }
-    model = small_model(family, random_catalog(40, codes=3), max_history=5, **settings)
+    split: dict[str, Any] = {"early_layers": 2 if suffix else 4, "prefix_registers": prefix, "suffix_registers": suffix}
+    model = small_model(family, random_catalog(40, codes=3), max_history=5, **split)
     export_bundle(model, tmp_path / "bundle", [["1", "2"]], scoring, max_batch=3, max_beams=12)
     build_engines(tmp_path / "bundle")
     compare(tmp_path / "bundle", histories_of(model.catalog, 5, 5))
@@ -135,19 +129,16 @@ def test_a_block_may_be_given_back_in_the_middle_of_taking_another(gpu: Simulate
     assert other.address != address
 
 
-@pytest.mark.parametrize("recommenders", [1, 2])
-def test_requests_of_several_threads_do_not_disturb_each_other(
-    recommenders: int, bundle: Path, gpu: SimulatedCuda
-) -> None:
+def test_requests_of_several_threads_do_not_disturb_each_other(bundle: Path, gpu: SimulatedCuda) -> None:
     build_engines(bundle)
     cpu = Recommender.load(bundle, threads=1)
     histories = [["1"], ["1", "2", "3"], ["4", "5"], ["6", "7", "0", "2"]]
-    want = [[pair[0] for pair in pairs(cpu.recommend(history, 8))] for history in histories]
-    loaded = [Recommender.load(bundle, "tensorrt") for _ in range(recommenders)]
+    want = [[item for item, _ in pairs(cpu.recommend(history, 8))] for history in histories]
+    loaded = [Recommender.load(bundle, "tensorrt") for _ in range(2)]
 
     def ask(number: int) -> bool:
-        got = loaded[number % recommenders].recommend(histories[number % 4], 8)
-        return [pair[0] for pair in pairs(got)] == want[number % 4]
+        got = loaded[number % 2].recommend(histories[number // 2 % 4], 8)
+        return [item for item, _ in pairs(got)] == want[number // 2 % 4]
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(ask, range(16)))
@@ -165,35 +156,22 @@ def test_graphs_are_bounded(bundle: Path, gpu: SimulatedCuda, monkeypatch: pytes
     assert len(gpu.graphs) <= 2 * 2  # two stages
 
 
-def test_passes_are_widened_to_the_grid(bundle: Path, gpu: SimulatedCuda) -> None:
-    build_engines(bundle)
-    engine = TensorRTEngine(bundle, Manifest.load(bundle))
-    Recommender(engine, Manifest.load(bundle), Catalog.load(bundle / "catalog.npz")).recommend(["1", "2", "3"], 8)
-    limits = Manifest.load(bundle).limits
-    for stage in engine._stages.values():
-        for users, rows, cached, _ in stage._passes:
-            assert users == 1
-            assert rows % tensorrt_engine.ROWS == 0 or rows == limits.pass_rows
-            assert cached >= limits.prefix + limits.readout
-
-
-def test_an_engine_of_another_stage_is_refused(bundle: Path, gpu: SimulatedCuda) -> None:
-    record = build_engines(bundle)
-    folder = bundle / TENSORRT_FOLDER
-    (folder / "late.engine").write_bytes((folder / "early.engine").read_bytes())
-    entry = record.files["early.engine"]
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, r"late\.engine: not the engine of its manifest: input_ids, logits"),  # that of the other stage
+        (b"no engine", r"TensorRT cannot load it \(magic tag.*earn engine build"),
+    ],
+)
+def test_an_engine_that_does_not_fit_is_refused(
+    content: bytes | None, says: str, bundle: Path, gpu: SimulatedCuda
+) -> None:
+    record, folder = build_engines(bundle), bundle / TENSORRT_FOLDER
+    path = folder / "late.engine"
+    path.write_bytes(content or (folder / "early.engine").read_bytes())
+    entry = FileEntry(path.stat().st_size, sha256(path))
     replace(record, files={**record.files, "late.engine": entry}).save(folder)
-    with pytest.raises(EarnError, match=r"late\.engine: not the engine of its manifest: input_ids, logits"):
-        Recommender.load(bundle, "tensorrt")
-
-
-def test_what_tensorrt_says_is_passed_on(bundle: Path, gpu: SimulatedCuda) -> None:
-    record = build_engines(bundle)
-    folder = bundle / TENSORRT_FOLDER
-    (folder / "early.engine").write_bytes(b"no engine")
-    entry = FileEntry(9, sha256(folder / "early.engine"))
-    replace(record, files={**record.files, "early.engine": entry}).save(folder)
-    with pytest.raises(EarnError, match=r"TensorRT cannot load it \(magic tag.*earn engine build"):
+    with pytest.raises(EarnError, match=says):
         Recommender.load(bundle, "tensorrt")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -19,10 +21,8 @@ from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.runtime import rtx
 from earn.runtime.engine import choose_engine, load_engine, why_not
-from earn.runtime.onnx_engine import tensorrt_options
 from earn.runtime.recommender import Recommender
-from earn.shape_ranges import profiles
-from earn.specs import PAST
+from earn.specs import STAGES
 from tests.support import Agreement, pairs
 from tests.tensorrt.simulated_gpu import SimulatedCuda
 
@@ -52,7 +52,7 @@ class Providers:
 
     def __init__(self, cuda: SimulatedCuda) -> None:
         self.cuda = cuda
-        self.told: list[tuple[str, Mapping[str, str], bool]] = []  # provider, its settings, may the CPU help out
+        self.told: list[tuple[str, Mapping[str, str]]] = []  # provider and its settings; the CPU is no provider here
         self.loaded: list[Path] = []
         self.compiled: list[str] = []
         self.on_device = 0  # arrays that stayed there
@@ -65,18 +65,20 @@ class Providers:
             raise RuntimeError(self.fails)
         (chosen,) = providers or options.added
         name, settings = chosen if isinstance(chosen, tuple) else (chosen, {})
-        self.told.append((name, settings, not options.no_cpu))
-        self.loaded.append(Path(path))
         real = REAL_SESSION(path, providers=["CPUExecutionProvider"])
-
-        ranges = {side: sizes_of(settings, side) for side in ("min", "max")}
+        if name != PROVIDERS["cpu"]:
+            assert options.no_cpu  # nor may it help out
+            assert settings.keys() <= KNOWN
+            assert all(isinstance(value, str) for value in settings.values())
+            self.told.append((name, settings))
+            self.loaded.append(Path(path))
+        least, most = (sizes_of(settings, side) for side in ("min", "max"))
 
         def run(binding: Any) -> None:
             for tensor, (_, _, shape, _) in binding.inputs.items():
-                for number, size in enumerate(shape):
-                    least, most = (ranges[side].get(tensor, shape)[number] for side in ("min", "max"))
-                    assert least <= size <= most, f"{tensor} {shape} lies outside the first profile"
-            feeds = {tensor: self._read(*place) for tensor, place in binding.inputs.items()}
+                ranges = zip(least.get(tensor, shape), shape, most.get(tensor, shape), strict=True)
+                assert all(low <= size <= high for low, size, high in ranges), f"{tensor} {shape} lies outside"
+            feeds = {tensor: self._read(*where) for tensor, where in binding.inputs.items()}
             names = list(binding.outputs)
             for tensor, value in zip(names, real.run(names, feeds), strict=True):
                 self._write(value, *binding.outputs[tensor])
@@ -93,19 +95,16 @@ class Providers:
         made = create_autospec(onnxruntime.IOBinding, instance=True)
         made.inputs, made.outputs = {}, {}
 
-        def bind(where: dict[str, Any]) -> Callable[..., None]:
-            def note(name: str, device: str, number: int, kind: Any, shape: Any, address: int) -> None:
-                assert number == 0
-                where[name] = (device, kind, tuple(shape), address)
-
-            return note
+        def bind(where: dict[str, Any], name: str, device: str, number: int, kind: Any, shape: Any, at: int) -> None:
+            assert number == 0
+            where[name] = (device, kind, tuple(shape), at)
 
         def bind_host(name: str, array: Any) -> None:
             made.inputs[name] = ("cpu", array.dtype.type, array.shape, np.ascontiguousarray(array))
 
         made.bind_cpu_input.side_effect = bind_host
-        made.bind_input.side_effect = bind(made.inputs)
-        made.bind_output.side_effect = bind(made.outputs)
+        made.bind_input.side_effect = partial(bind, made.inputs)
+        made.bind_output.side_effect = partial(bind, made.outputs)
         return made
 
     def _bytes(self, device: str, kind: Any, shape: tuple[int, ...], address: int) -> Any:
@@ -122,8 +121,6 @@ class Providers:
     def _write(self, value: Any, device: str, kind: Any, shape: tuple[int, ...], address: int) -> None:
         assert value.shape == shape
         if device == "cpu":
-            import ctypes
-
             ctypes.memmove(address, np.ascontiguousarray(value).ctypes.data, value.nbytes)
         elif value.nbytes:
             self._bytes(device, kind, shape, address)[:] = np.frombuffer(value.tobytes(), np.uint8)
@@ -215,35 +212,16 @@ def compare(folder: Path, engine: str) -> None:
 def test_lists_are_those_of_the_cpu_and_caches_stay_on_the_device(engine: str, bundle: Path, gpu: Providers) -> None:
     compare(bundle, engine)
     assert gpu.on_device > 20
-    of_gpu = [told for told in gpu.told if told[0] == PROVIDERS[engine]]
-    assert len(of_gpu) == 2
-    for _, settings, may_cpu_help in of_gpu:
-        assert settings.keys() <= KNOWN
-        assert all(isinstance(value, str) for value in settings.values())
-        assert not may_cpu_help
-
-
-def test_fp32_is_fp32_on_cuda(bundle: Path, gpu: Providers) -> None:
-    load_engine("cuda", bundle, Manifest.load(bundle))
-    assert [settings["use_tf32"] for _, settings, _ in gpu.told] == ["0", "0"]
-
-
-def test_the_provider_is_told_one_range_that_holds_both_profiles(bundle: Path) -> None:
-    manifest = Manifest.load(bundle)
-    told = tensorrt_options(bundle, "late", manifest)
-    assert told["trt_profile_min_shapes"].count("keep:") == 1
-    least, most = sizes_of(told, "min"), sizes_of(told, "max")
-    for profile in profiles("late", manifest.sizes, manifest.limits):
-        for name, own in profile.ranges.items():
-            assert all(low <= size for low, size in zip(least[name], own.least, strict=True))
-            assert all(size <= high for high, size in zip(most[name], own.most, strict=True))
-    assert most["attention_bias"][3] == most[PAST][0] + most["keep"][0]  # builders try the most of all axes together
-
-
-def test_precision_is_what_the_graph_says(bundle: Path) -> None:
-    """With a flag for a precision the provider's network is not strongly typed."""
-    manifest = replace(Manifest.load(bundle), precision="fp16")
-    assert not [key for key in tensorrt_options(bundle, "late", manifest) if "fp16" in key or "int8" in key]
+    assert [name for name, _ in gpu.told] == [PROVIDERS[engine]] * 2
+    if engine == "cuda":  # fp32 is fp32
+        assert [settings["use_tf32"] for _, settings in gpu.told] == ["0", "0"]
+        return
+    Manifest.load(bundle)  # what the provider builds stands in the bundle, which is as it was
+    kept = bundle / "engines" / "tensorrt-ep"
+    assert kept.is_dir()
+    for stage, (_, settings) in zip(STAGES, gpu.told, strict=True):
+        assert settings["trt_engine_cache_path"] == str(kept)
+        assert settings["trt_engine_cache_prefix"].startswith(f"{stage}-")
 
 
 @pytest.mark.parametrize(
@@ -266,16 +244,6 @@ def test_graphs_in_a_form_that_an_engine_does_not_take_are_refused(
     assert choose_engine(bundle, replace(manifest, precision="int8-dynamic"))[0] == "cpu"
 
 
-def test_engines_of_the_provider_stand_in_the_bundle(bundle: Path, gpu: Providers) -> None:
-    load_engine("tensorrt-ep", bundle, Manifest.load(bundle))
-    (_, early, _), (_, late, _) = gpu.told
-    assert early["trt_engine_cache_path"] == late["trt_engine_cache_path"] == str(bundle / "engines" / "tensorrt-ep")
-    assert early["trt_engine_cache_prefix"].startswith("early-")
-    assert late["trt_engine_cache_prefix"].startswith("late-")
-    assert (bundle / "engines" / "tensorrt-ep").is_dir()
-    Manifest.load(bundle)
-
-
 def test_what_the_provider_says_is_passed_on(bundle: Path, gpu: Providers) -> None:
     gpu.fails = "libcublas.so.12: no such file"
     with pytest.raises(EarnError, match=r"CUDAExecutionProvider \(libcublas.*Check driver"):
@@ -287,11 +255,8 @@ def test_rtx_compiles_once_and_keeps_it(bundle: Path, plugin: Providers) -> None
     compare(bundle, "tensorrt-rtx")
     assert plugin.compiled == ["early.onnx", "late.onnx"]
     kept = bundle / "engines" / "tensorrt-rtx"
-    of_gpu = [(path, told) for path, told in zip(plugin.loaded, plugin.told, strict=True) if told[0] == rtx.PROVIDER]
-    assert [path for path, _ in of_gpu] == [kept / "early" / "early.onnx", kept / "late" / "late.onnx"] * 2
-    for _, (_, settings, may_cpu_help) in of_gpu:
-        assert settings.keys() <= KNOWN
-        assert not may_cpu_help
+    assert plugin.loaded == [kept / "early" / "early.onnx", kept / "late" / "late.onnx"] * 2
+    assert {name for name, _ in plugin.told} == {rtx.PROVIDER}
     onnxruntime.register_execution_provider_library.assert_called_once()
 
 
@@ -308,14 +273,12 @@ def test_rtx_compiles_anew_for_another_version_gpu_or_bundle(key: str, bundle: P
     assert plugin.compiled[3:] == ["late.onnx"]
 
 
-def test_without_the_plugin_the_error_says_what_to_install(bundle: Path, gpu: Providers) -> None:
+def test_a_missing_plugin_and_one_that_finds_no_gpu_are_errors(
+    bundle: Path, gpu: Providers, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(EarnError, match=r"This needs onnxruntime_ep_nv_tensorrt_rtx\. Install it: pip install"):
         load_engine("tensorrt-rtx", bundle, Manifest.load(bundle))
-
-
-def test_a_plugin_that_finds_no_gpu_is_an_error(
-    bundle: Path, plugin: Providers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    request.getfixturevalue("plugin")
     monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: [])
     with pytest.raises(EarnError, match="finds no GPU that it takes"):
         load_engine("tensorrt-rtx", bundle, Manifest.load(bundle))
