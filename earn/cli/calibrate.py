@@ -91,7 +91,6 @@ def run(args: argparse.Namespace) -> int:
     from earn.catalog import CATALOG_FILE, Catalog
     from earn.data.dataset import load_dataset
     from earn.report.calibration import check_page, report_calibration
-    from earn.report.page import check_installed
 
     settings = CalibrationSettings(
         engine=args.engine,
@@ -101,7 +100,6 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     check(args.bundle, args.out, args.precision, settings)
-    check_installed()
     out = args.out.resolve()
     if args.precision in QUANTIZED and (why := PRECISIONS[args.precision].experimental):
         note(f"      {args.precision} is experimental: {why}.")

@@ -183,7 +183,7 @@ def check_onnx() -> None:
     try:
         import onnx  # noqa: F401
     except ImportError as error:
-        raise EarnError("The product rate needs onnx. Install it: pip install 'earn-edge[profile]'") from error
+        raise EarnError("The matmul rate needs onnx. Install it: pip install 'earn-edge[profile]'") from error
 
 
 def fastest(run: Callable[[], object], least: int = 3, seconds: float = SECONDS) -> float:

@@ -29,13 +29,13 @@ def test_an_int8_bundle_and_its_report(exported: Path, data: Path, earn: Earn, t
     assert manifest.accuracy is not None
     assert manifest.accuracy["beam_set_overlap"] == outcome.json["beam_set_overlap"]
     page = (tmp_path / "int8-report.html").read_text(encoding="utf-8")
-    assert "The gate is passed" in page
+    assert "The gate passes" in page
     figures = json.loads((tmp_path / "int8-report.json").read_text(encoding="utf-8"))
     assert figures["users"] == USERS - 32
     assert sum(row["users"] for row in figures["overlap_by_length"]) == USERS - 32
     assert {row["name"] for row in figures["precisions"]} == {"fp32", "int8", "int8-dynamic", "int4"}
     assert [row["name"] for row in figures["precisions"] if row["chosen"]] == ["int8"]
-    assert {row["product"] for row in figures["ranges"]} >= {"qkv", "o_proj", "gate_up", "down_proj", "head"}
+    assert {row["kind"] for row in figures["ranges"]} >= {"qkv", "o_proj", "gate_up", "down_proj", "head"}
     assert str(tmp_path) not in page + json.dumps(figures)
     assert {path.name for path in tmp_path.iterdir()} == {"int8", "int8-report.html", "int8-report.json"}
 

@@ -229,7 +229,7 @@ def test_limits_are_those_of_the_median_request(manifest: Manifest, monkeypatch:
     assert step is not None
     work = stage_work(manifest, "early", 9, 3, 1)
     assert (early.rows, early.operations, early.bytes) == (9, work.operations, work.bytes)
-    assert early.product_rate == 9e6
+    assert early.matmul_rate == 9e6
     assert early.least_ms == pytest.approx(1000 * work.operations / 9e6)  # this memory is never the limit
     assert early.share == pytest.approx(early.least_ms / 40)
     both = stage_work(manifest, "early", 3, 12, 3) + stage_work(manifest, "late", 3, 2, 3)
