@@ -8,7 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earn.cli.arguments import DATA_HELP, above_zero, add_bundle, add_threads, bundle_folder, command, natural, positive
+from earn.cli.arguments import (
+    DATA_HELP,
+    above_zero,
+    add_bundle,
+    add_json,
+    add_report,
+    add_threads,
+    bundle_folder,
+    command,
+    natural,
+    positive,
+)
 from earn.cli.engine import add_engine, chosen_engine
 from earn.console import Steps, note, show, show_json, table
 from earn.errors import EarnError
@@ -49,8 +60,8 @@ def add_parser(subparsers: Subparsers) -> None:
         default=[],
         help="bundles to measure in turn with it",
     )
-    parser.add_argument("--report", metavar="FILE", type=Path, help="write a page with pictures, an .html file")
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON; tables go to stderr")
+    add_report(parser)
+    add_json(parser)
     requests = parser.add_argument_group("requests")
     requests.add_argument(
         "--histories",

@@ -73,8 +73,8 @@ def calibration_page(figures: Row) -> Page:
         tiles=_tiles(figures),
         sections={
             "The gate": [*_gate(figures["gate"]), *_attempts(figures["attempts"])],
-            "Overlap by length of the history": _lengths(figures["overlap_by_length"]),
-            "Precisions compared": _precisions(figures["precisions"]),
+            "Overlap by length of the history": [_lengths(figures["overlap_by_length"])],
+            "Precisions compared": [_precisions(figures["precisions"])],
             "Sensitivity of the layers": _sensitivity(figures["sensitivity"]),
             "Ranges of the activations": _ranges(figures["ranges"]),
             "How this was measured": [
@@ -144,23 +144,18 @@ def _attempts(attempts: Sequence[Row]) -> Parts:
     ]
 
 
-def _lengths(rows: Sequence[Row]) -> Parts:
-    worst = min(rows, key=lambda row: row["mean"])
-    return [
-        f"The mean overlap is lowest, {worst['mean']:.2%}, for histories of {_span(worst)} items; "
-        f"a tenth of these {worst['users']:,} users have {worst['tenth_percentile']:.2%} or less.",
-        Table(
-            ("Items in the history", "Users", "Mean overlap", "10th percentile"),
-            [(_span(row), f"{row['users']:,}", f"{row['mean']:.4f}", f"{row['tenth_percentile']:.4f}") for row in rows],
-        ),
-    ]
+def _lengths(rows: Sequence[Row]) -> Table:
+    spans = [" to ".join(dict.fromkeys((f"{row['least']}", f"{row['most']}"))) for row in rows]
+    return Table(
+        ("Items in the history", "Users", "Mean overlap", "10th percentile"),
+        [
+            (span, f"{row['users']:,}", f"{row['mean']:.4f}", f"{row['tenth_percentile']:.4f}")
+            for span, row in zip(spans, rows, strict=True)
+        ],
+    )
 
 
-def _span(row: Row) -> str:
-    return f"{row['least']}" if row["least"] == row["most"] else f"{row['least']}–{row['most']}"
-
-
-def _precisions(rows: Sequence[Row]) -> Parts:
+def _precisions(rows: Sequence[Row]) -> Table:
     table = [
         (
             row["name"] + (" (chosen)" if row["chosen"] else ""),
@@ -175,21 +170,16 @@ def _precisions(rows: Sequence[Row]) -> Parts:
     ]
     header = ("Precision", "Result", "Size", "Of float", "Median request", "Overlap", "NDCG@10")
     marked = [index for index, row in enumerate(rows) if row["chosen"]]
-    passing = [row["name"] for row in rows[1:] if row["passed"]]
-    return [
-        f"{len(passing)} of {len(rows) - 1} passed" + (f": {', '.join(passing)}." if passing else "."),
-        Table(header, table, text_columns=2, marked=marked),
-    ]
+    return Table(header, table, text_columns=2, marked=marked)
 
 
 def _sensitivity(rows: Sequence[Row]) -> Parts:
     if not rows:
         return ["The sensitivity of the layers was not measured."]
     worst = max(rows, key=lambda row: row["error"])
-    floats = [row["name"] for row in rows if row["is_float"]]
     return [
         f"The most sensitive is {worst['name']}: with it alone quantized, the outputs of its stage change by "
-        f"{worst['error']:.2%}. Left in float: {', '.join(floats) or 'none'}.",
+        f"{worst['error']:.2%}.",
         Picture(
             "Relative error of a stage's outputs with one of its layers quantized. Pale: left in float.",
             partial(_draw_sensitivity, rows),

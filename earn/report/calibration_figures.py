@@ -9,16 +9,10 @@ import numpy as np
 
 from earn.calibration.calibrate import Calibration, CalibrationSettings
 from earn.calibration.gate import HeldOut, Verdict
-from earn.calibration.linear_layers import HEAD, LinearLayer
+from earn.calibration.linear_layers import LinearLayer
 from earn.calibration.precisions import RANGE_METHOD
 
 LENGTHS = 5  # parts of the users, by length of their histories
-TOGETHER = {  # what linear layers that read one tensor are called together; others by their own names
-    ("gate_proj", "up_proj"): "gate_up",
-    ("kv_proj",): "kv",
-    ("q_proj",): "q",
-    ("qkv_proj",): "qkv",
-}
 
 
 def figures_of(
@@ -80,11 +74,10 @@ def _ranges(found: Calibration) -> Iterator[dict[str, Any]]:
         for layer in layers:
             readers.setdefault(layer.activation, []).append(layer)
         for tensor, reading in readers.items():
-            kinds = tuple(sorted({layer.kind for layer in reading}))
             (lowest, highest), before = found.after[stage][tensor].whole, found.before[stage][tensor].whole
             yield {
                 "layer": reading[0].layer_name(stage),
-                "kind": HEAD if HEAD in kinds else TOGETHER.get(kinds, "+".join(kinds)),
+                "kind": "+".join(dict.fromkeys(layer.kind for layer in reading)),
                 "lowest": lowest,
                 "highest": highest,
                 "lowest_before": before[0],

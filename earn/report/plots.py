@@ -42,7 +42,6 @@ _STYLE: Mapping[str, object] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
-    "axes.titlesize": 9.0,
     "axes.titleweight": "bold",
     "errorbar.capsize": 3.0,
     "figure.facecolor": "none",
@@ -100,11 +99,7 @@ def line(axes: Axes, number: int, x: Sequence[float], y: Sequence[float], name: 
 
 
 def cell(axes: Axes, row: float, left: float, width: float, text: str, colour: str, opacity: float, name: str) -> None:
-    """An area with a text in it.
-
-    Args:
-        name: for the legend; "" for none.
-    """
+    """An area with a text in it; `name` is for the legend, "" for none."""
     axes.barh(row, width, 0.9, left, color=COLOURS[colour], alpha=opacity, edgecolor=COLOURS["paper"], label=name)
     ink = COLOURS["paper" if opacity > _DARK else "ink"]
     axes.text(left + width / 2, row, text, color=ink, size=7, ha="center", va="center")

@@ -238,7 +238,14 @@ def _settings(profile: ProfileResult) -> Parts:
         ("threads of a call", "the physical cores" if settings.threads is None else f"{settings.threads}"),
         ("histories", settings.histories),
         ("items of an answer", f"{settings.k}, or as many as there are beams"),
-        *((f"bundle {bundle.name}", f"{bundle.folder}: {_model(bundle)}") for bundle in profile.bundles),
+        *(
+            (
+                f"bundle {bundle.name}",
+                f"{bundle.folder}: {bundle.precision}, {bundle.early_layers} of {bundle.layers} layers early, "
+                f"{size(bundle.weight_bytes)} of weights",
+            )
+            for bundle in profile.bundles
+        ),
     ]
     return [
         "The bundles took turns in one process, with the same histories. A case went on until the 95 % interval of its "
@@ -246,8 +253,3 @@ def _settings(profile: ProfileResult) -> Parts:
         f"or until {settings.seconds:g} seconds for each bundle had passed; then it is noisy.",
         settings_table(rows),
     ]
-
-
-def _model(bundle: BundleProfile) -> str:
-    split = "dense" if bundle.early_layers == bundle.layers else f"{bundle.early_layers} of them early"
-    return f"{bundle.precision}, {bundle.layers} layers, {split}, {size(bundle.weight_bytes)} of weights"

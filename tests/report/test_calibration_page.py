@@ -112,7 +112,7 @@ def test_linear_layers_that_read_one_tensor_share_a_range() -> None:
     found = replace(FOUND, linear_layers={"late": layers}, before=before, after=after)
     ranges = figures_of(found, HELD_OUT, CalibrationSettings(), "bundle", "bundle-int8", "ml")["ranges"]
     assert [(row["layer"], row["kind"]) for row in ranges] == [
-        ("late.0", "gate_up"),
+        ("late.0", "gate_proj+up_proj"),
         ("late.0", "o_proj"),
         ("head", "head"),
     ]
@@ -128,7 +128,7 @@ def test_the_page_shows_every_figure() -> None:
         "0.2500 0.2400 −0.0100",
         "✓ passes 0.1250 0.1240 −0.0010 (−0.0030 to +0.0010)",
         "late.0 ✓ passes 0.9600",
-        "90.00%, for histories of 4 items",
+        "4 1 0.9000 0.9000",
         "int8 (chosen) ✓ passes 12.5 MiB 25.0% 20.0 ms 0.9600 0.1240",
         "int4 ✕ fails 6.8 KiB 0.0% not measured 0.9499 0.1000",
         "3.00%",

@@ -72,7 +72,7 @@ def test_the_page_says_what_was_found() -> None:
         "earn 40 163 20 120 10.0 12.0 15.0 9.00–11.0 40% 512.0 KiB",
         "30.0 GB/s",
         "earn 2 120 110 125",
-        "/bundles/dense: int8, 8 layers, 2 of them early, 5.0 MiB of weights",
+        "/bundles/dense: int8, 2 of 8 layers early, 5.0 MiB of weights",
     ):
         assert part in text, part
     assert profile.warnings == []
