@@ -60,14 +60,9 @@ class Limit:
     rows: int  # of a call
     operations: int
     bytes: int
-    matmul_rate: float  # operations per second, of products of so many rows alone
+    matmul_rate: float  # operations per second, of matmuls of so many rows alone
     least_ms: float
     share: float  # of the limit that is reached: least_ms / p50
-
-    @property
-    def intensity(self) -> float:
-        """Operations per byte."""
-        return self.operations / self.bytes
 
 
 @dataclass(frozen=True)

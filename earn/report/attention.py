@@ -92,16 +92,9 @@ def _summary(analysis: Analysis) -> str:
 
 
 def _tiles(analysis: Analysis) -> list[tuple[str, str]]:
-    early = analysis.early_layers
-    none, kind = ("none", "all") if analysis.is_dense else (f"none below {early}", f"{early} of them")
-    suggested = [
-        (none if k is None else f"k = {k}", f"suggested by the {name} rule") for name, k in analysis.suggestions.items()
-    ]
-    return [
-        (f"{analysis.users:,}", "users"),
-        (f"{len(analysis.layers)}", f"layers, {kind} see the history"),
-        *suggested,
-    ]
+    none = "none" if analysis.is_dense else f"none below {analysis.early_layers}"
+    suggested = [(k, f"suggested by the {name} rule") for name, k in analysis.suggestions.items()]
+    return [(f"{analysis.users:,}", "users"), *((none if k is None else f"k = {k}", text) for k, text in suggested)]
 
 
 def _map(analysis: Analysis) -> Picture:

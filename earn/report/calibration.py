@@ -65,6 +65,7 @@ def calibration_page(figures: Row) -> Page:
     written = "It was written all the same, because this was asked for."
     failed = f"The gate fails. {written if figures['forced'] else 'No bundle was written.'}"
     names = ("source", "out", "data", "precision", "engine", "method", "samples", "users", "seed")
+    settings = settings_table([(SETTINGS.get(name, name), str(figures[name])) for name in names])
     return Page(
         title=f"Calibration to {figures['precision']}",
         summary=_summary(figures),
@@ -77,9 +78,7 @@ def calibration_page(figures: Row) -> Page:
             "Precisions compared": [_precisions(figures["precisions"])],
             "Sensitivity of the layers": _sensitivity(figures["sensitivity"]),
             "Ranges of the activations": _ranges(figures["ranges"]),
-            "How this was measured": [
-                settings_table([(SETTINGS.get(name, name), str(figures[name])) for name in names])
-            ],
+            "How this was measured": [settings],
         },
     )
 
@@ -201,9 +200,8 @@ def _ranges(rows: Sequence[Row]) -> Parts:
         return ["No ranges were measured."]
     before, after = (max(rows, key=lambda row: _width(row, suffix)) for suffix in ("_before", ""))
     text = (
-        f"The widest range goes into {_name(after)}: {after['lowest']:.4g} to {after['highest']:.4g}. Before outliers "
-        f"were moved from activations into weights it went into {_name(before)}: {before['lowest_before']:.4g} to "
-        f"{before['highest_before']:.4g}."
+        f"The widest range goes into {_range(after)}. Before outliers were moved from activations into weights it went "
+        f"into {_range(before, '_before')}."
     )
     kinds: dict[str, list[Row]] = {}
     for row in rows:
@@ -242,8 +240,8 @@ def _width(row: Row, suffix: str = "") -> float:
     return float(row[f"highest{suffix}"] - row[f"lowest{suffix}"])
 
 
-def _name(row: Row) -> str:
-    return str(row["kind"]) if row["kind"] == row["layer"] else f"{row['kind']} of {row['layer']}"
+def _range(row: Row, suffix: str = "") -> str:
+    return f"{row['kind']} ({row['layer']}): {row[f'lowest{suffix}']:.4g} to {row[f'highest{suffix}']:.4g}"
 
 
 def _result(passed: bool) -> str:

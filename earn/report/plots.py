@@ -43,12 +43,10 @@ _STYLE: Mapping[str, object] = {
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
-    "errorbar.capsize": 3.0,
     "figure.facecolor": "none",
     "font.size": 8.5,
     "grid.color": COLOURS["rule"],
     "legend.frameon": False,
-    "lines.linewidth": 1.8,
     "svg.fonttype": "none",  # text stays text
     "text.color": COLOURS["ink"],
     "text.parse_math": False,  # a dollar sign is a dollar sign

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FADING = (1.0, 0.68, 0.46, 0.32)  # of the decode steps, the first one strongest
 READABLE = 0.055  # of the axis: parts as wide as this have room for their figure
 TIMES = ("p50 ms", "p90 ms", "p99 ms")
+LIMITS = ("Rows", "MOP", "MiB", "GOP/s", "Reached", "Least ms", "Of limit")
 
 
 def profile_page(profile: ProfileResult) -> Page:
@@ -77,8 +78,19 @@ def _longest(bundles: Sequence[BundleProfile]) -> dict[str, Case]:
 
 
 def part_tables(bundles: Sequence[BundleProfile]) -> list[Table]:
-    """The parts of requests with the longest histories."""
-    return [_part_table(name, case) for name, case in _longest(bundles).items()]
+    """How long each part of a request takes with the longest histories, and what the machine allows."""
+    tables = []
+    for title, case in _longest(bundles).items():
+        rows = [
+            (
+                label(name) + ("" if part.taken == 1 else f", in {part.taken:.0%}"),
+                *map(three_digits, (part.ms.p50, part.ms.p90, part.ms.p99)),
+                *_limit_cells(part),
+            )
+            for name, part in case.stages.items()
+        ]
+        tables.append(Table((title, *TIMES, *LIMITS), rows, marked=[len(rows) - 1]))
+    return tables
 
 
 def _parts(profile: ProfileResult) -> Parts:
@@ -106,23 +118,9 @@ def _parts(profile: ProfileResult) -> Parts:
     ]
 
 
-def _part_table(title: str, case: Case) -> Table:
-    """Every part of a request: how long it takes, and what the machine allows where that is known."""
-    rows = [
-        (
-            label(name) + ("" if part.taken == 1 else f", in {part.taken:.0%}"),
-            *map(three_digits, (part.ms.p50, part.ms.p90, part.ms.p99)),
-            *_limit_cells(part),
-        )
-        for name, part in case.stages.items()
-    ]
-    limits = ("Rows", "MOP", "MiB", "GOP/s", "Reached", "Least ms", "Of limit")
-    return Table((title, *TIMES, *limits), rows, marked=[len(rows) - 1])
-
-
 def _limit_cells(part: RequestPart) -> Sequence[str]:
     if (limit := part.limit) is None:
-        return ["-"] * 7
+        return ["-"] * len(LIMITS)
     rates = (limit.matmul_rate / 1e9, limit.operations / part.ms.p50 / 1e6)
     work = (limit.operations / 1e6, limit.bytes / (1 << 20))
     return [f"{limit.rows}", *map(three_digits, (*work, *rates, limit.least_ms)), f"{limit.share:.0%}"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from earn.calibration.precisions import PRECISIONS, QUANTIZED
+from earn.calibration.precisions import PRECISIONS
 from earn.manifest import Manifest
 from tests.cli.conftest import USERS, Earn
 
@@ -86,14 +86,3 @@ def test_bad_input_is_refused(exported: Path, data: Path, earn: Earn, tmp_path: 
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine.json").write_text("{}")
     assert "stands where the report's figures go" in refusal("--report", tmp_path / "mine.html")
-
-
-@pytest.mark.parametrize("name", QUANTIZED)
-def test_docs_and_warning_say_what_the_table_marks_experimental(
-    name: str, exported: Path, data: Path, earn: Earn, tmp_path: Path
-) -> None:
-    row, page = PRECISIONS[name], Path(__file__).parents[2] / "docs" / "calibration.md"
-    assert f"| {row.label.replace(name, f'`{name}`')} |" in page.read_text(encoding="utf-8")
-    outcome = earn("calibrate", exported, data, "--out", tmp_path / "x", "--precision", name)
-    assert outcome.status == 2  # too few users, which is found out after the warning
-    assert ("is experimental" in outcome.err) == bool(row.experimental)

@@ -132,8 +132,8 @@ def test_the_page_shows_every_figure() -> None:
         "int8 (chosen) ✓ passes 12.5 MiB 25.0% 20.0 ms 0.9600 0.1240",
         "int4 ✕ fails 6.8 KiB 0.0% not measured 0.9499 0.1000",
         "3.00%",
-        "head: -2 to 3.",
-        "down_proj of early.1: -300 to 10.",
+        "head (head): -2 to 3.",
+        "down_proj (early.1): -300 to 10.",
     ):
         assert figures in text, f"{figures!r} is missing in:\n{text}"
 
