@@ -163,9 +163,9 @@ def test_profiling_needs_no_torch_and_where_onnx_is_missing_leaves_out_the_limit
     command = f"from earn.cli.main import main; main({['profile', str(toy_bundle), *options]!r})"
     profile = json.loads(run(sys.executable, "-c", f"import sys\n{blocked}{command}", cwd=ROOT))
     assert profile["note"] == (
-        "Limits were left out. The product rate needs onnx. Install it: pip install 'earn-edge[profile]'"
+        "Limits were left out. The matmul rate needs onnx. Install it: pip install 'earn-edge[profile]'"
     )
-    assert (profile["memory_bandwidth"], profile["bundles"][0]["product_rates"]) == (None, {})
+    assert (profile["memory_bandwidth"], profile["bundles"][0]["matmul_rates"]) == (None, {})
 
 
 def test_importing_the_package_imports_no_library_at_all() -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earn.cli.arguments import DATA_HELP, checkpoint_folder, command, positive
+from earn.cli.arguments import add_data, add_json, add_report, checkpoint_folder, command, positive
 from earn.console import note, progress, show, show_json, table
 from earn.data.dataset import ANALYSIS_USERS
 
@@ -34,7 +34,7 @@ def add_parser(subparsers: Subparsers) -> None:
         """,
     )
     parser.add_argument("checkpoint", metavar="CKPT", type=checkpoint_folder, help="folder of earn train")
-    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+    add_data(parser)
     parser.add_argument(
         "--users",
         type=positive,
@@ -42,16 +42,15 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N",
         help="a sample of validation users (default: %(default)s)",
     )
-    parser.add_argument("--report", metavar="FILE", type=Path, help="write a page with pictures, an .html file")
-    parser.add_argument("--json", action="store_true", help="print one JSON object; the table goes to stderr")
+    add_report(parser)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Analyzes, prints the figures and writes the page."""
-    from earn.report.page import check_installed, check_place
+    from earn.report.page import check_place
 
     if args.report:
-        check_installed()
         check_place(args.report)
     import torch
 

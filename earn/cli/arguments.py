@@ -75,6 +75,28 @@ def add_bundle(parser: Parser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help="folder of earn export or earn calibrate")
 
 
+def add_data(parser: Parser) -> None:
+    """Declares the data set that a command works with."""
+    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+
+
+def add_json(parser: Parser) -> None:
+    """Declares that the figures are printed for programs."""
+    parser.add_argument("--json", action="store_true", help="print one line of JSON; tables, if any, go to stderr")
+
+
+def add_report(parser: Parser, default: str = "none") -> None:
+    """Declares the page of a command that makes one."""
+    parser.add_argument(
+        "--report", metavar="FILE", type=Path, help=f"the page with pictures, an .html file (default: {default})"
+    )
+
+
+def add_exclude_history(parser: argparse._ActionsContainer) -> None:
+    """Declares that recommendations leave out what a user has."""
+    parser.add_argument("--exclude-history", action="store_true", help="items of the history may not come back")
+
+
 def add_threads(parser: argparse._ActionsContainer) -> None:
     """Declares how many threads a request gets."""
     parser.add_argument(

@@ -6,8 +6,18 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earn.calibration.precisions import FASTEST, PRECISIONS, QUANTIZED, RANGE_METHOD
-from earn.cli.arguments import DATA_HELP, bundle_folder, command, fraction, natural, positive
+from earn.calibration.precisions import FASTEST, PRECISIONS, QUANTIZED
+from earn.cli.arguments import (
+    add_bundle,
+    add_data,
+    add_exclude_history,
+    add_json,
+    add_report,
+    command,
+    fraction,
+    natural,
+    positive,
+)
 from earn.console import Steps, note, progress, results_kept_clean, show, show_json, size, table
 
 if TYPE_CHECKING:
@@ -35,8 +45,8 @@ def add_parser(subparsers: Subparsers) -> None:
         earn calibrate BUNDLE LC-Rec/Instruments --samples 512 --out BUNDLE-INT8 --json
         """,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help="folder of earn export, in fp32")
-    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+    add_bundle(parser)
+    add_data(parser)
     parser.add_argument("--out", metavar="BUNDLE2", type=Path, required=True, help="folder of the new bundle")
     labels = ", ".join(PRECISIONS[name].label for name in QUANTIZED)
     parser.add_argument(
@@ -48,13 +58,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--engine", metavar="NAME", help="whose form is written: cpu or tensorrt (default: the precision's usual one)"
     )
-    parser.add_argument("--report", metavar="FILE", type=Path, help="the page (default: BUNDLE2-report.html)")
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON; tables go to stderr")
+    add_report(parser, "BUNDLE2-report.html")
+    add_json(parser)
     group = parser.add_argument_group("calibration")
     group.add_argument(
         "--samples", type=positive, default=128, metavar="N", help="histories that are run (default: %(default)s)"
     )
-    group.add_argument("--method", type=_range_method, help=argparse.SUPPRESS)
     group.add_argument("--seed", type=natural, default=0, metavar="N", help="of all that is drawn (default: 0)")
     group = parser.add_argument_group("gate")
     group.add_argument(
@@ -67,21 +76,11 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="X",
         help="share of the best 20 items that must stay, over users (default: %(default)s)",
     )
-    group.add_argument("--exclude-history", action="store_true", help="items of the history may not come back")
+    add_exclude_history(group)
     group.add_argument("--force", action="store_true", help="write a bundle that fails; its manifest says so")
     group.add_argument(
         "--no-compare", action="store_true", help="leave the other precisions out of the report: much faster"
     )
-
-
-def _range_method(name: str) -> str:
-    """Refuses the range methods that earlier versions had."""
-    if name != RANGE_METHOD:
-        raise argparse.ArgumentTypeError(
-            f"{name!r} is no range method: percentile and entropy were removed because they gained nothing over "
-            f"{RANGE_METHOD}, which is always used. Leave --method out"
-        )
-    return name
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,7 +90,6 @@ def run(args: argparse.Namespace) -> int:
     from earn.catalog import CATALOG_FILE, Catalog
     from earn.data.dataset import load_dataset
     from earn.report.calibration import check_page, report_calibration
-    from earn.report.page import check_installed
 
     settings = CalibrationSettings(
         engine=args.engine,
@@ -101,7 +99,6 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     check(args.bundle, args.out, args.precision, settings)
-    check_installed()
     out = args.out.resolve()
     if args.precision in QUANTIZED and (why := PRECISIONS[args.precision].experimental):
         note(f"      {args.precision} is experimental: {why}.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from earn.cli.arguments import DATA_HELP, command
+from earn.cli.arguments import add_data, add_json, command
 from earn.console import pairs, show, show_json
 
 if TYPE_CHECKING:
@@ -30,15 +30,15 @@ def add_parser(subparsers: Subparsers) -> None:
         earn data LC-Rec/Instruments --json
         """,
     )
-    parser.add_argument("source", metavar="SOURCE", help=DATA_HELP)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    add_data(parser)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Describes the data set."""
     from earn.data.dataset import load_dataset
 
-    facts = describe(load_dataset(args.source))
+    facts = describe(load_dataset(args.data))
     show_json(facts) if args.json else show(_text(facts))
     return 0
 

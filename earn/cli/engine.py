@@ -7,7 +7,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earn.cli.arguments import bundle_folder, command, command_group, positive
+from earn.cli.arguments import add_bundle, command, command_group, positive
 from earn.console import note, pairs, progress, show, size, table
 from earn.export.engines import BuildSettings, build_engines, check_settings
 from earn.manifest import Manifest
@@ -47,7 +47,7 @@ def add_parser(subparsers: Subparsers) -> None:
         earn engine build BUNDLE --workspace 512 --hardware ampere+ --version-compatible
         """,
     )
-    build.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help="folder of earn export or earn calibrate")
+    add_bundle(build)
     add_build_settings(build)
     check = command(
         own,
@@ -57,7 +57,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "Asks of every engine whether it can run the bundle on this machine, and says what is missing.",
         "earn engine check BUNDLE",
     )
-    check.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help="folder of earn export or earn calibrate")
+    add_bundle(check)
 
 
 def add_build_settings(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earn.cli.arguments import DATA_HELP, command, positive
+from earn.cli.arguments import add_data, add_exclude_history, add_json, command, positive
 from earn.cli.engine import add_engine, chosen_engine
 from earn.config import SCORING_RULES, check_scoring
 from earn.console import note, progress, show, show_json, table
@@ -37,9 +37,9 @@ def add_parser(subparsers: Subparsers) -> None:
         """,
     )
     parser.add_argument("model", metavar="CKPT|BUNDLE", type=Path, help="folder of earn train or earn export")
-    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+    add_data(parser)
     parser.add_argument("--split", choices=("test", "valid"), default="test", help="default: %(default)s")
-    parser.add_argument("--exclude-history", action="store_true", help="items of the history may not come back")
+    add_exclude_history(parser)
     parser.add_argument(
         "--scoring",
         metavar="RULE",
@@ -47,7 +47,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--users", type=positive, metavar="N", help="a sample of users (default: all)")
     add_engine(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object; the table goes to stderr")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

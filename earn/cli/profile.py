@@ -8,9 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earn.cli.arguments import DATA_HELP, above_zero, add_bundle, add_threads, bundle_folder, command, natural, positive
+from earn.cli.arguments import (
+    DATA_HELP,
+    above_zero,
+    add_bundle,
+    add_json,
+    add_report,
+    add_threads,
+    bundle_folder,
+    command,
+    natural,
+    positive,
+)
 from earn.cli.engine import add_engine, chosen_engine
-from earn.console import Steps, note, show, show_json, size, table
+from earn.console import Steps, note, show, show_json, table
 from earn.errors import EarnError
 
 if TYPE_CHECKING:
@@ -18,11 +29,10 @@ if TYPE_CHECKING:
     from earn.data.dataset import Dataset
     from earn.manifest import Manifest
     from earn.profiling.profiler import Subject
-    from earn.profiling.rows import BundleProfile, Case, Limit, Percentiles, ProfileResult, ProfileSettings
+    from earn.profiling.rows import ProfileResult, ProfileSettings
 
 # In place of the settings' own.
 QUICK: dict[str, Any] = {"seconds": 2.0, "requests": 20, "loads": 1, "window": 0.3}
-TIMES = ("p50 ms", "p90 ms", "p99 ms")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -50,8 +60,8 @@ def add_parser(subparsers: Subparsers) -> None:
         default=[],
         help="bundles to measure in turn with it",
     )
-    parser.add_argument("--report", metavar="FILE", type=Path, help="write a page with pictures, an .html file")
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON; tables go to stderr")
+    add_report(parser)
+    add_json(parser)
     requests = parser.add_argument_group("requests")
     requests.add_argument(
         "--histories",
@@ -96,11 +106,12 @@ def run(args: argparse.Namespace) -> int:
     from earn.data.dataset import load_dataset
     from earn.manifest import Manifest
     from earn.profiling.profiler import load_subjects, parts, profile
-    from earn.report.profile import check_page, profile_page
+    from earn.report.page import check_place
+    from earn.report.profile import profile_page
 
     folders = [args.bundle, *args.against]
     if args.report:
-        check_page(args.report, *folders)
+        check_place(args.report, *folders)
     manifests = [Manifest.load(folder, verify=False) for folder in folders]
     dataset = None if args.data is None else load_dataset(args.data)
     args.engine = chosen_engine(args.engine, args.bundle)
@@ -176,62 +187,11 @@ def _histories(
 
 
 def _text(result: ProfileResult) -> str:
-    parts = [_cases(result), *map(_stages, result.bundles), _bundles(result), _machine(result)]
-    return "\n\n".join(parts)
+    from earn.report.profile import callers_table, cases_table, memory_table, part_tables
 
-
-def _cases(result: ProfileResult) -> str:
-    """All cases; a noisy one says so."""
-    rows = [
-        (
-            bundle.name,
-            *map(str, (case.items, case.tokens, case.beams, case.requests)),
-            *_times(case.total.ms),
-            _percent(case),
-            size(case.cache_bytes),
-            "noisy" if case.noisy else "",
-        )
-        for bundle in result.bundles
-        for case in bundle.cases
-    ]
-    return table(("bundle", "items", "tokens", "beams", "requests", *TIMES, "of limit", "cache", ""), rows)
-
-
-def _stages(bundle: BundleProfile) -> str:
-    """The parts of requests with the longest history."""
-    from earn.profiling.rows import label
-
-    rows = [
-        (label(name), *_times(stage.ms), _percent(stage.limit), f"{stage.taken:.0%}")
-        for name, stage in bundle.main.stages.items()
-    ]
-    return table((f"{bundle.name}, {bundle.main.items} items", *TIMES, "of limit", "of requests"), rows)
-
-
-def _times(ms: Percentiles) -> list[str]:
-    return [f"{value:.2f}" for value in (ms.p50, ms.p90, ms.p99)]
-
-
-def _percent(limited: Case | Limit | None) -> str:
-    """How much of the machine's limit is reached, where that is known."""
-    return "-" if limited is None or limited.share is None else f"{limited.share:.0%}"
-
-
-def _bundles(result: ProfileResult) -> str:
-    """What each bundle takes, and how many it serves."""
-    rows = [
-        (
-            bundle.name,
-            bundle.precision,
-            size(bundle.bundle_bytes),
-            *(f"{value:.0f}" for value in (bundle.loading.ms.p50, bundle.loading.ms.p99)),
-            "-" if bundle.loading.peak_bytes is None else size(bundle.loading.peak_bytes),
-            *(f"{row.per_second:.1f}" for row in bundle.callers),
-        )
-        for bundle in result.bundles
-    ]
-    callers = [f"{count} at once, 1/s" for count in result.settings.callers]
-    return table(("bundle", "precision", "files", "load p50 ms", "p99 ms", "peak memory", *callers), rows)
+    bundles = result.bundles
+    tables = (cases_table(bundles), *part_tables(bundles), callers_table(bundles), memory_table(bundles))
+    return "\n\n".join((*(table(each.header, each.rows) for each in tables), _machine(result)))
 
 
 def _machine(result: ProfileResult) -> str:
@@ -243,16 +203,10 @@ def _machine(result: ProfileResult) -> str:
         f"Histories: {settings.histories}.",
     ]
     if result.memory_bandwidth is not None:
-        peaks = {bundle.name: max(bundle.product_rates.values()) / 1e9 for bundle in result.bundles}
-        rates = ", ".join(f"{peak:.0f} GOP/s of products for {name}" for name, peak in peaks.items())
+        peaks = {bundle.name: max(bundle.matmul_rates.values()) / 1e9 for bundle in result.bundles}
+        rates = ", ".join(f"{peak:.0f} GOP/s of matmuls for {name}" for name, peak in peaks.items())
         lines.append(f"Limits: {result.memory_bandwidth / 1e9:.1f} GB/s of memory, {rates}.")
-    if result.note:
-        lines.append(result.note)
-    if result.disturbed:
-        lines.append(f"Disturbed: other processes kept {result.others_busy:.1f} processors busy meanwhile.")
+    lines += [*([result.note] if result.note else []), *result.warnings]
     if result.noisy:
-        lines.append(
-            f"Noisy: a median is not known to {settings.tolerance:.0%}. Let the machine do nothing else, or give more "
-            "--seconds."
-        )
+        lines.append("Let the machine do nothing else, or give more --seconds.")
     return "\n".join(lines)

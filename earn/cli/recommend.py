@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from earn.cli.arguments import add_bundle, add_threads, command, item_ids, positive
+from earn.cli.arguments import add_bundle, add_exclude_history, add_json, add_threads, command, item_ids, positive
 from earn.cli.engine import add_engine, chosen_engine
 from earn.console import show, show_json, table
 
@@ -46,7 +46,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="width of the search (default: 20, or the most that the bundle takes)",
     )
     parser.add_argument("--exclude", type=item_ids, default=[], metavar="IDS", help="items that may not come back")
-    parser.add_argument("--exclude-history", action="store_true", help="items of the history may not come back")
+    add_exclude_history(parser)
     parser.add_argument(
         "--unknown",
         choices=("error", "skip"),
@@ -55,7 +55,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_engine(parser)
     add_threads(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON list instead of a table")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -59,19 +59,13 @@ def load_fresh(
 
 def summarise(loads: Sequence[Load]) -> Loading:
     """All loads of a bundle."""
-
-    def most(name: str) -> int | None:
-        known: list[int] = [value for load in loads if (value := getattr(load, name)) is not None]
-        return max(known, default=None)
-
+    held = [[load.imported_bytes, load.loaded_bytes, load.peak_bytes] for load in loads]
     return Loading(
-        loads=len(loads),
-        import_ms=median(load.import_ms for load in loads),
-        ms=Percentiles.of([load.load_ms for load in loads]),
-        first_request_ms=median(load.first_ms for load in loads),
-        imported_bytes=most("imported_bytes"),
-        loaded_bytes=most("loaded_bytes"),
-        peak_bytes=most("peak_bytes"),
+        len(loads),
+        median(load.import_ms for load in loads),
+        Percentiles.of([load.load_ms for load in loads]),
+        median(load.first_ms for load in loads),
+        *(max((count for count in counts if count is not None), default=None) for counts in zip(*held, strict=True)),
     )
 
 

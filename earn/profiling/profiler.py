@@ -274,5 +274,5 @@ def _bundle(
         loading=loading,
         cases=tuple(figures),
         callers=callers,
-        product_rates=dict(sorted(meter.rates.items())) if meter else {},
+        matmul_rates=dict(sorted(meter.rates.items())) if meter else {},
     )

@@ -1,14 +1,14 @@
 """Counts the operations and bytes of a stage call, and measures how much of both this machine can do in a second.
 
-    operations   2 for every multiply-add: products with weights, and attention
+    operations   2 for every multiply-add: linear layers and attention
     bytes        weights read once in the bundle's precision, cached keys and values read, new ones written
-    least time   the larger of operations / product rate and bytes / memory bandwidth
+    least time   the larger of operations / matmul rate and bytes / memory bandwidth
 
 after S. Williams, A. Waterman, D. Patterson: Roofline, Communications of the ACM 52(4), 2009. Norms, softmax, rotary
 position embedding, hidden states and the bias are left out: they are small beside these.
 
-The product rate is measured with the bundle's own weight shapes and as many rows as a call has, through ONNX Runtime,
-in graphs of products alone: what a stage does besides keeps it below this limit. Both limits are the best of several
+The matmul rate is measured with the bundle's own weight shapes and as many rows as a call has, through ONNX Runtime,
+in graphs of matmuls alone: what a stage does besides keeps it below this limit. Both limits are the best of several
 tries. The package onnx, which writes these graphs, is imported when a rate is measured.
 
 Shapes: b users, m new tokens, s cached tokens, r kept rows, d hidden, h heads, g key-value heads, e head size.
@@ -144,9 +144,9 @@ def memory_bandwidth(threads: int | None = None) -> float:
 
 
 class MatmulBench:
-    """A graph of a model's products alone, and how fast ONNX Runtime's CPU runs it.
+    """A graph of a model's matmuls alone, and how fast ONNX Runtime's CPU runs it.
 
-    It has the products of several layers, each with weights of its own: in a large model the caches hold nothing of a
+    It has the matmuls of several layers, each with weights of its own: in a large model the caches hold nothing of a
     layer when its turn comes again. A model that is smaller has all its layers here.
 
     Raises:
@@ -164,7 +164,7 @@ class MatmulBench:
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def rate(self, rows: int) -> float:
-        """Operations per second of products of so many rows."""
+        """Operations per second of matmuls of so many rows."""
         binding, buffers = self._session.io_binding(), []
         for inner in {inner for inner, _ in self._shapes}:
             values = np.ones((1, rows, inner), self._arithmetic.inputs)
@@ -179,11 +179,11 @@ class MatmulBench:
 
 
 def check_onnx() -> None:
-    """Raises EarnError where the package is missing that writes the graphs of products."""
+    """Raises EarnError where the package is missing that writes the graphs of matmuls."""
     try:
         import onnx  # noqa: F401
     except ImportError as error:
-        raise EarnError("The product rate needs onnx. Install it: pip install 'earn-edge[profile]'") from error
+        raise EarnError("The matmul rate needs onnx. Install it: pip install 'earn-edge[profile]'") from error
 
 
 def fastest(run: Callable[[], object], least: int = 3, seconds: float = SECONDS) -> float:

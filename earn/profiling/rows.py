@@ -60,14 +60,9 @@ class Limit:
     rows: int  # of a call
     operations: int
     bytes: int
-    product_rate: float  # operations per second, of products of so many rows alone
+    matmul_rate: float  # operations per second, of matmuls of so many rows alone
     least_ms: float
     share: float  # of the limit that is reached: least_ms / p50
-
-    @property
-    def intensity(self) -> float:
-        """Operations per byte."""
-        return self.operations / self.bytes
 
 
 @dataclass(frozen=True)
@@ -142,7 +137,7 @@ class BundleProfile:
     loading: Loading
     cases: tuple[Case, ...]
     callers: tuple[Callers, ...]
-    product_rates: Mapping[int, float]  # operations per second, by rows
+    matmul_rates: Mapping[int, float]  # operations per second, by rows
 
     @property
     def noisy(self) -> bool:
@@ -181,6 +176,16 @@ class ProfileResult:
     def noisy(self) -> bool:
         """Whether a bundle is."""
         return any(bundle.noisy for bundle in self.bundles)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why the figures cannot be relied on, in sentences; none where they can."""
+        cases = [(bundle.name, case) for bundle in self.bundles for case in bundle.cases if case.noisy]
+        names = [f"{name}, {case.items} items, {case.beams} beams" for name, case in cases]
+        which = "; ".join(names) if len(names) <= 3 else f"{len(names)} cases"
+        noisy = f"Noisy: the median is not known to {self.settings.tolerance:.0%} ({which})."
+        disturbed = f"Disturbed: other processes kept {self.others_busy or 0:.1f} processors busy meanwhile."
+        return [text for text, applies in ((noisy, self.noisy), (disturbed, self.disturbed)) if applies]
 
     def as_json(self) -> dict[str, Any]:
         """For programs, with figures of six digits."""

@@ -4,7 +4,7 @@ A page needs no network and no script, and forbids both. Figures are inline SVG 
 the page's own, so they follow light and dark mode. What comes from outside is escaped. The same page gives the same
 bytes.
 
-    Page("Title", "What was found.", sections=(Section("Part", ("A sentence.", Table(...), Picture(...))),)).write(path)
+    Page("Title", "What was found.", sections={"Part": ["A sentence.", Table(...), Picture(...)]}).write(path)
 
 matplotlib and Jinja2 are imported when a page is rendered, not before.
 """
@@ -12,8 +12,8 @@ matplotlib and Jinja2 are imported when a page is rendered, not before.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
@@ -50,29 +50,14 @@ Parts = Sequence[str | Table | Picture]  # of a section; a string is a paragraph
 
 
 @dataclass(frozen=True)
-class Section:
-    """A heading and what stands below it."""
-
-    title: str
-    parts: Parts
-
-
-@dataclass(frozen=True)
-class Banner:
-    """The verdict, above everything."""
-
-    text: str
-    is_good: bool
-
-
-@dataclass(frozen=True)
 class Page:
     """A report."""
 
     title: str
     summary: str  # one paragraph
-    sections: Sequence[Section] = ()
-    banner: Banner | None = None
+    sections: Mapping[str, Parts] = field(default_factory=dict)  # by heading
+    banner: str = ""  # the verdict, above everything
+    is_good: bool = False  # the verdict
     tiles: Sequence[tuple[str, str]] = ()  # the few figures that matter most, and what each is
 
     def html(self) -> str:
@@ -102,12 +87,23 @@ class Page:
             beside.write_bytes(text)
 
 
+def settings_table(rows: Sequence[tuple[str, str]]) -> Table:
+    """Names and values of what was set."""
+    return Table(("Setting", "Value"), rows, text_columns=2)
+
+
+def three_digits(value: float) -> str:
+    """A number from 0 in three digits, or all those before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
 def check_place(path: Path, *bundles: Path) -> None:
     """Refuses a place where no page can be written, before hours of work.
 
     Raises:
-        EarnError: not an .html file, in one of the bundles, or a folder that cannot be written to.
+        EarnError: not an .html file, in one of the bundles, a folder that cannot be written to, or a missing library.
     """
+    check_installed()
     folders = [path.resolve(), *path.resolve().parents]
     if path.suffix != ".html" or path.is_dir():
         raise EarnError(f"{path}: is no place for a page. Give a file that ends in .html.")

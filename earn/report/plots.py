@@ -1,4 +1,4 @@
-"""How the figures of every report look: colours, style, legends, and inline SVG that follows the page.
+"""What the figures of all reports share: colours, style, lines, cells, and inline SVG that follows the page.
 
 matplotlib is imported when a figure is drawn, not before.
 """
@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # name: in light mode and in print, in dark mode. Blue, orange and grey differ for every kind of colour blindness.
@@ -29,6 +28,7 @@ PALETTE: Mapping[str, tuple[str, str]] = {
     "bad": ("#a92c18", "#f58d76"),
 }
 COLOURS: Mapping[str, str] = {name: light for name, (light, _) in PALETTE.items()}  # to draw with
+LINES = (("main", "-"), ("mark", "--"), ("good", "-."), ("muted", ":"), ("bad", "-"))  # colour and dashes, in turn
 WIDTH = 9.0  # inches, of every figure
 _DARK = 0.55  # opacity beyond which text on a coloured area is light
 _STYLE: Mapping[str, object] = {
@@ -38,23 +38,15 @@ _STYLE: Mapping[str, object] = {
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.labelcolor": COLOURS["muted"],
-    "axes.linewidth": 0.7,
     "axes.spines.left": False,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
-    "axes.titlepad": 9.0,
-    "axes.titlesize": 9.0,
     "axes.titleweight": "bold",
-    "axes.unicode_minus": True,
-    "errorbar.capsize": 3.0,
     "figure.facecolor": "none",
     "font.size": 8.5,
     "grid.color": COLOURS["rule"],
-    "grid.linewidth": 0.7,
     "legend.frameon": False,
-    "lines.color": COLOURS["main"],
-    "lines.linewidth": 1.8,
     "svg.fonttype": "none",  # text stays text
     "text.color": COLOURS["ink"],
     "text.parse_math": False,  # a dollar sign is a dollar sign
@@ -98,18 +90,21 @@ def legend(figure: Figure) -> None:
     figure.legend(list(named.values()), list(named), loc="outside upper left", ncols=8, handlelength=2.2)
 
 
-def percent(axis: Axis) -> None:
-    """Labels an axis of shares in percent."""
-    from matplotlib.ticker import PercentFormatter
-
-    axis.set_major_formatter(PercentFormatter(1))
-
-
-def limit_line(axes: Axes, value: float, label: str = "") -> None:
-    """A dashed line at a value that something is held to; a name is for the legend."""
-    axes.axhline(value, color=COLOURS["mark"], linestyle="--", linewidth=1.2, label=label or None)
+def line(axes: Axes, number: int, x: Sequence[float], y: Sequence[float], name: str) -> None:
+    """The line of this number, from 0: colours and dashes tell lines apart, points show what was measured."""
+    colour, dashes = LINES[number % len(LINES)]
+    axes.plot(x, y, dashes, color=COLOURS[colour], marker="o", markersize=4, label=name)
 
 
-def ink_on(opacity: float) -> str:
-    """The colour of text that can be read on an area of this opacity."""
-    return COLOURS["paper" if opacity > _DARK else "ink"]
+def cell(axes: Axes, row: float, left: float, width: float, text: str, colour: str, opacity: float, name: str) -> None:
+    """An area with a text in it; `name` is for the legend, "" for none."""
+    axes.barh(row, width, 0.9, left, color=COLOURS[colour], alpha=opacity, edgecolor=COLOURS["paper"], label=name)
+    ink = COLOURS["paper" if opacity > _DARK else "ink"]
+    axes.text(left + width / 2, row, text, color=ink, size=7, ha="center", va="center")
+
+
+def name_columns(axes: Axes, names: Sequence[str], room: int) -> None:
+    """Names below columns at 0, 1, ...; where there is no room for all, every second one or fewer."""
+    step = 1 + (len(names) - 1) // room
+    axes.set_xticks(range(0, len(names), step), names[::step])
+    axes.set_xlim(-0.7, len(names) - 0.3)

@@ -5,33 +5,22 @@ The page says only what the figures hold; what was not measured it calls so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earn.profiling.rows import PREFILLS, SEARCH, STEP, TOTAL, BundleProfile, Case, Limit, ProfileResult, label
-from earn.report.page import Banner, Page, Parts, Picture, Section, Table, check_installed, check_place
-from earn.report.plots import COLOURS, ink_on, legend
+from earn.console import size
+from earn.profiling.rows import PREFILLS, SEARCH, STEP, TOTAL, BundleProfile, Case, ProfileResult, RequestPart, label
+from earn.report.page import Page, Parts, Picture, Table, settings_table, three_digits
+from earn.report.plots import cell, legend, line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MIB = 1 << 20
 FADING = (1.0, 0.68, 0.46, 0.32)  # of the decode steps, the first one strongest
-LINES = (("main", "-"), ("mark", "--"), ("good", "-."), ("bad", ":"), ("muted", "-"))  # of the bundles, in turn
-MOST_SHADES = 2  # bundles in one picture: more shades would cover each other
 READABLE = 0.055  # of the axis: parts as wide as this have room for their figure
-
-
-def check_page(path: Path, *bundles: Path) -> None:
-    """Refuses a place where no page can be written, before hours are spent on measuring.
-
-    Raises:
-        EarnError: not an .html file, in one of the bundles, a folder that cannot be written to, or a missing library.
-    """
-    check_installed()
-    check_place(path, *bundles)
+TIMES = ("p50 ms", "p90 ms", "p99 ms")
+LIMITS = ("Rows", "MOP", "MiB", "GOP/s", "Reached", "Least ms", "Of limit")
 
 
 def profile_page(profile: ProfileResult) -> Page:
@@ -40,46 +29,25 @@ def profile_page(profile: ProfileResult) -> Page:
     return Page(
         title=f"Profile of {names[0]}" + (f" beside {', '.join(names[1:])}" if names[1:] else ""),
         summary=_summary(profile),
-        banner=_banner(profile),
+        banner=" ".join(profile.warnings),
         tiles=_tiles(profile.bundles[0]),
-        sections=(
-            Section("Where the time goes", _parts(profile.bundles)),
-            Section("Latency by length of the history", _lengths(profile)),
-            Section("What the machine allows", _limits(profile)),
-            Section("Callers at once", _callers(profile.bundles)),
-            Section("Load and memory", _memory(profile)),
-            Section("How this was measured", _settings(profile)),
-        ),
+        sections={
+            "Where the time goes": _parts(profile),
+            "Latency by length of the history": _lengths(profile),
+            "Callers at once": [
+                "Requests per second of threads that share one recommender and ask again as soon as they are answered, "
+                "with the longest history: the median, least and most of three windows.",
+                callers_table(profile.bundles),
+            ],
+            "Load and memory": [
+                f"Loads of each bundle: {profile.settings.loads}, each in a process that does nothing else; the files "
+                "were read before. Memory is the most that the process held: with the packages imported, with the "
+                "bundle loaded, and after requests with the longest history and the widest search.",
+                memory_table(profile.bundles),
+            ],
+            "How this was measured": _settings(profile),
+        },
     )
-
-
-def noisy_cases(profile: ProfileResult) -> list[str]:
-    """The cases whose median is not known well."""
-    cases = [(bundle.name, case) for bundle in profile.bundles for case in bundle.cases if case.noisy]
-    return [f"{name}, {case.items} items, {case.beams} beams" for name, case in cases]
-
-
-def milliseconds(value: float) -> str:
-    """A time in three digits or so."""
-    if value < 1:
-        return f"{value:#.2g}"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def figures(value: float) -> str:
-    """A number in three digits or so."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
-
-
-def _banner(profile: ProfileResult) -> Banner | None:
-    """Figures that cannot be relied on say so first."""
-    reasons = []
-    if noisy := noisy_cases(profile):
-        which = "; ".join(noisy) if len(noisy) <= 3 else f"{len(noisy)} cases"
-        reasons.append(f"Noisy: the median is not known to {profile.settings.tolerance:.0%} ({which}).")
-    if profile.disturbed:
-        reasons.append(f"Disturbed: other processes kept {profile.others_busy:.1f} processors busy meanwhile.")
-    return Banner(" ".join(reasons), False) if reasons else None
 
 
 def _summary(profile: ProfileResult) -> str:
@@ -88,7 +56,7 @@ def _summary(profile: ProfileResult) -> str:
     times = [f"; {other.name} takes {other.main.total.ms.p50 / ms.p50:.2f} times as long" for other in others]
     return (
         f"With a history of {case.items} items ({case.tokens} tokens) and {case.beams} beams, half of the requests to "
-        f"{first.name} are answered within {milliseconds(ms.p50)} ms, 99 of 100 within {milliseconds(ms.p99)} ms"
+        f"{first.name} are answered within {three_digits(ms.p50)} ms, 99 of 100 within {three_digits(ms.p99)} ms"
         f"{''.join(times)}."
     )
 
@@ -96,269 +64,166 @@ def _summary(profile: ProfileResult) -> str:
 def _tiles(bundle: BundleProfile) -> list[tuple[str, str]]:
     case, best, peak = bundle.main, max(bundle.callers, key=lambda row: row.per_second), bundle.loading.peak_bytes
     return [
-        (f"{milliseconds(case.total.ms.p50)} ms", f"median of a request, {case.items} items"),
+        (f"{three_digits(case.total.ms.p50)} ms", f"median of a request, {case.items} items"),
         *([] if case.share is None else [(f"{case.share:.0%}", "of the machine's limit is reached")]),
-        (figures(best.per_second), f"requests per second, {best.callers} at once"),
-        *([] if peak is None else [(_mib(peak), "most memory of the process")]),
+        (three_digits(best.per_second), f"requests per second, {best.callers} at once"),
+        *([] if peak is None else [(size(peak), "most memory of the process")]),
     ]
 
 
-def _parts(bundles: Sequence[BundleProfile]) -> Parts:
-    main = bundles[0].main
-    largest = max((name for name in main.stages if name != TOTAL), key=lambda name: _typical(main, name))
-    share = _typical(main, largest) / _typical(main, TOTAL)
+def _longest(bundles: Sequence[BundleProfile]) -> dict[str, Case]:
+    """The cases with the longest histories by their names."""
     cases = [(bundle, case) for bundle in bundles for case in bundle.longest]
+    return {f"{bundle.name}, {case.items} items, {case.beams} beams": case for bundle, case in cases}
+
+
+def part_tables(bundles: Sequence[BundleProfile]) -> list[Table]:
+    """How long each part of a request takes with the longest histories, and what the machine allows."""
+    tables = []
+    for title, case in _longest(bundles).items():
+        rows = [
+            (
+                label(name) + ("" if part.taken == 1 else f", in {part.taken:.0%}"),
+                *map(three_digits, (part.ms.p50, part.ms.p90, part.ms.p99)),
+                *_limit_cells(part),
+            )
+            for name, part in case.stages.items()
+        ]
+        tables.append(Table((title, *TIMES, *LIMITS), rows, marked=[len(rows) - 1]))
+    return tables
+
+
+def _parts(profile: ProfileResult) -> Parts:
+    main, cases = profile.bundles[0].main, _longest(profile.bundles)
+    largest = max((name for name in main.stages if name != TOTAL), key=lambda name: main.stages[name].typical_ms)
+    share = main.stages[largest].typical_ms / main.total.typical_ms
+    bandwidth = (profile.memory_bandwidth or 0) / 1e9
+    limits = (
+        "No program is faster here than the linear layers' matmuls alone in this precision, with as many rows and "
+        f"weights of the same shapes, nor than memory is read: {bandwidth:.1f} GB/s. Both were measured in this run. "
+        "What a stage does besides (norms, softmax, rounding, calls of many small operators) keeps it below. Weights "
+        "that fit into the caches are read faster than memory. GOP/s is the rate of these matmuls, then what "
+        "the median request reached."
+    )
     return [
-        f"The largest part of a request to {bundles[0].name} is {label(largest)}: {share:.0%}.",
+        f"The largest part of a request to {profile.bundles[0].name} is {label(largest)}: {share:.0%}.",
         Picture(
             "The parts of a request with the longest history: their means over the fifth of the requests around the "
             "median one, so that they add up. Search is all but the calls of the two stages: beam search and Python.",
-            partial(_draw_parts, bundles),
+            partial(_draw_parts, cases),
             height=1.1 + 0.5 * len(cases),
         ),
-        *(_percentiles(bundle, case) for bundle, case in cases),
+        profile.note or limits,
+        *part_tables(profile.bundles),
     ]
 
 
-def _percentiles(bundle: BundleProfile, case: Case) -> Table:
-    """Percentiles of every part of a request."""
-    rows = [
-        (
-            label(name) + ("" if part.taken == 1 else f" (in {part.taken:.0%} of the requests)"),
-            *map(milliseconds, (part.ms.p50, part.ms.p90, part.ms.p99)),
-        )
-        for name, part in case.stages.items()
-    ]
-    header = (f"{bundle.name}, {case.items} items, {case.beams} beams", "p50 ms", "p90 ms", "p99 ms")
-    return Table(header, rows, marked=[len(rows) - 1])
+def _limit_cells(part: RequestPart) -> Sequence[str]:
+    if (limit := part.limit) is None:
+        return ["-"] * len(LIMITS)
+    rates = (limit.matmul_rate / 1e9, limit.operations / part.ms.p50 / 1e6)
+    work = (limit.operations / 1e6, limit.bytes / (1 << 20))
+    return [f"{limit.rows}", *map(three_digits, (*work, *rates, limit.least_ms)), f"{limit.share:.0%}"]
 
 
-def _draw_parts(bundles: Sequence[BundleProfile], figure: Figure) -> None:
-    """What the median request is made of: one bar for each bundle and width of the search."""
-    bars = [(bundle, case) for bundle in bundles for case in bundle.longest]
+def _draw_parts(cases: Mapping[str, Case], figure: Figure) -> None:
+    """What the median request is made of: one bar for each case."""
     axes = figure.subplots()
-    names = dict.fromkeys(name for _, case in bars for name in case.stages if name not in (SEARCH, TOTAL))
-    widest = max(sum(_typical(case, name) for name in (*names, SEARCH)) for _, case in bars)
-    ends = [0.0] * len(bars)
-    for name in (*names, SEARCH):
-        values = [_typical(case, name) for _, case in bars]
-        colour, opacity = _paint(name)
-        axes.barh(range(len(bars)), values, 0.62, ends, color=colour, alpha=opacity, edgecolor=COLOURS["paper"],
-                  linewidth=1, label=label(name))  # fmt: skip
-        for index, value in enumerate(values):
-            if value > READABLE * widest:
-                middle, text = (ends[index] + value / 2, index), milliseconds(value)
-                axes.text(*middle, text, color=ink_on(opacity), ha="center", va="center")
-            ends[index] += value
-    for index, end in enumerate(ends):
-        axes.text(end + 0.01 * widest, index, f"{milliseconds(end)} ms", weight="bold", va="center")
-    widths = "" if len(bundles[0].longest) == 1 else "\n{} beams"
-    axes.set_yticks(range(len(bars)), [bundle.name + widths.format(case.beams) for bundle, case in bars])
+    widest = max(case.total.typical_ms for case in cases.values())
+    for row, case in enumerate(cases.values()):
+        end = 0.0
+        for name, value in ((name, part.typical_ms) for name, part in case.stages.items() if name != TOTAL):
+            text = three_digits(value) if value > READABLE * widest else ""
+            cell(axes, row, end, value, text, *_paint(name), label(name))
+            end += value
+        axes.text(end + 0.01 * widest, row, f"{three_digits(end)} ms", weight="bold", va="center")
+    axes.set_yticks(range(len(cases)), [name.replace(", ", "\n", 1) for name in cases])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.13 * widest)
-    axes.set_xlabel("milliseconds")
+    axes.set(xlim=(0, 1.13 * widest), xlabel="milliseconds")
     axes.grid(False)
     legend(figure)
-
-
-def _typical(case: Case, name: str) -> float:
-    return case.stages[name].typical_ms if name in case.stages else 0.0
 
 
 def _paint(name: str) -> tuple[str, float]:
     """Colour and opacity of a part."""
     if name.startswith(STEP):
-        return COLOURS["mark"], FADING[min(int(name.removeprefix(STEP)), len(FADING)) - 1]
+        return "mark", FADING[min(int(name.removeprefix(STEP)), len(FADING)) - 1]
     if name == SEARCH:
-        return COLOURS["muted"], 0.55
-    return COLOURS["main"], 1.0 if name == PREFILLS["early"] else 0.5
+        return "muted", 0.55
+    return "main", 1.0 if name == PREFILLS["early"] else 0.5
 
 
-def _lengths(profile: ProfileResult) -> Parts:
-    cases = [(bundle, case) for bundle in profile.bundles for case in bundle.cases]
+def cases_table(bundles: Sequence[BundleProfile]) -> Table:
+    """Every case; a noisy one says so."""
+    cases = [(bundle, case) for bundle in bundles for case in bundle.cases]
     rows = [
         (
             bundle.name + (" (noisy)" if case.noisy else ""),
             *map(str, (case.items, case.tokens, case.beams)),
             f"{case.requests:,}",
-            *map(milliseconds, (case.total.ms.p50, case.total.ms.p90, case.total.ms.p99)),
-            "–".join(map(milliseconds, case.interval_ms)) if case.interval_ms else "too few",
-            f"{case.cache_bytes / MIB:,.2f} MiB",
+            *map(three_digits, (case.total.ms.p50, case.total.ms.p90, case.total.ms.p99)),
+            "–".join(map(three_digits, case.interval_ms)) if case.interval_ms else "too few",
+            "-" if case.share is None else f"{case.share:.0%}",
+            size(case.cache_bytes),
         )
         for bundle, case in cases
     ]
-    header = ("Bundle", "Items", "Tokens", "Beams", "Requests", "p50 ms", "p90 ms", "p99 ms", "p50 within", "Cache")
-    table = Table(header, rows, marked=[index for index, (_, case) in enumerate(cases) if case.noisy])
+    header = ("Bundle", "Items", "Tokens", "Beams", "Requests", *TIMES, "p50 within", "Of limit", "Cache")
+    return Table(header, rows, marked=[index for index, (_, case) in enumerate(cases) if case.noisy])
+
+
+def _lengths(profile: ProfileResult) -> Parts:
+    table = cases_table(profile.bundles)
     if len(profile.settings.lengths) == 1:
         return ["One length alone was measured.", table]
-    caption = "The median of a request by the length of its prompt."
-    if len(profile.bundles) <= MOST_SHADES:
-        caption += " Nine of ten requests stay below the shade's upper edge."
-    if table.marked:
-        caption += " Hollow points are noisy."
-    return [Picture(caption, partial(_draw_lengths, profile.bundles), height=3.4), table]
+    return [Picture("The median of a request by the length of its prompt.", partial(_draw_lengths, profile)), table]
 
 
-def _draw_lengths(bundles: Sequence[BundleProfile], figure: Figure) -> None:
-    """The median, and what nine of ten requests stay below, by length of the prompt; a panel for each width."""
-    widths = list(dict.fromkeys(case.beams for case in bundles[0].cases))
+def _draw_lengths(profile: ProfileResult, figure: Figure) -> None:
+    """The median by length of the prompt; a panel for each width of the search."""
+    widths = list(dict.fromkeys(case.beams for case in profile.bundles[0].cases))
     panels = figure.subplots(1, len(widths), squeeze=False, sharey=True)[0]
     for axes, width in zip(panels, widths, strict=True):
-        for index, bundle in enumerate(bundles):
+        for number, bundle in enumerate(profile.bundles):
             cases = sorted((case for case in bundle.cases if case.beams == width), key=lambda case: case.tokens)
-            tokens, p50 = [case.tokens for case in cases], [case.total.ms.p50 for case in cases]
-            name, line = LINES[index % len(LINES)]
-            if len(bundles) <= MOST_SHADES:
-                p90 = [case.total.ms.p90 for case in cases]
-                axes.fill_between(tokens, p50, p90, color=COLOURS[name], alpha=0.13, linewidth=0)
-            axes.plot(tokens, p50, line, color=COLOURS[name], label=bundle.name)
-            for case in cases:
-                filling = COLOURS["paper" if case.noisy else name]
-                axes.plot(case.tokens, case.total.ms.p50, "o", color=COLOURS[name], markerfacecolor=filling)
-        axes.set_title(f"{width} beams" if len(widths) > 1 else "")
-        axes.set_xlabel("tokens of the prompt")
+            line(axes, number, [case.tokens for case in cases], [case.total.ms.p50 for case in cases], bundle.name)
+        axes.set(title=f"{width} beams", xlabel="tokens of the prompt")
         axes.set_ylim(0)
     panels[0].set_ylabel("milliseconds")
     legend(figure)
 
 
-def _limits(profile: ProfileResult) -> Parts:
-    if profile.memory_bandwidth is None:
-        return [profile.note]
-    header = ("Rows", "MOP", "MiB", "Products GOP/s", "Reached GOP/s", "Least ms", "p50 ms", "Of limit")
-    tables = [
-        Table(
-            (bundle.name, *header),
-            [
-                (
-                    label(name),
-                    f"{limit.rows}",
-                    figures(limit.operations / 1e6),
-                    f"{limit.bytes / MIB:,.2f}",
-                    figures(limit.product_rate / 1e9),
-                    figures(reached / 1e9),
-                    milliseconds(limit.least_ms),
-                    milliseconds(bundle.main.stages[name].ms.p50),
-                    f"{limit.share:.0%}",
-                )
-                for name, limit, reached in _limits_of(bundle.main)
-            ],
-        )
-        for bundle in profile.bundles
+def callers_table(bundles: Sequence[BundleProfile]) -> Table:
+    """Requests per second by number of callers."""
+    rows = [
+        (bundle.name, f"{row.callers}", *map(three_digits, (row.per_second, row.least, row.most)))
+        for bundle in bundles
+        for row in bundle.callers
     ]
-    return [
-        "No program is faster here than matrix products alone in this precision, with as many rows and weights of the "
-        f"same shapes, nor than memory is read: {profile.memory_bandwidth / 1e9:.1f} GB/s. Both were measured in this "
-        "run. What a stage does besides (norms, softmax, rounding, calls of many small operators) keeps it below. "
-        "Weights that fit into the processor's caches are read faster than memory.",
-        Picture(
-            "Each stage of the median request with the longest history, below the machine's two limits: memory "
-            "(slanted) and products of the most rows (flat). A pale line ends at the stage's own limit, with its rows.",
-            partial(_draw_roofline, profile.bundles, profile.memory_bandwidth),
-            height=0.6 + 3.2 * ((len(profile.bundles) + 1) // 2),
-        ),
-        *tables,
-    ]
+    return Table(("Bundle", "Callers", "Per second", "Least", "Most"), rows)
 
 
-def _limits_of(case: Case) -> list[tuple[str, Limit, float]]:
-    """The stages whose limits are known, with the operations per second that each attains in the median."""
-    known = [(name, part.limit, part.ms.p50) for name, part in case.stages.items()]
-    return [(name, limit, 1000 * limit.operations / p50) for name, limit, p50 in known if limit is not None]
-
-
-def _draw_roofline(bundles: Sequence[BundleProfile], bandwidth: float, figure: Figure) -> None:
-    """Operations per second against operations per byte, below the machine's two limits; a panel for each bundle."""
-    from matplotlib.ticker import LogLocator
-
-    columns = min(2, len(bundles))
-    panels = figure.subplots(-(-len(bundles) // columns), columns, squeeze=False, sharex=True, sharey=True).flatten()
-    stages = [_limits_of(bundle.main) for bundle in bundles]
-    peaks = [max(bundle.product_rates.values()) for bundle in bundles]
-    intensities = [limit.intensity for rows in stages for _, limit, _ in rows] + [peak / bandwidth for peak in peaks]
-    low, high = min(intensities) / 2, 2 * max(intensities)
-    for axes, bundle, rows, peak in zip(panels, bundles, stages, peaks, strict=False):
-        roof = [low * bandwidth / 1e9, peak / 1e9, peak / 1e9]
-        axes.plot([low, peak / bandwidth, high], roof, color=COLOURS["ink"], linewidth=1.3)
-        for name, limit, attained in rows:
-            allowed = 1000 * limit.operations / limit.least_ms
-            axes.plot([limit.intensity] * 2, [attained / 1e9, allowed / 1e9], color=COLOURS["pale"], lw=3, zorder=1.5)
-            marker = "^" if name.startswith(STEP) else "o" if name == PREFILLS["early"] else "s"
-            colour, opacity = _paint(name)
-            axes.plot(limit.intensity, attained / 1e9, marker, color=colour, alpha=opacity, markersize=7,
-                      label=label(name))  # fmt: skip
-        limits = f"{figures(bandwidth / 1e9)} GB/s of memory, {figures(peak / 1e9)} GOP/s of products"
-        axes.set(title=f"{bundle.name}: {limits}", xlabel="operations per byte", xlim=(low, high))
-        axes.set(xscale="log", yscale="log")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 3)))
-            axis.set_major_formatter("{x:g}")
-        axes.minorticks_off()
-        axes.tick_params(labelbottom=True)  # there may be no panel below
-        axes.grid(True, axis="both")
-    for axes in panels[len(bundles) :]:
-        axes.remove()
-    least = min(attained for rows in stages for _, _, attained in rows)
-    panels[0].set(ylim=(least / 3e9, 3 * max(peaks) / 1e9), ylabel="GOP/s")
-    legend(figure)
-
-
-def _callers(bundles: Sequence[BundleProfile]) -> Parts:
-    caption = (
-        "Requests per second of threads that share one recommender and ask again as soon as they are answered, "
-        "with the longest history. Lines: least and most of three windows."
-    )
-    return [Picture(caption, partial(_draw_callers, bundles))]
-
-
-def _draw_callers(bundles: Sequence[BundleProfile], figure: Figure) -> None:
-    """Requests per second by the number of callers."""
-    axes = figure.subplots()
-    width = 0.8 / len(bundles)
-    for index, bundle in enumerate(bundles):
-        rows = bundle.callers
-        middles = [number + (index - (len(bundles) - 1) / 2) * width for number in range(len(rows))]
-        rates = [row.per_second for row in rows]
-        spread = [[row.per_second - row.least for row in rows], [row.most - row.per_second for row in rows]]
-        colour = COLOURS[LINES[index % len(LINES)][0]]
-        bars = axes.bar(middles, rates, 0.9 * width, color=colour, label=bundle.name)
-        axes.errorbar(middles, rates, spread, fmt="none", ecolor=COLOURS["muted"], elinewidth=1)
-        axes.bar_label(bars, [figures(rate) for rate in rates], padding=3)
-    counts = [row.callers for row in bundles[0].callers]
-    axes.set_xticks(range(len(counts)), [f"{count} caller{'s' * (count > 1)}" for count in counts])
-    axes.set_ylabel("requests per second")
-    axes.margins(y=0.15)
-    if len(bundles) > 1:
-        legend(figure)
-
-
-def _memory(profile: ProfileResult) -> Parts:
-    header = ("Bundle", "Precision", "Files", "Load p50", "Load p90", "First request", "Packages", "Loaded", "Peak")
+def memory_table(bundles: Sequence[BundleProfile]) -> Table:
+    """What loading each bundle takes."""
     rows = [
         (
             bundle.name,
             bundle.precision,
-            f"{bundle.bundle_bytes / MIB:,.1f} MiB",
-            *(f"{milliseconds(ms)} ms" for ms in (loading.ms.p50, loading.ms.p90, loading.first_request_ms)),
-            *map(_mib, (loading.imported_bytes, loading.loaded_bytes, loading.peak_bytes)),
+            size(bundle.bundle_bytes),
+            *(f"{three_digits(ms)} ms" for ms in (loading.ms.p50, loading.ms.p90, loading.first_request_ms)),
+            *(
+                "not known" if held is None else size(held)
+                for held in (loading.imported_bytes, loading.loaded_bytes, loading.peak_bytes)
+            ),
         )
-        for bundle, loading in ((bundle, bundle.loading) for bundle in profile.bundles)
+        for bundle, loading in ((bundle, bundle.loading) for bundle in bundles)
     ]
-    return [
-        f"Loads of each bundle: {profile.settings.loads}, each in a process that does nothing else; the files were "
-        "read before. Memory is the most that the process held: with the packages imported, with the bundle loaded, "
-        "and after requests with the longest history and the widest search.",
-        Table(header, rows, text_columns=2),
-    ]
-
-
-def _mib(count: int | None) -> str:
-    return "not known" if count is None else f"{count / MIB:,.0f} MiB"
+    header = ("Bundle", "Precision", "Files", "Load p50", "Load p90", "First request", "Packages", "Loaded", "Peak")
+    return Table(header, rows, text_columns=2)
 
 
 def _settings(profile: ProfileResult) -> Parts:
     settings, machine = profile.settings, profile.machine
-    threads = "the physical cores" if settings.threads is None else f"{settings.threads}"
     rows = [
         ("processor", machine.cpu),
         ("cores", f"{machine.physical_cores} physical, {machine.logical_cores} logical"),
@@ -368,19 +233,21 @@ def _settings(profile: ProfileResult) -> Parts:
         ("system", machine.system),
         ("versions", ", ".join(f"{name} {number}" for name, number in machine.versions.items())),
         ("engine", settings.engine),
-        ("threads of a call", threads),
+        ("threads of a call", "the physical cores" if settings.threads is None else f"{settings.threads}"),
         ("histories", settings.histories),
         ("items of an answer", f"{settings.k}, or as many as there are beams"),
-        *((f"bundle {bundle.name}", f"{bundle.folder}: {_model(bundle)}") for bundle in profile.bundles),
+        *(
+            (
+                f"bundle {bundle.name}",
+                f"{bundle.folder}: {bundle.precision}, {bundle.early_layers} of {bundle.layers} layers early, "
+                f"{size(bundle.weight_bytes)} of weights",
+            )
+            for bundle in profile.bundles
+        ),
     ]
     return [
         "The bundles took turns in one process, with the same histories. A case went on until the 95 % interval of its "
         f"median ended within {settings.tolerance:.0%} on either side, for {settings.requests} requests at the least, "
         f"or until {settings.seconds:g} seconds for each bundle had passed; then it is noisy.",
-        Table(("Setting", "Value"), rows, text_columns=2),
+        settings_table(rows),
     ]
-
-
-def _model(bundle: BundleProfile) -> str:
-    split = "dense" if bundle.early_layers == bundle.layers else f"{bundle.early_layers} of them early"
-    return f"{bundle.precision}, {bundle.layers} layers, {split}, {bundle.weight_bytes / MIB:,.1f} MiB of weights"

@@ -175,16 +175,6 @@ def test_activations_are_collected_as_in_service(case: Case, tmp_path: Path, mon
         assert max(rows) > 1
 
 
-def test_bundles_with_removed_range_methods_still_load(case: Case, tmp_path: Path) -> None:
-    run(case, tmp_path / "int8", settings=replace(QUICK, least_overlap=0, explain=False))
-    path = tmp_path / "int8" / MANIFEST_FILE
-    record = json.loads(path.read_text(encoding="utf-8"))
-    for method in ("percentile", "entropy"):
-        record["calibration"]["method"] = method
-        path.write_text(json.dumps(record), encoding="utf-8")
-        assert Recommender.load(tmp_path / "int8").manifest.calibration == record["calibration"]
-
-
 def test_bad_input_is_refused(case: Case, tmp_path: Path) -> None:
     for inside in (case.bundle, case.bundle / "int8", case.bundle.parent):
         with pytest.raises(EarnError, match="is, holds or lies in the bundle to calibrate"):

@@ -31,12 +31,6 @@ def test_help_lists_every_command_and_shows_examples_of_each(name: str, capsys: 
         assert all(f"    {each}" in out for each in NAMES)
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--version"])
-    assert capsys.readouterr().out == f"earn {package.__version__}\n"
-
-
 @pytest.mark.parametrize(
     ("argv", "says"),
     [

@@ -44,19 +44,19 @@ def test_json_has_every_stage_of_every_bundle(toy_bundle: Path, earn: Earn, tmp_
         assert bundle["loading"]["ms"]["p50"] > 0
     assert value["memory_bandwidth"] > 0
     assert "Profile of bundle beside bundle (2)" in (tmp_path / "page.html").read_text(encoding="utf-8")
-    for words in ("p99 ms", "early prefill", "of limit", "Histories: random items", f"Report: {tmp_path}"):
+    for words in ("p99 ms", "early prefill", "Of limit", "Histories: random items", f"Report: {tmp_path}"):
         assert words in outcome.err
 
 
 def test_tables_are_the_result_without_json(toy_bundle: Path, earn: Earn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(QUICK, "tolerance", 0.0)  # no machine is that steady
     outcome = earn("profile", toy_bundle, *FAST, "--histories", "1,3", "--beams", "2,4", "-k", "2")
-    rows = [line.split()[1:4] for line in outcome.out.splitlines()[2:6]]
+    rows = [line.split()[2:5] for line in outcome.out.splitlines()[2:6]]
     assert [(items, beams) for items, _, beams in rows] == [("1", "2"), ("3", "2"), ("1", "4"), ("3", "4")]
     assert "[7/8]" in outcome.err
     assert "[8/8]" in outcome.err
-    assert all(line.endswith("  noisy") for line in outcome.out.splitlines()[2:6])
-    assert "Noisy: a median is not known to 0%" in outcome.out
+    assert all("(noisy)" in line for line in outcome.out.splitlines()[2:6])
+    assert "Noisy: the median is not known to 0%" in outcome.out
 
 
 def test_real_histories_are_asked_where_there_are_any(exported: Path, data: Path, earn: Earn, tmp_path: Path) -> None:

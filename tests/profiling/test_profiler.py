@@ -104,11 +104,6 @@ def test_a_request_is_taken_apart(calls: list[tuple[str, float]], parts: dict[st
     assert Request(9.0, (*pieces, Call("early", 8, 405, 8, 1.0))).tokens == 405
 
 
-def test_percentiles() -> None:
-    assert Percentiles.of(range(101)) == Percentiles(50, 90, 99)
-    assert Percentiles.of([1.0, 2.0]) == Percentiles(1.5, 1.9, 1.99)
-
-
 @pytest.mark.parametrize(("count", "rank"), [(6, 1), (8, 1), (9, 2), (10, 2), (20, 6), (50, 18), (100, 40)])
 def test_the_medians_interval_is_that_of_the_tables(count: int, rank: int) -> None:
     values = np.random.default_rng(0).permutation(np.arange(1.0, count + 1)).tolist()
@@ -229,7 +224,7 @@ def test_limits_are_those_of_the_median_request(manifest: Manifest, monkeypatch:
     assert step is not None
     work = stage_work(manifest, "early", 9, 3, 1)
     assert (early.rows, early.operations, early.bytes) == (9, work.operations, work.bytes)
-    assert early.product_rate == 9e6
+    assert early.matmul_rate == 9e6
     assert early.least_ms == pytest.approx(1000 * work.operations / 9e6)  # this memory is never the limit
     assert early.share == pytest.approx(early.least_ms / 40)
     both = stage_work(manifest, "early", 3, 12, 3) + stage_work(manifest, "late", 3, 2, 3)

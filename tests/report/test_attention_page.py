@@ -44,35 +44,27 @@ def test_a_dense_models_page_suggests_a_k() -> None:
     assert "give 2% (layer 4) to 90% (layer 1) of their attention" in html
     assert "By the cut rule k = 3 of 4 layers" in html
     assert "the prompt&#39;s first 3 rows, its last row and generated tokens" in html
-    assert html.count("<svg") == 4
-    assert "never saw a history" not in html
-    assert "training can repair its harm" in html
-    assert "take more users" not in html
-    assert "1,234" in html
+    assert html.count("<svg") == 2
     assert "nan" not in html.lower().split("</style>")[1]
 
 
 def test_an_earn_models_page_says_that_no_larger_k_can_be_suggested() -> None:
     html = analysis_page(EARN, "earn", []).html()
-    assert "the only layer that sees the history gives 90% of its attention" in html
-    assert "Layers 2 to 4 see registers and generated tokens alone" in html
-    assert html.count("<svg") == 3  # one loss is no curve
-    for words in ("none below 1", "no k below the model&#39;s own, 1", "Of a k above 1 this model says nothing"):
+    assert "give 90% (layer 1) of their attention" in html
+    assert html.count("<svg") == 1  # one loss is no curve
+    for words in ("Layers 2 to 4 see registers", "none below 1", "Of a k above 1 this model says nothing"):
         assert words in html
 
 
 def test_without_a_measurable_cost_of_cuts_more_users_are_asked_for() -> None:
     html = analysis_page(replace(DENSE, errors=(0.6, 0.05, 0.01, 0.0)), "unsure", []).html()
     assert "less than 2 standard errors: take more users" in html
-    assert "By the cut rule no k below 4" in html
     assert "most the cut rule allows" not in html
 
 
 def test_identifiers_of_one_code_have_no_generated_tokens() -> None:
     found = replace(DENSE, layers=tuple(layer(number, 0.5, generated=0) for number in (1, 2, 3, 4)))
-    html = analysis_page(found, "short", []).html()
-    assert html.count("<svg") == 4
-    assert ">g1<" not in html
+    assert ">g1<" not in analysis_page(found, "short", []).html()
 
 
 def test_the_table_has_every_figure_and_marks_what_is_suggested() -> None:

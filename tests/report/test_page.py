@@ -12,7 +12,7 @@ import matplotlib
 import pytest
 
 from earn.errors import EarnError
-from earn.report.page import Banner, Page, Picture, Section, Table, check_place
+from earn.report.page import Page, Picture, Table, check_place, three_digits
 from earn.report.plots import COLOURS
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def draw(figure: Figure, label: str = "label") -> None:
 def page_of(text: str) -> Page:
     picture = Picture(text, lambda figure: draw(figure, text))
     parts = (text, Table((text, "n"), [(text, "1"), ("b", text)], marked=[1]), picture, picture)
-    return Page(text, text, [Section(text, parts)], Banner(text, False), [(text, text)])
+    return Page(text, text, {text: parts}, text, tiles=[(text, text)])
 
 
 def test_what_comes_from_outside_is_escaped() -> None:
@@ -91,11 +91,8 @@ def test_figures_take_the_pages_colours_and_keep_their_text() -> None:
     assert ">a label</text>" in svg[0]
 
 
-def test_a_table_marks_a_row_and_sets_figures_flush_right() -> None:
-    table = Table(("name", "kind", "n"), [("a", "b", "1"), ("c", "d", "2")], text_columns=2, marked=[1])
-    html = Page("t", "s", [Section("x", [table])]).html()
-    assert '<tr><td>a</td><td>b</td><td class="number">1</td></tr>' in html
-    assert '<tr class="marked"><td>c</td><td>d</td><td class="number">2</td></tr>' in html
+def test_figures_have_three_digits() -> None:
+    assert [three_digits(value) for value in (0.1234, 1.0, 12.34, 1234.5)] == ["0.123", "1.00", "12.3", "1,234"]
 
 
 def test_the_same_page_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +107,8 @@ import sys
 import earn.report.page
 loaded = {"matplotlib", "jinja2", "numpy"} & set(sys.modules)
 assert not loaded, loaded
-from earn.report.page import Page, Picture, Section
-html = Page("t", "s", [Section("x", [Picture("c", lambda figure: figure.subplots().plot([1, 2]) and None)])]).html()
+from earn.report.page import Page, Picture
+html = Page("t", "s", {"x": [Picture("c", lambda figure: figure.subplots().plot([1, 2]) and None)]}).html()
 assert "matplotlib.pyplot" not in sys.modules
 sys.stdout.write(html)
 """
@@ -139,12 +136,12 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         raise RuntimeError("no")
 
     path = tmp_path / "new" / "page.html"
-    page = Page("file \udce9", "über", [Section("x", ["…"])])  # a file name that is not UTF-8
+    page = Page("file \udce9", "über", {"x": ["…"]})  # a file name that is not UTF-8
     page.write(path)
     before = path.read_bytes()
     assert before.decode("utf-8") == page.html().replace("\udce9", "?")
     with pytest.raises(RuntimeError):
-        Page("t", "s", [Section("x", [Picture("c", fail)])]).write(path)
+        Page("t", "s", {"x": [Picture("c", fail)]}).write(path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 
