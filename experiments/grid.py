@@ -5,7 +5,7 @@ docs/results.md says in words what the names stand for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -142,7 +142,7 @@ BACKBONES: Mapping[str, Backbone] = {
 class Preset:
     """A set of runs."""
 
-    runs: tuple[Run, ...]
+    runs: list[Run]
     settings: Mapping[str, Any] = field(default_factory=dict)  # fields of TrainSettings that differ
     users: int | None = None  # asked at the most
 
@@ -163,10 +163,6 @@ def grid(
     ]
 
 
-def _unique(*groups: Sequence[Run]) -> tuple[Run, ...]:
-    return tuple(dict.fromkeys(run for group in groups for run in group))
-
-
 SEEDS = (0, 1, 2)
 LLAMA, EARN = ("tiny-llama",), ("earn",)
 TINY = ("tiny-llama", "tiny-qwen2")
@@ -174,48 +170,51 @@ SMALL = ("small-llama", "small-qwen2")
 SPLITS = (1, 3, 4, 6, 8)  # beside the usual k = 2
 PRESETS: Mapping[str, Preset] = {
     "smoke": Preset(
-        _unique(
-            grid("walks", ("toy-llama",), (*TWINS, *ABLATIONS), (1,)),
-            grid("walks", ("toy-qwen2",), TWINS, (1,), method="lcrec"),
-        ),
+        [
+            *grid("walks", ("toy-llama",), (*TWINS, *ABLATIONS), (1,)),
+            *grid("walks", ("toy-qwen2",), TWINS, (1,), method="lcrec"),
+        ],
         users=64,
     ),
     "cpu": Preset(
-        _unique(
-            grid("ml-100k", TINY, seeds=SEEDS),
-            grid("beauty", TINY),
-            grid("games", LLAMA),
-            grid("ml-100k", LLAMA, ABLATIONS),
-            grid("ml-100k", LLAMA, EARN, SPLITS),
-            grid("beauty-built", LLAMA),
-            grid("beauty", LLAMA, ("history-returns", "untrained", "no-prefix", "no-suffix")),
-            grid("ml-100k", TINY, method="lcrec"),
-            grid("beauty", LLAMA, EARN, (1, 4)),
-            grid("ml-100k", LLAMA, EARN, SPLITS, (1, 2)),
-            grid("ml-100k", LLAMA, ABLATIONS, seeds=(1, 2)),
-        ),
+        [
+            *grid("ml-100k", TINY, seeds=SEEDS),
+            *grid("beauty", TINY),
+            *grid("games", LLAMA),
+            *grid("ml-100k", LLAMA, ABLATIONS),
+            *grid("ml-100k", LLAMA, EARN, SPLITS),
+            *grid("beauty-built", LLAMA),
+            *grid("beauty", LLAMA, ("history-returns", "untrained", "no-prefix", "no-suffix")),
+            *grid("ml-100k", TINY, method="lcrec"),
+            *grid("beauty", LLAMA, EARN, (1, 4)),
+            *grid("ml-100k", LLAMA, EARN, SPLITS, (1, 2)),
+            *grid("ml-100k", LLAMA, ABLATIONS, seeds=(1, 2)),
+        ],
     ),
     "tuning": Preset(
-        _unique(
-            grid("beauty", LLAMA, EARN, recipes=RECIPES),
-            grid("beauty", ("wide-llama",), EARN, recipes=LONGER),
-            grid("beauty", ("wide-llama",), ("dense", "history-returns"), recipes=(BEST,)),
-            grid("beauty", LLAMA, ("registers-2", "registers-3", *WINDOWS)),
-            grid("beauty", ("wide-llama", "six-llama")),
-        ),
+        [
+            *grid("beauty", LLAMA, EARN, recipes=RECIPES),
+            *grid("beauty", ("wide-llama",), EARN, recipes=LONGER),
+            *grid("beauty", ("wide-llama",), ("dense", "history-returns"), recipes=(BEST,)),
+            *grid("beauty", LLAMA, ("registers-2", "registers-3", *WINDOWS)),
+            *grid("beauty", ("wide-llama", "six-llama")),
+        ],
     ),
     "pretrained": Preset(
-        _unique(grid("ml-100k", ("smollm2",), TWINS, (8,), method="lcrec")),
+        grid("ml-100k", ("smollm2",), TWINS, (8,), method="lcrec"),
         {"epochs": 1, "batch_size": 8},
     ),
     "paper": Preset(
-        _unique(
-            *(grid(data, SMALL, TWINS, (3,), SEEDS) for data in ("beauty-by-time", "games")),
-            *(grid(data, ("smollm2",), TWINS, (8,), SEEDS, "lcrec") for data in ("beauty-by-time", "games")),
-            grid("beauty-by-time", ("small-llama",), EARN, (1, 2, 4, 6, 12)),
-            grid("beauty-by-time", ("small-llama",), ABLATIONS, (3,)),
-        ),
+        [
+            *grid("beauty-by-time", SMALL, TWINS, (3,), SEEDS),
+            *grid("games", SMALL, TWINS, (3,), SEEDS),
+            *grid("beauty-by-time", ("smollm2",), TWINS, (8,), SEEDS, "lcrec"),
+            *grid("games", ("smollm2",), TWINS, (8,), SEEDS, "lcrec"),
+            *grid("beauty-by-time", ("small-llama",), EARN, (1, 2, 4, 6, 12)),
+            *grid("beauty-by-time", ("small-llama",), ABLATIONS, (3,)),
+        ],
         {"bf16": True, "batch_size": 128},
     ),
 }
-RUNS: Mapping[str, Run] = {run.name: run for preset in PRESETS.values() for run in preset.runs}  # by name
+REAL: Mapping[str, Preset] = {name: preset for name, preset in PRESETS.items() if name != "smoke"}  # of real data
+RUNS: Mapping[str, Run] = {run.name: run for preset in REAL.values() for run in preset.runs}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earn.files import written_whole
 from earn.report.plots import COLOURS
 from experiments.tables import PAPER_SHARES, Line, Row, ablations, of_same_seeds, pairs, sweep
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STYLE: Any = {
-    "svg.hashsalt": "earn",  # the same rows give the same bytes
+    "svg.hashsalt": "earn",
     "svg.fonttype": "none",
     "font.size": 9,
     "axes.spines.top": False,
@@ -25,17 +24,19 @@ SERIES = (("main", "-", "o"), ("mark", "--", "s"), ("good", "-.", "^"), ("bad", 
 PAPER = "the paper: LC-Rec, Beauty, Llama-7B"
 
 
-def draw_all(rows: Sequence[Row], folder: Path) -> None:
-    """Writes every picture; the same rows give the same bytes."""
+def draw_all(rows: Sequence[Row]) -> dict[str, bytes]:
+    """The SVG files by their names; the same rows give the same bytes."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
     for name, draw in PICTURES.items():
-        with mpl.rc_context(STYLE), written_whole(folder / name) as path:
-            figure = Figure(layout="constrained", facecolor=COLOURS["paper"])
+        with mpl.rc_context(STYLE):
+            figure, file = Figure(layout="constrained", facecolor=COLOURS["paper"]), io.BytesIO()
             draw(rows, figure)
-            figure.savefig(path, format="svg", metadata={"Date": None})
+            figure.savefig(file, format="svg", metadata={"Date": None})
+            found[name] = file.getvalue()
+    return found
 
 
 def draw_twins(rows: Sequence[Row], figure: Figure) -> None:

@@ -14,9 +14,8 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -28,11 +27,11 @@ from experiments.afterwards import INT8_RANKS, LOOKS
 from experiments.grid import RUNS, Run
 from experiments.pictures import draw_all
 from experiments.runs import MEASURES, RANKS, RESULT, asked_of
-from experiments.tables import HIDDEN, TABLES, Row, run_name, table
+from experiments.tables import TABLES, Row, run_name, table
 
 DECIMALS = 6  # enough for any share of users
 DOCS = Path(__file__).parent.parent / "docs"
-RESULTS, PAGE, PICTURES = "results.json", "results.md", "pictures"
+RESULTS, PAGE = "results.json", "results.md"
 TABLE = re.compile(r"(<!-- table: ([a-z0-9 ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -43,26 +42,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--collect", type=Path, metavar="DIR", help="results of runs, added to those that are known")
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args(argv)
-    file, page_file = DOCS / RESULTS, DOCS / PAGE
     try:
-        rows: list[Row] = read_json(file) if file.is_file() else []
+        rows: list[Row] = read_json(DOCS / RESULTS) if (DOCS / RESULTS).is_file() else []
         if args.collect:
             rows = merged(rows, collect(args.collect))
-            write_json(file, rows)
+            write_json(DOCS / RESULTS, rows)
         if not rows:
-            raise EarnError(f"{file}: holds no run. Pass --collect.")
+            raise EarnError(f"{DOCS / RESULTS}: holds no run. Pass --collect.")
+        files = generated(rows)
+        stale = [path for path, content in files.items() if not path.is_file() or path.read_bytes() != content]
         if args.check:
-            wrong = next(differences(rows), None)
-            note(f"{page_file}: {f'{wrong} is not what {RESULTS} says' if wrong else f'is what {RESULTS} says'}")
-            return int(wrong is not None)
-        text = page(page_file.read_text(encoding="utf-8"), rows)
-        with written_whole(page_file) as path:
-            path.write_text(text, encoding="utf-8")
-        draw_all(rows, DOCS / PICTURES)
+            note(f"not what {RESULTS} says: {', '.join(map(str, stale))}" if stale else f"all is what {RESULTS} says")
+            return min(len(stale), 1)
+        for path in stale:
+            path.parent.mkdir(exist_ok=True)
+            with written_whole(path) as beside:
+                beside.write_bytes(files[path])
     except (EarnError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
-    note(f"{page_file}: {len(rows)} runs")
+    note(f"{DOCS / PAGE}: {len(rows)} runs")
     return 0
+
+
+def generated(rows: Sequence[Row]) -> dict[Path, bytes]:
+    """The page and its pictures, as the rows have them."""
+    text = page((DOCS / PAGE).read_text(encoding="utf-8"), rows)
+    pictures = {DOCS / "pictures" / name: content for name, content in draw_all(rows).items()}
+    return {DOCS / PAGE: text.encode(), **pictures}
 
 
 def page(text: str, rows: Sequence[Row]) -> str:
@@ -81,20 +87,6 @@ def page(text: str, rows: Sequence[Row]) -> str:
     return TABLE.sub(made, text)
 
 
-def differences(rows: Sequence[Row]) -> Iterator[str]:
-    """The tables and pictures that are not what the rows say."""
-    text = (DOCS / PAGE).read_text(encoding="utf-8")
-    for old, new in zip(TABLE.finditer(text), TABLE.finditer(page(text, rows)), strict=True):
-        if old[0] != new[0]:
-            yield f"the table {old[2]!r}"
-    with TemporaryDirectory() as folder:
-        draw_all(rows, Path(folder))
-        for picture in sorted(Path(folder).iterdir()):
-            path = DOCS / PICTURES / picture.name
-            if not path.is_file() or path.read_bytes() != picture.read_bytes():
-                yield f"the picture {picture.name}"
-
-
 def collect(out: Path) -> dict[str, Row]:
     """The row of every finished run below OUT, by name: its result, and what was looked at afterwards, where it was.
 
@@ -104,7 +96,7 @@ def collect(out: Path) -> dict[str, Row]:
     rows = {}
     for name, run in RUNS.items():
         folder = out / name
-        if run.data not in HIDDEN and (folder / RESULT).is_file():
+        if (folder / RESULT).is_file():
             files = [folder / look.file for look in LOOKS.values()]
             looks = {file.stem: read_json(file) for file in files if file.is_file()}
             rows[name] = {**read_json(folder / RESULT), **looks, **_difference(out, run)}

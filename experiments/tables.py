@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.grid import PRESETS, WINDOWS
+from experiments.grid import REAL
 from experiments.runs import MEASURES, SHOWN
 
-HIDDEN = ("walks",)  # made-up data
 MODEL = ("data", "method", "backbone", "recipe")  # what a dense model and its EARN twins share
 # The paper's Recall@10 as a share of its EARN's .0174 (arXiv 2507.00715; LC-Rec, Beauty, Llama, k = 7).
 PAPER_SHARES = {"earn": 1.0, "untrained": 0.0048 / 0.0174, "no-prefix": 0.0172 / 0.0174, "no-suffix": 0.0041 / 0.0174}
@@ -124,17 +123,10 @@ def _analyzed(rows: Sequence[Row]) -> Lines:
 
 def ablations(rows: Sequence[Row]) -> Lines:
     """Every variant of EARN with the same k, compared with EARN itself."""
-    shown = (row for row in rows if row["variant"] not in ("dense", *WINDOWS) and not row["recipe"])
-    for group in groups(shown, *MODEL, "early_layers").values():
+    for group in groups((row for row in rows if row["variant"] != "dense"), *MODEL, "early_layers").values():
         variants = groups(group, "variant")
         if len(variants) > 1 and ("earn",) in variants:
             yield from (Line(found, variants[("earn",)]) for found in variants.values())
-
-
-def _with_history(rows: Sequence[Row]) -> Lines:
-    """EARN on Beauty with items of the history in the lists, as TIGER's authors may have had it."""
-    returns = [row for row in rows if (row["data"], row["variant"]) == ("beauty", "history-returns")]
-    return map(Line, groups(returns, *MODEL).values())
 
 
 def _tuning(rows: Sequence[Row]) -> Lines:
@@ -154,10 +146,8 @@ def _with(part: str) -> Callable[[Sequence[Row]], Lines]:
 def _presets(rows: Sequence[Row]) -> Lines:
     """The measured runs of each preset of real data, beside all of its runs."""
     known = {run_name(row) for row in rows}
-    for name, preset in PRESETS.items():
-        runs = [{"preset": name, "known": run.name in known} for run in preset.runs if run.data not in HIDDEN]
-        if runs:
-            yield Line(runs)
+    for name, preset in REAL.items():
+        yield Line([{"preset": name, "known": run.name in known} for run in preset.runs])
 
 
 # Cells
@@ -271,7 +261,6 @@ TABLES: Mapping[str, tuple[Callable[[Sequence[Row]], Lines], Sequence[str]]] = {
     "early layers": (sweep, ("", *_FIGURES, "Recall@10, share")),
     "suggested": (_analyzed, ("dense model", "suggested k, by seed", "trained k", "smallest good enough")),
     "ablations": (ablations, ("", *_FIGURES, "Recall@10, share", "the paper's share")),
-    "published": (_with_history, ("", "Recall@10")),
     "tuning": (_tuning, ("", "NDCG@10, validation", "Recall@10", "NDCG@10", "epochs", "minutes")),
     "speed": (
         _with("speed"),
