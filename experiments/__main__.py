@@ -5,7 +5,6 @@
     python -m experiments tuning                     # what was tried to rank better on Beauty: a night on two cores
     python -m experiments pretrained                 # a pretrained backbone, instructions in words: minutes on a GPU
     python -m experiments paper                      # the paper's data, larger models: hours on a GPU
-    python -m experiments cpu --only ml-100k/tiger-tiny-llama/earn-k2-seed0
     python -m experiments cpu --list                 # what there is, and what is done
     python -m experiments cpu --analyze              # then: attention of the dense models, and their k
     python -m experiments cpu --speed                # then: latency of what was trained, one after the other

@@ -85,19 +85,20 @@ def draw_ablations(rows: Sequence[Row], figure: Figure) -> None:
     """Recall@10 of each variant as a share of whole EARN's, ours beside the paper's."""
     series: dict[str, dict[str, float]] = {}
     for line in ablations(rows):
-        if line.first["variant"] != "earn" and (share := line.share()) is not None:
+        shown = line.first["variant"] != "earn" and not line.first["recipe"]
+        if shown and (share := line.share()) is not None:
             series.setdefault(f"{line.model}, k = {line.first['early_layers']}", {})[line.first["variant"]] = share
     variants = list(dict.fromkeys(variant for shares in series.values() for variant in shares))
     series[PAPER] = {variant: share for variant, share in PAPER_SHARES.items() if variant in variants}
     figure.set_size_inches(7.5, 0.8 + 0.22 * max(1, len(variants) * (len(series) + 1)))
     axes = figure.subplots()
-    bar = 0.8 / len(series)
+    bar, box = 0.8 / len(series), {"facecolor": COLOURS["paper"], "edgecolor": "none", "pad": 0.5}
     for index, (name, shares) in enumerate(series.items()):
         colour = COLOURS["muted" if name == PAPER else SERIES[index % len(SERIES)][0]]
         heights = [variants.index(variant) + (index - (len(series) - 1) / 2) * bar for variant in shares]
         axes.barh(heights, list(shares.values()), bar * 0.9, color=colour, label=name)
         for height, share in zip(heights, shares.values(), strict=True):
-            axes.text(share + 0.01, height, f"{share:.0%}", va="center")
+            axes.text(share + 0.01, height, f"{share:.0%}", va="center", bbox=box)
     axes.axvline(1, color=COLOURS["muted"], linewidth=1, zorder=0)
     axes.set_yticks(range(len(variants)), variants)
     axes.invert_yaxis()
