@@ -100,7 +100,7 @@ def test_an_index_is_read_in_its_order(tmp_path: Path) -> None:
     [
         ("[]", "holds a list, not an object"),
         ('{"7": "<a_1>"}', "the identifier of item '7' is '<a_1>'"),
-        ('{"7": [1]}', r"the identifier of item '7' is \[1\]"),
+        ('{"7": [1.5]}', r"the identifier of item '7' is \[1.5\]"),
         ('{"7": ["a"], "7": ["b"]}', "the key '7' stands twice"),
         ('{"7": ["a"],\n "8": }', "line 2, column 7: not valid JSON"),
         ('{"7": ["a"], "8": ["a", "b"]}', "the beginning of that of item '8'"),
