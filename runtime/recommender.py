@@ -9,7 +9,7 @@ A recommender may be shared by threads: a request keeps its state to itself.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import SCORING_RULES
 from earn.errors import EarnError
-from earn.manifest import Manifest
+from earn.manifest import MANIFEST_FILE, Manifest, Moment, check_graphs, moment
 from earn.prompts import history_tokens
 from earn.runtime.beam import Beams
 from earn.runtime.decoder import Decoder, ReadPrompts
@@ -33,6 +33,8 @@ from earn.specs import generated_rows
 
 DEFAULT_BEAMS = 20  # as in the paper
 EXACT = "exact"  # in place of a number of beams
+
+LOAD_TRIES = 5
 
 T = TypeVar("T")
 
@@ -101,13 +103,18 @@ class Recommender:
             EarnError: the bundle is damaged or the engine is not available.
         """
         folder = Path(folder)
-        if engine == ONE_GRAPH:
-            from earn.runtime.one_graph import OneGraphRecommender
 
-            return OneGraphRecommender.open(folder, session_options(check_threads(threads), spinning, arena), verify)
-        manifest = Manifest.load(folder, verify)
-        loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
-        return cls(loaded, manifest, Catalog.load(folder / CATALOG_FILE))
+        def open_now() -> Recommender:
+            manifest = Manifest.load(folder, verify)
+            check_graphs(folder, manifest)
+            if engine == ONE_GRAPH:
+                from earn.runtime.one_graph import OneGraphRecommender
+
+                return OneGraphRecommender.open(folder, session_options(check_threads(threads), spinning, arena), False)
+            loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
+            return cls(loaded, manifest, Catalog.load(folder / CATALOG_FILE))
+
+        return _of_one_moment(folder, open_now)
 
     def recommend(
         self,
@@ -285,3 +292,31 @@ def in_order(values: T, what: str) -> T:
     if isinstance(values, (Set, Mapping)):
         raise EarnError(f"Got a {type(values).__name__} as {what}, where the order counts. Give a list, oldest first.")
     return values
+
+
+def _of_one_moment(folder: Path, open_now: Callable[[], T]) -> T:
+    """What was opened, if the bundle's files were the same ones from the first to the last; else tried again.
+
+    Raises:
+        EarnError: it cannot be opened, or the bundle was replaced during every try.
+    """
+    if not (folder / MANIFEST_FILE).is_file():
+        return open_now()  # says what to do
+    for _ in range(LOAD_TRIES):
+        before = moment(folder)
+        try:
+            opened = open_now()
+        except (EarnError, OSError):
+            if _is_still(folder, before):
+                raise
+        else:
+            if _is_still(folder, before):
+                return opened
+    raise EarnError(f"{folder}: was replaced {LOAD_TRIES} times while it was being loaded. Load it again later.")
+
+
+def _is_still(folder: Path, before: Moment) -> bool:
+    try:
+        return moment(folder) == before
+    except EarnError:  # between the two steps of an exchange that is not atomic
+        return False

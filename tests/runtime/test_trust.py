@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from earn.catalog import CATALOG_FILE, Catalog
 from earn.errors import EarnError
+from earn.exchange import exchange
+from earn.files import folder_written_whole
 from earn.manifest import Manifest
 from earn.runtime.recommender import Recommender
 from earn.runtime.session import Session
@@ -119,6 +124,62 @@ def test_every_bit_flip_of_a_saved_session_is_an_error_or_changes_nothing(recomm
         assert restored.history == session.history
         np.testing.assert_array_equal(restored._cache.past, session._cache.past)
     assert min(outcomes.values()) > 0, outcomes
+
+
+def test_a_bundle_that_is_exchanged_while_it_is_loaded_is_the_one_or_the_other(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("bundle", "other")]
+    for folder in folders:
+        shutil.copytree(toy_bundle, folder)
+    catalog = Catalog.load(toy_bundle / CATALOG_FILE)
+    turned = dict(zip(catalog.item_ids, reversed(catalog.item_ids), strict=True))
+    Catalog(tuple(turned.values()), catalog.identifiers, catalog.titles).save(folders[1] / CATALOG_FILE)
+    poison(folders[1], "late", "norm.weight", 3.0)
+    lists = [Recommender.load(folder, threads=1).recommend(["1"]) for folder in folders]
+    assert lists[0] != lists[1]
+    is_over, loaded, refused = threading.Event(), 0, 0
+
+    def exchange_on() -> None:
+        while not is_over.wait(0.02):
+            assert exchange(*folders)
+
+    thread = threading.Thread(target=exchange_on)
+    thread.start()
+    try:
+        for _ in range(20):
+            try:
+                found = Recommender.load(folders[0], threads=1).recommend(["1"])
+            except EarnError as error:
+                assert "was replaced" in str(error)  # noqa: PT017
+                refused += 1
+            else:
+                assert found in lists
+                loaded += 1
+    finally:
+        is_over.set()
+        thread.join()
+    assert loaded + refused == 20
+
+
+def test_a_replaced_bundle_is_loaded_again(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, load, replaced = tmp_path / "bundle", Catalog.load, []
+    shutil.copytree(toy_bundle, folder)
+
+    def replace_first(path: Path) -> Catalog:
+        if len(replaced) < times:
+            replaced.append(path)
+            with folder_written_whole(folder) as beside:
+                shutil.copytree(toy_bundle, beside, dirs_exist_ok=True)
+        return load(path)
+
+    monkeypatch.setattr(Catalog, "load", replace_first)
+    times = 2
+    assert Recommender.load(folder, threads=1).recommend(["1"])
+    assert len(replaced) == 2
+    times = 100
+    with pytest.raises(EarnError, match="was replaced 5 times while it was being loaded"):
+        Recommender.load(folder, threads=1)
 
 
 def test_a_graph_that_fails_when_it_runs_is_named(recommender: Recommender) -> None:
