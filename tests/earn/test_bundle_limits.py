@@ -91,7 +91,7 @@ def test_codes_that_are_no_identifier_are_refused(tmp_path: Path, codes: list[li
     path = tmp_path / "catalog.npz"
     one, two = (np.frombuffer(text, np.uint8) for text in (b"x", b"x\ny"))
     np.savez(path, tokens=two, item_ids=one, titles=one, identifiers=np.array(codes, np.int32))
-    with pytest.raises(EarnError, match="item 0 has the codes|identifiers of 65 tokens"):
+    with pytest.raises(EarnError, match=r"item 0 has the codes|identifiers of 65 tokens"):
         Catalog.load(path)
 
 
@@ -199,11 +199,11 @@ def test_the_one_graph_may_loop_a_constant_number_of_times(bundle: Path) -> None
     (loop,) = (node for node in model.graph.node if node.op_type == "Loop")
     rounds = next(tensor for tensor in model.graph.initializer if tensor.name == loop.input[0])
     for value in (-1, MOST_ROUNDS + 1, 2**62):
-        rounds.CopyFrom(numpy_helper.from_array(np.int64(value), rounds.name))
+        rounds.CopyFrom(numpy_helper.from_array(np.array(value, np.int64), rounds.name))
         onnx.save(model, path)
         with pytest.raises(EarnError, match="not a constant of at most"):
             check_graph_file(path, ())
-    rounds.CopyFrom(numpy_helper.from_array(np.int64(2), rounds.name))
+    rounds.CopyFrom(numpy_helper.from_array(np.array(2, np.int64), rounds.name))
     body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
     body.node.append(helper.make_node("Loop", [rounds.name, ""], ["z"], body=subgraph()))
     onnx.save(model, path)

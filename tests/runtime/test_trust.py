@@ -72,7 +72,7 @@ def test_the_token_whose_scores_are_no_numbers_is_named(recommender: Recommender
 
 def test_a_restored_cache_that_holds_no_numbers_is_refused(recommender: Recommender) -> None:
     session = recommender.session(["1", "2"])
-    session._cache.past[-1, :, 0] = np.nan
+    np.asarray(session._cache.past)[-1, :, 0] = np.nan
     restored = recommender.restore_session(session.to_bytes())
     with pytest.raises(EarnError, match="The early stage gives numbers that are not finite"):
         restored.recommend()
@@ -97,7 +97,7 @@ def test_what_is_no_list_of_items_is_no_history(recommender: Recommender, what: 
 def test_exclusions_need_no_order_but_are_no_bytes(recommender: Recommender) -> None:
     assert recommender.recommend(["1"], exclude={"2"}) == recommender.recommend(["1"], exclude=["2"])
     with pytest.raises(EarnError, match="where a list of item ids belongs"):
-        recommender.recommend(["1"], exclude=b"2")  # type: ignore[arg-type]
+        recommender.recommend(["1"], exclude=b"2")
 
 
 def test_small_integers_of_numpy_do_not_overflow(recommender: Recommender) -> None:
@@ -138,10 +138,10 @@ def test_a_bundle_that_is_exchanged_while_it_is_loaded_is_the_one_or_the_other(
     poison(folders[1], "late", "norm.weight", 3.0)
     lists = [Recommender.load(folder, threads=1).recommend(["1"]) for folder in folders]
     assert lists[0] != lists[1]
-    is_over, loaded, refused = threading.Event(), 0, 0
+    is_over, chance, loaded, refused = threading.Event(), random.Random(0), 0, 0
 
     def exchange_on() -> None:
-        while not is_over.wait(0.02):
+        while not is_over.wait(chance.uniform(0, 0.4)):
             assert exchange(*folders)
 
     thread = threading.Thread(target=exchange_on)
@@ -159,11 +159,11 @@ def test_a_bundle_that_is_exchanged_while_it_is_loaded_is_the_one_or_the_other(
     finally:
         is_over.set()
         thread.join()
-    assert loaded + refused == 20
+    assert loaded > refused, (loaded, refused)
 
 
 def test_a_replaced_bundle_is_loaded_again(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, load, replaced = tmp_path / "bundle", Catalog.load, []
+    folder, load, replaced = tmp_path / "bundle", Catalog.load, list[Path]()
     shutil.copytree(toy_bundle, folder)
 
     def replace_first(path: Path) -> Catalog:
