@@ -19,7 +19,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from os import stat_result
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -309,22 +308,42 @@ def check_graphs(folder: Path, manifest: Manifest) -> None:
             check_graph_file(folder / name, manifest.files)
 
 
-Moment = tuple[object, ...]
+@dataclass(frozen=True)
+class Moment:
+    """What tells a bundle at one moment from whatever stands at its path at another."""
 
+    manifest: bytes
+    files: tuple[tuple[object, ...], ...]  # each with inode, size and time
+    folder: tuple[int, int]  # device and inode
+    entries_ns: int  # when an entry was last made in the folder
+    changed_ns: int  # when the folder itself was last changed: renamed, too
 
-def moment(folder: Path) -> Moment:
-    """What tells a bundle at one moment from whatever stands at its path at another: inodes, times and the manifest.
+    @classmethod
+    def of(cls, folder: Path) -> Moment:
+        """The bundle as it now is.
 
-    Raises:
-        EarnError: there is nothing, or it cannot be read.
-    """
-    try:
-        files = sorted((path.name, _identity(path.stat())) for path in folder.iterdir() if path.is_file())
-        # a folder's own change time tells that it was exchanged and exchanged back
-        return (_identity(folder.stat()), folder.stat().st_ctime_ns, files, (folder / MANIFEST_FILE).read_bytes())
-    except (OSError, ValueError) as error:  # a ValueError where the path holds a NUL
-        raise EarnError(f"{folder}: there is no bundle that can be read ({error}). Check the path.") from error
+        Raises:
+            EarnError: there is nothing, or it cannot be read.
+        """
+        try:
+            files = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+            own = folder.stat()
+            return cls(
+                (folder / MANIFEST_FILE).read_bytes(),
+                tuple((name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in files),
+                (own.st_dev, own.st_ino),
+                own.st_mtime_ns,
+                own.st_ctime_ns,
+            )
+        except OSError as error:
+            raise EarnError(f"{folder}: there is no bundle that can be read ({error}). Check the path.") from error
 
-
-def _identity(stat: stat_result) -> tuple[int, ...]:
-    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    def is_still(self, folder: Path) -> bool:
+        """Whether the same bundle has stood there ever since."""
+        try:
+            now = Moment.of(folder)
+        except EarnError:  # between the two steps of an exchange that is not atomic
+            return False
+        # a folder that was exchanged and exchanged back has another time of its own; so has one that got engines/
+        was_moved = self.changed_ns != now.changed_ns and self.entries_ns == now.entries_ns
+        return (self.manifest, self.files, self.folder) == (now.manifest, now.files, now.folder) and not was_moved

@@ -20,7 +20,7 @@ import numpy as np
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import SCORING_RULES
 from earn.errors import EarnError
-from earn.manifest import MANIFEST_FILE, Manifest, Moment, check_graphs, moment
+from earn.manifest import MANIFEST_FILE, Manifest, Moment, check_graphs
 from earn.prompts import history_tokens
 from earn.runtime.beam import Beams
 from earn.runtime.decoder import Decoder, ReadPrompts
@@ -303,20 +303,13 @@ def _of_one_moment(folder: Path, open_now: Callable[[], T]) -> T:
     if not (folder / MANIFEST_FILE).is_file():
         return open_now()  # says what to do
     for _ in range(LOAD_TRIES):
-        before = moment(folder)
+        before = Moment.of(folder)
         try:
             opened = open_now()
         except (EarnError, OSError):
-            if _is_still(folder, before):
+            if before.is_still(folder):
                 raise
         else:
-            if _is_still(folder, before):
+            if before.is_still(folder):
                 return opened
     raise EarnError(f"{folder}: was replaced {LOAD_TRIES} times while it was being loaded. Load it again later.")
-
-
-def _is_still(folder: Path, before: Moment) -> bool:
-    try:
-        return moment(folder) == before
-    except EarnError:  # between the two steps of an exchange that is not atomic
-        return False
