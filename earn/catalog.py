@@ -13,25 +13,25 @@ then a finished item could not be told from an unfinished one.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from earn.arrays import ArrayForm, read_arrays
 from earn.errors import EarnError
 from earn.files import read_json, written_whole
 from earn.identifier_tokens import unwrapped
 
-# What numpy raises for a file that is missing, cut short, of another form, or whose codes name no token.
-_UNREADABLE = (OSError, EOFError, KeyError, ValueError, IndexError, TypeError, AttributeError, BadZipFile, zlib.error)
-
-
 CATALOG_FILE = "catalog.npz"
+_TEXT = ArrayForm("|u1", 1)
+_FORMS = {"tokens": _TEXT, "item_ids": _TEXT, "titles": _TEXT, "identifiers": ArrayForm("<i4", 2)}
+MOST_DEPTH = 64  # tokens of an identifier
+# A catalog's file may unpack to so many bytes, and so many times its own size besides: titles compress 3 to 10 times.
+MOST_UNPACKED, MOST_COMPRESSION = 64 << 20, 64
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,13 @@ class Catalog:
             EarnError: not such a file.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                tokens = _to_strings(arrays["tokens"])
-                item_ids, titles = _to_strings(arrays["item_ids"]), _to_strings(arrays["titles"])
-                codes = arrays["identifiers"].tolist()
-            identifiers = tuple(tuple(tokens[code] for code in row if code >= 0) for row in codes)
-        except _UNREADABLE as error:
+            with path.open("rb") as file:
+                arrays = read_arrays(file, _FORMS, MOST_UNPACKED + MOST_COMPRESSION * path.stat().st_size)
+            tokens = _to_strings(arrays["tokens"])
+            item_ids, titles = _to_strings(arrays["item_ids"]), _to_strings(arrays["titles"])
+            codes = _checked(arrays["identifiers"], len(tokens))
+            identifiers = tuple(tuple(tokens[code] for code in row if code >= 0) for row in codes.tolist())
+        except (OSError, KeyError, ValueError) as error:
             raise EarnError(
                 f"{path}: not a readable catalog ({error}). Write the checkpoint or bundle again."
             ) from error
@@ -188,6 +189,18 @@ def _refuse_duplicates(item_ids: Sequence[str]) -> None:
 def _natural(text: str) -> list[tuple[int, str]]:
     """A sort key under which <a_2> comes before <a_10>."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def _checked(codes: NDArray[np.int32], tokens: int) -> NDArray[np.int32]:
+    """Identifiers [items,depth] as codes, if each is a code's index followed by nothing but -1."""
+    if codes.shape[1] > MOST_DEPTH:
+        raise ValueError(f"identifiers of {codes.shape[1]} tokens, where {MOST_DEPTH} may be")
+    wrong = (codes < -1) | (codes >= tokens)
+    wrong[:, 1:] |= (codes[:, :-1] < 0) & (codes[:, 1:] >= 0)
+    if wrong.any():
+        row = int(wrong.any(1).argmax())
+        raise ValueError(f"item {row} has the codes {codes[row].tolist()} of {tokens} tokens")
+    return codes
 
 
 def _to_bytes(strings: Sequence[str]) -> NDArray[np.uint8]:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from earn.errors import EarnError
+from earn.exchange import OLD, exchange, new_folder, recover
 
 GZIP = b"\x1f\x8b"
 PACKED = {  # the first bytes of files that are taken for text now and then
@@ -93,6 +93,10 @@ def open_bytes(path: Path) -> Iterator[BufferedReader]:
         raise EarnError(f"{path}: its gzip is damaged or cut short ({error}). Fetch the file again.") from error
     except OSError as error:
         raise EarnError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
+    except ValueError as error:
+        if "\0" not in str(path):
+            raise
+        raise EarnError(f"{str(path)!r}: a path holds no NUL. Check it.") from error
 
 
 def _encoding(path: Path, start: bytes) -> str:
@@ -195,9 +199,24 @@ def written_whole(path: Path) -> Iterator[Path]:
     beside = path.with_name(path.name + ".part")
     try:
         yield beside
+        to_disk(beside)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk; left out where a system cannot do that."""
+    try:
+        opened = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(opened)
+    except OSError:  # nor does it flush what was opened to be read
+        pass
+    finally:
+        os.close(opened)
 
 
 @contextmanager
@@ -209,24 +228,38 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     Raises:
         EarnError: nothing can be written there.
     """
-    folder = folder.resolve()  # a link stays a link: what it points to is replaced
     try:
+        folder = folder.resolve()  # a link stays a link: what it points to is replaced
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise EarnError(f"{folder}: cannot be written ({error.strerror}). Choose another place.") from error
+        recover(folder)
+        beside, lock = new_folder(folder)
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, or links that go round in a circle
+        reason = getattr(error, "strerror", None) or error
+        raise EarnError(f"{folder}: cannot be written ({reason}). Choose another place.") from error
     try:
         yield beside
         beside.chmod(0o755)  # mkdtemp makes it private
-        old = beside.with_name(beside.name + ".old")
-        if folder.exists():
-            folder.rename(old)
-        try:
-            beside.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        for path in (*beside.rglob("*"), beside):
+            to_disk(path)
+        _put_in_place(beside, folder)
+        to_disk(folder.parent)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)  # what stood there before
+        if lock >= 0:
+            os.close(lock)
+
+
+def _put_in_place(beside: Path, folder: Path) -> None:
+    """Renames `beside` to `folder`; what stood there is `beside` afterwards, or gone."""
+    if folder.is_dir() and exchange(beside, folder):
+        return
+    old = beside.with_name(beside.name + OLD)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        beside.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from earn.catalog import CATALOG_FILE
-from earn.config import EarnConfig, Prompt, check_scoring, from_json, to_json
-from earn.errors import EarnError
+from earn.catalog import CATALOG_FILE, MOST_DEPTH
+from earn.config import MOST_REGISTERS, EarnConfig, Prompt, check_scoring, from_json, to_json
+from earn.errors import EarnError, refuse
 from earn.files import read_json, sha256, write_json
+from earn.graph_files import check_graph_file
 from earn.prompts import constant_head, prompt_end, prompt_rows, readout_rows
 from earn.specs import Limits, Sizes, all_specs
 
@@ -40,6 +41,29 @@ ENGINES_FOLDER = "engines"
 GRAPH_FILES = {"early": "early.onnx", "late": "late.onnx"}
 ONE_GRAPH_FILE = "recommend.onnx"
 ITEMS_FILE = "items.json"
+MOST_MANIFEST = 64 << 20  # bytes
+
+# What no bundle goes beyond, whatever its manifest says: least and most of each of its sizes and limits.
+RANGES: Mapping[str, tuple[int, int]] = {
+    "layers": (1, 1024),
+    "early_layers": (1, 1024),
+    "hidden": (1, 1 << 16),
+    "intermediate": (1, 1 << 20),
+    "heads": (1, 1024),
+    "key_value_heads": (1, 1024),
+    "head_size": (1, 4096),
+    "embedding_rows": (1, 1 << 24),
+    "logits": (1, 1 << 24),
+    "batch": (1, 1 << 12),
+    "beams": (1, 1 << 16),
+    "history": (1, 1 << 16),
+    "prompt": (1, 1 << 17),
+    "head": (0, 1 << 17),
+    "prefix": (0, MOST_REGISTERS),
+    "readout": (1, MOST_REGISTERS),
+    "depth": (1, MOST_DEPTH),
+}
+MOST_CACHE = 1 << 35  # bytes of one user's caches with the longest prompt and the widest search
 
 
 @dataclass(frozen=True)
@@ -71,7 +95,12 @@ class Manifest:
     calibration: Mapping[str, Any] | None = None  # how that precision was reached: engine, samples, float layers
 
     def save(self, folder: Path) -> None:
-        """Writes manifest.json, with the tensor table for readers in other languages."""
+        """Writes manifest.json, with the tensor table for readers in other languages.
+
+        Raises:
+            EarnError: a size or a limit is beyond what any bundle may have.
+        """
+        refuse(f"{folder / MANIFEST_FILE}: {problem}. Export with smaller limits." for problem in _beyond(self))
         write_json(folder / MANIFEST_FILE, {"schema": SCHEMA, **to_json(self), "tensors": self._tensors()})
 
     @classmethod
@@ -88,6 +117,8 @@ class Manifest:
         path = folder / MANIFEST_FILE
         if not path.is_file():
             raise EarnError(f"{folder}: there is no bundle (no {MANIFEST_FILE}). {_remedy(folder)}")
+        if (size := path.stat().st_size) > MOST_MANIFEST:
+            raise EarnError(f"{path}: has {size} bytes, no manifest has more than {MOST_MANIFEST}. Check the path.")
         value = read_json(path)
         if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA:
             raise EarnError(
@@ -220,23 +251,99 @@ def _check_consistent(manifest: Manifest, where: str) -> None:
     }
     if broken := [fact for fact, holds in facts.items() if not holds]:
         raise EarnError(f"{where}: it does not hold that {broken[0]}. Export the checkpoint again.")
+    refuse(f"{where}: {problem}. Do not use this bundle." for problem in _beyond(manifest))
+
+
+def _beyond(manifest: Manifest) -> Iterator[str]:
+    """Sizes and limits that no bundle may have: they would take memory without bound."""
+    sizes, limits = manifest.sizes, manifest.limits
+    values = {**asdict(sizes), **asdict(limits)}
+    for name, (least, most) in RANGES.items():
+        if not least <= values[name] <= most:
+            yield f"{name!r} is {values[name]}; a bundle may have {least} to {most}"
+    rows = limits.prompt + limits.prefix + limits.readout + 2 * limits.generated
+    caches = rows * sizes.layers * 2 * sizes.key_value_heads * sizes.head_size * 4
+    if caches > MOST_CACHE:
+        yield f"the caches of one user would take {caches} bytes; a bundle may ask for {MOST_CACHE}"
 
 
 def _check_files(folder: Path, files: Mapping[str, FileEntry], verify: bool) -> None:
     remedy = "Copy the bundle again, or export the checkpoint again."
     if missing := {*GRAPH_FILES.values(), CATALOG_FILE} - set(files):
         raise EarnError(f"{folder / MANIFEST_FILE}: lists no {min(missing)}. {remedy}")
-    root = folder.resolve()
     for name, entry in files.items():
         path = folder / name
-        parts = PurePosixPath(name).parts
-        if PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or root not in path.resolve().parents:
+        if not _is_inside(name):
             raise EarnError(
                 f"{folder / MANIFEST_FILE}: the file {name!r} lies outside the bundle. Do not use this bundle."
             )
-        if not path.is_file():
-            raise EarnError(f"{path}: missing. {remedy}")
-        if path.stat().st_size != entry.bytes:
-            raise EarnError(f"{path}: has {path.stat().st_size} bytes, the manifest says {entry.bytes}. {remedy}")
-        if verify and sha256(path) != entry.sha256:
-            raise EarnError(f"{path}: its SHA-256 is not the manifest's, so it was changed. {remedy}")
+        try:
+            if not path.is_file():
+                raise EarnError(f"{path}: missing. {remedy}")
+            if path.stat().st_size != entry.bytes:
+                raise EarnError(f"{path}: has {path.stat().st_size} bytes, the manifest says {entry.bytes}. {remedy}")
+            # a link may lead elsewhere, as in the Hugging Face cache, but only to what the manifest says
+            is_certain = not verify and path.resolve() == folder.resolve().joinpath(*PurePosixPath(name).parts)
+            if not is_certain and sha256(path) != entry.sha256:
+                raise EarnError(f"{path}: its SHA-256 is not the manifest's, so it was changed. {remedy}")
+        except (OSError, RuntimeError) as error:  # a RuntimeError where links go round in a circle
+            raise EarnError(f"{path}: cannot be read ({error}). {remedy}") from error
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file's name in the manifest is a plain path below the bundle."""
+    path = PurePosixPath(name)
+    is_plain = path.as_posix() == name and not any(mark in name for mark in "\\:\0")
+    return is_plain and name != "." and not path.is_absolute() and ".." not in path.parts
+
+
+def check_graphs(folder: Path, manifest: Manifest) -> None:
+    """Checks that the bundle's graphs hold nothing but what this package writes; see earn.graph_files.
+
+    Raises:
+        EarnError: one holds something else.
+    """
+    for name in (*GRAPH_FILES.values(), ONE_GRAPH_FILE):
+        if name in manifest.files:
+            check_graph_file(folder / name, manifest.files)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What tells a bundle at one moment from whatever stands at its path at another."""
+
+    manifest: bytes
+    files: tuple[tuple[object, ...], ...]  # each with inode, size and time
+    folder: tuple[int, int]  # device and inode
+    entries_ns: int  # when an entry was last made in the folder
+    changed_ns: int  # when the folder itself was last changed: renamed, too
+
+    @classmethod
+    def of(cls, folder: Path) -> Moment:
+        """The bundle as it now is.
+
+        Raises:
+            EarnError: there is nothing, or it cannot be read.
+        """
+        try:
+            files = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+            own = folder.stat()
+            return cls(
+                (folder / MANIFEST_FILE).read_bytes(),
+                tuple((name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in files),
+                (own.st_dev, own.st_ino),
+                own.st_mtime_ns,
+                own.st_ctime_ns,
+            )
+        except OSError as error:
+            raise EarnError(f"{folder}: there is no bundle that can be read ({error}). Check the path.") from error
+
+    def is_still(self, folder: Path) -> bool:
+        """Whether the same bundle has stood there ever since."""
+        try:
+            now = Moment.of(folder)
+        except EarnError:  # between the two steps of an exchange that is not atomic
+            return False
+        # a folder that was exchanged and exchanged back has another time of its own; so has one that got engines/
+        was_moved = self.changed_ns != now.changed_ns and self.entries_ns == now.entries_ns
+        return (self.manifest, self.files, self.folder) == (now.manifest, now.files, now.folder) and not was_moved

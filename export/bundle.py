@@ -19,7 +19,7 @@ from earn.export.parity import check_parity
 from earn.export.stages import MAX_BATCH, MAX_BEAMS, TorchEngine, bundle_model
 from earn.export.weights import EXTERNAL_DATA_BYTES
 from earn.files import folder_written_whole
-from earn.manifest import Manifest, refuse_foreign_folder
+from earn.manifest import Manifest, check_graphs, refuse_foreign_folder
 from earn.model.earn_model import EarnModel
 from earn.model.family_check import check_stages
 from earn.model.stage import EarlyStage, LateStage
@@ -58,6 +58,7 @@ def export_bundle(
         export_stages(bundle, model.config, folder, external_data_bytes)
         model.catalog.save(folder / CATALOG_FILE)
         manifest = bundle.manifest.with_files(folder)
+        check_graphs(folder, manifest)
         reference, candidate = TorchEngine(bundle.stages), load_engine("cpu", folder, manifest)
         parity = check_parity(reference, candidate, manifest, model.catalog, histories)
         manifest = replace(manifest, parity=parity)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earn.config import MASKED
+from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.prompts import constant_head, prompt_end
 from earn.runtime.cache import KeyValueCache
@@ -38,7 +39,7 @@ class ReadPrompts:
     rows: int  # of the early cache, prompt end included
 
 
-@dataclass(frozen=True)
+@dataclass
 class Decoding:
     """A batch between two passes."""
 
@@ -47,6 +48,7 @@ class Decoding:
     early_bias: Floats  # [b,1,1,rows] of the prompt's rows in the early cache: padding is masked
     late_bias: Floats  # [b,1,1,rows] likewise of the late cache, where nothing is
     next_position: Ints  # [b] position of the first generated token
+    hidden: Memory  # [b,m,d] what the early stage handed on last
 
     @property
     def generated(self) -> int:
@@ -173,6 +175,7 @@ class Decoder:
             early_bias=self._padding_bias(prompts.padding, prompts.rows),
             late_bias=np.zeros((users, 1, 1, self._prefix + readout), np.float32),
             next_position=next_position,
+            hidden=prompts.hidden,
         )
         return state, logits[:, 0]
 
@@ -190,8 +193,17 @@ class Decoder:
         rows = tokens.shape[1]
         position = state.next_position[:, None] + depth
         generated = np.where(sees, np.float32(0), np.float32(MASKED))[:, None]  # [b,1,m,generated]
-        hidden = self._early(state.early, tokens, position, _beside(state.early_bias, generated), np.arange(rows))
-        return self._late(state.late, hidden, position, _beside(state.late_bias, generated), rows)
+        early_bias, late_bias = (_beside(bias, generated) for bias in (state.early_bias, state.late_bias))
+        state.hidden = self._early(state.early, tokens, position, early_bias, np.arange(rows))
+        return self._late(state.late, state.hidden, position, late_bias, rows)
+
+    def not_finite(self, state: Decoding, level: int) -> EarnError:
+        """What is wrong where scores of an identifier's token number `level`, from 1 on, are no finite numbers."""
+        stage = "late" if np.isfinite(self.device.to_host(state.hidden)).all() else "early"
+        return EarnError(
+            f"The {stage} stage gives numbers that are not finite, at token {level} of the identifiers. Its weights, "
+            "or a restored session, are damaged: copy the bundle again, or open a new session."
+        )
 
     def _early(self, cache: KeyValueCache, tokens: Ints, position: Ints, bias: Floats, keep: Ints) -> Memory:
         """Hidden states [b,r,d] of the rows `keep`."""

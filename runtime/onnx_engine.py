@@ -127,6 +127,7 @@ class OnnxEngine:
         if provider.on_gpu and not provider.is_plugin and hasattr(onnxruntime, "preload_dlls"):  # from 1.21 on
             with redirect_stdout(sys.stderr):  # it prints to stdout
                 onnxruntime.preload_dlls()  # finds CUDA's libraries where pip has put them, else the system's
+        self._folder = folder
         self._sessions: dict[str, Any] = {}
         for stage, specs in all_specs(manifest.sizes, manifest.limits).items():
             path = folder / GRAPH_FILES[stage]
@@ -137,7 +138,11 @@ class OnnxEngine:
             self._sessions[stage] = session
 
     def run(self, stage: str, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-        """Reads feeds and writes outputs where they lie."""
+        """Reads feeds and writes outputs where they lie.
+
+        Raises:
+            EarnError: the graph cannot be run on these sizes, or there is no memory for them.
+        """
         session = self._sessions[stage]
         binding = session.io_binding()
         for name, array in feeds.items():
@@ -153,7 +158,14 @@ class OnnxEngine:
                 raise ValueError(f"The array for {name} is not one piece of memory.")
             address = array.__array_interface__["data"][0]
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, address)
-        session.run_with_iobinding(binding)
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime raises classes of its own without a common base
+            path = self._folder / GRAPH_FILES[stage]
+            raise EarnError(
+                f"{path}: ONNX Runtime failed in it ({error}). Ask for fewer users or beams if memory is short; "
+                "otherwise copy the bundle again."
+            ) from error
 
 
 def _session(provider: Provider, folder: Path, stage: str, manifest: Manifest, new_options: Callable[[], Any]) -> Any:

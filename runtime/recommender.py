@@ -9,17 +9,18 @@ A recommender may be shared by threads: a request keeps its state to itself.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import SCORING_RULES
 from earn.errors import EarnError
-from earn.manifest import Manifest
+from earn.manifest import MANIFEST_FILE, Manifest, Moment, check_graphs
 from earn.prompts import history_tokens
 from earn.runtime.beam import Beams
 from earn.runtime.decoder import Decoder, ReadPrompts
@@ -32,6 +33,10 @@ from earn.specs import generated_rows
 
 DEFAULT_BEAMS = 20  # as in the paper
 EXACT = "exact"  # in place of a number of beams
+
+LOAD_TRIES = 5
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,13 +103,18 @@ class Recommender:
             EarnError: the bundle is damaged or the engine is not available.
         """
         folder = Path(folder)
-        if engine == ONE_GRAPH:
-            from earn.runtime.one_graph import OneGraphRecommender
 
-            return OneGraphRecommender.open(folder, session_options(check_threads(threads), spinning, arena), verify)
-        manifest = Manifest.load(folder, verify)
-        loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
-        return cls(loaded, manifest, Catalog.load(folder / CATALOG_FILE))
+        def open_now() -> Recommender:
+            manifest = Manifest.load(folder, verify)
+            check_graphs(folder, manifest)
+            if engine == ONE_GRAPH:
+                from earn.runtime.one_graph import OneGraphRecommender
+
+                return OneGraphRecommender.open(folder, session_options(check_threads(threads), spinning, arena), False)
+            loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
+            return cls(loaded, manifest, Catalog.load(folder / CATALOG_FILE))
+
+        return _of_one_moment(folder, open_now)
 
     def recommend(
         self,
@@ -147,7 +157,7 @@ class Recommender:
             exclude = [()] * len(histories)
         if len(exclude) != len(histories):
             raise EarnError(f"There are {len(histories)} histories but {len(exclude)} exclusions. Give one for each.")
-        known = [self.indices(history, unknown) for history in histories]
+        known = [self.history(history, unknown) for history in in_order(histories, "histories")]
         for user, history in enumerate(known):
             if not history:
                 raise EarnError(f"History {user} has no known item. Give at least one item of the catalog.")
@@ -187,7 +197,7 @@ class Recommender:
         Raises:
             EarnError: an unknown item.
         """
-        return Session(self, self.indices(history, unknown))
+        return Session(self, self.history(history, unknown))
 
     def restore_session(self, saved: bytes) -> Session:
         """Opens a session that `Session.to_bytes` saved with this bundle.
@@ -213,7 +223,11 @@ class Recommender:
         for name, value, allows in (("k", k, f"returns 1 to {most} items"), ("beams", beams, f"takes 1 to {most}")):
             if not 1 <= value <= most:
                 raise EarnError(f"{name} is {value}. This bundle {allows}; export with a larger --max-beams for more.")
-        return max(k, beams)
+        return max(int(k), int(beams))  # numpy's small integers would overflow in sums
+
+    def history(self, item_ids: Sequence[str | int], unknown: str = "error") -> list[int]:
+        """`indices` of a history, whose order counts."""
+        return self.indices(in_order(item_ids, "a history"), unknown)
 
     def indices(self, item_ids: Collection[str | int], unknown: str = "error") -> list[int]:
         """The catalog's item indices of these ids; see `recommend` for `unknown`."""
@@ -221,7 +235,7 @@ class Recommender:
             raise EarnError(f'unknown is {unknown!r}. Take "error" or "skip".')
         if isinstance(item_ids, str):
             raise EarnError(f"Got the text {item_ids!r} where a list of item ids belongs. Write [{item_ids!r}].")
-        if not isinstance(item_ids, Collection):
+        if not isinstance(item_ids, Collection) or isinstance(item_ids, (bytes, bytearray, memoryview)):
             raise EarnError(f"Got {item_ids!r} where a list of item ids belongs.")
         known = self.catalog.index
         indices = [known.get(str(item_id), -1) for item_id in item_ids]
@@ -248,7 +262,7 @@ class Recommender:
         """The best items of a batch whose prompts were read; `excluded` are item indices."""
         state, first = self.decoder.prefill(prompts, generated_rows(width, self.trie.depth))
         exclusions = Exclusions.of(self.trie, excluded)
-        search = Search(self.trie, SCORING_RULES[self.manifest.scoring], width, k, self.lookahead)
+        search = Search(self.trie, SCORING_RULES[self.manifest.scoring], width, int(k), self.lookahead)
         beams = search.run(self.decoder, state, first, exclusions)
         return [self._items(beams, user, items, k) for user, items in enumerate(excluded)]
 
@@ -267,3 +281,35 @@ class Recommender:
         return Recommendations(
             (Recommendation(ids[item], score, titles[item]) for item, score in ranked), bool(is_exact)
         )
+
+
+def in_order(values: T, what: str) -> T:
+    """The values, if they have an order.
+
+    Raises:
+        EarnError: they are a set or a mapping.
+    """
+    if isinstance(values, (Set, Mapping)):
+        raise EarnError(f"Got a {type(values).__name__} as {what}, where the order counts. Give a list, oldest first.")
+    return values
+
+
+def _of_one_moment(folder: Path, open_now: Callable[[], T]) -> T:
+    """What was opened, if the bundle's files were the same ones from the first to the last; else tried again.
+
+    Raises:
+        EarnError: it cannot be opened, or the bundle was replaced during every try.
+    """
+    if not (folder / MANIFEST_FILE).is_file():
+        return open_now()  # says what to do
+    for _ in range(LOAD_TRIES):
+        before = Moment.of(folder)
+        try:
+            opened = open_now()
+        except (EarnError, OSError):
+            if before.is_still(folder):
+                raise
+        else:
+            if before.is_still(folder):
+                return opened
+    raise EarnError(f"{folder}: was replaced {LOAD_TRIES} times while it was being loaded. Load it again later.")

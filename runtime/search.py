@@ -70,7 +70,7 @@ class Rows:
         self._key = np.arange(self._users) * len(search.trie)  # ascending: user * c + node
         self._row = np.full(self._users, -1)  # of each key, among the generated rows of its user's sequence
         self._start = np.arange(self._users) * int(search.trie.child_start[1] - 1)
-        self.scores = child_scores(roots, first, search.trie, search.rule)  # of all keys, each from its start
+        self.scores = self._scores_of(roots, first)  # of all keys, each from its start
 
     def scores_below(self, user: Ints, node: Ints) -> Floats:
         """Log-probabilities of all children of these nodes, as `children` orders them; runs the model if it must."""
@@ -99,10 +99,21 @@ class Rows:
         tokens[user, slot], depth[user, slot] = trie.token[node], trie.level[node] - 1
         sees = self._sees(user, node, slot, before + shape[1])
         logits = self._decoder.step(self._state, tokens, depth, sees)[user, slot]
-        new = [child_scores(node[:asked], logits[:asked], trie, self._search.rule)]
+        new = [self._scores_of(node[:asked], logits[:asked])]
         if len(ahead):
-            new.append(child_scores(ahead, logits[asked:], trie, self._search.rule))
+            new.append(self._scores_of(ahead, logits[asked:]))
         self.scores = np.concatenate((self.scores, *new))
+
+    def _scores_of(self, node: Ints, logits: NDArray[np.float32]) -> Floats:
+        """`child_scores` of these nodes.
+
+        Raises:
+            EarnError: one is not finite; any list that followed from it would be arbitrary.
+        """
+        scores = child_scores(node, logits, self._search.trie, self._search.rule)
+        if not np.isfinite(scores).all():
+            raise self._decoder.not_finite(self._state, int(self._search.trie.level[node[0]]) + 1)
+        return scores
 
     def _ahead(self, user: Ints, node: Ints) -> tuple[Ints, Ints]:
         """The nodes below these that the next level would need; none where a user has too many of them."""

@@ -16,13 +16,13 @@ from __future__ import annotations
 import io
 import json
 import threading
-import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from earn.arrays import ArrayForm, read_arrays
 from earn.errors import EarnError
 from earn.runtime.decoder import ReadPrompts
 
@@ -147,7 +147,7 @@ class Session:
         arrays = _arrays(saved)
         items, start = _history(arrays, recommender.manifest.fingerprint)
         session = cls(recommender)
-        session._items, session._start = recommender.indices(items), start
+        session._items, session._start = recommender.history(items), start
         if items:
             session._restore(arrays.get("cache"), arrays.get("hidden"))
         return session
@@ -190,14 +190,14 @@ class Session:
         return self._prompt
 
 
+_FORMS = {"header": ArrayForm("|u1", 1), "cache": ArrayForm("<f4", 5), "hidden": ArrayForm("<f4", 3)}
 _REMEDY = "Open a new session with the user's history."
 
 
 def _arrays(saved: bytes) -> Mapping[str, Any]:
     try:
-        with np.load(io.BytesIO(saved), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, TypeError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        return read_arrays(io.BytesIO(saved), _FORMS, len(saved))  # they are saved as they are, not packed
+    except (ValueError, TypeError) as error:
         raise EarnError(f"This is no saved session, or a damaged one ({error}). {_REMEDY}") from error
 
 
@@ -207,7 +207,7 @@ def _history(arrays: Mapping[str, Any], bundle: str) -> tuple[list[str], int]:
         header = json.loads(arrays["header"].tobytes())
         form, of = header["format"], header["bundle"]
         items, start = [str(item) for item in header["items"]], int(header["start"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise EarnError(f"This is no saved session ({error!r}). {_REMEDY}") from error
     if form != FORMAT:
         raise EarnError(f"The session was saved in format {form}, this is {FORMAT}. {_REMEDY}")

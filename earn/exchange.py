@@ -1,0 +1,80 @@
+"""What `earn.files.folder_written_whole` is made of: at every moment the old folder or the new one stands there.
+
+The new folder is written beside the old one, as `.NAME.XXXXXXXX`, and flushed to the disk. Then:
+
+    Linux       renameat2 exchanges both names in one step
+    elsewhere   the old folder is renamed to `.NAME.XXXXXXXX.old`, then the new one to NAME; likewise on a Linux file
+                system that cannot exchange. A writer that is killed between these two leaves no folder: the next write
+                puts the old one back first.
+
+A writer holds a lock on its folder while it lives. So what a killed one left behind is told from what another is
+writing, and removed by the next write of that folder. Where there are no such locks (Windows) it stays.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+OLD = ".old"
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Exchanges what two paths name, in one step; False where system or file system has no such step."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # no such function; no such library
+        return False
+    paths = [os.fsencode(path) for path in (first, second)]
+    return bool(call(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0)
+
+
+def new_folder(folder: Path) -> tuple[Path, int]:
+    """An empty folder beside `folder`, and the descriptor that holds its lock; -1 where there are no locks."""
+    while True:
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        lock = _lock(beside)
+        if beside.exists():  # else a writer that came later took it for a left one, before it was locked
+            return beside, lock
+        os.close(lock)
+
+
+def recover(folder: Path) -> None:
+    """Puts back, or removes, what killed writers of this folder have left."""
+    name = re.compile(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}({re.escape(OLD)})?")
+    for left in sorted(folder.parent.iterdir(), key=lambda path: not path.name.endswith(OLD)):
+        if fcntl is None or not name.fullmatch(left.name) or left.is_symlink() or not left.is_dir():
+            continue
+        writer = left.with_name(left.name.removesuffix(OLD))
+        if (lock := _lock(writer if writer.exists() else left, wait=False)) < 0:
+            continue
+        if left.name.endswith(OLD) and not folder.exists():
+            left.rename(folder)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock(folder: Path, wait: bool = True) -> int:
+    """A descriptor that holds the folder's lock until it is closed; -1 if another holds it or there are no locks."""
+    if fcntl is None:
+        return -1
+    opened = -1
+    try:
+        opened = os.open(folder, os.O_RDONLY)
+        fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        if opened >= 0:
+            os.close(opened)
+        return -1
+    return opened
