@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from earn.errors import to_install
 from earn.runtime.recommender import Recommender
 
 ROOT = Path(__file__).parent.parent
@@ -158,7 +159,7 @@ def test_profiling_needs_no_torch_and_where_onnx_is_missing_leaves_out_the_limit
     command = f"from earn.cli.main import main; main({['profile', str(toy_bundle), *options]!r})"
     profile = json.loads(run(sys.executable, "-c", f"import sys\n{blocked}{command}", cwd=ROOT))
     assert profile["note"] == (
-        "Limits were left out. The product rate needs onnx. Install it: pip install 'earn-edge[profile]'"
+        f"Limits were left out. The product rate needs onnx. Install it: {to_install('profile')}"
     )
     assert (profile["memory_bandwidth"], profile["bundles"][0]["product_rates"]) == (None, {})
 

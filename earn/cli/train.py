@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from earn.cli.arguments import DATA_HELP, above_zero, command, from_zero, natural, positive, share
 from earn.console import Steps, note, progress, results_kept_clean, show
 from earn.errors import EarnError
+from earn.files import check_writable
 from earn.prompts import Template
 from earn.settings import DTYPES, TrainSettings, let_waiting_threads_sleep
 
@@ -242,6 +243,7 @@ def _check(args: argparse.Namespace) -> None:
     is_used = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if is_used and not args.resume and not (out / RUN_FOLDER).is_dir():
         raise EarnError(f"{out}: exists and is not empty. Choose another folder, or remove it first.")
+    check_writable(out / RUN_FOLDER)
 
 
 def _model(args: argparse.Namespace, method: str, catalog: Catalog) -> EarnModel:

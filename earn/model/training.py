@@ -137,6 +137,13 @@ class EarnTrainer(Trainer):
             trained = {name: weight.detach() for name, weight in self._earn.named_parameters() if weight.requires_grad}
             save_file(trained, folder / WEIGHT_FILES[0])
 
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """The schedule of learning rates; a warm-up begins with rate 0, so a single step gets none."""
+        if num_training_steps < 2:
+            for name in warmup(0):
+                setattr(self.args, name, 0)
+        return super().create_scheduler(num_training_steps, *args, **kwargs)
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         super()._issue_warnings_after_load(load_result._replace(missing_keys=[]) if self._is_lean else load_result)
 
