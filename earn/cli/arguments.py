@@ -127,13 +127,11 @@ def checkpoint_folder(text: str) -> Path:
     return folder
 
 
-ITEM_IDS_HELP = (
-    'ids with commas between them; a JSON list such as ["a,b", "c"]; or @FILE with such a list or an id per line'
-)
+ITEM_IDS_HELP = 'ids with commas between them; a JSON list: ["a,b", "c"]; or @FILE with such a list or an id per line'
 
 
 def item_ids(text: str) -> list[str]:
-    """Item ids: with commas between them, as a JSON list, or in a file, @FILE, that holds such a list or an id per line.
+    """Item ids with commas between them, as a JSON list, or @FILE: a file with such a list or an id per line.
 
     Raises:
         ArgumentTypeError: a list that is no JSON or holds other things than ids, or a file that cannot be read.
