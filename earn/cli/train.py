@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from earn.cli.arguments import DATA_HELP, above_zero, command, from_zero, natural, positive, share
+from earn.cli.data import advice_line
 from earn.console import Steps, note, progress, results_kept_clean, show
 from earn.errors import EarnError
 from earn.files import check_writable
@@ -161,6 +162,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains and writes the checkpoint."""
     let_waiting_threads_sleep()
+    from earn.data.checkup import advice, figures
     from earn.data.dataset import load_dataset
     from earn.model.methods import default_method
 
@@ -173,6 +175,9 @@ def run(args: argparse.Namespace) -> int:
     dataset.examples("valid")  # refuses data without any, before it is worked on
     steps(f"Item identifiers of {len(dataset.interactions.item_ids):,} items")
     catalog = dataset.catalog(args.seed, args.build_identifiers)
+    for line in advice(figures(dataset, catalog)):
+        if line.is_serious:
+            note(f"      {advice_line(line)}")
     steps(f"{'Dense' if args.dense else 'EARN'} model over {args.backbone}")
     model = _model(args, method, catalog)
     settings = replace(settings, titles=method == "lcrec" and any(catalog.titles))

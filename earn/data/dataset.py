@@ -43,9 +43,9 @@ class Dataset:
                 f"{self.source}: its items have identifiers but no titles, so a model with other identifiers could "
                 "not be told from one of other items. Add titles (items.tsv), or leave away --build-identifiers."
             )
-        from earn.data.identifiers import build_catalog
+        from earn.data.identifiers import cached_catalog
 
-        return build_catalog(self.interactions, self.split.train, seed=seed)
+        return cached_catalog(self.interactions, self.split.train, seed=seed)
 
     def histories(self, examples: Sequence[Example]) -> list[list[str]]:
         """The examples' histories as item ids."""
