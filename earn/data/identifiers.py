@@ -22,8 +22,10 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -116,8 +118,7 @@ def _codes(
     with threadpool_limits(1):  # sums of several threads are added in the order in which they end
         vectors = _vectors(interactions, train_sequences, seed)
         codes = _residual_codes(vectors, codebook or codebook_size(items), levels, seed)
-    counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *train_sequences]), minlength=items)
-    return np.column_stack([codes, _numbers_within(codes, counts)])
+    return np.column_stack([codes, _numbers_within(codes, _counts(train_sequences, items))])
 
 
 def _catalog(interactions: Interactions, codes: NDArray[np.int64]) -> Catalog:
@@ -128,6 +129,30 @@ def _catalog(interactions: Interactions, codes: NDArray[np.int64]) -> Catalog:
         tuple(f"<{chr(ord('a') + level)}_{code}>" for level, code in enumerate(row)) for row in codes.tolist()
     )
     return Catalog(interactions.item_ids, identifiers, interactions.titles)
+
+
+def disambiguated(catalog: Catalog, train_sequences: Sequence[NDArray[np.int64]]) -> Catalog:
+    """Appends a last code to identifiers that several items share: 0 for the one most trained on, then 1, ...
+
+    The others stay as they are. No identifier becomes the beginning of another, for all of a shared one's items get a
+    code.
+
+    Args:
+        catalog: the items and their identifiers.
+        train_sequences: item indices per user, the training part only.
+    """
+    shared = Counter(catalog.identifiers)
+    numbers = _numbers_within(catalog.codes.astype(np.int64), _counts(train_sequences, len(catalog))).tolist()
+    identifiers = (
+        (*identifier, f"<{chr(ord('a') + len(identifier))}_{number}>") if shared[identifier] > 1 else identifier
+        for identifier, number in zip(catalog.identifiers, numbers, strict=True)
+    )
+    return replace(catalog, identifiers=tuple(identifiers))
+
+
+def _counts(train_sequences: Sequence[NDArray[np.int64]], items: int) -> NDArray[np.int64]:
+    """How often each item is trained on."""
+    return np.bincount(np.concatenate([np.zeros(0, np.int64), *train_sequences]), minlength=items)
 
 
 def codebook_size(items: int) -> int:

@@ -74,7 +74,7 @@ def test_a_dense_model_has_no_registers_and_is_validated_as_told(
 ) -> None:
     asked = []
 
-    def ranks(recommender: object, users: Sequence[object], item_ids: object, exclude_history: bool) -> Any:
+    def ranks(recommender: object, users: Sequence[object], item_ids: object, exclude_history: bool, _: object) -> Any:
         asked.append(exclude_history)
         return np.zeros(len(users), np.int64)
 
