@@ -68,10 +68,14 @@ class Steps:
         return time.monotonic() - self._started
 
 
-def progress(label: str) -> Callable[[int, int], None]:
+def progress(label: str, is_passing: bool = False) -> Callable[[int, int], None]:
     """A callback (done, total) that shows how far a piece of work is, on stderr.
 
     A terminal gets one line that tqdm keeps up to date; a redirected log gets a line every LOG_SHARE or LOG_SECONDS.
+
+    Args:
+        label: what is counted.
+        is_passing: a part of other work, which leaves no line in a terminal, nor one in a log before LOG_SECONDS.
     """
     bar: Any = None
     logged, logged_at = 0, time.monotonic()
@@ -83,11 +87,15 @@ def progress(label: str) -> Callable[[int, int], None]:
         if sys.stderr.isatty() and find_spec("tqdm"):
             from tqdm import tqdm
 
-            bar = bar or tqdm(total=total, desc=f"      {label}", file=sys.stderr, dynamic_ncols=True)
+            bar = bar or tqdm(
+                total=total, desc=f"      {label}", file=sys.stderr, leave=not is_passing, dynamic_ncols=True
+            )
             bar.update(done - bar.n)
             if done >= total:
                 bar.close()
-        elif done >= total or done - logged >= LOG_SHARE * total or time.monotonic() - logged_at >= LOG_SECONDS:
+            return
+        is_far = not is_passing and (done >= total or done - logged >= LOG_SHARE * total)
+        if is_far or time.monotonic() - logged_at >= LOG_SECONDS:
             logged, logged_at = done, time.monotonic()
             note(f"      {label}: {done} of {total}")
 

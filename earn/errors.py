@@ -20,3 +20,8 @@ def refuse(problems: Iterable[str]) -> None:
     """
     for problem in problems:
         raise EarnError(problem)
+
+
+def to_install(extra: str) -> str:
+    """The command lines that install one of earn-edge's extras: from the package index, and in a clone."""
+    return f'pip install "earn-edge[{extra}]" (in a clone: -e ".[{extra}]")'

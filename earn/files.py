@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -191,6 +192,23 @@ def _sha256(file: Any) -> str:  # Python 3.10
     while chunk := file.read(1 << 20):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def check_writable(path: Path) -> None:
+    """Refuses a place where nothing can be written, before the work whose result belongs there.
+
+    Args:
+        path: of a file or folder to be; neither it nor the folders above it need exist.
+
+    Raises:
+        EarnError: the nearest folder above it that exists cannot be written to.
+    """
+    folder = next(folder for folder in path.resolve().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise EarnError(f"{path}: cannot be written ({error.strerror}: {folder}). Choose another place.") from error
 
 
 @contextmanager

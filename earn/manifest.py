@@ -25,7 +25,7 @@ from typing import Any
 from earn.catalog import CATALOG_FILE, MOST_DEPTH
 from earn.config import MOST_REGISTERS, EarnConfig, Prompt, check_scoring, from_json, to_json
 from earn.errors import EarnError, refuse
-from earn.files import read_json, sha256, write_json
+from earn.files import check_writable, read_json, sha256, write_json
 from earn.graph_files import check_graph_file
 from earn.prompts import constant_head, prompt_end, prompt_rows, readout_rows
 from earn.specs import Limits, Sizes, all_specs
@@ -186,7 +186,8 @@ def limits_of(model: EarnConfig, depth: int, batch: int, beams: int) -> Limits:
 
 
 def refuse_foreign_folder(out: Path) -> None:
-    """Raises EarnError where writing a bundle would destroy something else than a bundle's own files."""
+    """Raises EarnError where a bundle cannot be written, or would destroy something else than a bundle's own files."""
+    check_writable(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     remedy = "Choose another folder, or remove it first."

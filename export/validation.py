@@ -14,13 +14,17 @@ VALIDATION_USERS = 2000  # more of them cost time at every epoch and hardly chan
 
 
 def search_validation(
-    dataset: Dataset, exclude_history: bool, most_users: int = VALIDATION_USERS
+    dataset: Dataset,
+    exclude_history: bool,
+    most_users: int = VALIDATION_USERS,
+    progress: Callable[[str], Callable[[int, int], None]] | None = None,
 ) -> Callable[[EarnModel], float]:
     """The function that `earn.model.training.train` selects epochs by.
 
     Args:
         exclude_history: whether lists leave their users' histories out.
         most_users: a sample of so many validation users is asked.
+        progress: what goes on -> a callback (done, all); called once per validation.
 
     Raises:
         EarnError: the data has no validation users.
@@ -28,7 +32,8 @@ def search_validation(
     users = sample(dataset.examples("valid"), most_users)
 
     def validate(model: EarnModel) -> float:
-        ranks = target_ranks(torch_recommender(model), users, dataset.interactions.item_ids, exclude_history)
+        update = progress and progress("validation users")
+        ranks = target_ranks(torch_recommender(model), users, dataset.interactions.item_ids, exclude_history, update)
         return float(ndcg(ranks, 10).mean())
 
     return validate

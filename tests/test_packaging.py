@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from earn.errors import to_install
 from earn.runtime.recommender import Recommender
 
 ROOT = Path(__file__).parent.parent
@@ -162,9 +163,7 @@ def test_profiling_needs_no_torch_and_where_onnx_is_missing_leaves_out_the_limit
     options = ["--json", "--quick", "--seconds", "0.01", "--callers", "1", "--threads", "1"]
     command = f"from earn.cli.main import main; main({['profile', str(toy_bundle), *options]!r})"
     profile = json.loads(run(sys.executable, "-c", f"import sys\n{blocked}{command}", cwd=ROOT))
-    assert profile["note"] == (
-        "Limits were left out. The matmul rate needs onnx. Install it: pip install 'earn-edge[profile]'"
-    )
+    assert profile["note"] == (f"Limits were left out. The matmul rate needs onnx. Install it: {to_install('profile')}")
     assert (profile["memory_bandwidth"], profile["bundles"][0]["matmul_rates"]) == (None, {})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import textwrap
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from earn.errors import EarnError
+from earn.files import read_text
 from earn.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
@@ -147,6 +149,27 @@ def checkpoint_folder(text: str) -> Path:
     return folder
 
 
+ITEM_IDS_HELP = 'ids with commas between them; a JSON list: ["a,b", "c"]; or @FILE with such a list or an id per line'
+
+
 def item_ids(text: str) -> list[str]:
-    """Item ids with commas between them."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    """Item ids with commas between them, as a JSON list, or @FILE: a file with such a list or an id per line.
+
+    Raises:
+        ArgumentTypeError: a list that is no JSON or holds other things than ids, or a file that cannot be read.
+    """
+    separator = ","
+    if text.startswith("@"):
+        try:
+            text, separator = read_text(Path(text[1:]).expanduser()), "\n"
+        except EarnError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+    if not text.lstrip().startswith("["):
+        return [part.strip() for part in text.split(separator) if part.strip()]
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f'{text[:60]!r} is no JSON list ({error}). Write: ["a,b", "c"]') from error
+    if odd := [value for value in values if type(value) not in (str, int)]:
+        raise argparse.ArgumentTypeError(f"{odd[0]!r} in {text[:60]!r} is no item id. Write texts or whole numbers.")
+    return [str(value) for value in values]

@@ -11,7 +11,7 @@ from earn.cli.arguments import DATA_HELP, command, positive
 from earn.cli.engine import DEFAULTS, add_build_settings, build, build_settings, check_build, record_text
 from earn.config import SCORING_RULES, check_scoring
 from earn.console import Steps, note, results_kept_clean, show, size, table
-from earn.errors import EarnError
+from earn.errors import EarnError, to_install
 from earn.runtime.engine_files import TENSORRT
 
 if TYPE_CHECKING:
@@ -120,9 +120,7 @@ def _check_installed() -> None:
         import onnx  # noqa: F401
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
-        raise EarnError(
-            f'An export needs {error.name}. Install it: pip install "earn-edge[export]" (in a clone: -e ".[export]")'
-        ) from error
+        raise EarnError(f"An export needs {error.name}. Install it: {to_install('export')}") from error
 
 
 def _dataset(args: argparse.Namespace) -> Dataset:

@@ -32,7 +32,7 @@ from earn.cli import (
 )
 from earn.cli.arguments import Parser
 from earn.console import complain, quiet
-from earn.errors import EarnError
+from earn.errors import EarnError, to_install
 
 # In the order of --help.
 COMMANDS = (
@@ -53,7 +53,7 @@ COMMANDS = (
 
 # The optional packages that each extra installs.
 EXTRAS = {
-    "train": ("torch", "transformers", "accelerate", "safetensors", "sklearn", "threadpoolctl"),
+    "train": ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "sklearn", "threadpoolctl"),
     "profile": ("scipy", "cpuinfo", "psutil"),
     "gguf": ("gguf",),
     "lora": ("peft",),
@@ -97,9 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
         if extra is None:
             raise
-        return _fail(
-            f'This needs {package}. Install it: pip install "earn-edge[{extra}]" (in a clone: -e ".[{extra}]")'
-        )
+        return _fail(f"This needs {package}. Install it: {to_install(extra)}")
     except ImportError as error:  # a package that is there but too old, or lacks a part of its own
         return _fail(str(error))
     except KeyboardInterrupt:

@@ -6,7 +6,16 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from earn.cli.arguments import add_bundle, add_exclude_history, add_json, add_threads, command, item_ids, positive
+from earn.cli.arguments import (
+    ITEM_IDS_HELP,
+    add_bundle,
+    add_exclude_history,
+    add_json,
+    add_threads,
+    command,
+    item_ids,
+    positive,
+)
 from earn.cli.engine import add_engine, chosen_engine
 from earn.console import show, show_json, table
 
@@ -32,12 +41,11 @@ def add_parser(subparsers: Subparsers) -> None:
         """
         earn recommend BUNDLE --history 50,172,181
         earn recommend BUNDLE --history 50,172,181 -k 5 --exclude-history --json
+        earn recommend BUNDLE --history @history.txt
         """,
     )
     add_bundle(parser)
-    parser.add_argument(
-        "--history", type=item_ids, required=True, metavar="IDS", help="item ids with commas between them"
-    )
+    parser.add_argument("--history", type=item_ids, required=True, metavar="IDS", help=f"oldest first: {ITEM_IDS_HELP}")
     parser.add_argument("-k", type=positive, help="items to recommend (default: 10, or the most that the bundle gives)")
     parser.add_argument(
         "--beams",
@@ -45,7 +53,9 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N",
         help="width of the search (default: 20, or the most that the bundle takes)",
     )
-    parser.add_argument("--exclude", type=item_ids, default=[], metavar="IDS", help="items that may not come back")
+    parser.add_argument(
+        "--exclude", type=item_ids, default=[], metavar="IDS", help="items that may not come back, likewise"
+    )
     add_exclude_history(parser)
     parser.add_argument(
         "--unknown",

@@ -6,12 +6,15 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from earn.cli.arguments import DATA_HELP, above_zero, command, from_zero, natural, positive, share
+from earn.cli.data import advice_line
 from earn.console import Steps, note, progress, results_kept_clean, show
 from earn.errors import EarnError
+from earn.files import check_writable
 from earn.prompts import Template
 from earn.settings import DTYPES, TrainSettings, let_waiting_threads_sleep
 
@@ -37,6 +40,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "others only the registers. The epoch with the best validation NDCG@10 is kept.",
         """
         earn train ml-100k --out CKPT
+        earn train ml-100k --out TRY --users 100 --epochs 2
         earn train ml-100k --out DENSE --dense
         earn train LC-Rec/Instruments --backbone models/Llama-3.2-1B --bf16 --learning-rate 5e-5 --out CKPT
         earn train LC-Rec/Instruments --backbone models/Llama-3.2-1B --lora 16 --gradient-checkpointing \\
@@ -79,6 +83,9 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         "--build-identifiers",
         action="store_true",
         help="new identifiers even where the data brings some; such data needs titles",
+    )
+    group.add_argument(
+        "--disambiguate", action="store_true", help="one code more where several items share an identifier"
     )
     group.add_argument("--dense", action="store_true", help="the dense baseline: all layers, no registers")
     for end, where in (("prefix", "start"), ("suffix", "end")):
@@ -138,6 +145,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         "lora_targets": (str, "linear layers that get adapters"),
         "gradient_checkpointing": (None, "less memory, more time: layers are computed again in the backward pass"),
         "dtype": (str, f"how weights that --lora does not train are held: {' or '.join(DTYPES)}"),
+        "users": (natural, "a sample of so many users, for a first try; 0: all"),
         "seed": (natural, "of new weights, identifiers and order"),
     }
     for field in fields(TrainSettings):
@@ -160,6 +168,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains and writes the checkpoint."""
     let_waiting_threads_sleep()
+    from earn.data.checkup import advice, figures
     from earn.data.dataset import load_dataset
     from earn.model.methods import default_method
 
@@ -168,10 +177,14 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     steps = Steps(4)
     steps(f"Read {args.data}")
-    dataset = load_dataset(args.data)
+    whole = load_dataset(args.data)
+    dataset = whole.of_users(settings.users, settings.seed) if settings.users else whole
     dataset.examples("valid")  # refuses data without any, before it is worked on
     steps(f"Item identifiers of {len(dataset.interactions.item_ids):,} items")
-    catalog = dataset.catalog(args.seed, args.build_identifiers)
+    catalog = whole.catalog(args.seed, args.build_identifiers, args.disambiguate)
+    for line in advice(figures(whole, catalog)):
+        if line.is_serious:
+            note(f"      {advice_line(line)}")
     steps(f"{'Dense' if args.dense else 'EARN'} model over {args.backbone}")
     model = _model(args, method, catalog)
     settings = replace(settings, titles=method == "lcrec" and any(catalog.titles))
@@ -198,7 +211,7 @@ def fit(
     from earn.export.validation import search_validation
     from earn.model.training import train
 
-    validate = search_validation(dataset, settings.exclude_history)
+    validate = search_validation(dataset, settings.exclude_history, progress=partial(progress, is_passing=True))
     with results_kept_clean():
         return train(
             model, dataset.split.train, out, validate, settings, dataset.source, resume, progress("steps"), _say
@@ -242,6 +255,7 @@ def _check(args: argparse.Namespace) -> None:
     is_used = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if is_used and not args.resume and not (out / RUN_FOLDER).is_dir():
         raise EarnError(f"{out}: exists and is not empty. Choose another folder, or remove it first.")
+    check_writable(out / RUN_FOLDER)
 
 
 def _model(args: argparse.Namespace, method: str, catalog: Catalog) -> EarnModel:

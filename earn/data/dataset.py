@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from earn.catalog import Catalog
 from earn.data.formats import Interactions
+from earn.data.identifiers import cached_catalog, disambiguated
 from earn.data.sources import NAMED, find_source, load_interactions
 from earn.data.splits import Split, split_of
 from earn.errors import EarnError
@@ -29,23 +30,38 @@ class Dataset:
     interactions: Interactions
     split: Split
 
-    def catalog(self, seed: int = 0, build: bool = False) -> Catalog:
+    def catalog(self, seed: int = 0, build: bool = False, disambiguate: bool = False) -> Catalog:
         """The identifiers that the data brings; new ones if it brings none, or if they are to be built.
+
+        Args:
+            seed: of new ones.
+            build: new ones even where the data brings some.
+            disambiguate: items that share an identifier get one code more, which tells them apart.
 
         Raises:
             EarnError: new ones are wanted, and without titles nothing would tell later that the items are the same.
         """
         own = self.interactions.catalog
         if own is not None and not build:
-            return own
+            return disambiguated(own, self.split.train) if disambiguate else own
         if own is not None and not any(self.interactions.titles):
             raise EarnError(
                 f"{self.source}: its items have identifiers but no titles, so a model with other identifiers could "
                 "not be told from one of other items. Add titles (items.tsv), or leave away --build-identifiers."
             )
-        from earn.data.identifiers import build_catalog
+        return cached_catalog(self.interactions, self.split.train, seed=seed)
 
-        return build_catalog(self.interactions, self.split.train, seed=seed)
+    def of_users(self, most: int, seed: int = 0) -> Dataset:
+        """The same items with a sample of at most so many users; the same ones for the same seed."""
+        whole = self.interactions
+        users = sample(range(len(whole.user_ids)), most, seed)
+        chosen = replace(
+            whole,
+            user_ids=tuple(whole.user_ids[user] for user in users),
+            sequences=tuple(whole.sequences[user] for user in users),
+            held_out=None if whole.held_out is None else tuple(whole.held_out[user] for user in users),
+        )
+        return Dataset(self.source, chosen, split_of(chosen))
 
     def histories(self, examples: Sequence[Example]) -> list[list[str]]:
         """The examples' histories as item ids."""
@@ -100,14 +116,16 @@ class Dataset:
     def _names(self, catalog: Catalog) -> Iterator[list[tuple[str, str]]]:
         """What may show that each item is the same here and in a catalog: one of the pairs is enough.
 
-        The identifier, where the data brings them, and the title. Either may differ: identifiers may have been built
-        for a model, and titles be spelled anew. An item that lacks a title, though others have one, shows nothing.
+        The identifier, where the data brings them, without a code that tells clones apart, and the title. Either may
+        differ: identifiers may have been built for a model, and titles be spelled anew. An item that lacks a title,
+        though others have one, shows nothing.
         """
         own, titles = self.interactions.catalog, self.interactions.titles
         titled = any(titles) and any(catalog.titles)
         for item, item_id in enumerate(self.interactions.item_ids):
             index = catalog.index[item_id]
-            names = [] if own is None else [("".join(own.identifiers[item]), "".join(catalog.identifiers[index]))]
+            here = () if own is None else own.identifiers[item]
+            names = [("".join(here), "".join(catalog.identifiers[index][: len(here)]))] if here else []
             if titled:
                 names.append((titles[item], catalog.titles[index]))
             yield names if all(map(all, names)) else []

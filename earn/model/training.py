@@ -44,6 +44,7 @@ TRAINING_FILE = "training.json"
 BEST_BY = "ndcg@10"
 
 TITLE = "only the one called {title}, which is chosen again"  # fits the default template, and is no identifier
+TIMED_STEPS = (2, 10)  # the first ones are slower; after the second number it is said how long all will take
 TITLE_TOKENS = 48  # longer ones are cut
 
 
@@ -76,17 +77,29 @@ class _Clock(TrainerCallback):
 
 
 class _Report(TrainerCallback):
-    """Tells the steps done, and one line per epoch: number, mean loss, validation figure, time that is left."""
+    """Tells the steps done, soon how long all will take, and one line per epoch: loss, validation figure, time left."""
 
     def __init__(self, progress: Callable[[int, int], None] | None, say: Callable[[str], None] | None) -> None:
         self._progress, self._say = progress, say
-        self._started, self._first_step = time.monotonic(), 0
+        self._started, self._first_step, self._timed_from = time.monotonic(), 0, 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._started, self._first_step = time.monotonic(), state.global_step
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._progress and state.is_world_process_zero:
+        if not state.is_world_process_zero:
+            return
+        done = state.global_step - self._first_step
+        if done == TIMED_STEPS[0]:
+            self._timed_from = time.monotonic()
+        elif done == TIMED_STEPS[1] and self._say:
+            per_step = (time.monotonic() - self._timed_from) / (TIMED_STEPS[1] - TIMED_STEPS[0])
+            left, epochs = state.max_steps - state.global_step, round(args.num_train_epochs)
+            self._say(
+                f"about {_duration(per_step * left)} for {left:,} steps of {per_step:.2g} s, beside the validation "
+                f"after each of {epochs} epochs"
+            )
+        if self._progress:
             self._progress(state.global_step, state.max_steps)
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **values: Any) -> None:
@@ -94,11 +107,18 @@ class _Report(TrainerCallback):
             return
         loss = next((log["loss"] for log in reversed(state.log_history) if "loss" in log), math.nan)
         per_step = (time.monotonic() - self._started) / max(1, state.global_step - self._first_step)
-        left = round(per_step * (state.max_steps - state.global_step))
+        left = per_step * (state.max_steps - state.global_step)
         self._say(
             f"epoch {round(state.epoch or 0)} of {round(args.num_train_epochs)}: loss {loss:.3f}, validation "
-            f"{BEST_BY.upper()} {values['metrics'][f'eval_{BEST_BY}']:.4f}, {left // 60}:{left % 60:02d} left"
+            f"{BEST_BY.upper()} {values['metrics'][f'eval_{BEST_BY}']:.4f}, {_duration(left)} left"
         )
+
+
+def _duration(seconds: float) -> str:
+    """Minutes and seconds, with hours before them if there are any: 2:05, 1:02:05."""
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
 
 
 class EarnTrainer(Trainer):
@@ -136,6 +156,13 @@ class EarnTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             trained = {name: weight.detach() for name, weight in self._earn.named_parameters() if weight.requires_grad}
             save_file(trained, folder / WEIGHT_FILES[0])
+
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """The schedule of learning rates; a warm-up begins with rate 0, so a single step gets none."""
+        if num_training_steps < 2:
+            for name in warmup(0):
+                setattr(self.args, name, 0)
+        return super().create_scheduler(num_training_steps, *args, **kwargs)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         super()._issue_warnings_after_load(load_result._replace(missing_keys=[]) if self._is_lean else load_result)
@@ -252,10 +279,10 @@ def _plan(model: EarnModel, sequences: Sequence[NDArray[np.int64]], settings: Tr
     weights = (weight.detach().cpu().numpy() for weight in model.model.layers.parameters()) if settings.lora else ()
     backbone = sizes_of(model.config, model.earn.early_layers, len(model.lm_head.weight), len(model.lm_head.weight))
     return {
+        **to_json(settings),
         "data": _digest(*sequences),
         "identifiers": _digest(model.catalog.codes),
         "weights": _digest(*weights),
-        **to_json(settings),
         **to_json(backbone),
         **{name: json.loads(json.dumps(value)) for name, value in to_json(model.earn).items()},
     }

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.errors import EarnError
+from earn.errors import EarnError, to_install
 from earn.manifest import Manifest
 from earn.profiling.machine import last_cache_bytes, physical_cores
 from earn.runtime.onnx_engine import session_options
@@ -183,7 +183,7 @@ def check_onnx() -> None:
     try:
         import onnx  # noqa: F401
     except ImportError as error:
-        raise EarnError("The matmul rate needs onnx. Install it: pip install 'earn-edge[profile]'") from error
+        raise EarnError(f"The matmul rate needs onnx. Install it: {to_install('profile')}") from error
 
 
 def fastest(run: Callable[[], object], least: int = 3, seconds: float = SECONDS) -> float:

@@ -11,7 +11,6 @@ matplotlib and Jinja2 are imported when a page is rendered, not before.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -19,8 +18,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earn.errors import EarnError
-from earn.files import written_whole
+from earn.errors import EarnError, to_install
+from earn.files import check_writable, written_whole
 from earn.report.plots import PALETTE, svg
 
 if TYPE_CHECKING:
@@ -109,12 +108,7 @@ def check_place(path: Path, *bundles: Path) -> None:
         raise EarnError(f"{path}: is no place for a page. Give a file that ends in .html.")
     if any(bundle.resolve() in folders for bundle in bundles):
         raise EarnError(f"{path}: lies in a bundle, which is deployed as it is. Choose a place outside.")
-    folder = next(folder for folder in folders[1:] if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise EarnError(f"{path}: cannot be written ({error.strerror}: {folder}). Choose another place.") from error
+    check_writable(path)
 
 
 def check_installed() -> None:
@@ -123,4 +117,4 @@ def check_installed() -> None:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise EarnError(f"Reports need {error.name}. Install it: pip install 'earn-edge[report]'") from error
+        raise EarnError(f"Reports need {error.name}. Install it: {to_install('report')}") from error

@@ -135,7 +135,9 @@ def test_missing_and_changed_files_are_refused(bundle: Path) -> None:
         Manifest.load(bundle)
 
 
-@pytest.mark.parametrize("name", ["../secret", "sub/../../secret", "/etc/hostname", "..\\secret", "..", ".", "sub/../late.onnx"])
+@pytest.mark.parametrize(
+    "name", ["../secret", "sub/../../secret", "/etc/hostname", "..\\secret", "..", ".", "sub/../late.onnx"]
+)
 def test_a_path_that_leaves_the_folder_is_refused(bundle: Path, name: str) -> None:
     secret = bundle.parent / "secret"
     secret.write_bytes(b"1")

@@ -112,9 +112,10 @@ def test_steps_and_epochs_are_reported(tmp_path: Path, capsys: pytest.CaptureFix
     score, progress = Validation(0.1, 0.25), lambda *done: steps.append(done)
     record = train(untrained(), sequences(), tmp_path, score, SETTINGS, progress=progress, say=lines.append)
     assert steps == [(step + 1, record["steps"]) for step in range(record["steps"])]
+    assert re.fullmatch(r"about \d+:\d\d for 8 steps of .+ s, beside the validation after each of 2 epochs", lines[1])
     assert re.fullmatch(r"epoch 1 of 2: loss \d\.\d{3}, validation NDCG@10 0\.1000, \d+:\d\d left", lines[0])
-    assert lines[1].startswith("epoch 2 of 2:")
-    assert lines[1].endswith("0.2500, 0:00 left")
+    assert lines[2].startswith("epoch 2 of 2:")
+    assert lines[2].endswith("0.2500, 0:00 left")
     assert capsys.readouterr().out == ""
 
 

@@ -157,5 +157,5 @@ def test_the_fastest_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_onnx_the_remedy_is_named(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(EarnError, match=r"pip install 'earn-edge\[profile\]'"):
+    with pytest.raises(EarnError, match=r'pip install "earn-edge\[profile\]"'):
         MatmulBench(manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,37 @@ from earn.errors import EarnError
 
 if TYPE_CHECKING:
     from earn.data.tables.options import ImportOptions
+
+
+@dataclass(frozen=True)
+class Ties:
+    """Interactions whose order the source does not say."""
+
+    interactions: int  # that share their time with others of their user
+    exact_repeats: int  # that repeat user, item and time of another one
+
+    @classmethod
+    def among(cls, rows: Iterable[Iterable[tuple[float, str]]]) -> Ties:
+        """The ties of users' rows (time, item)."""
+        tied = repeats = 0
+        for row in map(list, rows):
+            counts = Counter(time for time, _ in row)
+            tied += sum(count for count in counts.values() if count > 1)
+            repeats += len(row) - len(set(row))
+        return cls(tied, repeats)
+
+    def say(self, source: str) -> None:
+        """Prints what there is of either."""
+        if self.interactions:
+            note(
+                f"      {source}: {self.interactions:,} interactions share their time with others of the user; the "
+                "file's order is kept. To draw it: earn import --ties shuffle"
+            )
+        if self.exact_repeats:
+            note(
+                f"      {source}: {self.exact_repeats:,} are exact repeats (user, item and time). "
+                "To drop them: earn import --dedupe"
+            )
 
 
 @dataclass(frozen=True)
@@ -36,6 +68,7 @@ class Interactions:
     # When the source brings its split, one (validation, test) per user: so many of the newest items are for test, and
     # so many before these for validation; the rest is for training. None: the split is leave-one-out.
     held_out: tuple[tuple[int, int], ...] | None = None
+    ties: Ties | None = None  # as the source had them, before any filter; None: it has no times
 
     @classmethod
     def from_rows(
@@ -134,8 +167,9 @@ def with_words(
     sequences: tuple[NDArray[np.int64], ...],
     catalog: Catalog | None,
     held_out: tuple[tuple[int, int], ...] | None = None,
+    ties: Ties | None = None,
 ) -> Interactions:
     """Interactions whose titles and metadata are the items' words, by item id; words of other items are left out."""
     known = [words.get(item_id, Words()) for item_id in item_ids]
     titles, metadata = tuple(word.title for word in known), tuple(word.metadata for word in known)
-    return Interactions(name, item_ids, titles, metadata, user_ids, sequences, catalog, held_out)
+    return Interactions(name, item_ids, titles, metadata, user_ids, sequences, catalog, held_out, ties)

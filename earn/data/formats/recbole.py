@@ -12,7 +12,6 @@ A user's interactions are sorted by timestamp; those of one time keep the file's
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import numpy as np
 from earn.catalog import Catalog, read_index
 from earn.console import note
 from earn.data.formats.folders import only_one
-from earn.data.formats.interactions import Interactions, Words, with_words
+from earn.data.formats.interactions import Interactions, Ties, Words, with_words
 from earn.data.formats.tables import Table, read_table, table_words
 from earn.data.tables.columns import NUMBER
 from earn.errors import EarnError
@@ -50,7 +49,8 @@ def read_recbole(path: Path) -> Interactions:
     table = read_table(inter, typed=True)
     table.need("user_id", "item_id", "timestamp")
     histories = _histories(table)
-    _say_ties(inter, histories)
+    ties = Ties.among(histories.values())
+    ties.say(inter.name)
     item_ids = tuple(dict.fromkeys([*words, *(row["item_id"] for _, row in table.rows)]))
     if item is not None and len(item_ids) > len(words):
         note(
@@ -64,7 +64,7 @@ def read_recbole(path: Path) -> Interactions:
         for history in histories.values()
     )
     catalog = _catalog_for(index, item_ids, words) if index is not None else None
-    return with_words(inter.stem, item_ids, words, tuple(histories), sequences, catalog)
+    return with_words(inter.stem, item_ids, words, tuple(histories), sequences, catalog, ties=ties)
 
 
 def _histories(table: Table) -> dict[str, list[tuple[float, str]]]:
@@ -74,25 +74,6 @@ def _histories(table: Table) -> dict[str, list[tuple[float, str]]]:
         user_id, item_id = table.filled(line, row, "user_id"), table.filled(line, row, "item_id")
         histories.setdefault(user_id, []).append((_timestamp(table.path, line, row["timestamp"]), item_id))
     return histories
-
-
-def _say_ties(inter: Path, histories: dict[str, list[tuple[float, str]]]) -> None:
-    """Says how many interactions have no order of their own, or stand there twice."""
-    tied = repeats = 0
-    for history in histories.values():
-        times = Counter(time for time, _ in history)
-        tied += sum(count for count in times.values() if count > 1)
-        repeats += len(history) - len(set(history))
-    if tied:
-        note(
-            f"      {inter.name}: {tied:,} interactions share their time with others of the user; the file's order is "
-            "kept. To draw it: earn import --ties shuffle"
-        )
-    if repeats:
-        note(
-            f"      {inter.name}: {repeats:,} are exact repeats (user, item and time). "
-            "To drop them: earn import --dedupe"
-        )
 
 
 def read_item_file(path: Path) -> dict[str, Words]:

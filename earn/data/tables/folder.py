@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from earn.data.formats.interactions import Interactions
-from earn.data.tables.importing import Imported
+from earn.data.tables.importing import Imported, ties_of
 from earn.data.tables.options import ImportOptions
 from earn.errors import EarnError
 from earn.files import read_json, write_json
@@ -88,4 +88,4 @@ def read_import(folder: Path) -> Interactions:
     except (pa.ArrowException, OSError, KeyError) as error:
         raise EarnError(f"{folder}: cannot be read ({error}). Import the data again.") from error
     sequences = tuple(np.split(codes, offsets[1:-1]))
-    return Interactions(str(facts["name"]), item_ids, titles, metadata, user_ids, sequences, None)
+    return Interactions(str(facts["name"]), item_ids, titles, metadata, user_ids, sequences, None, ties=ties_of(facts))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.data.formats.interactions import Interactions
+from earn.data.formats.interactions import Interactions, Ties
 from earn.data.tables.columns import USUAL_NAMES, choose, given_columns
 from earn.data.tables.items import Items
 from earn.data.tables.options import ImportOptions
@@ -29,6 +29,7 @@ from earn.data.tables.values import KINDS, Clock, Ids, ratings
 from earn.errors import EarnError
 
 Say = Callable[[str], None]
+TIES, REPEATS = "ties in time within a user", "exact repeats"  # names of counts
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,16 @@ class Imported:
             tuple(self.user_ids),
             tuple(sequences),
             None,
+            ties=ties_of(self.facts),
         )
+
+
+def ties_of(facts: Mapping[str, Any]) -> Ties | None:
+    """The ties that the facts of an import count; None where its tables have no times."""
+    counts = facts.get("counts", {})
+    if all(file["times"] == "none" for file in facts.get("files", [])):
+        return None
+    return Ties(counts.get(TIES, 0), counts.get(REPEATS, 0))
 
 
 def import_sources(
@@ -243,7 +253,7 @@ class _Log:
         by_item = np.lexsort((items[rows], group))
         sorted_items, sorted_groups = items[rows][by_item], group[by_item]
         repeats = int(((sorted_items[1:] == sorted_items[:-1]) & (sorted_groups[1:] == sorted_groups[:-1])).sum())
-        self._counts |= {"ties in time within a user": len(rows), "exact repeats": repeats}
+        self._counts |= {TIES: len(rows), REPEATS: repeats}
         is_shuffled = self._options.ties == "shuffle"
         if is_shuffled:
             keys = _keys(self._user_ids.texts, self._item_ids.texts, users[rows], items[rows], self._options.seed)
