@@ -28,8 +28,8 @@ _SHARED = (
 _QUANTIZED = "DequantizeLinear DynamicQuantizeLinear MatMulInteger QuantizeLinear"
 _MICROSOFT = ("DequantizeLinear", "MatMulNBits", "QuantizeLinear")
 _SEARCH = (
-    "And CumSum Equal Expand GatherElements GatherND Greater GreaterOrEqual Less LessOrEqual LogSoftmax Loop Max Min "
-    "Not Or Range ReduceMax ReduceMin ReduceSum ScatterElements TopK Where"
+    "And CumSum Equal Expand GatherElements GatherND Greater GreaterOrEqual IsNaN Less LessOrEqual LogSoftmax Loop Max "
+    "Min Not Or Range ReduceMax ReduceMin ReduceSum ScatterElements TopK Where"
 )
 _STAGE_OPERATORS = frozenset(
     [("", name) for name in f"{_SHARED} {_QUANTIZED}".split()] + [("com.microsoft", name) for name in _MICROSOFT]

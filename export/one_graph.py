@@ -10,8 +10,9 @@
     count     int64 [b]    items found
     exact     bool  [b]    no beam was ever dropped that could still have made the list: these are the best k items of
                            the whole catalog
-    status    int64 [b]    0: answered; 1: the history holds no item; 2: an index is out of range. Rows with another
-                           status than 0 hold no items, and no other row suffers from them
+    status    int64 [b]    0: answered; 1: the history holds no item; 2: an index is out of range; 3: the model gave
+                           what is no number, so its weights are damaged. Rows with another status than 0 hold no
+                           items, and no other row suffers from them
 
 It holds the bundle's own stages, so any precision; the catalog's trie as tables; the keys and values of the prompt's
 constant start. Standard operators alone, so that every ONNX Runtime runs it in one call. Its forms are rows of FORMS.
@@ -45,7 +46,7 @@ from earn.runtime.one_graph import METADATA
 from earn.runtime.recommender import DEFAULT_BEAMS, Recommender
 
 DEFAULT_K = 10
-ANSWERED, EMPTY, OUT_OF_RANGE = 0, 1, 2  # what `status` says
+ANSWERED, EMPTY, OUT_OF_RANGE, NO_NUMBER = range(4)  # what `status` says
 INPUTS = ("history", "excluded", "k")
 OUTPUTS = ("items", "scores", "count", "exact", "status")
 
@@ -228,6 +229,7 @@ class _Composer:
             "score": no_score,
             "left": root,
             "dropped": no_score,
+            "broken": root,
         }, next_position
 
     def _head_cache(self, past: Any) -> str:
@@ -262,7 +264,11 @@ class _Composer:
         is_item = g.add("Less", offset, g.unsqueeze(g.add("Gather", tables.items_of, node, axis=0), 2))
         last = np.int64(len(self._catalog) - 1)
         items = g.add("Gather", tables.leaf_items, g.add("Min", g.add("Add", start, offset), last), axis=0)
-        is_item = g.add("And", is_item, g.unsqueeze(g.add("Greater", score, np.float32(DEAD / 2)), 2))
+        is_broken = g.add("Greater", g.add("Squeeze", state["broken"], [1]), np.int64(0))
+        status = g.add("Where", is_broken, np.int64(NO_NUMBER), status)
+        is_answered = g.add("Equal", status, np.int64(ANSWERED))
+        is_alive = g.add("And", g.add("Greater", score, np.float32(DEAD / 2)), g.unsqueeze(is_answered, 1))
+        is_item = g.add("And", is_item, g.unsqueeze(is_alive, 2))
         items, is_item = g.add("Reshape", items, flat), g.add("Reshape", is_item, flat)
         is_item = g.add("And", is_item, g.add("Equal", g.pick(banned, items), np.int64(0)))
         scores = g.add("Reshape", g.add("Expand", g.unsqueeze(score, 2), [1, 1, len(offset)]), flat)
@@ -276,7 +282,6 @@ class _Composer:
         worst = g.add("ReduceMin", g.add("Where", is_item, scores, np.float32(DEAD)), [1], keepdims=0)
         # With fewer than k items the worst is DEAD, and so is the best dropped where nothing was dropped.
         dropped = g.add("Squeeze", state["dropped"], [1])
-        is_answered = g.add("Equal", status, np.int64(ANSWERED))
         nothing = g.add("Less", dropped, np.float32(DEAD / 2))
         outputs: dict[str, tuple[Any, ...]] = {
             "items": ("Where", is_item, g.pick(items, chosen), np.int64(-1)),

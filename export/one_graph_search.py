@@ -8,6 +8,7 @@ What a level reads and leaves behind is a `State`, names of tensors by what they
                                  the score is DEAD where a row is there to fill the batch
     node, score, left [b,w]      the beams: trie node, score where the beam is finished (else DEAD), items below it
     dropped [b,1]                best score that was ever dropped
+    broken [b,1]                 1 where a score was no number
 """
 
 from __future__ import annotations
@@ -121,15 +122,17 @@ class Level:
             "score": (FLOAT, ["b", "w"]),
             "left": (INT64, ["b", "w"]),
             "dropped": (FLOAT, ["b", 1]),
+            "broken": (INT64, ["b", 1]),
         }
         return {name: rows[name] for name in state}  # type: ignore[misc]
 
     def write(self, s: GraphWriter, index: str, state: State) -> tuple[str, State]:
         """Writes the level `index` []; returns whether another one is needed [] and the state after it."""
         logits, caches = self._pass(s, state)
-        child, total, left = self._children(s, index, state, logits)
+        child, total, left, broken = self._children(s, index, state, logits)
         beams, row_of = self._best(s, index, state, child, total, left)
         is_open = self._is_open(s, beams)
+        beams["broken"] = s.add("Max", state["broken"], broken)
         return self._next(s, index, state, beams, row_of, is_open, caches)
 
     def _pass(self, s: GraphWriter, state: State) -> tuple[str, State]:
@@ -153,8 +156,8 @@ class Level:
         logits, added = s.embed("late", self.stages["late"], {**feeds, PAST: state["late_cache"]})
         return logits, {**caches, "late_cache": s.concat(state["late_cache"], added, axis=0)}
 
-    def _children(self, s: GraphWriter, index: str, state: State, logits: str) -> tuple[str, str, str]:
-        """All children of the rows, F per row: their nodes, scores and items left below, each [b,r*F]."""
+    def _children(self, s: GraphWriter, index: str, state: State, logits: str) -> tuple[str, str, str, str]:
+        """All children of the rows, F per row: their nodes, scores and items left below, each [b,r*F]; broken [b,1]."""
         tables, dead = self.tables, np.float32(DEAD)
         offset = s.range(0, s.add("Gather", s.constant(tables.most_children), index, axis=0))
         start = s.unsqueeze(s.add("Gather", tables.child_start, state["row_node"], axis=0), 2)
@@ -169,10 +172,12 @@ class Level:
         end = s.add("Add", first, s.add("Gather", tables.below, child, axis=0))
         left = s.add("Sub", s.pick(self.kept, end), s.pick(self.kept, first))
         may_be = s.add("And", s.add("Reshape", is_child, flat), s.add("Greater", left, np.int64(0)))
-        total = s.add("Where", may_be, s.add("Reshape", total, flat), dead)
+        total = s.add("Reshape", total, flat)
+        broken = s.add("ReduceMax", s.whole(s.add("IsNaN", total)), [1], keepdims=1)
+        total = s.add("Where", may_be, total, dead)
         if SCORING_RULES[self.manifest.scoring].finishes_determined:
             child = s.add("Gather", tables.finishes, child, axis=0)
-        return child, total, left
+        return child, total, left, broken
 
     def _scores(self, s: GraphWriter, index: str, logits: str, token: str, is_child: str) -> str:
         """Log-probabilities [b,r,F] of the children, normalised as the bundle's rule says."""
@@ -244,6 +249,7 @@ class Level:
             "left": beams["left"],
             "score": s.add("Where", is_open, np.float32(DEAD), beams["score"]),
             "dropped": beams["dropped"],
+            "broken": beams["broken"],
         }
         if self._has_late:
             after |= {"late_positions": s.add("Identity", positions), "late_bias": deeper(state["late_bias"])}

@@ -78,8 +78,15 @@ class OneGraphRecommender(Recommender):
         self, histories: Sequence[Sequence[int]], excluded: Sequence[Collection[int]], k: int, width: int
     ) -> list[Recommendations]:
         feeds = {"history": _padded(histories), "excluded": _padded([sorted(items) for items in excluded])}
-        names = ["items", "scores", "count", "exact"]
-        answers = self._session.run(names, {**feeds, "k": np.array([k], np.int64)})
+        names = ["items", "scores", "count", "exact", "status"]
+        try:
+            *answers, status = self._session.run(names, {**feeds, "k": np.array([k], np.int64)})
+        except Exception as error:  # onnxruntime raises classes of its own without a common base
+            raise EarnError(f"ONNX Runtime failed in {ONE_GRAPH_FILE} ({error}). Copy the bundle again.") from error
+        if status.any():  # histories and items were checked before
+            raise EarnError(
+                f"{ONE_GRAPH_FILE} gives what is no number, so it is damaged. Copy the bundle again."
+            )
         ids, titles = self.catalog.item_ids, self.catalog.titles
         return [
             Recommendations(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 
 from earn.catalog import Catalog
 from earn.config import Prompt
 from earn.errors import EarnError
 from earn.export.bundle import export_bundle
-from earn.export.one_graph import EMPTY, OUT_OF_RANGE, compose, compose_bundle
+from earn.export.one_graph import EMPTY, NO_NUMBER, OUT_OF_RANGE, compose, compose_bundle
 from earn.manifest import Manifest
 from earn.runtime.recommender import Recommendation, Recommender
 from tests.support import RULES, histories_of, random_catalog, small_model, toy_catalog
@@ -135,6 +137,22 @@ def test_large_weights_stay_in_the_files_of_the_stages(tmp_path: Path) -> None:
     compose_bundle(tmp_path / "bundle")
     check(tmp_path / "bundle", [[1, 2], [3]], 5, 20)
     assert (tmp_path / "bundle/recommend.onnx").stat().st_size < before
+
+
+def test_what_is_no_number_is_no_answer(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    graph = onnx.load(folder / "recommend.onnx")
+    weight = next(tensor for tensor in graph.graph.initializer if tensor.name.endswith("head.weight"))
+    nothing = np.full(numpy_helper.to_array(weight).shape, np.nan, np.float32)
+    weight.CopyFrom(numpy_helper.from_array(nothing, weight.name))
+    onnx.save(graph, folder / "recommend.onnx")
+    answer = run(folder, [[1], [2]])
+    assert answer["status"].tolist() == [NO_NUMBER] * 2
+    assert answer["count"].tolist() == [0, 0]
+    Manifest.load(bundle).with_files(folder).save(folder)
+    with pytest.raises(EarnError, match="no number"):
+        Recommender.load(folder, engine="one-graph").recommend(["1"])
 
 
 def test_it_belongs_to_the_bundle(bundle: Path) -> None:

@@ -114,11 +114,14 @@ export class Earn {
     const known = this.#indices(history, unknown).slice(-this.#bundle.maxHistory);
     if (known.length === 0) throw new EarnError("The history has no known item. Give at least one item of the catalog.");
     const excluded = this.#indices(excludeHistory ? [...exclude, ...history] : exclude, unknown);
-    const { items, scores, count, exact } = await this.#session.run({
+    const { items, scores, count, exact, status } = await this.#session.run({
       history: this.#row(known),
       excluded: this.#row(excluded),
       k: new this.#runtime.Tensor("int64", BigInt64Array.of(BigInt(k)), [1]),
     });
+    if ((status!.data as BigInt64Array)[0] !== 0n) {
+      throw new EarnError("The graph gives what is no number: its weights are damaged. Deploy the bundle again.");
+    }
     const found = Number((count!.data as BigInt64Array)[0]);
     const list: Recommendations = Array.from((items!.data as BigInt64Array).slice(0, found), (item, place) => ({
       id: this.#bundle.itemIds[Number(item)]!,
