@@ -182,7 +182,7 @@ def calibrate(
             _quantize(variants, row, form, after)
 
         rankings = held_out.rankings(variants.recommender(source), progress("ask, fp32"))
-        timed = settings.requests and any(form.engine == "cpu" for _, form in wanted)
+        timed = settings.requests and any(form.runs_on_cpu for _, form in wanted)
         float_milliseconds = _median_ms(variants, [source], held_out, settings)[0] if timed else None
         trial = _Trial(variants, histories, held_out, rankings, float_milliseconds, settings, progress)
         candidates = [_judge(trial, row, form) for row, form in wanted]
@@ -273,7 +273,7 @@ def _judge(trial: _Trial, precision: Precision, form: GraphForm, only_plain: boo
         sensitivity = _sensitivity(trial, precision)
         attempts += _try_until_passed(trial, precision, _with_float_layers(options[-1], sensitivity), folder)
     milliseconds = None
-    if trial.float_milliseconds is not None and form.engine == "cpu":
+    if trial.float_milliseconds is not None and form.runs_on_cpu:
         beside, taken = _median_ms(trial.variants, [trial.variants.source, folder], trial.held_out, trial.settings)
         milliseconds = trial.float_milliseconds * taken / beside
     return Candidate(precision, form, folder, tuple(attempts), _graph_bytes(folder), milliseconds, sensitivity)

@@ -43,8 +43,8 @@ PRECISIONS: Mapping[str, Precision] = {
     for row in (
         Precision("fp32", "none", ("cpu", "tensorrt")),  # as exported
         Precision("fp16", "half", ("tensorrt",)),  # for GPUs; norms and softmax in fp32
-        Precision("int8-dynamic", "dynamic", ("cpu",)),  # activations are rounded by each call's own range
-        Precision("int8", "static", ("cpu", "tensorrt")),  # activations too, in ranges fixed by calibration
+        Precision("int8-dynamic", "dynamic", ("cpu", "portable")),  # activations are rounded by each call's own range
+        Precision("int8", "static", ("cpu", "tensorrt", "portable")),  # activations too, in ranges fixed by calibration
         Precision(  # weights alone, a scale for every block
             "int4",
             "blocks",
@@ -65,12 +65,21 @@ class GraphForm:
     signed_activations: bool  # int8 around 0, instead of uint8 between least and largest value
     block_operator: bool  # 4-bit blocks as ONNX Runtime's MatMulNBits, instead of DequantizeLinear of blocks
     int8_embedding: bool  # the lookup of int8 rows needs Gather and Cast on int8
+    seven_bits: bool = False  # weights from -64 to 64: sums of two products then fit into 16 bits
+
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether such a graph can be timed here."""
+        return self.engine != "tensorrt"
 
 
 FORMS: Mapping[str, GraphForm] = {
     # ONNX Runtime fuses uint8 activations with int8 weights to integer matmuls. Of signed ones it leaves part in float
     # and dequantizes their weights in every call, which is slower than fp32.
     "cpu": GraphForm("cpu", signed_activations=False, block_operator=True, int8_embedding=True),
+    # The same lists on every processor: without VNNI (older x86), ONNX Runtime adds two products of uint8 and int8 in
+    # 16 bits, where those of 8-bit weights overflow.
+    "portable": GraphForm("portable", False, block_operator=True, int8_embedding=True, seven_bits=True),
     # TensorRT takes zero points of 0 only, and no operator outside the standard ONNX domain.
     "tensorrt": GraphForm("tensorrt", signed_activations=True, block_operator=False, int8_embedding=False),
 }

@@ -43,7 +43,7 @@ def quantize(
     if precision.method == "blocks":
         return _blocks(graph, linears, precision, form)
     if precision.method == "dynamic":
-        return _dynamic(graph, linears, precision)
+        return _dynamic(graph, linears, precision, form)
     return _static(graph, linears, precision, form, ranges)
 
 
@@ -83,7 +83,7 @@ def _static(
     quantizer = QDQQuantizer(
         _with_types(graph, linears),
         precision.per_channel,
-        False,  # 7-bit weights, for CPUs without VNNI
+        form.seven_bits,
         QuantType.QInt8 if precision.weight_bits == 8 else QuantType.QInt4,
         QuantType.QInt8 if form.signed_activations else QuantType.QUInt8,
         known,
@@ -113,12 +113,14 @@ def _read_rounded_only(graph: onnx.ModelProto, names: Collection[str]) -> None:
                 node.input[index] = made_by[made_by[name].input[0]].input[0]
 
 
-def _dynamic(graph: onnx.ModelProto, linears: list[LinearLayer], precision: Precision) -> onnx.ModelProto:
+def _dynamic(
+    graph: onnx.ModelProto, linears: list[LinearLayer], precision: Precision, form: GraphForm
+) -> onnx.ModelProto:
     """DynamicQuantizeLinear before every linear layer, and an integer MatMul."""
     quantizer = ONNXQuantizer(
         _with_types(graph, linears),
         precision.per_channel,
-        False,
+        form.seven_bits,
         QuantizationMode.IntegerOps,
         False,
         QuantType.QInt8,

@@ -84,9 +84,7 @@ class OneGraphRecommender(Recommender):
         except Exception as error:  # onnxruntime raises classes of its own without a common base
             raise EarnError(f"ONNX Runtime failed in {ONE_GRAPH_FILE} ({error}). Copy the bundle again.") from error
         if status.any():  # histories and items were checked before
-            raise EarnError(
-                f"{ONE_GRAPH_FILE} gives what is no number, so it is damaged. Copy the bundle again."
-            )
+            raise EarnError(f"{ONE_GRAPH_FILE} gives what is no number, so it is damaged. Copy the bundle again.")
         ids, titles = self.catalog.item_ids, self.catalog.titles
         return [
             Recommendations(

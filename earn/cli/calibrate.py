@@ -56,7 +56,10 @@ def add_parser(subparsers: Subparsers) -> None:
         help=f"{labels}, or {FASTEST}: the faster int8 that passes (default: %(default)s)",
     )
     parser.add_argument(
-        "--engine", metavar="NAME", help="whose form is written: cpu or tensorrt (default: the precision's usual one)"
+        "--engine",
+        metavar="NAME",
+        help="whose form is written: cpu, portable (cpu, with the same lists on every processor) or tensorrt "
+        "(default: the precision's usual one)",
     )
     add_report(parser, "BUNDLE2-report.html")
     add_json(parser)

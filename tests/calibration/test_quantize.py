@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from earn.calibration.collect import StageRanges, collect_activations
@@ -14,6 +15,7 @@ from earn.calibration.refine import LEVELS
 from earn.calibration.variants import FLOAT, GraphVariants, MixedPrecision
 from earn.errors import EarnError
 from earn.manifest import PRECISIONS as KNOWN
+from earn.runtime.engine import load_engine
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
 from tests.calibration.conftest import Case, best, constants_of, int8_sums_saturate, make_case, optimized_operators
@@ -169,3 +171,21 @@ def test_unknown_names_are_refused() -> None:
     assert [row.name for row in find_precisions("fastest", "tensorrt")] == ["int8"]
     with pytest.raises(EarnError, match="int8-dynamic is not written for the engine 'tensorrt'"):
         find_form(PRECISIONS["int8-dynamic"], "tensorrt")
+
+
+def test_the_portable_form_gives_the_same_lists_whether_its_sums_are_of_integers_or_not(
+    variants: GraphVariants, case: Case, tmp_path: Path
+) -> None:
+    """Without fusions ONNX Runtime computes in float what the rounded numbers stand for: no sum can overflow there."""
+    variants.write_bundle_graphs(FLOAT, "int8-portable", MixedPrecision(), tmp_path)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    plain = load_engine("cpu", tmp_path, variants.manifest)
+    for stage in STAGES:
+        session = onnxruntime.InferenceSession(str(tmp_path / f"{stage}.onnx"), options, ["CPUExecutionProvider"])
+        plain._sessions[stage] = session  # type: ignore[attr-defined]
+    fused, in_float = variants.recommender(tmp_path), Recommender(plain, variants.manifest, variants.catalog)
+    for history in case.held_out.histories[:16]:
+        assert best(fused, history) == best(in_float, history)
+    weights = constants_of(onnx.load(str(variants.path("int8-portable", "late"))))
+    assert max(int(np.abs(value).max()) for value in weights.values() if value.dtype == np.int8) <= 64
