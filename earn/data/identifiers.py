@@ -59,7 +59,7 @@ def build_catalog(
         raise EarnError(f"codebook is {codebook}. Give at least one code per level.")
     items = len(interactions.item_ids)
     with threadpool_limits(1):  # sums of several threads are added in the order in which they end
-        vectors = _vectors(interactions, train_sequences, seed)
+        vectors = item_vectors(interactions, train_sequences, seed)
         codes = _residual_codes(vectors, codebook or codebook_size(items), levels, seed)
     counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *train_sequences]), minlength=items)
     codes = np.column_stack([codes, _numbers_within(codes, counts)])
@@ -74,9 +74,14 @@ def codebook_size(items: int) -> int:
     return min(LARGEST_CODEBOOK, 1 << round(math.log2(2 * math.sqrt(items))))
 
 
-def _vectors(
+def item_vectors(
     interactions: Interactions, train_sequences: Sequence[NDArray[np.int64]], seed: int
 ) -> NDArray[np.float64]:  # [items, components]
+    """What users did and what items say (module docstring), each row of length 1.
+
+    Raises:
+        EarnError: nothing is known about any item.
+    """
     weighted = (
         (1.0, _user_matrix(train_sequences, len(interactions.item_ids))),
         (WORD_WEIGHT, _word_matrix(interactions)),
