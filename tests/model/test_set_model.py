@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,19 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from earn.catalog import Catalog
-from earn.config import SET
+from earn.config import BEAMS, SET, to_json
 from earn.digits import Digits
 from earn.errors import EarnError
 from earn.export.bundle import export_bundle
-from earn.export.stages import torch_recommender
-from earn.manifest import Manifest
-from earn.model.earn_model import IGNORED, EarnModel
+from earn.export.stages import bundle_model, torch_recommender
+from earn.manifest import SET_FIELDS, Manifest
+from earn.model.earn_model import IGNORED, EarnModel, read_earn
 from earn.model.packing import pack
 from earn.model.reference import reference_scores
 from earn.model.set_model import SetModel
 from earn.runtime.recommender import Recommender
 from earn.runtime.set_scores import SetScores, best_items
-from tests.support import FAMILIES, assert_close, histories_of, pairs, scramble, small_backbone
+from tests.support import FAMILIES, assert_close, histories_of, pairs, scramble, small_backbone, small_model
 
 ITEMS = 40
 FORMS = {"digits": (3, False), "items": (0, True), "both": (3, True)}
@@ -241,3 +243,32 @@ def test_identifiers_that_are_no_digits_are_refused() -> None:
 def test_a_rule_of_the_whole_vocabulary_is_refused() -> None:
     with pytest.raises(EarnError, match="at once"):
         torch_recommender(set_model(), "vocab")
+
+
+def test_a_dense_twin_of_the_method_is_split_into_one() -> None:
+    dense = set_model(early_layers=4, prefix_registers=0, suffix_registers=0)
+    split = EarnModel.from_dense(dense, 1)
+    assert isinstance(split, SetModel)
+    assert (split.earn.method, split.earn.temperature, split.earn.early_layers) == (SET, 0.5, 1)
+
+
+def test_settings_without_a_method_search_with_beams() -> None:
+    settings = to_json(set_model().earn)
+    older = {name: value for name, value in settings.items() if name not in SET_FIELDS}
+    assert read_earn(older, "config.json").method == BEAMS
+    with pytest.raises(EarnError, match="method is 'sets'"):
+        read_earn({**settings, "method": "sets"}, "config.json")
+
+
+def test_bundles_with_beams_keep_the_fingerprint_of_before() -> None:
+    manifest = bundle_model(small_model()).manifest
+    value = to_json(manifest)
+    for name in SET_FIELDS:
+        del value["model"][name]
+    assert manifest.fingerprint == hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def test_a_model_of_another_method_is_refused() -> None:
+    model = set_model()
+    with pytest.raises(EarnError, match="model_class"):
+        EarnModel(model.backbone, model.earn, model.catalog)
