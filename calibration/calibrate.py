@@ -168,7 +168,7 @@ def calibrate(
     compared = _others(wanted) if settings.compare else []
     precisions = [row for row, _ in wanted + compared]
     out.resolve().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-calibration.", dir=out.resolve().parent) as folder:
         variants = GraphVariants(source, Path(folder))
         settings = replace(settings, beams=min(settings.beams, variants.manifest.limits.beams))
         before: Mapping[str, StageRanges] = {}

@@ -19,6 +19,8 @@ MASKED = -30000.0
 
 MOST_REGISTERS = 128  # at either end of a prompt
 
+BEAMS, SET = "beams", "set"  # how a model names items: one code after the other, or all of them at once
+
 
 @dataclass(frozen=True)
 class ScoringRule:
@@ -74,8 +76,14 @@ class EarnConfig:
     token_ids: tuple[int, ...]  # token id of each identifier token, in the catalog's order
     max_history: int = 20  # items of a history that the prompt holds; the newest are kept
     positions: str = "original"  # of the late stage's rows: as in the whole prompt; files still name this one choice
+    method: str = BEAMS  # or SET (see earn.model.set_model)
+    temperature: float = 0.07  # of SET: by which cosines of outputs and digits are divided
 
     def __post_init__(self) -> None:
+        if self.method not in (BEAMS, SET):
+            raise EarnError(f"The model's method is {self.method!r}. Use the version of earn-edge that trained it.")
+        if not self.temperature > 0:  # also true of nan
+            raise EarnError(f"The temperature is {self.temperature}. Take one above 0.")
         if self.positions != "original":
             raise EarnError(
                 f"The model has {self.positions!r} positions, which were removed: rows of the late stage keep those "
@@ -84,6 +92,10 @@ class EarnConfig:
         most = max(len(self.prefix_ids), len(self.suffix_ids))
         if most > MOST_REGISTERS:
             raise EarnError(f"There are {most} registers at one end of the prompt. Take {MOST_REGISTERS} at the most.")
+
+    def item_rows(self, depth: int) -> int:
+        """Rows that an item of the history takes at the most: one for each of its `depth` codes, or one for all."""
+        return 1 if self.method == SET else depth
 
 
 def to_json(value: Any) -> dict[str, Any]:

@@ -11,6 +11,8 @@ A bundle is a folder:
 
 A bundle has its own token numbers: the identifier tokens first, in the catalog's order, so that token j is also row j
 of the item head; then the prompt's and the registers' tokens. Embedding rows that no prompt can hold are left out.
+Where all codes are named at once (`model.method` is "set") the first numbers are the items', one row each, and the
+item head's rows are the catalog's tokens, digit after digit (see earn.digits).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from earn.catalog import CATALOG_FILE, MOST_DEPTH
-from earn.config import MOST_REGISTERS, EarnConfig, Prompt, check_scoring, from_json, to_json
+from earn.config import BEAMS, MOST_REGISTERS, SET, EarnConfig, Prompt, check_scoring, from_json, to_json
 from earn.errors import EarnError, refuse
 from earn.files import check_writable, read_json, sha256, write_json
 from earn.graph_files import check_graph_file
@@ -37,6 +39,7 @@ _JUDGED = {  # what must stand in a calibrated bundle's parts
     "accuracy": {"passed", "users", "beam_set", "beam_set_overlap", "top10_overlap", "recall@10", "ndcg@10", "limits"},
     "calibration": {"engine", "method", "samples", "seed", "fine_products", "float_layers"},
 }
+SET_FIELDS = ("method", "temperature")  # of the model, which say nothing where it searches with beams
 ENGINES_FOLDER = "engines"
 GRAPH_FILES = {"early": "early.onnx", "late": "late.onnx"}
 ONE_GRAPH_FILE = "recommend.onnx"
@@ -146,7 +149,10 @@ class Manifest:
 
         A model that is no bundle yet lists none, and shares its fingerprint with others of its shape.
         """
-        return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()
+        value = to_json(self)
+        if self.model.method == BEAMS:  # which older manifests leave unsaid; their saved sessions stay good
+            value["model"] = {name: part for name, part in value["model"].items() if name not in SET_FIELDS}
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
     @property
     def bundle_bytes(self) -> int:
@@ -246,7 +252,7 @@ def _check_consistent(manifest: Manifest, where: str) -> None:
         f"precision {manifest.precision!r} is known": manifest.precision in PRECISIONS,
         "identifier tokens come first": model.token_ids == tuple(range(len(model.token_ids))),
         "tokens have rows in the embedding": min(tokens) >= 0 and max(tokens) < sizes.embedding_rows,
-        "identifier tokens have rows in the item head": len(model.token_ids) <= sizes.logits,
+        "identifier tokens have rows in the item head": model.method == SET or len(model.token_ids) <= sizes.logits,
         "early layers agree": model.early_layers == sizes.early_layers <= sizes.layers,
         "limits follow from the prompt": limits == limits_of(model, limits.depth, limits.batch, limits.beams),
     }

@@ -14,6 +14,7 @@ from typing import cast
 from torch import nn
 
 from earn.catalog import CATALOG_FILE
+from earn.config import SET
 from earn.export.onnx_stages import export_stages
 from earn.export.parity import check_parity
 from earn.export.stages import MAX_BATCH, MAX_BEAMS, TorchEngine, bundle_model
@@ -21,7 +22,7 @@ from earn.export.weights import EXTERNAL_DATA_BYTES
 from earn.files import folder_written_whole
 from earn.manifest import Manifest, check_graphs, refuse_foreign_folder
 from earn.model.earn_model import EarnModel
-from earn.model.family_check import check_stages
+from earn.model.family_check import check_family, check_stages
 from earn.model.stage import EarlyStage, LateStage
 from earn.runtime.engine import load_engine
 
@@ -53,7 +54,10 @@ def export_bundle(
     nn.Module.to(model, "cpu")  # where the example is that gets traced
     bundle = bundle_model(model, scoring, max_batch, max_beams)
     early, late = cast(EarlyStage, bundle.stages["early"]), cast(LateStage, bundle.stages["late"])
-    check_stages(model.backbone, early, late, bundle.embedded, bundle.predicted)
+    if model.earn.method == SET:  # whose tables the backbone does not have; the layers are the same
+        check_family(model.backbone, "The model")
+    else:
+        check_stages(model.backbone, early, late, bundle.embedded, bundle.predicted)
     with folder_written_whole(out) as folder:
         export_stages(bundle, model.config, folder, external_data_bytes)
         model.catalog.save(folder / CATALOG_FILE)

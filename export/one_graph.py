@@ -35,7 +35,7 @@ import onnx
 from onnx import ModelProto, helper
 
 from earn.catalog import CATALOG_FILE, Catalog
-from earn.config import MASKED
+from earn.config import MASKED, SET
 from earn.errors import EarnError
 from earn.export.graph_writer import BOOL, FLOAT, INT64, GraphWriter
 from earn.export.one_graph_search import DEAD, Level, SearchTables, State
@@ -69,11 +69,13 @@ def compose(folder: Path, form: str = "loop", beams: int = DEFAULT_BEAMS, k: int
         k: items that come back where the caller does not say; 1 to `beams`.
 
     Raises:
-        EarnError: the bundle is damaged, there is no such form, or a number is out of range.
+        EarnError: the bundle is damaged or has no beams, there is no such form, or a number is out of range.
     """
     if form not in FORMS:
         raise EarnError(f"There is no form {form!r}. Take one of: {', '.join(FORMS)}.")
     recommender = Recommender.load(folder)
+    if recommender.manifest.model.method == SET:
+        raise EarnError(f"{folder}: names all codes at once; the one graph is written for searches with beams alone.")
     most = recommender.manifest.limits.beams
     if not 1 <= beams <= most:
         raise EarnError(f"beams is {beams}. This bundle takes 1 to {most}; export with a larger --max-beams for more.")

@@ -11,12 +11,14 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 import earn
-from earn.config import SCORING_RULES, EarnConfig, Prompt, check_scoring
+from earn.config import SCORING_RULES, SET, EarnConfig, Prompt, check_scoring
+from earn.errors import EarnError
 from earn.manifest import Manifest, limits_of
 from earn.model.earn_model import EarnModel
 from earn.model.families import sizes_of
@@ -35,7 +37,7 @@ class BundleModel:
     stages: Mapping[str, EarlyStage | LateStage]
     manifest: Manifest  # without files
     embedded: Sequence[int]  # the model's token of each row of the early stage's embedding
-    predicted: Sequence[int]  # the model's token of each logit of the late stage
+    predicted: Sequence[int]  # the row of the late stage's head of each logit: the model's token, or digits' place
 
 
 def bundle_model(
@@ -44,30 +46,37 @@ def bundle_model(
     """The stage modules and manifest of a model.
 
     Args:
-        scoring: one of SCORING_RULES; it decides which rows of the item head the bundle keeps.
+        scoring: one of SCORING_RULES; it decides which rows of the item head the bundle keeps. All codes at once are
+            always normalised over each digit, which is the rule "level"; "trie" stands for it there.
         max_batch: users that one pass of the runtime may hold.
         max_beams: widest search that the bundle allows.
 
     Raises:
-        EarnError: no such scoring rule.
+        EarnError: no such scoring rule, or none for this model's method.
     """
     rule = SCORING_RULES[check_scoring(scoring)]
-    known = list(model.earn.token_ids)
+    is_set = model.earn.method == SET
+    if is_set and rule.needs_whole_head:
+        raise EarnError(f"The model names all codes at once, which the scoring rule {scoring} cannot. Take level.")
+    scoring = "level" if is_set else scoring
+    known = model.history_ids
     fixed = {*model.earn.prompt.head, *model.earn.prompt.separator, *model.earn.prompt.tail}
     fixed |= {*model.earn.prefix_ids, *model.earn.suffix_ids}
     embedded = known + sorted(fixed - set(known))
-    others = sorted(set(range(model.lm_head.weight.shape[0])) - set(known))
-    predicted = known + (others if rule.needs_whole_head else [])
     early, late = model.early_stage(), model.late_stage()
+    others = sorted(set(range(model.lm_head.weight.shape[0])) - set(known))
+    predicted = list(range(len(model.earn.token_ids))) if is_set else known + (others if rule.needs_whole_head else [])
     kind = LateStage if late.layers else DenseHead
     stages: dict[str, EarlyStage | LateStage] = {
         "early": EarlyStage(early.layers, early.rotary, _embedding_rows(early, embedded)),
-        "late": kind(late.layers, late.rotary, late.norm, _head_rows(model.lm_head, predicted, late.divisor)),
+        "late": kind(late.layers, late.rotary, late.norm, _head_rows(late.head, predicted, late.divisor)),
     }
     manifest = Manifest(
         sizes=sizes_of(model.config, model.earn.early_layers, len(embedded), len(predicted)),
-        limits=limits_of(model.earn, model.catalog.depth, max_batch, max_beams),
-        model=_renumbered(model.earn, {token: row for row, token in enumerate(embedded)}),
+        limits=limits_of(model.earn, model.earn.item_rows(model.catalog.depth), max_batch, max_beams),
+        model=_renumbered(
+            replace(model.earn, token_ids=tuple(known)), {token: row for row, token in enumerate(embedded)}
+        ),
         scoring=scoring,
         precision="fp32",
         files={},
@@ -112,10 +121,11 @@ def _embedding_rows(early: EarlyStage, rows: Sequence[int]) -> nn.Embedding:
     return cut
 
 
-def _head_rows(head: nn.Linear, rows: Sequence[int], divisor: float) -> nn.Linear:
+def _head_rows(head: nn.Module, rows: Sequence[int], divisor: float) -> nn.Linear:
     """The rows that give these logits, divided as the family divides them."""
-    cut = nn.Linear(head.in_features, len(rows), bias=False)
-    cut.weight = nn.Parameter(scaled(head.weight.detach()[list(rows)], 1 / divisor), requires_grad=False)
+    weight = cast(Tensor, head.weight).detach()
+    cut = nn.Linear(weight.shape[1], len(rows), bias=False)
+    cut.weight = nn.Parameter(scaled(weight[list(rows)], 1 / divisor), requires_grad=False)
     return cut
 
 

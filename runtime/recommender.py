@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from earn.catalog import CATALOG_FILE, Catalog
-from earn.config import SCORING_RULES
+from earn.config import SCORING_RULES, SET
 from earn.errors import EarnError
 from earn.manifest import MANIFEST_FILE, Manifest, Moment, check_graphs
 from earn.prompts import history_tokens
@@ -28,6 +28,7 @@ from earn.runtime.engine import ONE_GRAPH, Engine, check_threads, load_engine
 from earn.runtime.onnx_engine import session_options
 from earn.runtime.search import Search
 from earn.runtime.session import Session
+from earn.runtime.set_scores import SetScores, best_items
 from earn.runtime.trie import Exclusions, ItemTrie
 from earn.specs import generated_rows
 
@@ -44,7 +45,7 @@ class Recommendation:
     """One recommended item."""
 
     item_id: str
-    score: float  # log-probability of its identifier under the bundle's scoring rule
+    score: float  # log-probability of its identifier under the bundle's scoring rule, or the sum of its digits'
     title: str  # "" where unknown
 
 
@@ -65,15 +66,19 @@ class Recommender:
         Raises:
             EarnError: the catalog is not the manifest's.
         """
-        if (len(catalog.tokens), catalog.depth) != (len(manifest.model.token_ids), manifest.limits.depth):
+        is_set = manifest.model.method == SET
+        self._set = SetScores.of(catalog, manifest.sizes.logits) if is_set else None
+        codes = np.arange(len(catalog), dtype=np.int32)[:, None] if is_set else catalog.codes  # rows of a history
+        tokens = len(catalog) if is_set else len(catalog.tokens)
+        if (tokens, codes.shape[1]) != (len(manifest.model.token_ids), manifest.limits.depth):
             raise EarnError(
-                f"The catalog has {len(catalog.tokens)} tokens and depth {catalog.depth}, the manifest "
+                f"The catalog has {tokens} tokens and depth {codes.shape[1]}, the manifest "
                 f"{len(manifest.model.token_ids)} and {manifest.limits.depth}. Export the checkpoint again."
             )
         self.manifest = manifest
         self.catalog = catalog
-        self.trie = ItemTrie.build(catalog.codes)
-        self._identifiers = [[code for code in row if code >= 0] for row in catalog.codes.tolist()]
+        self.trie = ItemTrie.build(codes)
+        self._identifiers = [[code for code in row if code >= 0] for row in codes.tolist()]
         self.decoder = Decoder(engine, manifest)
         self.lookahead = lookahead
 
@@ -261,6 +266,13 @@ class Recommender:
     ) -> list[Recommendations]:
         """The best items of a batch whose prompts were read; `excluded` are item indices."""
         state, first = self.decoder.prefill(prompts, generated_rows(width, self.trie.depth))
+        if self._set is not None:
+            if not np.isfinite(first).all():
+                raise self.decoder.not_finite(state, 1)
+            return [
+                self._list(best_items(self._set.of_items(logits), k, items), is_exact=True)
+                for logits, items in zip(first, excluded, strict=True)
+            ]
         exclusions = Exclusions.of(self.trie, excluded)
         search = Search(self.trie, SCORING_RULES[self.manifest.scoring], width, int(k), self.lookahead)
         beams = search.run(self.decoder, state, first, exclusions)
@@ -275,12 +287,13 @@ class Recommender:
             for item in self.trie.items(node).tolist()
             if item not in excluded
         ][:k]
-        ids, titles = self.catalog.item_ids, self.catalog.titles
         dropped = beams.dropped[user]
-        is_exact = np.isneginf(dropped) or (len(ranked) == k and dropped < ranked[-1][1])
-        return Recommendations(
-            (Recommendation(ids[item], score, titles[item]) for item, score in ranked), bool(is_exact)
-        )
+        return self._list(ranked, bool(np.isneginf(dropped) or (len(ranked) == k and dropped < ranked[-1][1])))
+
+    def _list(self, ranked: Sequence[tuple[int, float]], is_exact: bool) -> Recommendations:
+        """Items and their scores, best first, with the catalog's ids and titles."""
+        ids, titles = self.catalog.item_ids, self.catalog.titles
+        return Recommendations((Recommendation(ids[item], score, titles[item]) for item, score in ranked), is_exact)
 
 
 def in_order(values: T, what: str) -> T:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from earn.cli import inspect_checkpoint
 from earn.cli.arguments import command
-from earn.config import SCORING_RULES
+from earn.config import BEAMS as ONE_BY_ONE
+from earn.config import SCORING_RULES, SET
 from earn.console import pairs, show, show_json, size
 from earn.manifest import MANIFEST_FILE
 from earn.runtime.engine_files import HARDWARE
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from earn.runtime.engine_files import EngineRecord
 
 BEAMS = 20  # of the search that the cache is computed for
+METHODS = {ONE_BY_ONE: "one code after the other, by beam search", SET: "all codes at once, every item scored"}
 DETERMINED_AFTER = (1, 2, 3)  # tokens
 
 
@@ -75,6 +77,7 @@ def describe(manifest: Manifest, catalog: Catalog, record: EngineRecord | None =
         "registers": {"prefix": len(model.prefix_ids), "suffix": len(model.suffix_ids)},
         "prompt": {part: len(tokens) for part, tokens in asdict(model.prompt).items()}
         | {"max_history": model.max_history},
+        "method": model.method,
         "scoring": manifest.scoring,
         "precision": manifest.precision,
         "calibration": manifest.calibration,
@@ -142,6 +145,7 @@ def _text(facts: dict[str, Any]) -> str:
         ("split", f"k = {sizes['early_layers']} of {sizes['layers']} layers see every token"),
         ("registers", f"{registers['prefix']} prefix, {registers['suffix']} suffix"),
         ("prompt", f"the newest {prompt['max_history']} items; tokens of text: {texts}"),
+        ("method", METHODS[facts["method"]]),
         ("scoring", f"{facts['scoring']}: over {SCORING_RULES[facts['scoring']].meaning}"),
         *_precision_rows(facts),
         ("limits", f"{limits['batch']} users per pass, {limits['beams']} beams, {limits['prompt']} tokens of prompt"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from earn.cli.arguments import DATA_HELP, above_zero, command, from_zero, natural, positive, share
 from earn.cli.data import advice_line
+from earn.config import EarnConfig
 from earn.console import Steps, note, progress, results_kept_clean, show
 from earn.errors import EarnError
 from earn.files import check_writable
@@ -42,6 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
         earn train ml-100k --out CKPT
         earn train ml-100k --out TRY --users 100 --epochs 2
         earn train ml-100k --out DENSE --dense
+        earn train ml-100k --out CKPT --method set --digits 16+items
         earn train LC-Rec/Instruments --backbone models/Llama-3.2-1B --bf16 --learning-rate 5e-5 --out CKPT
         earn train LC-Rec/Instruments --backbone models/Llama-3.2-1B --lora 16 --gradient-checkpointing \\
             --dtype bfloat16 --learning-rate 2e-4 --out CKPT
@@ -66,9 +68,20 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--method",
-        choices=("tiger", "lcrec"),
-        help="identifiers alone, or an instruction in words with titles learned beside it (default: lcrec where the "
-        "backbone has a tokenizer)",
+        choices=("tiger", "lcrec", "set"),
+        help="identifiers alone, an instruction in words with titles learned beside it, or all codes at once without "
+        "beams (default: lcrec where the backbone has a tokenizer, else tiger)",
+    )
+    group.add_argument(
+        "--digits",
+        metavar="N|items|N+items",
+        help="with --method set: how many digits an item has, a digit with a value per item, or both (default: 16)",
+    )
+    group.add_argument(
+        "--temperature",
+        type=above_zero,
+        metavar="X",
+        help="with --method set: by which cosines of outputs and digits are divided (default: 0.07)",
     )
     group.add_argument(
         "--layers", type=positive, metavar="N", help="of a backbone from scratch (default: 8; others have their own)"
@@ -170,19 +183,21 @@ def run(args: argparse.Namespace) -> int:
     let_waiting_threads_sleep()
     from earn.data.checkup import advice, figures
     from earn.data.dataset import load_dataset
+    from earn.data.digits import DEFAULT_DIGITS
     from earn.model.methods import default_method
 
     options = {field.name: getattr(args, field.name) for field in fields(TrainSettings) if hasattr(args, field.name)}
     settings, method = TrainSettings(**options), args.method or default_method(args.backbone)
-    _check(args)
+    _check(args, method)
     steps = Steps(4)
     steps(f"Read {args.data}")
     whole = load_dataset(args.data)
     dataset = whole.of_users(settings.users, settings.seed) if settings.users else whole
     dataset.examples("valid")  # refuses data without any, before it is worked on
     steps(f"Item identifiers of {len(dataset.interactions.item_ids):,} items")
-    catalog = whole.catalog(args.seed, args.build_identifiers, args.disambiguate)
-    for line in advice(figures(whole, catalog)):
+    digits = (args.digits or DEFAULT_DIGITS) if method == "set" else ""
+    catalog = whole.catalog(args.seed, args.build_identifiers, args.disambiguate, digits)
+    for line in () if digits else advice(figures(whole, catalog)):
         if line.is_serious:
             note(f"      {advice_line(line)}")
     steps(f"{'Dense' if args.dense else 'EARN'} model over {args.backbone}")
@@ -233,10 +248,18 @@ def describe(model: EarnModel) -> str:
     )
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace, method: str) -> None:
+    from earn.data.digits import DigitForm
     from earn.model.families import TINY_BACKBONES
     from earn.model.training import RUN_FOLDER
 
+    for name in ("digits", "temperature"):
+        if getattr(args, name) is not None and method != "set":
+            raise EarnError(f"--{name} is for --method set, and the method is {method}. Leave it away, or take set.")
+    if args.digits is not None:
+        DigitForm.of(args.digits)  # refuses what is no form, before the data is read
+    if args.lora and method == "set":
+        raise EarnError("--lora cannot be used with --method set. Leave one of them away.")
     if args.lora and args.backbone in TINY_BACKBONES:
         raise EarnError(
             f"{args.backbone} starts from random weights, which --lora would leave as they are. Leave away --lora, or "
@@ -274,4 +297,5 @@ def _model(args: argparse.Namespace, method: str, catalog: Catalog) -> EarnModel
         Template(**changed) if changed else None,
         {"num_hidden_layers": args.layers} if args.layers else None,
         args.seed,
+        args.temperature or EarnConfig.temperature,
     )

@@ -30,25 +30,31 @@ class Dataset:
     interactions: Interactions
     split: Split
 
-    def catalog(self, seed: int = 0, build: bool = False, disambiguate: bool = False) -> Catalog:
+    def catalog(self, seed: int = 0, build: bool = False, disambiguate: bool = False, digits: str = "") -> Catalog:
         """The identifiers that the data brings; new ones if it brings none, or if they are to be built.
 
         Args:
             seed: of new ones.
             build: new ones even where the data brings some.
             disambiguate: items that share an identifier get one code more, which tells them apart.
+            digits: a form of digits (see earn.data.digits), which are built in any case; "": identifiers.
 
         Raises:
             EarnError: new ones are wanted, and without titles nothing would tell later that the items are the same.
         """
         own = self.interactions.catalog
-        if own is not None and not build:
+        if own is not None and not (build or digits):
             return disambiguated(own, self.split.train) if disambiguate else own
         if own is not None and not any(self.interactions.titles):
             raise EarnError(
                 f"{self.source}: its items have identifiers but no titles, so a model with other identifiers could "
-                "not be told from one of other items. Add titles (items.tsv), or leave away --build-identifiers."
+                "not be told from one of other items. Add titles (items.tsv), or leave away "
+                f"{'--method set' if digits else '--build-identifiers'}."
             )
+        if digits:
+            from earn.data.digits import build_digits
+
+            return build_digits(self.interactions, self.split.train, digits, seed=seed)
         return cached_catalog(self.interactions, self.split.train, seed=seed)
 
     def of_users(self, most: int, seed: int = 0) -> Dataset:

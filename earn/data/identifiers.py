@@ -116,7 +116,7 @@ def _codes(
         raise EarnError(f"codebook is {codebook}. Give at least one code per level.")
     items = len(interactions.item_ids)
     with threadpool_limits(1):  # sums of several threads are added in the order in which they end
-        vectors = _vectors(interactions, train_sequences, seed)
+        vectors = item_vectors(interactions, train_sequences, seed)
         codes = _residual_codes(vectors, codebook or codebook_size(items), levels, seed)
     return np.column_stack([codes, _numbers_within(codes, _counts(train_sequences, items))])
 
@@ -160,9 +160,14 @@ def codebook_size(items: int) -> int:
     return min(LARGEST_CODEBOOK, 1 << round(math.log2(2 * math.sqrt(items))))
 
 
-def _vectors(
+def item_vectors(
     interactions: Interactions, train_sequences: Sequence[NDArray[np.int64]], seed: int
 ) -> NDArray[np.float64]:  # [items, components]
+    """What users did and what items say (module docstring), each row of length 1.
+
+    Raises:
+        EarnError: nothing is known about any item.
+    """
     weighted = (
         (1.0, _user_matrix(train_sequences, len(interactions.item_ids))),
         (WORD_WEIGHT, _word_matrix(interactions)),

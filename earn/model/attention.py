@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from earn.config import MASKED
+from earn.config import MASKED, SET
 from earn.errors import EarnError
 from earn.model.attention_figures import ABOVE, BINS, HEAD, TAIL, Analysis, LayerFigures
 from earn.model.earn_model import EarnModel
@@ -139,8 +139,10 @@ def analyze(
         progress: called with the number of users done and the number of all.
 
     Raises:
-        EarnError: fewer than two users, of whom no standard error can be told.
+        EarnError: fewer than two users, of whom no standard error can be told, or a model of the method SET.
     """
+    if model.earn.method == SET:
+        raise EarnError("The model names all codes at once, and the analysis reads rows of single codes. Take another.")
     if len(examples) < 2:
         raise EarnError(f"The standard errors need two users at least, here are {len(examples)}. Take more.")
     model.eval()

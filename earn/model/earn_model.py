@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from earn.catalog import CATALOG_FILE, Catalog
-from earn.config import MASKED, EarnConfig, Prompt, from_json, to_json
+from earn.config import BEAMS, MASKED, SET, EarnConfig, Prompt, from_json, to_json
 from earn.errors import EarnError, refuse
 from earn.model.backbones import load_backbone
 from earn.model.families import TINY_BACKBONES, check_backbone, family_of, rotary_of, setting, window_of
@@ -45,6 +45,7 @@ class EarnModel(PreTrainedModel):
     """
 
     backbone: PreTrainedModel  # the plain Hugging Face model, which shares the parameters and writes the checkpoint
+    method = BEAMS  # the one of its settings
 
     base_model_prefix = "model"
     # The stages compute attention themselves; a backbone that was loaded for another implementation serves as well.
@@ -59,6 +60,10 @@ class EarnModel(PreTrainedModel):
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         check_backbone(backbone.config)
+        if earn.method != self.method:
+            raise EarnError(
+                f"{type(self).__name__} is no model of the method {earn.method!r}. Take `model_class` of it."
+            )
         refuse(earn_problems(earn, catalog, backbone.config))
         _mend_generation_settings(backbone)
         backbone.config.earn = to_json(earn)
@@ -86,6 +91,7 @@ class EarnModel(PreTrainedModel):
         seed: int = 0,
         tokenizer: PreTrainedTokenizerBase | None = None,
         around_mean: bool | None = None,
+        temperature: float = EarnConfig.temperature,
     ) -> EarnModel:
         """Adds identifier tokens and registers to a backbone.
 
@@ -104,6 +110,7 @@ class EarnModel(PreTrainedModel):
             around_mean: whether new rows of the embedding table start at the mean of the old ones (the paper leaves
                 this open) or, with the same small noise, at zero; if None, at the mean unless `backbone` is the name of
                 a tiny one.
+            temperature: of a model that names all codes at once (see earn.model.set_model).
 
         Raises:
             EarnError: no such backbone, more early layers than there are, or a template without a tokenizer.
@@ -127,6 +134,8 @@ class EarnModel(PreTrainedModel):
             prompt=tokenize_prompt(tokenizer, template, catalog, token_ids, backbone.config, not prefix_registers),
             token_ids=tuple(token_ids[: len(catalog.tokens)]),
             max_history=max_history,
+            method=cls.method,
+            temperature=temperature,
         )
         return cls(backbone, earn, catalog, tokenizer)
 
@@ -167,7 +176,7 @@ class EarnModel(PreTrainedModel):
             suffix_ids=tuple(register_ids[prefix_registers:]),
             prompt=without_bos(prompt, backbone.config, tokenizer, dense.catalog) if prefix_registers else prompt,
         )
-        return cls(backbone, earn, dense.catalog, tokenizer)
+        return type(dense)(backbone, earn, dense.catalog, tokenizer)
 
     @property
     def is_dense(self) -> bool:
@@ -176,8 +185,13 @@ class EarnModel(PreTrainedModel):
         return self.earn.early_layers == layers
 
     @property
+    def history_ids(self) -> list[int]:
+        """The ids of all that histories are made of: those of the catalog's tokens."""
+        return list(self.earn.token_ids)
+
+    @property
     def identifiers(self) -> list[tuple[int, ...]]:
-        """The identifiers of the catalog's items in the model's token ids."""
+        """The catalog's items as they stand in a history: their identifiers in the model's token ids."""
         token_ids = self.earn.token_ids
         return [tuple(token_ids[code] for code in row if code >= 0) for row in self.catalog.codes.tolist()]
 
@@ -269,12 +283,16 @@ class EarnModel(PreTrainedModel):
                 f"{folder}: a plain Hugging Face model, not an EARN checkpoint. "
                 f"Train one from it: earn train DATA --backbone {folder} --out CKPT"
             )
-        return cls(
-            backbone,
-            read_earn(settings, str(folder / "config.json")),
-            Catalog.load(folder / CATALOG_FILE),
-            load_tokenizer(folder),
-        )
+        earn = read_earn(settings, str(folder / "config.json"))
+        catalog = Catalog.load(folder / CATALOG_FILE)
+        return model_class(earn.method)(backbone, earn, catalog, load_tokenizer(folder))
+
+
+def model_class(method: str) -> type[EarnModel]:
+    """The class of models of a method, BEAMS or SET."""
+    from earn.model.set_model import SetModel  # which derives from this module's class
+
+    return SetModel if method == SET else EarnModel
 
 
 def read_earn(settings: Mapping[str, Any], where: str) -> EarnConfig:
@@ -314,7 +332,8 @@ def earn_problems(earn: EarnConfig, catalog: Catalog, config: PretrainedConfig) 
         yield f"early_layers is {earn.early_layers}; the backbone has {layers} layers. Take 1 to {layers}."
     if earn.max_history < 1:
         yield f"max_history is {earn.max_history}. Take at least 1 item."
-    needed = prompt_rows(earn, catalog.depth) + catalog.depth
+    item_rows = earn.item_rows(catalog.depth)
+    needed = prompt_rows(earn, item_rows) + item_rows
     limits = {"max_position_embeddings": config.max_position_embeddings, "sliding_window": window_of(config)}
     for name, limit in limits.items():
         if limit is not None and needed > limit:

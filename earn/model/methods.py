@@ -1,8 +1,10 @@
-"""The two ways to make a recommendation prompt, and models that use them.
+"""The ways to make a recommendation prompt and to name the next item, and models that use them.
 
     tiger   identifiers alone, as in TIGER (arXiv 2305.05065): the prompt is the history's codes
     lcrec   an instruction in words around the identifiers, read by the backbone's tokenizer, as in LC-Rec
             (arXiv 2311.09049); items' titles are learned beside the histories where there are any
+    set     one row per item, and all codes of the next one at once, without beams (see earn.model.set_model); with
+            the instruction in words where the backbone has a tokenizer
 
 A tiny backbone has no words of its own. For "lcrec" it gets a tokenizer made of the titles, so that this way can be
 tried without a pretrained model; what pretrained words would bring is then missing.
@@ -22,9 +24,10 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from earn.catalog import Catalog
+from earn.config import BEAMS, SET, EarnConfig
 from earn.errors import EarnError
 from earn.model.backbones import load_backbone
-from earn.model.earn_model import EarnModel
+from earn.model.earn_model import EarnModel, model_class
 from earn.model.families import TINY_BACKBONES
 from earn.model.tokenizer import has_tokenizer, load_tokenizer
 from earn.prompts import Template
@@ -32,6 +35,7 @@ from earn.prompts import Template
 METHODS = {
     "tiger": "identifiers alone",
     "lcrec": "an instruction in words; titles are learned too",
+    "set": "all codes at once",
 }
 TINY_WORDS = 2000  # tokens of a tokenizer that is made of titles
 BOS = "<|bos|>"
@@ -52,6 +56,7 @@ def build_model(
     template: Template | None = None,
     sizes: Mapping[str, int] | None = None,
     seed: int = 0,
+    temperature: float = EarnConfig.temperature,
 ) -> EarnModel:
     """An untrained model of one of METHODS over a backbone.
 
@@ -60,6 +65,7 @@ def build_model(
         registers: how many before and after the prompt.
         template: the text of "lcrec", if not the default one.
         sizes: settings of the family's configuration that replace a tiny backbone's.
+        temperature: of "set".
 
     Raises:
         EarnError: no such method or backbone, sizes for a pretrained one, or words without a tokenizer.
@@ -76,9 +82,11 @@ def build_model(
         tokenizer = words_of(catalog.titles) if tiny else load_tokenizer(backbone)
         if tokenizer is None:
             raise EarnError(f"{backbone} has no tokenizer, which the method lcrec needs. Take tiger.")
+    if method == "set" and not tiny:
+        tokenizer = load_tokenizer(backbone)
     if tiny and tokenizer is not None:
         sizes = {**(sizes or {}), "vocab_size": len(tokenizer)}
-    return EarnModel.from_backbone(
+    return model_class(SET if method == "set" else BEAMS).from_backbone(
         load_backbone(backbone, seed, sizes),
         catalog,
         early_layers,
@@ -88,6 +96,7 @@ def build_model(
         seed,
         tokenizer,
         around_mean=not tiny,
+        temperature=temperature,
     )
 
 

@@ -6,13 +6,17 @@ dictionary of dictionaries; one user at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 
 from earn.config import MASKED, SCORING_RULES, check_scoring
+from earn.digits import Digits
 from earn.model.earn_model import EarnModel
+from earn.model.set_model import SetModel
 from earn.prompts import readout_rows, whole_prompt
 
 Trie = dict[int, Any]  # token id -> the trie below it; an empty one ends an identifier
@@ -111,3 +115,20 @@ def tokens_at_depth(trie: Trie, depth: int) -> set[int]:
     if depth == 0:
         return set(trie)
     return set().union(*(tokens_at_depth(child, depth - 1) for child in trie.values()))
+
+
+@torch.no_grad()
+def reference_scores(model: SetModel, history: Sequence[int]) -> list[float]:
+    """Every item's score where all codes are named at once, in float64: one digit of one item after the other."""
+    model = deepcopy(model).double()
+    prompt = whole_prompt([model.identifiers[item] for item in history], model.earn)
+    logits = last_logits(model, prompt, [()])[0].tolist()
+    digits = Digits.of(model.catalog)
+    scores = []
+    for codes in digits.codes.tolist():
+        score = 0.0
+        for start, size, weight, code in zip(digits.starts, digits.sizes, digits.weights, codes, strict=True):
+            total = sum(math.exp(logit) for logit in logits[start : start + size])
+            score += weight * (logits[code] - math.log(total))
+        scores.append(float(score))
+    return scores

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from earn.config import to_json
+from earn.config import SET, EarnConfig, to_json
 from earn.data.windows import Window, Windows
 from earn.errors import EarnError
 from earn.files import read_json, write_json
+from earn.manifest import SET_FIELDS
 from earn.model.checkpoint_files import WEIGHT_FILES
 from earn.model.earn_model import EarnModel
 from earn.model.families import sizes_of
@@ -207,6 +208,10 @@ def train(
             is not empty.
     """
     settings = settings or TrainSettings()
+    if settings.lora and model.earn.method == SET:
+        raise EarnError(
+            "Adapters are not trained where all codes are named at once. Set lora to 0 (leave --lora away)."
+        )
     out = Path(out)
     arguments = _arguments(out, settings)
     titles = title_windows(model) if settings.titles else []
@@ -303,7 +308,8 @@ def _claim(out: Path, plan: dict[str, Any], resume: bool) -> None:
     if resume:
         if not path.is_file():
             raise EarnError(f"{out}: there is no interrupted training to resume. Start it without --resume.")
-        before = {**to_json(TrainSettings()), "weights": _digest(), **read_json(path)}  # older ones lack some
+        since = {name: getattr(EarnConfig, name) for name in SET_FIELDS}
+        before = {**to_json(TrainSettings()), "weights": _digest(), **since, **read_json(path)}  # older ones lack some
         if removed := [name for name in REMOVED if before.get(name)]:
             raise EarnError(
                 f"{out}: the interrupted training has {removed[0]} {before[removed[0]]}, which was removed. Start it "

@@ -307,7 +307,7 @@ def test_the_command_trains_adapters(tmp_path: Path) -> None:
 
     options = ["--lora", "4", "--lora-targets", "q,v", "--gradient-checkpointing", "--dtype", "bfloat16"]
     args = build_parser().parse_args(["train", "any", "--out", str(tmp_path), "--backbone", "folder", *options])
-    _check(args)
+    _check(args, "tiger")
     assert (args.lora, args.lora_targets, args.gradient_checkpointing, args.dtype) == (4, "q,v", True, "bfloat16")
 
 
