@@ -168,7 +168,7 @@ def made_of(run: Run, preset: Preset) -> dict[str, Any]:
         "backbone": backbone.source,
         "sizes": backbone.sizes,
         "early_layers": run.early_layers,
-        "users": preset.users,
+        "users_asked": preset.users,
         **asdict(VARIANTS[run.variant]),
         **to_json(TrainSettings(**settings_of(run, preset))),
     }

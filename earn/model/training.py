@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ PLAN_FILE = "plan.json"  # in the run folder: marks it as ours, and says what is
 CLOCK_FILE = "clock.json"  # in the run folder: the seconds it took so far
 TRAINING_FILE = "training.json"
 BEST_BY = "ndcg@10"
+MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"  # of the environment
 
 TITLE = "only the one called {title}, which is chosen again"  # fits the default template, and is no identifier
 TIMED_STEPS = (2, 10)  # the first ones are slower; after the second number it is said how long all will take
@@ -179,6 +182,19 @@ class EarnTrainer(Trainer):
         return metrics
 
 
+@contextmanager
+def _mixed_precision_kept() -> Iterator[None]:
+    """Leaves the process's mixed precision as it was: Trainer sets it for all that is trained after it, too."""
+    before = os.environ.get(MIXED_PRECISION)
+    try:
+        yield
+    finally:
+        os.environ.pop(MIXED_PRECISION, None)
+        if before is not None:
+            os.environ[MIXED_PRECISION] = before
+
+
+@_mixed_precision_kept()
 def train(
     model: EarnModel,
     sequences: Sequence[NDArray[np.int64]],

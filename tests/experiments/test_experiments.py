@@ -204,7 +204,8 @@ def test_a_scheduler_that_is_ended_ends_its_trainings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"), [({"settings": {"epochs": 7}}, "epochs 6, the grid says 7"), ({"users": 32}, "users 64, the")]
+    ("changes", "said"),
+    [({"settings": {"epochs": 7}}, "epochs 6, the grid says 7"), ({"users": 32}, "users_asked 64, the")],
 )
 def test_what_was_made_otherwise_is_refused(
     changes: dict[str, Any], said: str, measured: Path, monkeypatch: pytest.MonkeyPatch

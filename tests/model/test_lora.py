@@ -399,3 +399,13 @@ def test_an_adapter_is_described_by_the_model_that_it_is_for(tmp_path: Path) -> 
     assert not facts.obstacles
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
     assert "elsewhere" in checkpoint_facts(adapter).obstacles[0]
+
+
+def test_a_training_in_bfloat16_leaves_later_ones_as_they_are(tmp_path: Path) -> None:
+    train(new_model(), sequences(), tmp_path / "first", score(0.1), replace(LORA, dtype="bfloat16", epochs=1))
+    model = new_model()
+    train(model, sequences(), tmp_path / "second", score(0.1), TrainSettings(epochs=1, batch_size=8))
+    loaded = EarnModel.from_pretrained(tmp_path / "second")
+    with torch.no_grad():
+        losses = [float(each.eval()(**batch(each))["loss"]) for each in (model, loaded)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
