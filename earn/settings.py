@@ -24,6 +24,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "hidden_dropout": (0.0, 0.99),
     "lora": (0, 65_536),
     "users": (0, 1_000_000_000),
+    "validation_users": (1, 1_000_000_000),
     "seed": (0, 2**32 - 1),  # numpy's
 }
 LORA_TARGETS = "q,k,v,o,gate,up,down"  # the linear layers of attention and MLP, without their "_proj"
@@ -49,6 +50,7 @@ class TrainSettings:
     gradient_checkpointing: bool = False  # compute each layer again in the backward pass, so as to keep less
     dtype: str = "float32"  # one of DTYPES: how weights that are not trained are held
     users: int = 0  # a sample of so many users, drawn with the seed; 0: all
+    validation_users: int = 2000  # a sample of so many chooses the epoch; more hardly change which one it is
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -9,14 +9,13 @@ from earn.export.stages import torch_recommender
 from earn.metrics import ndcg
 from earn.model.earn_model import EarnModel
 from earn.runtime.evaluation import target_ranks
-
-VALIDATION_USERS = 2000  # more of them cost time at every epoch and hardly change which epoch is best
+from earn.settings import TrainSettings
 
 
 def search_validation(
     dataset: Dataset,
     exclude_history: bool,
-    most_users: int = VALIDATION_USERS,
+    most_users: int = TrainSettings.validation_users,
     progress: Callable[[str], Callable[[int, int], None]] | None = None,
 ) -> Callable[[EarnModel], float]:
     """The function that `earn.model.training.train` selects epochs by.

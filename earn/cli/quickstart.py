@@ -49,7 +49,7 @@ TWINS: Mapping[str, Sequence[str]] = {"dense": ("--dense",), "earn": ()}  # with
 INT8 = "int8"
 EPOCHS = 4  # of both trainings
 # Options of both. So few epochs leave nothing to overfit.
-RECIPE = ("--method", "tiger", "--dropout", "0", "--exclude-history")
+RECIPE = ("--method", "tiger", "--dropout", "0", "--exclude-history", "--validation-users", "300")
 LAYERS = 4  # of a backbone from scratch: half of the usual ones take half the time, and rank almost as well
 
 K, BEAMS = 10, 20  # of a timed request; the cache's size is that of as many beams

@@ -159,6 +159,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         "gradient_checkpointing": (None, "less memory, more time: layers are computed again in the backward pass"),
         "dtype": (str, f"how weights that --lora does not train are held: {' or '.join(DTYPES)}"),
         "users": (natural, "a sample of so many users, for a first try; 0: all"),
+        "validation_users": (positive, "a sample of so many chooses the epoch"),
         "seed": (natural, "of new weights, identifiers and order"),
     }
     for field in fields(TrainSettings):
@@ -226,7 +227,8 @@ def fit(
     from earn.export.validation import search_validation
     from earn.model.training import train
 
-    validate = search_validation(dataset, settings.exclude_history, progress=partial(progress, is_passing=True))
+    shown = partial(progress, is_passing=True)
+    validate = search_validation(dataset, settings.exclude_history, settings.validation_users, shown)
     with results_kept_clean():
         return train(
             model, dataset.split.train, out, validate, settings, dataset.source, resume, progress("steps"), _say

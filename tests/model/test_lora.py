@@ -193,7 +193,7 @@ def test_a_run_that_an_older_version_started_is_resumed(tmp_path: Path) -> None:
     settings = TrainSettings(epochs=2, batch_size=8)
     with pytest.raises(KeyboardInterrupt):
         train(new_model(), sequences(), tmp_path, score(0.1, None), settings)
-    new = ("weights", "lora", "lora_targets", "gradient_checkpointing", "dtype")
+    new = ("weights", "lora", "lora_targets", "gradient_checkpointing", "dtype", "users", "validation_users")
     plan = read_json(tmp_path / "run/plan.json")
     write_json(tmp_path / "run/plan.json", {name: value for name, value in plan.items() if name not in new})
     assert train(new_model(), sequences(), tmp_path, score(0.2), settings, resume=True)["ndcg@10"] == 0.2
