@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from earn.catalog import CATALOG_FILE, Catalog
 from earn.errors import EarnError
 from earn.manifest import ONE_GRAPH_FILE, Manifest
 from earn.runtime.engine import ONE_GRAPH
-from earn.runtime.recommender import Recommendation, Recommendations, Recommender
+from earn.runtime.recommender import Recommendations, Recommender
 from earn.runtime.session import Session
 
 METADATA = "earn"  # key of the graph's metadata: {"form", "beams", "k"}
@@ -36,15 +37,14 @@ class OneGraphRecommender(Recommender):
         self.beams: int = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])["beams"]
 
     @classmethod
-    def open(cls, folder: Path, options: Any, verify: bool = True) -> OneGraphRecommender:
-        """Loads a bundle's one graph with these options of an ONNX Runtime session.
+    def open(cls, folder: Path, manifest: Manifest, options: Any) -> OneGraphRecommender:
+        """Loads the one graph of a bundle with this manifest, with these options of an ONNX Runtime session.
 
         Raises:
-            EarnError: the bundle is damaged, or it has no such graph.
+            EarnError: the bundle has no such graph, or it cannot be loaded.
         """
         import onnxruntime
 
-        manifest = Manifest.load(folder, verify)
         if ONE_GRAPH_FILE not in manifest.files:
             raise EarnError(f"{folder}: has no {ONE_GRAPH_FILE}. Write it: earn compose {folder}")
         path = folder / ONE_GRAPH_FILE
@@ -62,9 +62,13 @@ class OneGraphRecommender(Recommender):
         """
         if beams not in (None, self.beams):
             raise EarnError(f"beams is {beams}; this graph searches with {self.beams}. Write another: earn compose.")
-        if not 1 <= k <= self.beams:
-            raise EarnError(f"k is {k}. This graph returns 1 to {self.beams} items; write a wider one: earn compose.")
+        if not isinstance(k, int | Integral) or not 1 <= k <= self.beams:
+            raise EarnError(f"k is {k!r}. This graph returns 1 to {self.beams} items; write a wider one: earn compose.")
         return self.beams
+
+    def _widths(self, k: int) -> list[int]:
+        """The one width that there is: "exact" cannot widen it."""
+        return [self.search_width(k, None)]
 
     def session(self, history: Sequence[str | int] = (), unknown: str = "error") -> Session:
         """Refused: one call has no state that could be kept."""
@@ -85,15 +89,8 @@ class OneGraphRecommender(Recommender):
             raise EarnError(f"ONNX Runtime failed in {ONE_GRAPH_FILE} ({error}). Copy the bundle again.") from error
         if status.any():  # histories and items were checked before
             raise EarnError(f"{ONE_GRAPH_FILE} gives what is no number, so it is damaged. Copy the bundle again.")
-        ids, titles = self.catalog.item_ids, self.catalog.titles
         return [
-            Recommendations(
-                (
-                    Recommendation(ids[item], float(s), titles[item])
-                    for item, s in zip(row[:n], scores[:n], strict=True)
-                ),
-                bool(is_exact),
-            )
+            self._list(list(zip(row[:n].tolist(), scores[:n].tolist(), strict=True)), bool(is_exact))
             for row, scores, n, is_exact in zip(*answers, strict=True)
         ]
 

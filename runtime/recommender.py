@@ -115,7 +115,8 @@ class Recommender:
             if engine == ONE_GRAPH:
                 from earn.runtime.one_graph import OneGraphRecommender
 
-                return OneGraphRecommender.open(folder, session_options(check_threads(threads), spinning, arena), False)
+                options = session_options(check_threads(threads), spinning, arena)
+                return OneGraphRecommender.open(folder, manifest, options)
             loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
             return cls(loaded, manifest, Catalog.load(folder / CATALOG_FILE))
 

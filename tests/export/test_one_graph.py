@@ -163,6 +163,9 @@ def test_it_belongs_to_the_bundle(bundle: Path) -> None:
         recommender.session(["1"])
     with pytest.raises(EarnError, match="k is 21"):
         recommender.recommend(["1"], k=21)
+    with pytest.raises(EarnError, match=r"k is 2\.5"):
+        recommender.recommend(["1"], k=2.5)  # type: ignore[arg-type]
+    assert recommender.recommend(["1"], beams="exact") == recommender.recommend(["1"])
     with pytest.raises(EarnError, match="beams is 5"):
         recommender.recommend(["1"], beams=5)
     with pytest.raises(EarnError, match="no known item"):
