@@ -7,7 +7,6 @@ What would be merged wrongly, or in part, is refused.
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from earn.errors import EarnError
-from earn.model.checkpoint_files import ADAPTER_FILE, CONFIG_FILE
+from earn.model.checkpoint_files import ADAPTER_FILE, CONFIG_FILE, read_object
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 BASE = "base_model_name_or_path"
@@ -35,7 +34,7 @@ def base_folder(adapter: Path) -> Path:
     Raises:
         EarnError: adapter_config.json cannot be read, or names no folder that is here.
     """
-    name = _read(adapter).get(BASE)
+    name = read_object(adapter / ADAPTER_FILE).get(BASE)
     for folder in (Path(str(name)), adapter / str(name)):
         if name and (folder / CONFIG_FILE).is_file():
             return folder
@@ -59,7 +58,7 @@ def merge_adapter(adapter: Path, base: PreTrainedModel) -> PreTrainedModel:
     Raises:
         EarnError: peft is missing, the adapter is of another kind or damaged, or does not fit the base.
     """
-    written = _read(adapter)
+    written = read_object(adapter / ADAPTER_FILE)
     if find_spec("peft") is None:
         raise EarnError(
             f"{adapter}: holds an adapter (LoRA), which peft reads. Install it: pip install peft; or {merging(adapter)}"
@@ -99,14 +98,3 @@ def _check_complete(adapter: Path, unexpected: list[str], missing: list[str]) ->
     for what, keys in (("holds weights that its model has no place for", unexpected), ("lacks weights", missing)):
         if keys:
             raise EarnError(f"{adapter / WEIGHTS_FILE}: {what}, such as {keys[0]}. Check {BASE}, or copy it again.")
-
-
-def _read(adapter: Path) -> dict[str, Any]:
-    path = adapter / ADAPTER_FILE
-    try:
-        written = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EarnError(f"{path}: cannot be read ({error}). Copy the folder again.") from error
-    if not isinstance(written, dict):
-        raise EarnError(f"{path}: holds no JSON object. Copy the folder again.")
-    return written

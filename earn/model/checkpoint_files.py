@@ -56,13 +56,22 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"wanted, remove {ADAPTER_FILE}. If it is, move its files to a folder of their own and name the model's "
             "there as base_model_name_or_path."
         )
+    return read_object(path)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a folder that others have written.
+
+    Raises:
+        EarnError: it cannot be read, or is no object.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EarnError(f"{path}: cannot be read ({error}). Copy the folder again.") from error
-    if not isinstance(config, dict):
+    if not isinstance(value, dict):
         raise EarnError(f"{path}: holds no JSON object. Copy the folder again.")
-    return config
+    return value
 
 
 def quantization_of(folder: Path, config: Mapping[str, Any]) -> str | None:

@@ -241,7 +241,7 @@ class EarnModel(PreTrainedModel):
         predict: Tensor,
         labels: Tensor,
     ) -> dict[str, Tensor]:
-        """The training loss: mean cross-entropy of the next token over the rows that predict one.
+        """The training loss: mean cross-entropy of what comes next over the rows that predict it.
 
         Args:
             input_ids: [b,m], a packed batch (see packing).
@@ -252,8 +252,11 @@ class EarnModel(PreTrainedModel):
             labels: [b,p], token ids; IGNORED where nothing is predicted.
         """
         bias = torch.where(visible, 0.0, MASKED).unsqueeze(1)
-        logits = self.rows_logits(input_ids, position_ids, bias, keep, predict)
-        return {"loss": functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)}
+        return {"loss": self.loss_of(self.rows_logits(input_ids, position_ids, bias, keep, predict), labels)}
+
+    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The training loss [] of logits [b,p,v] and labels [b,p]."""
+        return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
 
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:  # type: ignore[override]
         """Writes the checkpoint folder; `settings` go to Hugging Face's own save_pretrained."""

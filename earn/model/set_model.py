@@ -26,7 +26,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from earn.catalog import Catalog
-from earn.config import MASKED, SET, EarnConfig
+from earn.config import SET, EarnConfig
 from earn.digits import Digits
 from earn.model.earn_model import IGNORED, EarnModel
 from earn.model.stage import EarlyStage, LateStage
@@ -85,29 +85,14 @@ class SetModel(EarnModel):
         late.divisor = 1.0
         return late
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        visible: Tensor,
-        keep: Tensor,
-        predict: Tensor,
-        labels: Tensor,
-    ) -> dict[str, Tensor]:
-        """The training loss: the weighted mean of the digits' cross entropies.
-
-        Args:
-            input_ids, position_ids, visible, keep, predict: see `EarnModel.forward`.
-            labels: [b,p], ids of items; IGNORED where nothing is predicted.
-        """
-        bias = torch.where(visible, 0.0, MASKED).unsqueeze(1)
-        logits = self.rows_logits(input_ids, position_ids, bias, keep, predict)
+    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The weighted mean of the digits' cross entropies; labels [b,p] are ids of items."""
         is_asked = labels != IGNORED
         targets = cast(Tensor, self.targets)
         wanted = targets[labels[is_asked] - (len(cast(Tensor, self.members)) - len(targets))]  # [asked,m]
         by_digit = logits[is_asked].float().split(self.digit_sizes, dim=1)
         losses = [functional.cross_entropy(each, wanted[:, digit]) for digit, each in enumerate(by_digit)]
-        return {"loss": torch.stack(losses) @ cast(Tensor, self.digit_weights)}
+        return torch.stack(losses) @ cast(Tensor, self.digit_weights)
 
 
 class ItemEmbedding(nn.Module):
