@@ -47,8 +47,6 @@ from earn.runtime.recommender import DEFAULT_BEAMS, Recommender
 
 DEFAULT_K = 10
 ANSWERED, EMPTY, OUT_OF_RANGE, NO_NUMBER = range(4)  # what `status` says
-INPUTS = ("history", "excluded", "k")
-OUTPUTS = ("items", "scores", "count", "exact", "status")
 
 
 @dataclass(frozen=True)
