@@ -17,12 +17,14 @@ HISTORY, ITEM = "{history}", "{item}"
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt's text around the history, for models with a tokenizer."""
+    """A prompt's text around the history, for models with a tokenizer.
 
-    text: str = (
-        "A user has chosen these items, in the order of time: {history}. Name the item that the user chooses next: "
-    )
-    separator: str = ", "
+    What stands before the history is computed once. What stands behind it is computed for every request, for every item
+    that a session appends, and for every target of a training: so the default text has its words in front.
+    """
+
+    text: str = "The items that a user has chosen, oldest first, and then the item chosen next: {history}"
+    separator: str = " "
     item: str = ""  # each item's identifier as {item} with text around it; "": in the wrapper that the tokenizer knows
     chat: bool = False  # the text is a user's message to the tokenizer's chat template, and an answer is begun
     system: str = ""  # a system message before it

@@ -205,12 +205,13 @@ def test_older_versions_read_checkpoints_and_theirs_are_read(toy_model: EarnMode
 
 
 TEXT_TOKENS = 60
+WORDS = Template("A user has chosen {history} . Name next :", " , ")
 
 
 @pytest.fixture
 def pretrained(tmp_path: Path) -> Path:
     """A "trained" Hugging Face folder: its table is padded beyond the tokenizer and far from zero."""
-    words = re.findall(r"\w+|[^\w\s]", Template().text.format(history=Template().separator))
+    words = re.findall(r"\w+|[^\w\s]", WORDS.text.format(history=WORDS.separator))
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys(["<s>", "<unk>", *words]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -250,8 +251,7 @@ def test_new_rows_of_an_untrained_table_start_near_zero() -> None:
 
 
 def test_the_prompt_is_the_template_in_the_tokenizers_words(pretrained: Path) -> None:
-    template = Template("A user has chosen {history} . Name next :", " , ")
-    model = EarnModel.from_backbone(pretrained, toy_catalog(), template=template)
+    model = EarnModel.from_backbone(pretrained, toy_catalog(), template=WORDS)
     assert model.tokenizer is not None
     prompt, words = model.earn.prompt, model.tokenizer.convert_ids_to_tokens
     assert words(prompt.head) == ["A", "user", "has", "chosen"]
@@ -261,7 +261,7 @@ def test_the_prompt_is_the_template_in_the_tokenizers_words(pretrained: Path) ->
         model.earn.token_ids[0],
         *model.tokenizer.convert_tokens_to_ids(["b0"]),
     ]
-    dense = EarnModel.dense(pretrained, toy_catalog(), template=template)
+    dense = EarnModel.dense(pretrained, toy_catalog(), template=WORDS)
     assert dense.earn.prompt.head == (0, *model.earn.prompt.head)  # BOS
     for text in ("no place", "{history} and {history}"):
         with pytest.raises(EarnError, match="exactly once"):
