@@ -13,8 +13,8 @@
 Data sets are folders of their names in $EARN_DATA (MovieLens is fetched). A GPU is used where there is one. Trainings
 share the cores; $OMP_NUM_THREADS sets the threads of each.
 
-Each run has a folder below OUT: checkpoint/ (a training that was interrupted goes on from its last epoch), made.json
-with what that is made of, result.json, ranks.npy with the place of each user's item, attention.json, speed.json,
+Each run has a folder below OUT: checkpoint/ (an interrupted training goes on from its last checkpoint), made.json with
+what that is made of, result.json, ranks.npy with the place of each user's item, attention.json, speed.json,
 int8.json with the gate's verdict beside bundle/, int8-bundle/ and int8-report.html, log.txt. What is done is not done
 again, so the same command goes on with what is missing. `python -m experiments.results` makes the tables of
 docs/results.md from these folders.

@@ -25,7 +25,7 @@ from experiments.grid import BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, Preset
 if TYPE_CHECKING:
     from earn.model.earn_model import EarnModel
 
-CHECKPOINT = "checkpoint"  # a folder; a training that was interrupted goes on from its last epoch
+CHECKPOINT = "checkpoint"  # a folder; a training that was interrupted goes on from its last checkpoint
 MADE = "made.json"  # what the run is made of
 SHOWN = ("epochs", "batch_size", "learning_rate", "dropout", "hidden_dropout")  # settings that stand in a result
 RESULT = "result.json"  # figures over the test users

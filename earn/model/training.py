@@ -49,6 +49,7 @@ MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"  # of the environment
 
 TITLE = "only the one called {title}, which is chosen again"  # fits the default template, and is no identifier
 TIMED_STEPS = (2, 10)  # the first ones are slower; after the second number it is said how long all will take
+SAVE_SECONDS = 600.0  # between two checkpoints within an epoch
 TITLE_TOKENS = 48  # longer ones are cut
 
 
@@ -59,7 +60,24 @@ class _Redraw(TrainerCallback):
         self._windows = windows
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._windows.redraw(round(state.epoch or 0))
+        self._windows.redraw(math.floor((state.epoch or 0) + 1e-3))  # resumed within an epoch, it is a fraction
+
+
+class _SaveBetween(TrainerCallback):
+    """Writes a resumable checkpoint every SAVE_SECONDS, for epochs may take hours.
+
+    Several processes would have to agree on the moment; they save after each epoch alone.
+    """
+
+    def __init__(self) -> None:
+        self._saved = time.monotonic()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if args.world_size == 1 and time.monotonic() - self._saved >= SAVE_SECONDS:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._saved = time.monotonic()
 
 
 class _Clock(TrainerCallback):
@@ -241,7 +259,7 @@ def train(
     if settings.lora:
         add_adapters(model, settings)
     clock = _Clock(out / RUN_FOLDER / CLOCK_FILE)
-    callbacks = [_Redraw(windows), clock, _Report(progress, say)]
+    callbacks = [_Redraw(windows), clock, _Report(progress, say), _SaveBetween()]
     trainer = EarnTrainer(model, windows, validate, arguments, callbacks)
     result = trainer.train(resume_from_checkpoint=_last_checkpoint(out) if resume else None)
     record = {

@@ -148,6 +148,36 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None
     assert not (tmp_path / "cut/run").exists()
 
 
+def test_a_training_that_is_interrupted_within_an_epoch_goes_on_from_its_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, epochs=2)
+    whole = untrained()
+    steps = train(whole, sequences(), tmp_path / "whole", Validation(0.1, 0.2), settings)["steps"]
+    monkeypatch.setattr("earn.model.training.SAVE_SECONDS", 0)
+
+    def stop(done: int, _: int) -> None:
+        if done == steps // 2 + 2:  # in the second epoch
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(untrained(), sequences(), tmp_path / "cut", Validation(0.1), settings, progress=stop)
+    seen: list[int] = []
+    resumed = untrained()
+    train(
+        resumed,
+        sequences(),
+        tmp_path / "cut",
+        Validation(0.2),
+        settings,
+        resume=True,
+        progress=lambda done, _: seen.append(done),
+    )
+    assert seen[0] == steps // 2 + 2
+    for (name, want), got in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert_close(want, got, 1e-5, name)
+
+
 def test_a_resumed_training_still_knows_the_best_epoch_before_the_interruption(tmp_path: Path) -> None:
     settings, before = replace(SETTINGS, epochs=3), Validation(0.9, 0.1, None)
     with pytest.raises(KeyboardInterrupt):
