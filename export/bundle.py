@@ -42,7 +42,9 @@ def export_bundle(
         model: the trained model; it is moved to the CPU.
         out: folder of the bundle; a bundle that stands there is replaced, any other folder is refused.
         histories: real histories (item ids) that the graphs are checked with.
-        scoring, max_batch, max_beams: see `bundle_model`.
+        scoring: the rule that scores are normalised by, see `bundle_model`.
+        max_batch: histories of one pass.
+        max_beams: the widest search, and so the longest list.
         external_data_bytes: weights beyond this stand in a file beside the graph.
 
     Raises:
