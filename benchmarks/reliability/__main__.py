@@ -91,7 +91,8 @@ def endurance(arguments: argparse.Namespace, folder: Path) -> tuple[dict[str, An
         "three items appended, asked after each, saved, restored, asked)",
         f"- lists that differed from the first time: {found['wrong']}",
         f"- resident memory: {first:.1f} MiB after a hundredth of the requests, {last:.1f} MiB after all, "
-        f"{end:.1f} MiB after the sessions; from a tenth of the requests on it grew by {found['grown'] / (1 << 20):.2f} MiB",
+        f"{end:.1f} MiB after the sessions",
+        f"- growth from a tenth of the requests to all: {found['grown'] / (1 << 20):.2f} MiB",
         "",
         f"![resident memory](pictures/{PICTURE.name})",
     ]

@@ -36,7 +36,7 @@ MOST_SECONDS, MOST_BYTES = 2.0, 500 << 20
 PATIENCE = 20  # seconds after which a process is ended
 HISTORIES = (["1", "2", "3"], ["7"], ["40", "11"])
 GRAPHS = ("early.onnx", "late.onnx")
-ODD_VALUES = (
+ODD_VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 1, 2**31, 10**9, 10**30, 1.5, float("nan"), float("inf"), "", "x", "../x", "a\0b", [], {}),
     *([-1], [[]], [10**9], ["x"], {"x": 1}),
 )

@@ -71,7 +71,9 @@ def kills(old: Path, new: Path, work: Path, random_kills: int) -> dict[str, Any]
         if aim is None:
             _kill_at_random(folder, new, chance.uniform(0, 0.05))
         else:
-            _strace(folder, new, "-o", "/dev/null", "-e", f"inject={aim[0]}:signal=KILL:when={aim[1]}")
+            status = _strace(folder, new, "-o", "/dev/null", "-e", f"inject={aim[0]}:signal=KILL:when={aim[1]}")
+            if status != -signal.SIGKILL:
+                found["ended before it was killed"] += 1
         calls[aim[0] if aim else "random"] += 1
         found[_outcome(folder, right)] += 1
         replace(folder, new)
@@ -94,11 +96,13 @@ def _calls(folder: Path, source: Path) -> Iterator[tuple[str, int]]:
     trace.unlink()
 
 
-def _strace(folder: Path, source: Path, *options: str) -> None:
+def _strace(folder: Path, source: Path, *options: str) -> int:
+    """The exit status of strace, which is that of the writer."""
     writer = [sys.executable, "-B", "-c", WRITER, str(folder), str(source)]
     # the same calls each time: no random order of hashes, one thread
     environment = ["-E", "PYTHONHASHSEED=0"]
-    subprocess.run(["strace", "-f", "-qq", *environment, *options, *writer], capture_output=True, check=False)
+    command = ["strace", "-f", "-qq", *environment, *options, *writer]
+    return subprocess.run(command, capture_output=True, check=False).returncode
 
 
 def _kill_at_random(folder: Path, source: Path, seconds: float) -> None:
@@ -127,7 +131,8 @@ def swaps(old: Path, new: Path, work: Path, count: int) -> dict[str, Any]:
     replace(folder, old)
     script = (
         "import sys, time; from pathlib import Path; from benchmarks.reliability.running import replace\n"
-        "for index in range(int(sys.argv[4])): replace(Path(sys.argv[1]), Path(sys.argv[2 + index % 2])); time.sleep(.05)"
+        "for index in range(int(sys.argv[4])):\n"
+        "    replace(Path(sys.argv[1]), Path(sys.argv[2 + index % 2])); time.sleep(.5)"
     )
     found = Counter[str]()
     writer = subprocess.Popen([sys.executable, "-c", script, str(folder), str(new), str(old), str(count)])
