@@ -267,6 +267,21 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
             os.close(lock)
 
 
+def link_files(source: Path, target: Path) -> None:
+    """Makes `target` hold what the folder `source` holds, as second names of the same files where these can be had.
+
+    Whoever writes there must replace files, as `written_whole` does, and never change them where they stand.
+    """
+
+    def link(file: str, name: str) -> None:
+        try:
+            os.link(os.path.realpath(file), name)
+        except OSError:  # another disk, or a file system without links
+            shutil.copy2(file, name)
+
+    shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
+
+
 def _put_in_place(beside: Path, folder: Path) -> None:
     """Renames `beside` to `folder`; what stood there is `beside` afterwards, or gone."""
     if folder.is_dir() and exchange(beside, folder):

@@ -280,7 +280,7 @@ def _check_files(folder: Path, files: Mapping[str, FileEntry], verify: bool) -> 
         raise EarnError(f"{folder / MANIFEST_FILE}: lists no {min(missing)}. {remedy}")
     for name, entry in files.items():
         path = folder / name
-        if not _is_inside(name):
+        if not is_inside(name):
             raise EarnError(
                 f"{folder / MANIFEST_FILE}: the file {name!r} lies outside the bundle. Do not use this bundle."
             )
@@ -297,7 +297,7 @@ def _check_files(folder: Path, files: Mapping[str, FileEntry], verify: bool) -> 
             raise EarnError(f"{path}: cannot be read ({error}). {remedy}") from error
 
 
-def _is_inside(name: str) -> bool:
+def is_inside(name: str) -> bool:
     """Whether a file's name in the manifest is a plain path below the bundle."""
     path = PurePosixPath(name)
     is_plain = path.as_posix() == name and not any(mark in name for mark in "\\:\0")

@@ -39,7 +39,7 @@ from earn.config import MASKED, SET
 from earn.errors import EarnError
 from earn.export.graph_writer import BOOL, FLOAT, INT64, GraphWriter
 from earn.export.one_graph_search import DEAD, Level, SearchTables, State
-from earn.files import write_json, written_whole
+from earn.files import folder_written_whole, link_files, write_json, written_whole
 from earn.manifest import GRAPH_FILES, ITEMS_FILE, ONE_GRAPH_FILE, FileEntry, Manifest
 from earn.prompts import prompt_end
 from earn.runtime.one_graph import METADATA
@@ -92,20 +92,22 @@ def compose(folder: Path, form: str = "loop", beams: int = DEFAULT_BEAMS, k: int
 def compose_bundle(folder: Path, form: str = "loop", beams: int = DEFAULT_BEAMS, k: int = DEFAULT_K) -> Manifest:
     """Writes a bundle's one graph and its items.json into the bundle, and lists them in its manifest; see `compose`.
 
-    If it is interrupted, the bundle is one without such a graph.
+    The bundle is replaced by one that has the graph: it is the old one or the new one at every moment.
+
+    Raises:
+        EarnError: see `compose`; or the bundle's folder cannot be written.
     """
     model = compose(folder, form, beams, k)
-    manifest = Manifest.load(folder, verify=False)
-    stages = {name: entry for name, entry in manifest.files.items() if name not in (ONE_GRAPH_FILE, ITEMS_FILE)}
-    manifest = replace(manifest, files=stages)
-    manifest.save(folder)
-    catalog = Catalog.load(folder / CATALOG_FILE)
-    write_json(folder / ITEMS_FILE, {"beams": beams, "item_ids": catalog.item_ids, "titles": catalog.titles})
-    with written_whole(folder / ONE_GRAPH_FILE) as beside:
-        onnx.save_model(model, str(beside))
-    own = {name: FileEntry.of(folder / name) for name in (ONE_GRAPH_FILE, ITEMS_FILE)}
-    manifest = replace(manifest, files=stages | own)
-    manifest.save(folder)
+    with folder_written_whole(folder) as beside:
+        link_files(folder, beside)
+        manifest = Manifest.load(beside, verify=False)
+        catalog = Catalog.load(beside / CATALOG_FILE)
+        write_json(beside / ITEMS_FILE, {"beams": beams, "item_ids": catalog.item_ids, "titles": catalog.titles})
+        with written_whole(beside / ONE_GRAPH_FILE) as graph:
+            onnx.save_model(model, str(graph))
+        own = {name: FileEntry.of(beside / name) for name in (ONE_GRAPH_FILE, ITEMS_FILE)}
+        manifest = replace(manifest, files={**manifest.files, **own})
+        manifest.save(beside)
     return manifest
 
 

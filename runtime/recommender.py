@@ -21,6 +21,7 @@ from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import SCORING_RULES, SET
 from earn.errors import EarnError
 from earn.manifest import MANIFEST_FILE, Manifest, Moment, check_graphs
+from earn.places import bundle_at
 from earn.prompts import history_tokens
 from earn.runtime.beam import Beams
 from earn.runtime.decoder import Decoder, ReadPrompts
@@ -95,7 +96,7 @@ class Recommender:
         """Loads a bundle. The defaults are for an app that is idle most of the time.
 
         Args:
-            folder: the bundle.
+            folder: the bundle: its folder, its one file (`earn pack`), or "hf://org/name@revision" (see earn.places).
             engine: one of earn.runtime.engine's, such as "cpu", "cuda", "tensorrt"; the one asked for is the one that
                 runs. "auto" takes the fastest that is ready here and says in the log which and why. "one-graph" runs
                 the whole search in one call, on the CPU (see earn.runtime.one_graph).
@@ -107,9 +108,8 @@ class Recommender:
         Raises:
             EarnError: the bundle is damaged or the engine is not available.
         """
-        folder = Path(folder)
 
-        def open_now() -> Recommender:
+        def open_now(folder: Path) -> Recommender:
             manifest = Manifest.load(folder, verify)
             check_graphs(folder, manifest)
             if engine == ONE_GRAPH:
@@ -120,7 +120,8 @@ class Recommender:
             loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
             return cls(loaded, manifest, Catalog.load(folder / CATALOG_FILE))
 
-        return _of_one_moment(folder, open_now)
+        with bundle_at(folder) as found:
+            return _of_one_moment(found, open_now)
 
     def recommend(
         self,
@@ -308,18 +309,18 @@ def in_order(values: T, what: str) -> T:
     return values
 
 
-def _of_one_moment(folder: Path, open_now: Callable[[], T]) -> T:
+def _of_one_moment(folder: Path, open_now: Callable[[Path], T]) -> T:
     """What was opened, if the bundle's files were the same ones from the first to the last; else tried again.
 
     Raises:
         EarnError: it cannot be opened, or the bundle was replaced during every try.
     """
     if not (folder / MANIFEST_FILE).is_file():
-        return open_now()  # says what to do
+        return open_now(folder)  # says what to do
     for _ in range(LOAD_TRIES):
         before = Moment.of(folder)
         try:
-            opened = open_now()
+            opened = open_now(folder)
         except (EarnError, OSError):
             if before.is_still(folder):
                 raise

@@ -82,7 +82,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_every_room_and_nothing_else(wheel: Path) -> None:
-    want = {"earn/py.typed", "earn/report/page.css", "earn/report/page.html"}
+    want = {"earn/py.typed", "earn/manifest.schema.json", "earn/report/page.css", "earn/report/page.html"}
     for room in ROOMS:
         want |= {(Path("earn", room) / path.relative_to(folder(room))).as_posix() for path in modules(room)}
     with zipfile.ZipFile(wheel) as archive:

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earn.cli import inspect_checkpoint
+from earn.cli import inspect_checkpoint, verification
 from earn.cli.arguments import command
 from earn.config import BEAMS as ONE_BY_ONE
 from earn.config import SCORING_RULES, SET
@@ -41,32 +41,47 @@ def add_parser(subparsers: Subparsers) -> None:
         "loading it; weights are not read. The exit status is 1 if something does.",
         """
         earn inspect BUNDLE
+        earn inspect BUNDLE --verify
         earn inspect models/Qwen3-0.6B --json
         """,
     )
     parser.add_argument(
         "folder",
         metavar="FOLDER",
-        type=Path,
-        help="folder of earn export or earn train, a Hugging Face folder, or a GGUF file",
+        help="of earn export, earn train or earn pack, hf://org/name, a Hugging Face folder, or a GGUF file",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="of a bundle: check all that loading checks, and let it answer; the exit status is 1 if something fails",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
     """Describes the bundle or checkpoint."""
-    folder: Path = args.folder
-    if not (folder / MANIFEST_FILE).is_file() and inspect_checkpoint.is_checkpoint(folder):
-        return inspect_checkpoint.run(folder, args.json)
+    path = Path(args.folder)
+    if not (path / MANIFEST_FILE).is_file() and inspect_checkpoint.is_checkpoint(path):
+        return inspect_checkpoint.run(path, args.json)
+    if args.verify:
+        return verification.run(args.folder, args.json)
+    from earn.places import bundle_at
+
+    with bundle_at(args.folder) as folder:
+        facts = _facts(folder)
+    show_json(facts) if args.json else show(_text(facts))
+    return 0
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """What `describe` says of a bundle's folder."""
     from earn.catalog import CATALOG_FILE, Catalog
     from earn.manifest import Manifest
     from earn.runtime.engine_files import has_engines, load_record
 
     manifest = Manifest.load(folder)
     record = load_record(folder) if has_engines(folder) else None
-    facts = describe(manifest, Catalog.load(folder / CATALOG_FILE), record)
-    show_json(facts) if args.json else show(_text(facts))
-    return 0
+    return describe(manifest, Catalog.load(folder / CATALOG_FILE), record)
 
 
 def describe(manifest: Manifest, catalog: Catalog, record: EngineRecord | None = None) -> dict[str, Any]:

@@ -181,3 +181,20 @@ def test_what_cannot_be_composed_is_refused(bundle: Path, settings: dict[str, An
 def test_a_bundle_without_one_says_how_to_write_it(toy_bundle: Path) -> None:
     with pytest.raises(EarnError, match="earn compose"):
         Recommender.load(toy_bundle, engine="one-graph")
+
+
+def test_composing_replaces_the_bundle_at_once_and_leaves_the_old_one_whole(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fails(*arguments: object) -> None:
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(onnx, "save_model", fails)
+    with pytest.raises(KeyboardInterrupt):
+        compose_bundle(folder, beams=12, k=2)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

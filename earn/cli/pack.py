@@ -1,0 +1,42 @@
+"""`earn pack`: a bundle as one file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from earn.cli.arguments import add_bundle, command
+from earn.console import note, pairs, show, size
+
+if TYPE_CHECKING:
+    from earn.cli.arguments import Subparsers
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declares the command."""
+    parser = command(
+        subparsers,
+        "pack",
+        run,
+        "write a bundle as one file",
+        "Writes the files of a bundle into one zip archive, stored as they are, which Recommender.load opens as it "
+        "opens the folder. The bundle is verified first.",
+        """
+        earn pack BUNDLE
+        earn pack BUNDLE --out movies.zip
+        """,
+    )
+    add_bundle(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file (default: BUNDLE.zip)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Packs the bundle."""
+    from earn.packed import pack
+
+    out = args.out or Path(f"{args.bundle.resolve()}.zip")
+    manifest = pack(args.bundle, out)
+    show(pairs([("file", str(out)), ("size", size(out.stat().st_size)), ("fingerprint", manifest.fingerprint)]))
+    note(f'Next: Recommender.load("{out.name}"), or earn inspect {out}')
+    return 0
