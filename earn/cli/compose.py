@@ -22,15 +22,17 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         "write the whole search as one graph",
         f"Writes {ONE_GRAPH_FILE} and {ITEMS_FILE} into a bundle: one ONNX graph that takes a history and gives items, "
-        "the beam search inside, of standard operators alone.",
+        "the whole search inside, of standard operators alone.",
         """
         earn compose BUNDLE
         earn compose BUNDLE --form unrolled --beams 40 -k 20
         """,
     )
     add_bundle(parser)
-    parser.add_argument("--form", default="loop", metavar="NAME", help="loop or unrolled (default: %(default)s)")
-    parser.add_argument("--beams", type=positive, metavar="N", help="width of the search (default: 20)")
+    parser.add_argument(
+        "--form", metavar="NAME", help="loop (the default) or unrolled; plain where all codes are named at once"
+    )
+    parser.add_argument("--beams", type=positive, metavar="N", help="width of a search with beams (default: 20)")
     parser.add_argument("-k", type=positive, metavar="N", help="items where the caller does not say (default: 10)")
 
 
@@ -45,9 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 def write(args: argparse.Namespace) -> Manifest:
     """The manifest after the graph was written."""
-    from earn.export.one_graph import DEFAULT_K, compose_bundle
-    from earn.runtime.recommender import DEFAULT_BEAMS
+    from earn.export.one_graph import compose_bundle
 
-    beams = args.beams or max(DEFAULT_BEAMS, args.k or 0)
     with results_kept_clean():
-        return compose_bundle(args.bundle, args.form, beams, args.k or min(DEFAULT_K, beams))
+        return compose_bundle(args.bundle, args.form, args.beams, args.k)

@@ -15,7 +15,8 @@ from earn.catalog import Catalog
 from earn.config import Prompt
 from earn.errors import EarnError
 from earn.export.bundle import export_bundle
-from earn.export.one_graph import EMPTY, NO_NUMBER, OUT_OF_RANGE, compose, compose_bundle
+from earn.export.one_graph import compose, compose_bundle
+from earn.export.one_graph_request import EMPTY, NO_NUMBER, OUT_OF_RANGE
 from earn.manifest import Manifest
 from earn.runtime.recommender import Recommendation, Recommender
 from tests.support import RULES, histories_of, random_catalog, small_model, toy_catalog
@@ -172,7 +173,9 @@ def test_it_belongs_to_the_bundle(bundle: Path) -> None:
         recommender.recommend([])
 
 
-@pytest.mark.parametrize(("settings", "says"), [({"form": "x"}, "form"), ({"beams": 65}, "64"), ({"k": 21}, "k is")])
+@pytest.mark.parametrize(
+    ("settings", "says"), [({"form": "x"}, "form"), ({"beams": 65}, "64"), ({"beams": 20, "k": 21}, "k is")]
+)
 def test_what_cannot_be_composed_is_refused(bundle: Path, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(EarnError, match=says):
         compose(bundle, **settings)
