@@ -45,7 +45,7 @@ from earn.export.one_graph_request import Answer, Request
 from earn.export.one_graph_search import beam_search, loop, unrolled
 from earn.export.one_graph_set import score_all
 from earn.files import write_json, written_whole
-from earn.manifest import GRAPH_FILES, ITEMS_FILE, ONE_GRAPH_FILE, FileEntry, Manifest
+from earn.manifest import GRAPH_FILES, ITEMS_FILE, MOBILE_FILES, ONE_GRAPH_FILE, FileEntry, Manifest
 from earn.runtime.one_graph import METADATA
 from earn.runtime.recommender import DEFAULT_BEAMS, Recommender
 
@@ -154,9 +154,12 @@ def compose_bundle(folder: Path, form: str | None = None, beams: int | None = No
     model = compose(folder, form, beams, k)
     manifest = Manifest.load(folder, verify=False)
     most = Choices.of(manifest, form, beams, k).beams
-    stages = {name: entry for name, entry in manifest.files.items() if name not in (ONE_GRAPH_FILE, ITEMS_FILE)}
+    earlier = (ONE_GRAPH_FILE, ITEMS_FILE, *MOBILE_FILES)
+    stages = {name: entry for name, entry in manifest.files.items() if name not in earlier}
     manifest = replace(manifest, files=stages)
     manifest.save(folder)
+    for name in MOBILE_FILES:  # of an earlier graph
+        (folder / name).unlink(missing_ok=True)
     catalog = Catalog.load(folder / CATALOG_FILE)
     write_json(folder / ITEMS_FILE, {"beams": most, "item_ids": catalog.item_ids, "titles": catalog.titles})
     with written_whole(folder / ONE_GRAPH_FILE) as beside:

@@ -15,9 +15,10 @@ from earn.catalog import Catalog
 from earn.config import Prompt
 from earn.errors import EarnError
 from earn.export.bundle import export_bundle
+from earn.export.mobile import convert_bundle
 from earn.export.one_graph import compose, compose_bundle
 from earn.export.one_graph_request import EMPTY, NO_NUMBER, OUT_OF_RANGE
-from earn.manifest import Manifest
+from earn.manifest import MOBILE_FILES, Manifest
 from earn.runtime.recommender import Recommendation, Recommender
 from tests.support import RULES, histories_of, random_catalog, small_model, toy_catalog
 
@@ -82,9 +83,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(tmp_path_factory.mktemp("one"), "earn", CATALOGS["odd"])
 
 
-def run(bundle: Path, history: Any, excluded: Any = ((-1,),), k: Sequence[int] = ()) -> dict[str, Any]:
+def run(
+    bundle: Path, history: Any, excluded: Any = ((-1,),), k: Sequence[int] = (), file: str = "recommend.onnx"
+) -> dict[str, Any]:
     """The graph's outputs by name, from plain ONNX Runtime."""
-    session = onnxruntime.InferenceSession(str(bundle / "recommend.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(bundle / file), providers=["CPUExecutionProvider"])
     excluded = np.broadcast_to(np.array(excluded, np.int64), (len(history), np.shape(excluded)[-1]))
     feeds = {"history": np.array(history, np.int64), "excluded": excluded, "k": np.array(k, np.int64)}
     return dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds), strict=True))
@@ -181,6 +184,22 @@ def test_what_cannot_be_composed_is_refused(bundle: Path, settings: dict[str, An
         compose(bundle, **settings)
 
 
+def test_the_mobile_form_gives_the_same_lists(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    manifest = convert_bundle(folder)
+    assert set(MOBILE_FILES) <= manifest.files.keys()
+    assert Manifest.load(folder) == manifest
+    assert "ai.onnx;" in (folder / MOBILE_FILES[1]).read_text()
+    plain, mobile = run(folder, [[1, 2], [3, 4]]), run(folder, [[1, 2], [3, 4]], file=MOBILE_FILES[0])
+    np.testing.assert_array_equal(plain["items"], mobile["items"])
+    compose_bundle(folder, k=5)  # another graph, so that the mobile files would be of an earlier one
+    assert not set(MOBILE_FILES) & Manifest.load(folder).files.keys()
+    assert not (folder / MOBILE_FILES[0]).exists()
+
+
 def test_a_bundle_without_one_says_how_to_write_it(toy_bundle: Path) -> None:
     with pytest.raises(EarnError, match="earn compose"):
         Recommender.load(toy_bundle, engine="one-graph")
+    with pytest.raises(EarnError, match="earn compose"):
+        convert_bundle(toy_bundle)
