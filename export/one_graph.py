@@ -63,9 +63,13 @@ class Form:
 
 FORMS: Mapping[str, Form] = {  # the first one of a method is its default
     "loop": Form(
-        "a loop over the levels, each weight once: CPUs, phones, browsers", BEAMS, partial(beam_search, levels=loop)
+        "a loop over the levels, each weight once: CPUs, phones, browsers",
+        BEAMS,
+        partial(beam_search, levels=loop, in_pieces=True),
     ),
-    "unrolled": Form("the levels one after the other: TensorRT", BEAMS, partial(beam_search, levels=unrolled)),
+    "unrolled": Form(
+        "the levels one after the other: TensorRT", BEAMS, partial(beam_search, levels=unrolled, in_pieces=False)
+    ),
     "plain": Form("one pass, no loop: everywhere", SET, score_all),
 }
 

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from onnx import helper
 
 from earn.config import MASKED, SET
-from earn.export.graph_writer import GraphWriter, Value
+from earn.export.graph_writer import BOOL, FLOAT, INT64, GraphWriter, Value
+from earn.graph_files import MOST_ROUNDS
 from earn.prompts import prompt_end
 from earn.runtime.recommender import Recommender
-from earn.specs import PAST
+from earn.specs import PAST, PIECE
 
+Ints = NDArray[np.int64]
 State = dict[str, str]  # names of tensors by what they are, see `Request.prompt`
 
 ANSWERED, EMPTY, OUT_OF_RANGE, NO_NUMBER = range(4)  # what `status` says
@@ -166,23 +170,74 @@ class Request:
         return status, g.add("Equal", status, np.int64(ANSWERED))
 
 
-def run_stages(s: GraphWriter, stages: Mapping[str, Any], state: State, rows: Value) -> tuple[str, State]:
-    """Both stages over a pass: the logits [b,r,v] of its last `rows` [] rows, and the caches with the new rows."""
+def run_stages(
+    s: GraphWriter, stages: Mapping[str, Any], state: State, rows: Value, lengths: Ints | None = None
+) -> tuple[str, State]:
+    """Both stages over a pass: the logits [b,r,v] of its last `rows` [] rows, and the caches with the new rows.
+
+    Args:
+        lengths: of the pieces in which the early stage reads a pass, see `piece_lengths`; None: it reads it at once.
+    """
     has_late = "late_cache" in state
-    new = s.scalar(s.size(state["tokens"], 1))
     onward = s.scalar(s.size(state["late_positions"], 1)) if has_late else rows
-    feeds = {
-        "input_ids": state["tokens"],
-        "position_ids": state["positions"],
-        "attention_bias": state["bias"],
-        PAST: state["cache"],
-        "keep": s.range(s.add("Sub", new, onward), new),
-    }
-    hidden, added = s.embed("early", stages["early"], feeds)
-    caches = {"cache": s.concat(state["cache"], added, axis=0)}
+    if lengths is None:
+        hidden, cache = _early(s, stages["early"], state, state["cache"], onward)
+    else:
+        hidden, cache = _early_in_pieces(s, stages["early"], state, onward, lengths)
+    caches = {"cache": cache}
     feeds = {"hidden": hidden, "keep": s.range(s.add("Sub", onward, rows), onward)}
     if not has_late:
         return s.embed("late", stages["late"], feeds)[0], caches
     feeds |= {"position_ids": state["late_positions"], "attention_bias": state["late_bias"]}
     logits, added = s.embed("late", stages["late"], {**feeds, PAST: state["late_cache"]})
     return logits, {**caches, "late_cache": s.concat(state["late_cache"], added, axis=0)}
+
+
+def piece_lengths(most: int) -> Ints | None:
+    """The length of the pieces in which so many rows are read, for 0 to `most` rows; None where there is one piece.
+
+    They are those of `earn.runtime.decoder`, but for prompts of which more than MOST_ROUNDS would be needed.
+    """
+    piece = max(PIECE, -(-most // MOST_ROUNDS))
+    rows = np.arange(most + 1)
+    pieces = np.maximum(1, -(-rows // piece))
+    return -(-rows // pieces) if most > piece else None
+
+
+def _early(s: GraphWriter, early: Any, rows: State, cache: str, onward: Value) -> tuple[str, str]:
+    """The early stage: the hidden states [b,onward,d] of the last rows, and the cache with all of them."""
+    new = s.scalar(s.size(rows["tokens"], 1))
+    feeds = {
+        "input_ids": rows["tokens"],
+        "position_ids": rows["positions"],
+        "attention_bias": rows["bias"],
+        PAST: cache,
+        "keep": s.range(s.add("Sub", new, onward), new),
+    }
+    hidden, added = s.embed("early", early, feeds)
+    return hidden, s.concat(cache, added, axis=0)
+
+
+def _early_in_pieces(s: GraphWriter, early: Any, rows: State, onward: Value, lengths: Ints) -> tuple[str, str]:
+    """`_early` in a loop over pieces of the rows. What it keeps is within one piece, the last one."""
+    count = s.scalar(s.size(rows["tokens"], 1))
+    length = s.add("Gather", lengths, s.add("Min", count, np.int64(len(lengths) - 1)), axis=0)
+    length = s.add("Max", length, onward)
+    before = s.scalar(s.size(rows["cache"], 0))
+    body = GraphWriter("piece", s)
+    index, condition, cache = "piece/index", "piece/condition", "piece/cache"
+    start = body.add("Mul", index, length)
+    stop = body.add("Min", body.add("Add", start, length), count)
+    start_, stop_ = body.unsqueeze(start, 0), body.unsqueeze(stop, 0)
+    part = {name: body.add("Slice", rows[name], start_, stop_, [1]) for name in ("tokens", "positions")}
+    seen = body.concat(stop_, body.unsqueeze(body.add("Add", before, stop), 0), axis=0)
+    part["bias"] = body.add("Slice", rows["bias"], body.concat(start_, [0], axis=0), seen, [2, 3])
+    hidden, after = _early(body, early, part, cache, onward)
+    goes_on = body.add("Less", stop, count)
+    value = helper.make_tensor_value_info
+    inputs = [value(index, INT64, []), value(condition, BOOL, []), value(cache, FLOAT, [None] * 5)]
+    outputs = [value(goes_on, BOOL, []), value(after, FLOAT, [None] * 5), value(hidden, FLOAT, [None] * 3)]
+    rounds = np.int64(-(-(len(lengths) - 1) // int(lengths.max())))
+    graph = body.graph("piece", inputs, outputs)
+    read, kept = s.add_many("Loop", 2, rounds, np.bool_(True), rows["cache"], body=graph)
+    return s.add("Gather", kept, np.int64(-1), axis=0), read

@@ -17,8 +17,9 @@ from earn.errors import EarnError
 from earn.export.bundle import export_bundle
 from earn.export.mobile import convert_bundle
 from earn.export.one_graph import compose, compose_bundle
-from earn.export.one_graph_request import EMPTY, NO_NUMBER, OUT_OF_RANGE
-from earn.manifest import MOBILE_FILES, Manifest
+from earn.export.one_graph_request import EMPTY, NO_NUMBER, OUT_OF_RANGE, piece_lengths
+from earn.graph_files import MOST_ROUNDS
+from earn.manifest import MOBILE_FILES, Manifest, check_graphs
 from earn.runtime.recommender import Recommendation, Recommender
 from tests.support import RULES, histories_of, random_catalog, small_model, toy_catalog
 
@@ -182,6 +183,30 @@ def test_it_belongs_to_the_bundle(bundle: Path) -> None:
 def test_what_cannot_be_composed_is_refused(bundle: Path, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(EarnError, match=says):
         compose(bundle, **settings)
+
+
+def test_long_prompts_are_read_in_pieces(tmp_path: Path) -> None:
+    catalog = CATALOGS["odd"]
+    longest = 190  # items of three tokens: up to three pieces
+    earn = small_model("tiny-qwen2", catalog, max_history=longest, early_layers=2)
+    export_bundle(earn, tmp_path / "bundle", [["1", "2"]])
+    manifest = compose_bundle(tmp_path / "bundle")
+    check_graphs(tmp_path / "bundle", manifest)
+    onnx.checker.check_model(str(tmp_path / "bundle/recommend.onnx"), full_check=True)
+    generator = np.random.default_rng(0)
+    lengths = [1, 84, 85, 86, 170, 171, longest, 200]
+    histories = [generator.integers(0, len(catalog), length).tolist() for length in lengths]
+    check(tmp_path / "bundle", histories, 5, 20)
+
+
+def test_pieces_are_those_of_the_decoder() -> None:
+    lengths = piece_lengths(1000)
+    assert lengths is not None
+    assert lengths[[1, 256, 257, 512, 513, 1000]].tolist() == [1, 256, 129, 256, 171, 250]
+    assert piece_lengths(256) is None
+    longest = piece_lengths(100_000)
+    assert longest is not None
+    assert -(-100_000 // longest[-1]) <= MOST_ROUNDS
 
 
 def test_the_mobile_form_gives_the_same_lists(bundle: Path, tmp_path: Path) -> None:
