@@ -4,7 +4,7 @@ ONNX has operators that loop, grow tensors without bound or end the process, and
 runtime reads the few parts of the protobuf that matter and holds them to closed lists:
 
     operators      those of `OPERATORS`, in the main graph; no functions, no training, no other domains
-    subgraphs      bodies of Loops that run a constant number of times, at most two deep (recommend.onnx alone)
+    subgraphs      one level deep, as the body of a Loop that runs a constant number of times (recommend.onnx alone)
     divisors       a Sqrt's output, or constants without a 0: ONNX Runtime dies of a whole number divided by 0
     external data  in files that the manifest lists
 
@@ -40,8 +40,7 @@ OPERATORS: Mapping[str, Collection[tuple[str, str]]] = {  # by file: domain and 
     "recommend.onnx": _STAGE_OPERATORS | {("", name) for name in _SEARCH.split()},
 }
 MOST_NODES = 100_000
-MOST_ROUNDS = 64  # of a loop: tokens of an identifier, pieces of a prompt
-MOST_DEPTH = 2  # loops one inside the other
+MOST_ROUNDS = 64  # of a loop: tokens of an identifier
 
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # wire types
 _MODEL_GRAPH, _MODEL_TRAINING, _MODEL_FUNCTIONS = 7, 20, 25
@@ -155,7 +154,7 @@ class _Reader:
         self._graph.nodes += 1
         if (domain, operator) not in self._operators or self._graph.nodes > MOST_NODES:
             raise ValueError(f"it holds the operator {operator!r} of {domain or 'ai.onnx'!r}, or {MOST_NODES} nodes")
-        is_loop = operator == "Loop" and depth < MOST_DEPTH
+        is_loop = operator == "Loop" and depth == 0
         for attribute in attributes:
             for part in self._within(attribute):
                 if part.number == _ATTRIBUTE_GRAPH and is_loop:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from earn.config import MASKED, SET
-from earn.export.graph_writer import BOOL, FLOAT, INT64, GraphWriter, Value
+from earn.export.graph_writer import BOOL, FLOAT, INT64, LAST, GraphWriter, Value
 from earn.graph_files import MOST_ROUNDS
 from earn.prompts import prompt_end
 from earn.runtime.recommender import Recommender
@@ -170,20 +170,11 @@ class Request:
         return status, g.add("Equal", status, np.int64(ANSWERED))
 
 
-def run_stages(
-    s: GraphWriter, stages: Mapping[str, Any], state: State, rows: Value, lengths: Ints | None = None
-) -> tuple[str, State]:
-    """Both stages over a pass: the logits [b,r,v] of its last `rows` [] rows, and the caches with the new rows.
-
-    Args:
-        lengths: of the pieces in which the early stage reads a pass, see `piece_lengths`; None: it reads it at once.
-    """
+def run_stages(s: GraphWriter, stages: Mapping[str, Any], state: State, rows: Value) -> tuple[str, State]:
+    """Both stages over a pass: the logits [b,r,v] of its last `rows` [] rows, and the caches with the new rows."""
     has_late = "late_cache" in state
     onward = s.scalar(s.size(state["late_positions"], 1)) if has_late else rows
-    if lengths is None:
-        hidden, cache = _early(s, stages["early"], state, state["cache"], onward)
-    else:
-        hidden, cache = _early_in_pieces(s, stages["early"], state, onward, lengths)
+    hidden, cache = _early(s, stages["early"], state, onward)
     caches = {"cache": cache}
     feeds = {"hidden": hidden, "keep": s.range(s.add("Sub", onward, rows), onward)}
     if not has_late:
@@ -204,40 +195,45 @@ def piece_lengths(most: int) -> Ints | None:
     return -(-rows // pieces) if most > piece else None
 
 
-def _early(s: GraphWriter, early: Any, rows: State, cache: str, onward: Value) -> tuple[str, str]:
+def read_in_pieces(g: GraphWriter, early: Any, prompt: State, lengths: Ints) -> State:
+    """Reads a prompt piece by piece in a loop, all but its last piece: the pass that is left.
+
+    Args:
+        lengths: of the pieces, by the number of rows; see `piece_lengths`.
+    """
+    count = g.scalar(g.size(prompt["tokens"], 1))
+    length = g.add("Gather", lengths, count, axis=0)
+    before = g.scalar(g.size(prompt["cache"], 0))
+    body = GraphWriter("piece", g)
+    index, condition, cache = "piece/index", "piece/condition", "piece/cache"
+    start = body.add("Mul", index, length)
+    stop = body.add("Add", start, length)
+    first, last = body.unsqueeze(start, 0), body.unsqueeze(stop, 0)
+    part = {name: body.add("Slice", prompt[name], first, last, [1]) for name in ("tokens", "positions")}
+    seen = body.unsqueeze(body.add("Add", before, stop), 0)
+    sliced = [body.concat(one, other, axis=0) for one, other in ((first, [0]), (last, seen))]
+    part |= {"bias": body.add("Slice", prompt["bias"], *sliced, [2, 3]), "cache": cache}
+    _, after = _early(body, early, part, np.int64(1))
+    goes_on = body.add("Less", body.add("Add", stop, length), count)
+    value = helper.make_tensor_value_info
+    inputs = [value(index, INT64, []), value(condition, BOOL, []), value(cache, FLOAT, [None] * 5)]
+    graph = body.graph("piece", inputs, [value(goes_on, BOOL, []), value(after, FLOAT, [None] * 5)])
+    rounds = np.int64((len(lengths) - 1) // int(lengths.max()))
+    read = g.add("Loop", rounds, g.add("Less", length, count), prompt["cache"], body=graph)
+    done = g.add("Sub", g.size(read, 0), g.unsqueeze(before, 0))
+    axes = {"tokens": 1, "positions": 1, "bias": 2}
+    return prompt | {"cache": read} | {n: g.add("Slice", prompt[n], done, [LAST], [axes[n]]) for n in axes}
+
+
+def _early(s: GraphWriter, early: Any, rows: State, onward: Value) -> tuple[str, str]:
     """The early stage: the hidden states [b,onward,d] of the last rows, and the cache with all of them."""
     new = s.scalar(s.size(rows["tokens"], 1))
     feeds = {
         "input_ids": rows["tokens"],
         "position_ids": rows["positions"],
         "attention_bias": rows["bias"],
-        PAST: cache,
+        PAST: rows["cache"],
         "keep": s.range(s.add("Sub", new, onward), new),
     }
     hidden, added = s.embed("early", early, feeds)
-    return hidden, s.concat(cache, added, axis=0)
-
-
-def _early_in_pieces(s: GraphWriter, early: Any, rows: State, onward: Value, lengths: Ints) -> tuple[str, str]:
-    """`_early` in a loop over pieces of the rows. What it keeps is within one piece, the last one."""
-    count = s.scalar(s.size(rows["tokens"], 1))
-    length = s.add("Gather", lengths, s.add("Min", count, np.int64(len(lengths) - 1)), axis=0)
-    length = s.add("Max", length, onward)
-    before = s.scalar(s.size(rows["cache"], 0))
-    body = GraphWriter("piece", s)
-    index, condition, cache = "piece/index", "piece/condition", "piece/cache"
-    start = body.add("Mul", index, length)
-    stop = body.add("Min", body.add("Add", start, length), count)
-    start_, stop_ = body.unsqueeze(start, 0), body.unsqueeze(stop, 0)
-    part = {name: body.add("Slice", rows[name], start_, stop_, [1]) for name in ("tokens", "positions")}
-    seen = body.concat(stop_, body.unsqueeze(body.add("Add", before, stop), 0), axis=0)
-    part["bias"] = body.add("Slice", rows["bias"], body.concat(start_, [0], axis=0), seen, [2, 3])
-    hidden, after = _early(body, early, part, cache, onward)
-    goes_on = body.add("Less", stop, count)
-    value = helper.make_tensor_value_info
-    inputs = [value(index, INT64, []), value(condition, BOOL, []), value(cache, FLOAT, [None] * 5)]
-    outputs = [value(goes_on, BOOL, []), value(after, FLOAT, [None] * 5), value(hidden, FLOAT, [None] * 3)]
-    rounds = np.int64(-(-(len(lengths) - 1) // int(lengths.max())))
-    graph = body.graph("piece", inputs, outputs)
-    read, kept = s.add_many("Loop", 2, rounds, np.bool_(True), rows["cache"], body=graph)
-    return s.add("Gather", kept, np.int64(-1), axis=0), read
+    return hidden, s.concat(rows["cache"], added, axis=0)

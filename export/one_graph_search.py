@@ -22,7 +22,7 @@ from onnx import helper
 
 from earn.config import MASKED, SCORING_RULES
 from earn.export.graph_writer import BOOL, FLOAT, INT64, LAST, GraphWriter
-from earn.export.one_graph_request import DEAD, Answer, Request, State, piece_lengths, run_stages
+from earn.export.one_graph_request import DEAD, Answer, Request, State, piece_lengths, read_in_pieces, run_stages
 from earn.manifest import Manifest
 from earn.runtime.trie import ItemTrie
 
@@ -93,7 +93,6 @@ class Level:
     kept: str  # [b,items+1] how many of the first j sorted items are not excluded
     next_position: str  # [b,1] of the first generated token
     k: str  # [] items wanted
-    lengths: Ints | None  # of the pieces in which a pass is read, see `piece_lengths`
 
     def shapes(self, state: State) -> dict[str, tuple[int, list[int | str]]]:
         """Type and shape of the state's tensors."""
@@ -123,7 +122,7 @@ class Level:
     def write(self, s: GraphWriter, index: str, state: State) -> tuple[str, State]:
         """Writes the level `index` []; returns whether another one is needed [] and the state after it."""
         rows = s.scalar(s.size(state["row_node"], 1))
-        logits, caches = run_stages(s, self.stages, state, rows, self.lengths)
+        logits, caches = run_stages(s, self.stages, state, rows)
         child, total, left, broken = self._children(s, index, state, logits)
         beams, row_of = self._best(s, index, state, child, total, left)
         is_open = self._is_open(s, beams)
@@ -241,12 +240,14 @@ def beam_search(request: Request, levels: Callable[[GraphWriter, Level, State, i
     g = request.g
     prompt, next_position = request.prompt()
     limits = request.manifest.limits
-    lengths = piece_lengths(limits.prompt - limits.head) if in_pieces else None
+    lengths = piece_lengths(limits.prompt - limits.head)
+    if in_pieces and lengths is not None:
+        prompt = read_in_pieces(g, request.stages["early"], prompt, lengths)
     kept = g.add("Sub", np.int64(1), g.add("Gather", request.banned, tables.sorted_items, axis=1))
     kept = g.concat(request.per_user(np.array([[0]]), 1), g.add("CumSum", kept, np.int64(1)), axis=1)
     level = Level(
         *(tables, request.manifest, request.stages, request.width),
-        *(request.users, kept, next_position, request.wanted, lengths),
+        *(request.users, kept, next_position, request.wanted),
     )
     root, no_score = request.per_user(np.array([[0]]), 1), request.per_user(np.array([[DEAD]], np.float32), 1)
     state = prompt | {
