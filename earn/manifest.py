@@ -7,6 +7,8 @@ A bundle is a folder:
     catalog.npz     items, identifiers, titles (see catalog)
     recommend.onnx  the whole search as one graph, where it was asked for (see earn.export.one_graph)
     items.json      {"beams": 20, "item_ids": [...], "titles": [...]} beside it, for readers in other languages
+    recommend.ort   the same graph in ONNX Runtime's own format, with its weights; beside it
+                    recommend.required_operators.config, the operators of a reduced build (see earn.export.mobile)
     engines/        what the machine that runs it has built from the graphs; no part of the bundle as it is delivered
 
 A bundle has its own token numbers: the identifier tokens first, in the catalog's order, so that token j is also row j
@@ -44,6 +46,7 @@ ENGINES_FOLDER = "engines"
 GRAPH_FILES = {"early": "early.onnx", "late": "late.onnx"}
 ONE_GRAPH_FILE = "recommend.onnx"
 ITEMS_FILE = "items.json"
+MOBILE_FILES = ("recommend.ort", "recommend.required_operators.config")
 MOST_MANIFEST = 64 << 20  # bytes
 
 # What no bundle goes beyond, whatever its manifest says: least and most of each of its sizes and limits.

@@ -48,15 +48,27 @@ class GraphWriter:
     def constant(self, value: Any) -> str:
         """An initializer; whole numbers become int64."""
         array: NDArray[Any] = np.asarray(value)
-        if array.dtype.kind in "iu":
-            array = array.astype(np.int64)
+        return self._stored(array.astype(np.int64) if array.dtype.kind in "iu" else array)
+
+    def packed(self, values: NDArray[np.int64]) -> str:
+        """Whole numbers from 0 on as int32 indices; an initializer holds them in as few bytes as they need."""
+        most = values.max(initial=0)
+        kind = next(kind for kind in (np.uint8, np.uint16, np.int32) if most <= np.iinfo(kind).max)
+        return self.add("Cast", self._stored(values.astype(kind)), to=TensorProto.INT32)
+
+    def _stored(self, array: NDArray[Any]) -> str:
+        """The name of an initializer that holds the array as it is."""
         if self.outer is not None and array.size > SMALL:
-            return self.outer.constant(array)
+            return self.outer._stored(array)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             name = self._constants[key] = f"{self.name}/constant_{len(self._constants)}"
             self.initializers[name] = numpy_helper.from_array(array, name)
         return self._constants[key]
+
+    def output(self, name: str, tensor: str) -> None:
+        """Gives a tensor the name of an output of the graph."""
+        self.nodes.append(helper.make_node("Identity", [tensor], [name], name=f"{self.name}/{name}"))
 
     def size(self, tensor: str, axis: int) -> str:
         """The size [1] of an axis."""

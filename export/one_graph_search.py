@@ -2,8 +2,7 @@
 
 What a level reads and leaves behind is a `State`, names of tensors by what they are:
 
-    tokens, positions [b,m]      rows of the pass            cache [s,b,2l,g,e]   rows before them, early stage
-    bias [b,1,m,s+m]             what each row sees          late_...             likewise of the late stage's layers
+    tokens, cache, late_...      the next pass, see `Request.prompt`
     row_node, row_score [b,r]    trie node and score of the rows whose children are wanted (the last r of the pass);
                                  the score is DEAD where a row is there to fill the batch
     node, score, left [b,w]      the beams: trie node, score where the beam is finished (else DEAD), items below it
@@ -13,23 +12,21 @@ What a level reads and leaves behind is a `State`, names of tensors by what they
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import helper
 
 from earn.config import MASKED, SCORING_RULES
-from earn.export.graph_writer import FLOAT, INT64, LAST, GraphWriter
+from earn.export.graph_writer import BOOL, FLOAT, INT64, LAST, GraphWriter
+from earn.export.one_graph_request import DEAD, Answer, Request, State, piece_lengths, read_in_pieces, run_stages
 from earn.manifest import Manifest
 from earn.runtime.trie import ItemTrie
-from earn.specs import PAST
 
-State = dict[str, str]
 Ints = NDArray[np.int64]
-
-DEAD = -1e30  # the score of what must not be chosen
 
 
 @dataclass(frozen=True)
@@ -97,10 +94,6 @@ class Level:
     next_position: str  # [b,1] of the first generated token
     k: str  # [] items wanted
 
-    @property
-    def _has_late(self) -> bool:
-        return self.manifest.sizes.stage_layers("late") > 0
-
     def shapes(self, state: State) -> dict[str, tuple[int, list[int | str]]]:
         """Type and shape of the state's tensors."""
         sizes = self.manifest.sizes
@@ -128,33 +121,13 @@ class Level:
 
     def write(self, s: GraphWriter, index: str, state: State) -> tuple[str, State]:
         """Writes the level `index` []; returns whether another one is needed [] and the state after it."""
-        logits, caches = self._pass(s, state)
+        rows = s.scalar(s.size(state["row_node"], 1))
+        logits, caches = run_stages(s, self.stages, state, rows)
         child, total, left, broken = self._children(s, index, state, logits)
         beams, row_of = self._best(s, index, state, child, total, left)
         is_open = self._is_open(s, beams)
         beams["broken"] = s.add("Max", state["broken"], broken)
         return self._next(s, index, state, beams, row_of, is_open, caches)
-
-    def _pass(self, s: GraphWriter, state: State) -> tuple[str, State]:
-        """Both stages over the rows: the logits [b,r,v] of the last r, and the caches with the new rows."""
-        rows = s.scalar(s.size(state["row_node"], 1))
-        new = s.scalar(s.size(state["tokens"], 1))
-        onward = s.scalar(s.size(state["late_positions"], 1)) if self._has_late else rows
-        feeds = {
-            "input_ids": state["tokens"],
-            "position_ids": state["positions"],
-            "attention_bias": state["bias"],
-            PAST: state["cache"],
-            "keep": s.range(s.add("Sub", new, onward), new),
-        }
-        hidden, added = s.embed("early", self.stages["early"], feeds)
-        caches = {"cache": s.concat(state["cache"], added, axis=0)}
-        feeds = {"hidden": hidden, "keep": s.range(s.add("Sub", onward, rows), onward)}
-        if not self._has_late:
-            return s.embed("late", self.stages["late"], feeds)[0], caches
-        feeds |= {"position_ids": state["late_positions"], "attention_bias": state["late_bias"]}
-        logits, added = s.embed("late", self.stages["late"], {**feeds, PAST: state["late_cache"]})
-        return logits, {**caches, "late_cache": s.concat(state["late_cache"], added, axis=0)}
 
     def _children(self, s: GraphWriter, index: str, state: State, logits: str) -> tuple[str, str, str, str]:
         """All children of the rows, F per row: their nodes, scores and items left below, each [b,r*F]; broken [b,1]."""
@@ -251,6 +224,95 @@ class Level:
             "dropped": beams["dropped"],
             "broken": beams["broken"],
         }
-        if self._has_late:
+        if "late_cache" in state:
             after |= {"late_positions": s.add("Identity", positions), "late_bias": deeper(state["late_bias"])}
         return s.add("Greater", most, np.int64(0)), {name: after[name] for name in state}
+
+
+def beam_search(request: Request, levels: Callable[[GraphWriter, Level, State, int], State], in_pieces: bool) -> Answer:
+    """The best items by beam search.
+
+    Args:
+        levels: writes so many levels after a state and returns the state behind them.
+        in_pieces: whether the early stage reads long prompts piece by piece, which takes a loop.
+    """
+    tables = SearchTables.of(request.recommender.trie, request.catalog.codes, request.manifest)
+    g = request.g
+    prompt, next_position = request.prompt()
+    limits = request.manifest.limits
+    lengths = piece_lengths(limits.prompt - limits.head)
+    if in_pieces and lengths is not None:
+        prompt = read_in_pieces(g, request.stages["early"], prompt, lengths)
+    kept = g.add("Sub", np.int64(1), g.add("Gather", request.banned, tables.sorted_items, axis=1))
+    kept = g.concat(request.per_user(np.array([[0]]), 1), g.add("CumSum", kept, np.int64(1)), axis=1)
+    level = Level(
+        *(tables, request.manifest, request.stages, request.width),
+        *(request.users, kept, next_position, request.wanted),
+    )
+    root, no_score = request.per_user(np.array([[0]]), 1), request.per_user(np.array([[DEAD]], np.float32), 1)
+    state = prompt | {
+        "row_node": root,
+        "row_score": request.per_user(np.zeros((1, 1), np.float32), 1),
+        "node": root,
+        "score": no_score,
+        "left": root,
+        "dropped": no_score,
+        "broken": root,
+    }
+    return _items(request, tables, levels(g, level, state, tables.depth))
+
+
+def _items(request: Request, tables: SearchTables, state: State) -> Answer:
+    """The items that the beams name, best first."""
+    g, node, score = request.g, state["node"], state["score"]
+    offset = np.arange(tables.most_items_of_a_leaf)
+    flat = g.concat(request.users, [-1], axis=0)
+    start = g.unsqueeze(g.add("Gather", tables.item_start, node, axis=0), 2)
+    is_item = g.add("Less", offset, g.unsqueeze(g.add("Gather", tables.items_of, node, axis=0), 2))
+    last = np.int64(len(request.catalog) - 1)
+    items = g.add("Gather", tables.leaf_items, g.add("Min", g.add("Add", start, offset), last), axis=0)
+    status, is_answered = request.final_status(g.add("Greater", g.add("Squeeze", state["broken"], [1]), np.int64(0)))
+    is_alive = g.add("And", g.add("Greater", score, np.float32(DEAD / 2)), g.unsqueeze(is_answered, 1))
+    is_item = g.add("And", is_item, g.unsqueeze(is_alive, 2))
+    items, is_item = g.add("Reshape", items, flat), g.add("Reshape", is_item, flat)
+    is_item = g.add("And", is_item, g.add("Equal", g.pick(request.banned, items), np.int64(0)))
+    scores = g.add("Reshape", g.add("Expand", g.unsqueeze(score, 2), [1, 1, len(offset)]), flat)
+    count = g.scalar(g.size(items, 1))
+    place = g.range(0, count)
+    key = g.add("Where", is_item, g.add("Neg", place), g.add("Sub", np.int64(-(2**30)), place))
+    _, chosen = g.top(key, g.unsqueeze(g.add("Min", count, g.add("Max", request.wanted, np.int64(0))), 0))
+    is_item = g.pick(is_item, chosen)
+    scores = g.pick(scores, chosen)
+    worst = g.add("ReduceMin", g.add("Where", is_item, scores, np.float32(DEAD)), [1], keepdims=0)
+    # With fewer than k items the worst is DEAD, and so is the best dropped where nothing was dropped.
+    dropped = g.add("Squeeze", state["dropped"], [1])
+    nothing = g.add("Less", dropped, np.float32(DEAD / 2))
+    exact = g.add("And", is_answered, g.add("Or", nothing, g.add("Less", dropped, worst)))
+    return Answer(g.pick(items, chosen), scores, is_item, exact, status)
+
+
+def loop(g: GraphWriter, level: Level, state: State, depth: int) -> State:
+    """One body that runs once a level and ends early where nobody's list can change any more."""
+    body = GraphWriter("level", g)
+    index, condition = "level/index", "level/condition"
+    goes_on, after = level.write(body, index, {name: f"level/{name}" for name in state})
+    value = helper.make_tensor_value_info
+    inputs = [value(index, INT64, []), value(condition, BOOL, [])]
+    outputs = [value(goes_on, BOOL, [])]
+    for name, (kind, shape) in level.shapes(state).items():
+        inputs.append(value(f"level/{name}", kind, shape))
+        later = [f"{size} after" if isinstance(size, str) and size != "b" else size for size in shape]
+        outputs.append(value(after[name], kind, later))
+    graph = body.graph("level", inputs, outputs)
+    ends = g.add_many("Loop", len(state), np.int64(depth), np.bool_(True), *state.values(), body=graph)
+    return dict(zip(state, ends, strict=True))
+
+
+def unrolled(g: GraphWriter, level: Level, state: State, depth: int) -> State:
+    """The levels one after the other, for builders that refuse state that grows in a loop."""
+    for index in range(depth):
+        scope = GraphWriter(f"level{index}", g)
+        _, state = level.write(scope, g.constant(np.int64(index)), state)
+        g.nodes += scope.nodes
+        g.initializers.update(scope.initializers)
+    return state

@@ -2,8 +2,8 @@
 
     recommender = Recommender.load("bundle", engine="one-graph")
 
-It gives the lists that the bundle's stages give. The width of its search is the one it was written with, and it keeps
-no sessions. The graph's inputs and outputs are described in `earn.export.one_graph`.
+It gives the lists that the bundle's stages give. The width of its search is the one it was written with (all codes at
+once have none), and it keeps no sessions. The graph's inputs and outputs are described in `earn.export.one_graph`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earn.catalog import CATALOG_FILE, Catalog
+from earn.config import SET
 from earn.errors import EarnError
 from earn.manifest import ONE_GRAPH_FILE, Manifest
 from earn.runtime.engine import ONE_GRAPH
@@ -55,11 +56,13 @@ class OneGraphRecommender(Recommender):
         return cls(session, manifest, Catalog.load(folder / CATALOG_FILE))
 
     def search_width(self, k: int, beams: int | str | None) -> int:
-        """The beams of a search for k items: those that the graph was written with.
+        """The beams of a search for k items: those that the graph was written with. All codes at once have none.
 
         Raises:
             EarnError: k is larger, or other beams are asked for.
         """
+        if self.manifest.model.method == SET:
+            return super().search_width(k, beams)
         if beams not in (None, self.beams):
             raise EarnError(f"beams is {beams}; this graph searches with {self.beams}. Write another: earn compose.")
         if not isinstance(k, int | Integral) or not 1 <= k <= self.beams:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from earn.cli.arguments import add_bundle, command, positive
 from earn.console import note, results_kept_clean, show, size, table
-from earn.manifest import ITEMS_FILE, ONE_GRAPH_FILE
+from earn.manifest import ITEMS_FILE, MOBILE_FILES, ONE_GRAPH_FILE
 
 if TYPE_CHECKING:
     from earn.cli.arguments import Subparsers
@@ -22,22 +22,30 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         "write the whole search as one graph",
         f"Writes {ONE_GRAPH_FILE} and {ITEMS_FILE} into a bundle: one ONNX graph that takes a history and gives items, "
-        "the beam search inside, of standard operators alone.",
+        "the whole search inside, of standard operators alone.",
         """
         earn compose BUNDLE
         earn compose BUNDLE --form unrolled --beams 40 -k 20
+        earn compose BUNDLE --mobile
         """,
     )
     add_bundle(parser)
-    parser.add_argument("--form", default="loop", metavar="NAME", help="loop or unrolled (default: %(default)s)")
-    parser.add_argument("--beams", type=positive, metavar="N", help="width of the search (default: 20)")
+    parser.add_argument(
+        "--mobile",
+        action="store_true",
+        help=f"write {' and '.join(MOBILE_FILES)} too, for reduced builds of ONNX Runtime",
+    )
+    parser.add_argument(
+        "--form", metavar="NAME", help="loop (the default) or unrolled; plain where all codes are named at once"
+    )
+    parser.add_argument("--beams", type=positive, metavar="N", help="width of a search with beams (default: 20)")
     parser.add_argument("-k", type=positive, metavar="N", help="items where the caller does not say (default: 10)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the graph and lists it."""
     manifest = write(args)
-    names = (ONE_GRAPH_FILE, ITEMS_FILE)
+    names = [name for name in (ONE_GRAPH_FILE, ITEMS_FILE, *MOBILE_FILES) if name in manifest.files]
     show(table(("file", "size"), [(name, size(manifest.files[name].bytes)) for name in names]))
     note(f"Next: earn recommend {args.bundle} --engine one-graph --history ...")
     return 0
@@ -45,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
 def write(args: argparse.Namespace) -> Manifest:
     """The manifest after the graph was written."""
-    from earn.export.one_graph import DEFAULT_K, compose_bundle
-    from earn.runtime.recommender import DEFAULT_BEAMS
+    from earn.export.mobile import convert_bundle
+    from earn.export.one_graph import compose_bundle
 
-    beams = args.beams or max(DEFAULT_BEAMS, args.k or 0)
     with results_kept_clean():
-        return compose_bundle(args.bundle, args.form, beams, args.k or min(DEFAULT_K, beams))
+        manifest = compose_bundle(args.bundle, args.form, args.beams, args.k)
+        return convert_bundle(args.bundle) if args.mobile else manifest

@@ -12,6 +12,7 @@ from earn.cli.engine import DEFAULTS, add_build_settings, build, build_settings,
 from earn.config import SCORING_RULES, check_scoring
 from earn.console import Steps, note, results_kept_clean, show, size, table
 from earn.errors import EarnError, to_install
+from earn.manifest import ONE_GRAPH_FILE
 from earn.runtime.engine_files import TENSORRT
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "compared with torch on real histories first.",
         """
         earn export CKPT --out BUNDLE
+        earn export CKPT --out BUNDLE --one-graph
         earn export CKPT --out BUNDLE --data LC-Rec/Instruments --scoring vocab
         """,
     )
@@ -46,6 +48,9 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--scoring", metavar="RULE", default="trie", help=f"{', '.join(SCORING_RULES)} (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--one-graph", action="store_true", help=f"write {ONE_GRAPH_FILE} too, as earn compose does with its defaults"
     )
     parser.add_argument(
         "--engine", metavar="NAME", help=f"{TENSORRT}: build engines too, on the machine that will run them"
@@ -65,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from earn.model.earn_model import EarnModel
 
     refuse_foreign_folder(args.out)
-    steps = Steps(4 if args.engine else 3)
+    steps = Steps(3 + args.one_graph + bool(args.engine))
     steps(f"Load {args.checkpoint}")
     model = EarnModel.from_pretrained(args.checkpoint)
     steps("Take real histories for the check")
@@ -73,6 +78,11 @@ def run(args: argparse.Namespace) -> int:
     dataset.check_items(model.catalog, args.checkpoint)
     steps("Export the stages and compare them with torch")
     manifest = write(model, dataset, args.out, args.scoring, args.max_batch, args.max_beams)
+    if args.one_graph:
+        from earn.export.one_graph import compose_bundle
+
+        steps("Compose the one graph")
+        manifest = compose_bundle(args.out)
     files = [(name, size(entry.bytes)) for name, entry in manifest.files.items()]
     show(table(("file", "size"), [*files, ("together", size(manifest.bundle_bytes))]))
     note(f"Largest difference from torch on real histories: {manifest.parity:.1e} of the largest value")

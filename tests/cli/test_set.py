@@ -28,14 +28,16 @@ def trained(data: Path, backbone: Path, tmp_path_factory: pytest.TempPathFactory
 def test_from_training_to_a_calibrated_bundle(trained: Path, data: Path, earn: Earn, tmp_path: Path) -> None:
     assert EarnModel.from_pretrained(trained).earn.method == SET
     bundle = tmp_path / "bundle"
-    assert earn("export", trained, "--out", bundle).status == 0
+    assert earn("export", trained, "--out", bundle, "--one-graph").status == 0
     assert Manifest.load(bundle).model.method == SET
     shown = earn("recommend", bundle, "--history", "i1,i2,i3", "-k", 5, "--json").json
     assert "i4" in str(shown)  # every user walks through the items in order
     assert earn("inspect", bundle, "--json").json["method"] == SET
     assert "all codes at once" in earn("inspect", bundle).out
     assert earn("evaluate", bundle, data, "--json").status == 0
-    assert "names all codes at once" in earn("compose", bundle).error
+    again = earn("recommend", bundle, "--engine", "one-graph", "--history", "i1,i2,i3", "-k", 5, "--json").json
+    assert [item["item_id"] for item in again] == [item["item_id"] for item in shown]
+    assert "names all codes at once" in earn("compose", bundle, "--beams", 4).error
     out = tmp_path / "int8"
     argv = ("calibrate", bundle, data, "--out", out, "--precision", "int8", "--samples", 32)
     assert earn(*argv, "--no-compare", "--min-overlap", "0.5").status == 0

@@ -15,8 +15,11 @@ from earn.catalog import Catalog
 from earn.config import Prompt
 from earn.errors import EarnError
 from earn.export.bundle import export_bundle
-from earn.export.one_graph import EMPTY, NO_NUMBER, OUT_OF_RANGE, compose, compose_bundle
-from earn.manifest import Manifest
+from earn.export.mobile import convert_bundle
+from earn.export.one_graph import compose, compose_bundle
+from earn.export.one_graph_request import EMPTY, NO_NUMBER, OUT_OF_RANGE, piece_lengths
+from earn.graph_files import MOST_ROUNDS
+from earn.manifest import MOBILE_FILES, Manifest, check_graphs
 from earn.runtime.recommender import Recommendation, Recommender
 from tests.support import RULES, histories_of, random_catalog, small_model, toy_catalog
 
@@ -81,9 +84,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(tmp_path_factory.mktemp("one"), "earn", CATALOGS["odd"])
 
 
-def run(bundle: Path, history: Any, excluded: Any = ((-1,),), k: Sequence[int] = ()) -> dict[str, Any]:
+def run(
+    bundle: Path, history: Any, excluded: Any = ((-1,),), k: Sequence[int] = (), file: str = "recommend.onnx"
+) -> dict[str, Any]:
     """The graph's outputs by name, from plain ONNX Runtime."""
-    session = onnxruntime.InferenceSession(str(bundle / "recommend.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(bundle / file), providers=["CPUExecutionProvider"])
     excluded = np.broadcast_to(np.array(excluded, np.int64), (len(history), np.shape(excluded)[-1]))
     feeds = {"history": np.array(history, np.int64), "excluded": excluded, "k": np.array(k, np.int64)}
     return dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds), strict=True))
@@ -172,15 +177,57 @@ def test_it_belongs_to_the_bundle(bundle: Path) -> None:
         recommender.recommend([])
 
 
-@pytest.mark.parametrize(("settings", "says"), [({"form": "x"}, "form"), ({"beams": 65}, "64"), ({"k": 21}, "k is")])
+@pytest.mark.parametrize(
+    ("settings", "says"), [({"form": "x"}, "form"), ({"beams": 65}, "64"), ({"beams": 20, "k": 21}, "k is")]
+)
 def test_what_cannot_be_composed_is_refused(bundle: Path, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(EarnError, match=says):
         compose(bundle, **settings)
 
 
+def test_long_prompts_are_read_in_pieces(tmp_path: Path) -> None:
+    catalog = CATALOGS["odd"]
+    longest = 190  # items of three tokens: up to three pieces
+    earn = small_model("tiny-qwen2", catalog, max_history=longest, early_layers=2)
+    export_bundle(earn, tmp_path / "bundle", [["1", "2"]])
+    manifest = compose_bundle(tmp_path / "bundle")
+    check_graphs(tmp_path / "bundle", manifest)
+    onnx.checker.check_model(str(tmp_path / "bundle/recommend.onnx"), full_check=True)
+    generator = np.random.default_rng(0)
+    lengths = [1, 84, 85, 86, 170, 171, longest, 200]
+    histories = [generator.integers(0, len(catalog), length).tolist() for length in lengths]
+    check(tmp_path / "bundle", histories, 5, 20)
+
+
+def test_pieces_are_those_of_the_decoder() -> None:
+    lengths = piece_lengths(1000)
+    assert lengths is not None
+    assert lengths[[1, 256, 257, 512, 513, 1000]].tolist() == [1, 256, 129, 256, 171, 250]
+    assert piece_lengths(256) is None
+    longest = piece_lengths(100_000)
+    assert longest is not None
+    assert -(-100_000 // longest[-1]) <= MOST_ROUNDS
+
+
+def test_the_mobile_form_gives_the_same_lists(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    manifest = convert_bundle(folder)
+    assert set(MOBILE_FILES) <= manifest.files.keys()
+    assert Manifest.load(folder) == manifest
+    assert "ai.onnx;" in (folder / MOBILE_FILES[1]).read_text()
+    plain, mobile = run(folder, [[1, 2], [3, 4]]), run(folder, [[1, 2], [3, 4]], file=MOBILE_FILES[0])
+    np.testing.assert_array_equal(plain["items"], mobile["items"])
+    compose_bundle(folder, k=5)  # another graph, so that the mobile files would be of an earlier one
+    assert not set(MOBILE_FILES) & Manifest.load(folder).files.keys()
+    assert not (folder / MOBILE_FILES[0]).exists()
+
+
 def test_a_bundle_without_one_says_how_to_write_it(toy_bundle: Path) -> None:
     with pytest.raises(EarnError, match="earn compose"):
         Recommender.load(toy_bundle, engine="one-graph")
+    with pytest.raises(EarnError, match="earn compose"):
+        convert_bundle(toy_bundle)
 
 
 def test_composing_replaces_the_bundle_at_once_and_leaves_the_old_one_whole(
