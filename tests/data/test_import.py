@@ -369,6 +369,7 @@ def test_batches_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     slow = {user: [item for _, item in sorted(pairs, key=lambda pair: pair[0])] for user, pairs in reference.items()}
     assert want == slow
     monkeypatch.setattr("earn.data.tables.sources.BATCH", 7)
+    monkeypatch.setattr("earn.data.tables.text.BLOCK", 50)
     assert sequences(load_interactions(path)) == want
     columns = zip(*(row.strip().split(",") for row in rows), strict=True)
     table = pa.table(dict(zip(HEADER.strip().split(","), map(list, columns), strict=True)))
