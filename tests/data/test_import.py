@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -399,3 +402,43 @@ def test_movielens_is_the_same_in_every_form(tmp_path: Path) -> None:
         assert (got.item_ids, got.titles, got.metadata) == (want.item_ids, want.titles, want.metadata)
         assert all(np.array_equal(a, b) for a, b in zip(got.sequences, want.sequences, strict=True))
     assert sequences(Interactions.from_dataframe(frame)) == sequences(want)
+
+
+def test_an_address_is_fetched_and_read_as_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setenv("EARN_CACHE", str(tmp_path / "cache"))
+    path = write(tmp_path / "served" / "ratings.csv", RATED)
+    want = sequences(load_interactions(path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(path.parent))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert sequences(load_interactions(f"{address}/ratings.csv")) == want
+        assert import_files([f"{address}/ratings.csv"]).name == "ratings"
+        with pytest.raises(EarnError, match=r"/none\.csv: cannot be fetched \(HTTP Error 404.*Check the address"):
+            load_interactions(f"{address}/none.csv")
+        server.shutdown()
+    assert sequences(load_interactions(path.as_uri())) == want
+    with fsspec.open("memory://bucket/ratings.csv", "wb") as file:
+        file.write(path.read_bytes())
+    assert sequences(load_interactions("memory://bucket/ratings.csv")) == want
+    with pytest.raises(EarnError, match=r"nowhere://a/b\.csv: cannot be fetched"):
+        load_interactions("nowhere://a/b.csv")
+    with pytest.raises(EarnError, match="names no file"):
+        load_interactions("s3://bucket/")
+
+
+def test_a_quote_in_the_middle_of_a_large_file_changes_no_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [f"u{number % 3},i{number % 5},{number}\n" for number in range(40)]
+    want = sequences(load_interactions(write(tmp_path / "plain.csv", HEADER + "".join(rows))))
+    monkeypatch.setattr("earn.data.tables.text.BLOCK", 60)
+    rows[20] = '"u2","i0",20\r\n'
+    rows[25] = "\n" + rows[25]  # an empty line
+    assert sequences(load_interactions(write(tmp_path / "quoted.csv", HEADER + "".join(rows)))) == want
+    rows[30] = "u0,i0\n"
+    path = write(tmp_path / "short.csv", HEADER + "".join(rows))
+    with pytest.raises(EarnError, match="line 33: 2 cells, but the first line has 3"):
+        load_interactions(path)
+    rows[30], rows[35] = "u0,i0,30\n", "u0,i0,now\n"
+    path = write(tmp_path / "time.csv", (HEADER + "".join(rows)).replace('"', ""))
+    with pytest.raises(EarnError, match="line 38: the time 'now' is not a number"):
+        load_interactions(path)
