@@ -18,6 +18,8 @@ from pyarrow import parquet
 
 from earn.data import Interactions, load_interactions
 from earn.data.download import FILES, cache_folder
+from earn.data.identifiers import build_catalog
+from earn.data.splits import split_of
 from earn.data.tables.files import import_files
 from earn.data.tables.folder import read_import, write_import
 from earn.data.tables.options import Columns, ImportOptions
@@ -442,3 +444,24 @@ def test_a_quote_in_the_middle_of_a_large_file_changes_no_cell(tmp_path: Path, m
     path = write(tmp_path / "time.csv", (HEADER + "".join(rows)).replace('"', ""))
     with pytest.raises(EarnError, match="line 38: the time 'now' is not a number"):
         load_interactions(path)
+
+
+def test_one_table_in_every_form_gives_the_same_histories_and_identifiers(tmp_path: Path) -> None:
+    """Which is all that a training knows of it, so that bundles of the same seed give the same lists."""
+    pandas = pytest.importorskip("pandas")
+    generator = np.random.default_rng(0)
+    rows = generator.integers(1, 30, (200, 3))
+    frame = pandas.DataFrame(rows, columns=["user_id", "item_id", "rating"])
+    frame["timestamp"] = 880_000_000 + generator.integers(0, 50, 200)  # with ties
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_csv(tmp_path / "u.data", sep="\t", header=False, index=False)
+    frame.to_parquet(tmp_path / "a.parquet")
+    typed = [f"{name}:{'float' if name in ('rating', 'timestamp') else 'token'}" for name in frame.columns]
+    frame.to_csv(tmp_path / "a.inter", sep="\t", header=typed, index=False)
+    want = load_interactions(tmp_path / "a.inter")
+    others = [load_interactions(tmp_path / name) for name in ("a.csv", "u.data", "a.parquet")]
+    for got in (*others, Interactions.from_dataframe(frame)):
+        assert sequences(got) == sequences(want)
+        assert (got.user_ids, got.item_ids, got.titles) == (want.user_ids, want.item_ids, want.titles)
+        built, expected = (build_catalog(data, split_of(data).train) for data in (got, want))
+        assert built.identifiers == expected.identifiers
