@@ -130,7 +130,8 @@ def size(count: int) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps other libraries' warnings from the terminal: they are about those libraries' own insides."""
+    """Keeps other libraries' warnings and progress bars from the terminal: they are about those libraries' insides."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # which transformers reads when it is first imported
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

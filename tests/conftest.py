@@ -5,6 +5,7 @@ import os
 # Before any library reads them: small arrays are slower on many threads, and no test may ask the Hugging Face hub.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as the command sets it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import shutil

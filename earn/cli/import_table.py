@@ -37,9 +37,9 @@ def add_parser(subparsers: Subparsers) -> None:
         earn import clicks.dat --user 1 --time 2 --item 3 --dedupe consecutive --out data/clicks
         """,
     )
-    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="tables of one kind, or a folder of them")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="tables of one kind, a folder of them, or addresses")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--items", metavar="FILE", type=Path, help="a table of items: id, title, other words")
+    parser.add_argument("--items", metavar="FILE", help="a table of items: id, title, other words")
     columns = parser.add_argument_group("columns", "names, or numbers from 1 where the file has no header")
     for role, what in COLUMNS.items():
         columns.add_argument(f"--{role}", metavar="COLUMN", help=f"{what} (default: by its usual names)")

@@ -262,6 +262,11 @@ def _check(args: argparse.Namespace, method: str) -> None:
         DigitForm.of(args.digits)  # refuses what is no form, before the data is read
     if args.lora and method == "set":
         raise EarnError("--lora cannot be used with --method set. Leave one of them away.")
+    if args.layers is not None and args.backbone not in TINY_BACKBONES:
+        raise EarnError(
+            f"{args.backbone} has the layers that it was trained with. Leave away --layers; --early-layers says how "
+            "many of them see every token."
+        )
     if args.lora and args.backbone in TINY_BACKBONES:
         raise EarnError(
             f"{args.backbone} starts from random weights, which --lora would leave as they are. Leave away --lora, or "

@@ -1,8 +1,9 @@
 """Sources of interaction data: names of data sets that are fetched, and paths.
 
 A source is the name of a data set that is fetched (`ml-100k`), or a path to files in one of the formats that
-`earn.data.formats` describes. A string that is a known name means that data set; write ./ml-100k for a folder of
-that name. A path that does not exist is looked for in the folder that $EARN_DATA names.
+`earn.data.formats` describes. A string that is a known name means that data set; write ./ml-100k for a folder of that
+name. An address (`s3://`, `https://`, ...) is fetched. A path that does not exist is looked for in the folder that
+$EARN_DATA names.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from earn.data.download import fetch_ml100k
 from earn.data.formats import FORMATS, Interactions
+from earn.data.remote import ADDRESS, local
 from earn.errors import EarnError
 
 NAMED: dict[str, Callable[[], Path]] = {"ml-100k": fetch_ml100k}  # name -> puts the files on this machine
@@ -28,6 +30,8 @@ def find_source(source: str | Path) -> Path:
     """
     if isinstance(source, str) and source in NAMED:
         return NAMED[source]()
+    if ADDRESS.match(str(source)):
+        source = local(source)
     path, folder = Path(source).expanduser(), os.environ.get(DATA_VARIABLE)
     candidates = [path] if not folder else [path, Path(folder).expanduser() / path]
     match = next((candidate for candidate in candidates if candidate.exists()), None)

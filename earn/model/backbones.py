@@ -36,7 +36,7 @@ from earn.model.checkpoint_files import (
 )
 from earn.model.families import FAMILIES, TINY_BACKBONES, check_backbone, family_of
 from earn.model.family_check import check_family
-from earn.model.gguf_files import check_gguf, is_gguf
+from earn.model.gguf_files import check_gguf, header_read_once, is_gguf
 from earn.model.rope import correct_yarn, in_dialect_of_version_4, rope_problems
 from earn.model.transformers_versions import IS_5, float32_weights
 
@@ -78,8 +78,8 @@ def gguf_config(path: Path) -> PretrainedConfig:
     Raises:
         EarnError: it is no such file, or holds another model than can be read.
     """
-    check_gguf(path)
-    with _as_earn_error(f"{path}: cannot be loaded as a model", "Fetch it again."):
+    with header_read_once(), _as_earn_error(f"{path}: cannot be loaded as a model", "Fetch it again."):
+        check_gguf(path)
         config: PretrainedConfig = AutoConfig.from_pretrained(**_in_gguf(path))
     check_backbone(config, str(path))
     if family_of(config).has_partial_rotary:
@@ -96,10 +96,9 @@ def _in_gguf(path: Path) -> dict[str, Any]:
 
 
 def _load_gguf(path: Path) -> PreTrainedModel:
-    config = gguf_config(path)
-    with _as_earn_error(f"{path}: cannot be loaded as a model", "Fetch it again."):
+    with header_read_once(), _as_earn_error(f"{path}: cannot be loaded as a model", "Fetch it again."):
         backbone: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            **_in_gguf(path), config=config, attn_implementation="eager", **float32_weights(from_gguf=True)
+            **_in_gguf(path), config=gguf_config(path), attn_implementation="eager", **float32_weights(from_gguf=True)
         )
     return backbone
 

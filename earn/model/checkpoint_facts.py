@@ -24,7 +24,7 @@ from earn.model.adapters import base_folder, is_adapter
 from earn.model.backbones import folder_config, gguf_config, weight_problems, written_problems
 from earn.model.checkpoint_files import EMBEDDING, HEAD, read_config, stored_tensors
 from earn.model.earn_model import default_early_layers, earn_problems, read_earn
-from earn.model.families import FAMILIES, sizes_of
+from earn.model.families import FAMILIES, positions_of, sizes_of
 from earn.model.gguf_files import is_gguf
 from earn.model.tokenizer import check_rows, load_tokenizer
 from earn.specs import Sizes
@@ -141,7 +141,7 @@ def _add_weights(facts: CheckpointFacts, config: PretrainedConfig | None, weight
     facts.dtypes = dict(Counter(weight.dtype for weight in weights.values()).most_common())
     if config is None:
         return
-    facts.family, facts.positions = config.model_type, config.max_position_embeddings
+    facts.family, facts.positions = config.model_type, positions_of(config)
     holds_both = {EMBEDDING, HEAD} <= weights.keys()
     facts.tied = None if config.tie_word_embeddings and holds_both else bool(config.tie_word_embeddings)
     table = weights.get(EMBEDDING) or weights.get(HEAD)

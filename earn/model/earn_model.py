@@ -28,6 +28,7 @@ from earn.model.backbones import load_backbone
 from earn.model.families import TINY_BACKBONES, check_backbone, family_of, rotary_of, setting, window_of
 from earn.model.new_tokens import add_tokens
 from earn.model.prompt_tokens import tokenize_prompt, without_bos
+from earn.model.rope import longrope_window
 from earn.model.stage import DenseHead, EarlyStage, LateStage
 from earn.model.tokenizer import load_tokenizer
 from earn.model.transformers_versions import TIED_HEAD
@@ -337,7 +338,13 @@ def earn_problems(earn: EarnConfig, catalog: Catalog, config: PretrainedConfig) 
         yield f"max_history is {earn.max_history}. Take at least 1 item."
     item_rows = earn.item_rows(catalog.depth)
     needed = prompt_rows(earn, item_rows) + item_rows
-    limits = {"max_position_embeddings": config.max_position_embeddings, "sliding_window": window_of(config)}
+    limits = {
+        "max_position_embeddings": config.max_position_embeddings,
+        "sliding_window": window_of(config),
+        "original_max_position_embeddings; longrope turns longer prompts by other angles": longrope_window(
+            config.to_dict()
+        ),
+    }
     for name, limit in limits.items():
         if limit is not None and needed > limit:
             yield (

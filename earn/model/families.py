@@ -25,7 +25,7 @@ from transformers import (
 from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config
 
 from earn.errors import refuse
-from earn.model.rope import rope_by_layer_type, rope_problems
+from earn.model.rope import longrope_window, rope_by_layer_type, rope_problems
 from earn.model.transformers_versions import rotary_share
 from earn.specs import Sizes
 
@@ -172,6 +172,12 @@ def window_of(config: PretrainedConfig) -> int | None:
         return None
     window: int | None = getattr(config, "sliding_window", None)
     return window
+
+
+def positions_of(config: PretrainedConfig) -> int:
+    """The most positions at which the stages compute what the family's own code computes."""
+    positions: int = config.max_position_embeddings
+    return min(positions, longrope_window(config.to_dict()) or positions)
 
 
 def head_size(config: PretrainedConfig) -> int:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from earn.config import MASKED
 from earn.errors import EarnError
-from earn.model.families import family_of, rotary_of, setting
+from earn.model.families import family_of, positions_of, rotary_of, setting
 from earn.model.stage import DenseHead, EarlyStage, LateStage
 
 SEQUENCES, TOKENS = 2, 12
@@ -58,7 +58,7 @@ def check_stages(
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(0, len(embedded), (SEQUENCES, TOKENS), generator=generator)
     tokens = torch.tensor(embedded)[rows]
-    last = backbone.config.max_position_embeddings - 1
+    last = positions_of(backbone.config) - 1
     far = torch.linspace(0, last, TOKENS).long() if last >= TOKENS else torch.arange(TOKENS)
     worst = 0.0
     with _plainly_evaluated(backbone):

@@ -5,6 +5,9 @@
     5.x    rope_parameters {rope_type, rope_theta, factor, ...}, or one such dictionary per type of layer
 
 Version 5 reads both. Version 4 takes what it does not know for absent, and would compute with its defaults.
+
+longrope (Phi-3-mini-128k, Phi-4-mini) divides the frequencies by short factors while a sequence fits into the window of
+the first training, and by long factors beyond. It is read as long as every prompt fits, so with the short ones.
 """
 
 from __future__ import annotations
@@ -21,10 +24,9 @@ from earn.model.transformers_versions import IS_5
 # RoPE types whose frequencies do not depend on the sequence that is being read.
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
-# What else there is to take, by the RoPE type that is refused; "su" is an older name of longrope.
-ADVICE: Mapping[str, str] = dict.fromkeys(
-    ("longrope", "su"), " Take a model of the family that was trained without it, such as Phi-3-mini-4k of Phi-3."
-)
+# Families that are trained with longrope, and older names that transformers takes for it there.
+LONGROPE_FAMILIES = ("phi3",)
+LONGROPE_NAMES = ("longrope", "su", "yarn")
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -36,18 +38,27 @@ def rope_by_layer_type(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     by_type = nested or {"": given}
     for settings in by_type.values():
         older = settings.pop("type", None)
-        settings["rope_type"] = settings.get("rope_type") or older or "default"
+        kind = settings.get("rope_type") or older or "default"
+        is_longrope = config.get("model_type") in LONGROPE_FAMILIES and kind in LONGROPE_NAMES
+        settings["rope_type"] = "longrope" if is_longrope else kind
     return by_type
+
+
+def longrope_window(config: Mapping[str, Any]) -> int | None:
+    """Up to how many positions longrope's short factors hold; None of other types."""
+    is_longrope = any(settings["rope_type"] == "longrope" for settings in rope_by_layer_type(config).values())
+    return int(config["original_max_position_embeddings"]) if is_longrope else None
 
 
 def rope_problems(config: Mapping[str, Any], where: str) -> Iterator[str]:
     """Types of rotary embeddings that the stages would compute wrongly."""
+    supported = (*STATIC_ROPE, "longrope") if config.get("model_type") in LONGROPE_FAMILIES else STATIC_ROPE
     for settings in rope_by_layer_type(config).values():
         kind = "mrope" if "mrope_section" in settings else settings["rope_type"]
-        if kind not in STATIC_ROPE:
+        if kind not in supported:
             yield (
                 f"{where}: the rotary embedding is of type {kind!r}, whose angles depend on more than a token's "
-                f"position. Supported are: {', '.join(STATIC_ROPE)}.{ADVICE.get(kind, '')}"
+                f"position. Supported are: {', '.join(supported)}."
             )
 
 
@@ -59,7 +70,7 @@ def in_dialect_of_version_4(config: Mapping[str, Any], where: str) -> dict[str, 
     """
     plain = dict(config)
     if not plain.pop("rope_parameters", None) or config.get("rope_scaling"):
-        return plain
+        return _with_plain_longrope(plain, where)
     by_type = rope_by_layer_type(config)
     if "" not in by_type:
         used = set(config.get("layer_types") or by_type)
@@ -82,7 +93,27 @@ def in_dialect_of_version_4(config: Mapping[str, Any], where: str) -> dict[str, 
         if (value := scaling.pop(name, None)) is not None:
             plain[name] = value
     plain["rope_scaling"] = None if scaling["rope_type"] == "default" else scaling
-    return plain
+    return _with_plain_longrope(plain, where)
+
+
+def _with_plain_longrope(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """longrope's settings with the three names that version 4 accepts; other types as they are.
+
+    Raises:
+        EarnError: there is a scaling of attention that version 4 does not compute.
+    """
+    settings = rope_by_layer_type(config).get("", {})
+    original = config.get("original_max_position_embeddings")
+    if settings.get("rope_type") != "longrope":
+        return config
+    own = {name: settings[name] for name in ("attention_factor", "factor") if settings.get(name) is not None}
+    if own and own != {"factor": config.get("max_position_embeddings", 0) / (original or 1)}:
+        raise EarnError(
+            f"{where}: its longrope has a scaling of attention of its own ({own}), which this version of transformers "
+            "cannot compute. Install transformers 5."
+        )
+    factors = {name: settings.get(name) for name in ("short_factor", "long_factor")}
+    return {**config, "rope_scaling": {"type": "longrope", **factors}}
 
 
 def correct_yarn(backbone: PreTrainedModel, config: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from earn.errors import EarnError
 from earn.model.adapters import base_folder, is_adapter
-from earn.model.gguf_files import check_gguf, is_gguf
+from earn.model.gguf_files import check_gguf, header_read_once, is_gguf
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -40,10 +41,14 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
     if not has_tokenizer(source):
         return None
     path = _folder(source)
-    where: dict[str, Any] = {"pretrained_model_name_or_path": path}
     if is_gguf(source):
-        check_gguf(path)
-        where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+        with header_read_once():
+            check_gguf(path)
+            return _loaded(path, {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name})
+    return _loaded(path, {"pretrained_model_name_or_path": path})
+
+
+def _loaded(path: Path, where: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             **where, local_files_only=True, trust_remote_code=False
@@ -51,7 +56,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase | None:
     except Exception as error:  # transformers, tokenizers and json raise classes of their own
         if (path / "tokenizer.json").is_file():
             return _from_file(path)
-        raise _unreadable(source, error) from error
+        raise _unreadable(path, error) from error
     return tokenizer
 
 

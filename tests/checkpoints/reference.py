@@ -87,6 +87,19 @@ CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.75},
         },
     ),
+    "phi3-longrope": (
+        "phi3",
+        {
+            "original_max_position_embeddings": 512,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.2, 1.5],
+                "long_factor": [1.0, 4.0, 16.0],
+            },
+        },
+    ),
 }
 
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from earn import console
 from earn.files import read_json
@@ -47,3 +49,30 @@ def test_what_is_serious_is_said_before_a_training(backbone: Path, earn: Earn, t
     (tmp_path / "twice.inter").write_text("\n".join(rows) + "\n")
     outcome = earn("train", tmp_path / "twice.inter", "--backbone", backbone, "--epochs", 1, "--out", tmp_path / "out")
     assert "Serious: 100% of the test answers stand in their own history" in outcome.err
+
+
+def test_low_rank_adapters_are_merged_when_the_command_saves_and_exported(
+    data: Path, backbone: Path, earn: Earn, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    out = tmp_path / "lora"
+    options = ("--lora", 4, "--gradient-checkpointing", "--learning-rate", 1e-2, "--users", 30)
+    ok = earn("train", data, "--backbone", backbone, "--epochs", 1, "--max-history", 6, "--out", out, *options)
+    assert ok.status == 0, ok.err
+    assert read_json(out / "training.json")["settings"]["lora"] == 4
+    before, after = (load_file(folder / "model.safetensors") for folder in (backbone, out))
+    assert {name for name in before if "layers" in name} == {name for name in after if "layers" in name}
+    merged = after["model.layers.0.self_attn.q_proj.weight"] - before["model.layers.0.self_attn.q_proj.weight"]
+    sizes = np.linalg.svd(merged, compute_uv=False)
+    assert sizes[0] > 1e-3
+    assert sizes[4] < 1e-5 < 1e-2 * sizes[0]  # of rank 4: what the adapters have learned, and nothing else
+    assert np.array_equal(after["model.norm.weight"], before["model.norm.weight"])
+    exported = earn("export", out, "--out", tmp_path / "bundle")
+    assert exported.status == 0, exported.err
+    ok = earn("recommend", tmp_path / "bundle", "--history", "i1,i2,i3", "-k", 3, "--json")
+    assert len(ok.json) == 3
+
+
+def test_a_pretrained_backbone_has_its_own_layers(data: Path, backbone: Path, earn: Earn, tmp_path: Path) -> None:
+    argv = ["train", data, "--backbone", backbone, "--out", tmp_path / "out", "--layers", 2]
+    assert "has the layers that it was trained with. Leave away --layers; --early-layers says" in earn(*argv).error

@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,8 @@ from pyarrow import parquet
 
 from earn.data import Interactions, load_interactions
 from earn.data.download import FILES, cache_folder
+from earn.data.identifiers import build_catalog
+from earn.data.splits import split_of
 from earn.data.tables.files import import_files
 from earn.data.tables.folder import read_import, write_import
 from earn.data.tables.options import Columns, ImportOptions
@@ -369,6 +374,7 @@ def test_batches_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     slow = {user: [item for _, item in sorted(pairs, key=lambda pair: pair[0])] for user, pairs in reference.items()}
     assert want == slow
     monkeypatch.setattr("earn.data.tables.sources.BATCH", 7)
+    monkeypatch.setattr("earn.data.tables.text.BLOCK", 50)
     assert sequences(load_interactions(path)) == want
     columns = zip(*(row.strip().split(",") for row in rows), strict=True)
     table = pa.table(dict(zip(HEADER.strip().split(","), map(list, columns), strict=True)))
@@ -398,3 +404,64 @@ def test_movielens_is_the_same_in_every_form(tmp_path: Path) -> None:
         assert (got.item_ids, got.titles, got.metadata) == (want.item_ids, want.titles, want.metadata)
         assert all(np.array_equal(a, b) for a, b in zip(got.sequences, want.sequences, strict=True))
     assert sequences(Interactions.from_dataframe(frame)) == sequences(want)
+
+
+def test_an_address_is_fetched_and_read_as_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setenv("EARN_CACHE", str(tmp_path / "cache"))
+    path = write(tmp_path / "served" / "ratings.csv", RATED)
+    want = sequences(load_interactions(path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(path.parent))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert sequences(load_interactions(f"{address}/ratings.csv")) == want
+        assert import_files([f"{address}/ratings.csv"]).name == "ratings"
+        with pytest.raises(EarnError, match=r"/none\.csv: cannot be fetched \(HTTP Error 404.*Check the address"):
+            load_interactions(f"{address}/none.csv")
+        server.shutdown()
+    assert sequences(load_interactions(path.as_uri())) == want
+    with fsspec.open("memory://bucket/ratings.csv", "wb") as file:
+        file.write(path.read_bytes())
+    assert sequences(load_interactions("memory://bucket/ratings.csv")) == want
+    with pytest.raises(EarnError, match=r"nowhere://a/b\.csv: cannot be fetched"):
+        load_interactions("nowhere://a/b.csv")
+    with pytest.raises(EarnError, match="names no file"):
+        load_interactions("s3://bucket/")
+
+
+def test_a_quote_in_the_middle_of_a_large_file_changes_no_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [f"u{number % 3},i{number % 5},{number}\n" for number in range(40)]
+    want = sequences(load_interactions(write(tmp_path / "plain.csv", HEADER + "".join(rows))))
+    monkeypatch.setattr("earn.data.tables.text.BLOCK", 60)
+    rows[20] = '"u2","i0",20\r\n'
+    rows[25] = "\n" + rows[25]  # an empty line
+    assert sequences(load_interactions(write(tmp_path / "quoted.csv", HEADER + "".join(rows)))) == want
+    rows[30] = "u0,i0\n"
+    path = write(tmp_path / "short.csv", HEADER + "".join(rows))
+    with pytest.raises(EarnError, match="line 33: 2 cells, but the first line has 3"):
+        load_interactions(path)
+    rows[30], rows[35] = "u0,i0,30\n", "u0,i0,now\n"
+    path = write(tmp_path / "time.csv", (HEADER + "".join(rows)).replace('"', ""))
+    with pytest.raises(EarnError, match="line 38: the time 'now' is not a number"):
+        load_interactions(path)
+
+
+def test_one_table_in_every_form_gives_the_same_histories_and_identifiers(tmp_path: Path) -> None:
+    """Which is all that a training knows of it, so that bundles of the same seed give the same lists."""
+    pandas = pytest.importorskip("pandas")
+    generator = np.random.default_rng(0)
+    rows = generator.integers(1, 30, (200, 3))
+    frame = pandas.DataFrame(rows, columns=["user_id", "item_id", "rating"])
+    frame["timestamp"] = 880_000_000 + generator.integers(0, 50, 200)  # with ties
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_csv(tmp_path / "u.data", sep="\t", header=False, index=False)
+    frame.to_parquet(tmp_path / "a.parquet")
+    typed = [f"{name}:{'float' if name in ('rating', 'timestamp') else 'token'}" for name in frame.columns]
+    frame.to_csv(tmp_path / "a.inter", sep="\t", header=typed, index=False)
+    want = load_interactions(tmp_path / "a.inter")
+    others = [load_interactions(tmp_path / name) for name in ("a.csv", "u.data", "a.parquet")]
+    for got in (*others, Interactions.from_dataframe(frame)):
+        assert sequences(got) == sequences(want)
+        assert (got.user_ids, got.item_ids, got.titles) == (want.user_ids, want.item_ids, want.titles)
+        built, expected = (build_catalog(data, split_of(data).train) for data in (got, want))
+        assert built.identifiers == expected.identifiers

@@ -181,3 +181,62 @@ def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
     (write(tmp_path, RECBOLE) / "toy.valid.inter").unlink()
     with pytest.raises(EarnError, match=r"holds no \*\.valid\.inter"):
         load_interactions(tmp_path)
+
+
+def test_ties_are_told_of_data_in_three_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = "user_id:token\titem_id:token\ttimestamp:float\n"
+    files = {"t.train.inter": "u\ta\t5\nu\tb\t5\nv\ta\t5\n", "t.valid.inter": "u\tb\t5\n", "t.test.inter": "u\tc\t6\n"}
+    data = load_interactions(write(tmp_path, {name: header + rows for name, rows in files.items()}))
+    assert data.ties is not None
+    assert (data.ties.interactions, data.ties.exact_repeats) == (3, 1)
+    said = capsys.readouterr().err
+    assert "3 interactions share their time" in said
+    assert "earn import" not in said  # which would not keep the split
+    untimed = dict.fromkeys(files, "user_id:token\titem_id:token\nu\ta\n")
+    assert load_interactions(write(tmp_path / "untimed", untimed)).ties is None
+
+
+# --- OpenOneRec -----------------------------------------------------------------------------------------------
+
+
+def one_rec(folder: Path, **columns: object) -> Path:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder.mkdir(parents=True, exist_ok=True)
+    users = {"uid": [7, 8, 9], "split": [0, 1, 0], "hist_video_pid": [[11, 12], [12, 11], None]}
+    users |= {"target_video_pid": [[13], [13, 14], [11]], "hist_ad_pid": [[1], [2], [3]], "target_ad_pid": [[1]] * 3}
+    parquet.write_table(pa.table(users | columns), folder / "onerec_bench_release.parquet")
+    return folder
+
+
+def test_open_one_rec_is_read_with_its_split_and_identifiers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = one_rec(tmp_path)
+    plain = load_interactions(folder)
+    want = {"7": ["11", "12", "13"], "8": ["12", "11", "13", "14"], "9": ["11"]}
+    assert sequences(plain) == want == sequences(load_interactions(folder / "onerec_bench_release.parquet"))
+    assert plain.held_out == ((1, 0), (0, 2), (0, 0))
+    assert plain.catalog is None
+    assert "domain video; not read: ad" in capsys.readouterr().err
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    mapping = {"pid": [13, 12, 11, 99], "sid": [[3, 0, 1], [2, 0, 1], [1, 0, 1], [9, 9, 9]]}
+    parquet.write_table(pa.table(mapping), folder / "video_ad_pid2sid.parquet")
+    named = load_interactions(folder)
+    assert sequences(named) == want | {"8": ["12", "11", "13"]}
+    assert named.catalog is not None
+    assert named.catalog.identifiers[0] == ("<s_a_1>", "<s_b_0>", "<s_c_1>")
+    assert "1 interactions with items without an identifier are left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"uid": [7, 7, 9]}, "row 2: the user 7 stands twice"),
+        ({"split": [0, 3, 0]}, "row 2: uid is 8, split is 3"),
+        ({"target_video_pid": [[1.5], [2.0], [3.0]]}, r"row 1: \[1\.5\] is no list of whole numbers"),
+        ({"hist_video_pid": [[]] * 3, "target_video_pid": [[]] * 3}, "no interaction is left"),
+    ],
+)
+def test_odd_open_one_rec_is_refused(tmp_path: Path, columns: dict[str, object], message: str) -> None:
+    with pytest.raises(EarnError, match=message):
+        load_interactions(one_rec(tmp_path, **columns))

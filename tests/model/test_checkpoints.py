@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, models
 from earn.config import MASKED
 from earn.errors import EarnError
 from earn.model.backbones import load_backbone
+from earn.model.checkpoint_facts import checkpoint_facts
 from earn.model.earn_model import EarnModel
 from earn.model.families import FAMILIES
 from earn.model.training import train
@@ -303,9 +304,43 @@ def test_a_sliding_window_is_no_matter_while_prompts_fit_into_it(tmp_path: Path)
         EarnModel.dense(window, toy_catalog(), max_history=9)
 
 
+LONGROPE = {"short_factor": [1.0, 1.2, 1.5], "long_factor": [1.0, 4.0, 16.0]}
+
+
 @pytest.mark.parametrize("name", ["longrope", "su", "yarn"])
-def test_phi3_with_longrope_is_refused_under_all_of_its_names(name: str, tmp_path: Path) -> None:
-    factors = {"type": name, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-    old = {"rope_parameters": None, "rope_theta": 1e4, "rope_scaling": factors}
-    with pytest.raises(EarnError, match=r"type '(longrope|su)'.*Take a model of the family .* Phi-3-mini-4k"):
-        load_backbone(folder_of("phi3", tmp_path, **old))
+def test_longrope_is_read_under_all_names_that_transformers_4_gave_it(name: str, tmp_path: Path) -> None:
+    scaling = {"rope_scaling": {"type": name, **LONGROPE}, "partial_rotary_factor": 0.75}
+    old = {"rope_parameters": None, "rope_theta": 1e4, **scaling}
+    model = EarnModel.dense(folder_of("phi3-longrope", tmp_path, **old), toy_catalog(), max_history=2).eval()
+    want = torch.tensor(CASES["phi3-longrope"]["logits"])
+    assert float((stage_logits(model)[:, : want.shape[1]] - want).abs().max()) < 1e-4
+
+
+def test_longrope_is_refused_where_a_prompt_leaves_the_original_window(tmp_path: Path) -> None:
+    folder = folder_of("phi3-longrope", tmp_path, original_max_position_embeddings=20)
+    model = EarnModel.dense(folder, toy_catalog(), max_history=2).eval()
+    own = load_backbone(folder).eval()
+    rows = torch.arange(20)
+    tokens = torch.randint(0, 32, (1, 20), generator=torch.Generator().manual_seed(0))
+    bias = torch.triu(torch.full((20, 20), MASKED), diagonal=1)[None, None]
+    with torch.no_grad():
+        want = own(tokens).logits[0]
+        got = model.rows_logits(tokens, rows[None], bias, rows, rows)[0, :, : want.shape[1]]
+    assert float((got - want).abs().max()) < 1e-4  # the last position of the window is still turned as theirs
+    with pytest.raises(
+        EarnError, match=r"takes \d+ positions, .* sees 20 \(original_max_position_embeddings; longrope"
+    ):
+        EarnModel.dense(folder, toy_catalog(), max_history=9)
+    assert checkpoint_facts(folder).positions == 20
+
+
+def test_longrope_of_other_families_and_with_a_scaling_of_its_own_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EarnError, match="type 'longrope'"):
+        load_backbone(folder_of("llama-theta", tmp_path / "llama", rope_parameters={"rope_type": "longrope"}))
+    rope = {**CASES["phi3-longrope"]["config"]["rope_parameters"], "attention_factor": 1.5}
+    folder = folder_of("phi3-longrope", tmp_path / "phi3", rope_parameters=rope)
+    if IS_5:
+        load_backbone(folder)
+        return
+    with pytest.raises(EarnError, match=r"attention_factor': 1\.5.*Install transformers 5"):
+        load_backbone(folder)

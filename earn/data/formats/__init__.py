@@ -12,6 +12,7 @@ from pathlib import Path
 
 from earn.data.formats.interactions import Interactions
 from earn.data.formats.lcrec import is_lcrec, read_lcrec
+from earn.data.formats.onerec import is_onerec, read_onerec
 from earn.data.formats.parts import is_in_parts, read_parts
 from earn.data.formats.recbole import is_recbole, read_recbole
 from earn.data.formats.timesplit import is_timesplit, read_timesplit
@@ -51,6 +52,12 @@ SHAPED = (  # formats that a path's names show
         "a folder with *.train.inter or *.train.csv and its valid and test, or with train/*.csv, valid/ and test/",
         is_in_parts,
         read_parts,
+    ),
+    Format(
+        "OpenOneRec",
+        "a parquet file with uid, split, hist_video_pid and target_video_pid, or a folder with one",
+        is_onerec,
+        read_onerec,
     ),
     Format("earn import", "a folder that earn import wrote", is_import, read_import),
 )

@@ -35,17 +35,17 @@ class Ties:
             repeats += len(row) - len(set(row))
         return cls(tied, repeats)
 
-    def say(self, source: str) -> None:
-        """Prints what there is of either."""
+    def say(self, source: str, keeps_split: bool = False) -> None:
+        """Prints what there is of either, and what mends it; an import would not keep a split that the data brings."""
         if self.interactions:
             note(
                 f"      {source}: {self.interactions:,} interactions share their time with others of the user; the "
-                "file's order is kept. To draw it: earn import --ties shuffle"
+                "file's order is kept." + ("" if keeps_split else " To draw it: earn import --ties shuffle")
             )
         if self.exact_repeats:
             note(
-                f"      {source}: {self.exact_repeats:,} are exact repeats (user, item and time). "
-                "To drop them: earn import --dedupe"
+                f"      {source}: {self.exact_repeats:,} are exact repeats (user, item and time)."
+                + ("" if keeps_split else " To drop them: earn import --dedupe")
             )
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from earn.catalog import Catalog, read_index
 from earn.data.formats.folders import only_one
-from earn.data.formats.interactions import Interactions, Words, with_words
+from earn.data.formats.interactions import Interactions, Ties, Words, with_words
 from earn.data.formats.lcrec import read_item_json
 from earn.data.formats.recbole import read_item_file
 from earn.errors import EarnError
@@ -41,7 +41,7 @@ class Row:
 
     where: str
     item: str
-    time: int
+    time: int | None  # None where the table has no times
     history: tuple[str, ...]  # empty where there is none
 
 
@@ -59,16 +59,22 @@ def read_parts(folder: Path) -> Interactions:
     layout = _layout(folder) or LAYOUTS[0]
     sequences: dict[str, list[str]] = {}
     held_out: dict[str, list[int]] = {}
+    timed: dict[str, list[tuple[float, str]]] = {}  # of each user: time and item
     for part, name in enumerate(PARTS):
         path = only_one(folder, sorted(folder.glob(layout.format(name))))
         if path is None:
             raise EarnError(f"{folder}: holds no {layout.format(name)}. Put the file there.")
         for user, rows in _rows_by_user(path).items():
             counts = held_out.setdefault(user, [0, 0, 0])
-            for row in sorted(rows, key=lambda row: row.time):  # stable: the file's order at equal times
+            for row in sorted(rows, key=lambda row: row.time or 0):  # stable: the file's order at equal times
                 _append(sequences, user, row)
                 counts[part] += 1
-    return _with_items(folder, sequences, tuple((valid, test) for _, valid, test in held_out.values()))
+                if row.time is not None:
+                    timed.setdefault(user, []).append((row.time, row.item))
+    ties = Ties.among(timed.values()) if timed else None
+    if ties is not None:
+        ties.say(str(folder), keeps_split=True)
+    return _with_items(folder, sequences, tuple((valid, test) for _, valid, test in held_out.values()), ties)
 
 
 def _layout(folder: Path) -> str | None:
@@ -102,7 +108,7 @@ def _rows_by_user(path: Path) -> dict[str, list[Row]]:
         missing = (codes[0] < 0) | (codes[1] < 0)
         if missing.any():
             raise EarnError(f"{batch.where(int(np.argmax(missing)))}: the user or the item is missing. Fill it in.")
-        times = clock.read(column["time"], batch.where)[0].tolist() if "time" in column else [0] * len(missing)
+        times = clock.read(column["time"], batch.where)[0].tolist() if "time" in column else [None] * len(missing)
         texts = column["history"].to_pylist() if "history" in column else [None] * len(missing)
         user_ids, item_ids = users.texts, items.texts
         for index, (user, item, time) in enumerate(zip(codes[0].tolist(), codes[1].tolist(), times, strict=True)):
@@ -124,7 +130,7 @@ def _history(text: str, where: str) -> Iterator[str]:
 
 
 def _with_items(
-    folder: Path, sequences: Mapping[str, Sequence[str]], held_out: tuple[tuple[int, int], ...]
+    folder: Path, sequences: Mapping[str, Sequence[str]], held_out: tuple[tuple[int, int], ...], ties: Ties | None
 ) -> Interactions:
     words: dict[str, Words] = {}
     for pattern, read in WORDS.items():
@@ -140,7 +146,7 @@ def _with_items(
     if lacking is not None:
         raise EarnError(f"{index}: item {lacking!r} of the data has no identifier. Add it, or take the file away.")
     arrays = tuple(np.array([index_of[item] for item in sequence], np.int64) for sequence in sequences.values())
-    return with_words(folder.resolve().name, item_ids, words, tuple(sequences), arrays, catalog, held_out)
+    return with_words(folder.resolve().name, item_ids, words, tuple(sequences), arrays, catalog, held_out, ties)
 
 
 def _beside(folder: Path, pattern: str) -> Path | None:

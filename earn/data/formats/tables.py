@@ -13,7 +13,7 @@ from pathlib import Path
 
 from earn.catalog import one_line
 from earn.data.formats.interactions import Words
-from earn.data.tables.sources import unquoted
+from earn.data.tables.text import unquoted
 from earn.data.tables.values import MISSING
 from earn.errors import EarnError
 from earn.files import read_lines

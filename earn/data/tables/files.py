@@ -9,11 +9,13 @@ from typing import Any
 
 from earn.console import note
 from earn.data.formats.interactions import Interactions
+from earn.data.remote import local
+from earn.data.tables.batches import Source
 from earn.data.tables.columns import ITEM_TABLE_TITLES, USUAL_NAMES, given_columns, plain
 from earn.data.tables.importing import Imported, Say, import_sources
 from earn.data.tables.items import read_items
 from earn.data.tables.options import ImportOptions
-from earn.data.tables.sources import Frame, Rows, Source, open_source
+from earn.data.tables.sources import Frame, Rows, open_source
 from earn.errors import EarnError
 
 SUFFIXES = (".csv", ".tsv", ".dat", ".data", ".jsonl", ".ndjson", ".parquet", ".pq")  # of the tables in a folder
@@ -41,12 +43,15 @@ def read_tables(path: Path) -> Interactions:
 
 
 def import_files(
-    paths: Sequence[Path], items: Path | None = None, options: ImportOptions | None = None, say: Say = note
+    paths: Sequence[str | Path],
+    items: str | Path | None = None,
+    options: ImportOptions | None = None,
+    say: Say = note,
 ) -> Imported:
     """Reads files as one table of interactions.
 
     Args:
-        paths: files, or one folder whose tables belong together.
+        paths: files or their addresses (`earn.data.remote`), or one folder whose tables belong together.
         items: a table with titles and metadata.
         options: columns, filters, repeats, ties.
         say: gets a line per step.
@@ -55,15 +60,16 @@ def import_files(
         EarnError: a file is no table, lacks a column or holds a bad cell, or nothing is left; names file and line.
     """
     options = options or ImportOptions()
-    name = _stem(paths[0])
-    if len(paths) == 1 and paths[0].is_dir():
-        paths, found = _parts(paths[0], options)
-        items = items or found
-    missing = next((path for path in (*paths, *([items] if items else [])) if not path.is_file()), None)
+    tables, words = [local(path) for path in paths], None if items is None else local(items)
+    name = _stem(tables[0])
+    if len(tables) == 1 and tables[0].is_dir():
+        tables, found = _parts(tables[0], options)
+        words = words or found
+    missing = next((path for path in (*tables, *([words] if words else [])) if not path.is_file()), None)
     if missing is not None:
         raise EarnError(f"{missing}: there is no such file. Give files, or one folder of files.")
-    sources = [open_source(path, given_columns(options.columns), options.encoding) for path in paths]
-    known = read_items(items, options, say) if items is not None else None
+    sources = [open_source(path, given_columns(options.columns), options.encoding) for path in tables]
+    known = read_items(words, options, say) if words is not None else None
     return import_sources(name, sources, known, options, say)
 
 

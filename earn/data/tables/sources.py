@@ -7,62 +7,19 @@ they stand, and a cell that is quoted as a whole is unquoted.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any
 
-from earn.data.tables.columns import HEADLESS, Headless, headless
+from earn.data.tables.batches import Batch, Source
+from earn.data.tables.columns import HEADLESS, Headless
+from earn.data.tables.text import Text
 from earn.errors import EarnError
 from earn.files import open_bytes, open_text
 
 BATCH = 1 << 18  # rows
-TEXT_BATCH = 1 << 10  # rows of text: while they are Python objects, more of them only cost the garbage collector
-SAMPLE_LINES = 20
-SEPARATORS = ("\t", "::", ",", ";", "|", " ")
-QUOTING = (",", ";")
-SEPARATOR_NAMES = {"\t": "tabs", " ": "blanks"}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of a table."""
-
-    columns: Mapping[str, Any]  # name -> pyarrow.Array [rows]
-    source: str  # for messages
-    numbers: Sequence[int]  # [rows], the rows' lines in a text file or numbers from 1 elsewhere
-    unit: str  # what these numbers count: "line" or "row"
-
-    def where(self, row: int) -> str:
-        """The words for a row in messages."""
-        return f"{self.source}, {self.unit} {self.numbers[row]}"
-
-
-class Source(Protocol):
-    """A table that is read in batches."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in messages."""
-
-    @property
-    def says(self) -> str:
-        """What it is, for people."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Its columns."""
-
-    @property
-    def roles(self) -> Mapping[str, str]:
-        """role -> name of a column, where the kind of file fixes them."""
-
-    def batches(self, names: Sequence[str]) -> Iterator[Batch]:
-        """Batches with these columns."""
 
 
 def open_source(
@@ -92,107 +49,6 @@ def open_source(
     if not first:
         raise EarnError(f"{path}: the file is empty. Give a table with a user, an item and a time per row.")
     return Json(path, encoding) if first in "{[" else Text(path, encoding, sample, given, forms)
-
-
-class Text:
-    """Delimited text, with or without a header."""
-
-    def __init__(
-        self, path: Path, encoding: str | None, sample: str, given: Mapping[str, str], forms: Sequence[Headless]
-    ) -> None:
-        self.name = str(path)
-        self._path, self._encoding = path, encoding
-        self._separator = _separator(path, sample)
-        _, first = next(_rows(io.StringIO(sample, _newline(self._separator)), self._separator, self.name))
-        self._headless, form = headless(first, self._separator, given, forms)
-        self.names = [str(number) for number in range(1, len(first) + 1)] if self._headless else first
-        self.roles = form.roles if form else {}
-        self.says = f"text, columns separated by {SEPARATOR_NAMES.get(self._separator, self._separator)}"
-        self.says += f", {form.says}" if form else ", no header" if self._headless else ""
-
-    def batches(self, names: Sequence[str]) -> Iterator[Batch]:
-        """Batches with these columns, as texts."""
-        import pyarrow as pa
-
-        indices = [list(self.names).index(name) for name in names]
-        with open_text(self._path, self._encoding, _newline(self._separator)) as file:
-            rows = _rows(file, self._separator, self.name)
-            if not self._headless:
-                next(rows)
-            while piece := list(islice(rows, min(BATCH, TEXT_BATCH))):
-                lines, cells = [line for line, _ in piece], [row for _, row in piece]
-                self._check(lines, cells)
-                arrays = {
-                    name: pa.array([row[index] for row in cells], pa.string())
-                    for name, index in zip(names, indices, strict=True)
-                }
-                yield Batch(arrays, self.name, lines, "line")
-
-    def _check(self, lines: Sequence[int], cells: Sequence[list[str]]) -> None:
-        """Refuses a row that has too few or too many cells."""
-        count = len(self.names)
-        if set(map(len, cells)) == {count}:
-            return
-        line, row = next((line, row) for line, row in zip(lines, cells, strict=True) if len(row) != count)
-        raise EarnError(
-            f"{self.name}, line {line}: {len(row)} cells, but the first line has {count}. Separate cells by "
-            f"{SEPARATOR_NAMES.get(self._separator, self._separator)}, quote cells that hold it."
-        )
-
-
-def _newline(separator: str) -> str | None:
-    """As of `open`: the csv module wants line ends as they are; else all kinds of them become one."""
-    return "" if separator in QUOTING else None
-
-
-def _rows(file: TextIO, separator: str, name: str) -> Iterator[tuple[int, list[str]]]:
-    """The line and the cells of each row that is not empty; the file is opened with `_newline(separator)`."""
-    if separator not in QUOTING:
-        for line, text in enumerate(file, start=1):
-            if text := text.rstrip("\n"):
-                cells = text.split(separator)
-                yield line, [unquoted(cell) for cell in cells] if '"' in text else cells
-        return
-    reader = csv.reader(file, delimiter=separator, strict=True)
-    try:
-        for row in reader:
-            if row:
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise EarnError(
-            f'{name}, line {reader.line_num}: not valid csv ({error}). Quote cells as "...", and write a quote inside '
-            'them twice: "".'
-        ) from error
-
-
-def unquoted(cell: str) -> str:
-    """The cell without the quotes that a csv writer set around it; any other cell as it stands."""
-    inner = cell[1:-1]
-    if len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', ""):
-        return inner.replace('""', '"')
-    return cell
-
-
-def _separator(path: Path, sample: str) -> str:
-    """The separator that splits every line of the sample into the same number of cells, at least two."""
-    whole = len(sample) < 1 << 16
-    for separator in SEPARATORS:
-        lines = io.StringIO(sample, _newline(separator))
-        try:
-            rows = [row for _, row in islice(_rows(lines, separator, str(path)), SAMPLE_LINES + 1)]
-        except EarnError:
-            continue
-        counts = {len(row) for row in (rows if whole and len(rows) <= SAMPLE_LINES else rows[:-1])}
-        if len(counts) == 1 and min(counts) > 1:
-            return separator
-    header = sample.lstrip().splitlines()[0]
-    fallback = next((separator for separator in SEPARATORS if separator in header), None)
-    if fallback is None:
-        raise EarnError(
-            f"{path}: is no table: its first line {header[:60]!r} has one cell. Give columns for user, item and time, "
-            "with a name each in the first line, separated by commas or tabs."
-        )
-    return fallback  # some line has too few or too many cells; reading names it
 
 
 class Json:

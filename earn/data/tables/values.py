@@ -63,9 +63,10 @@ class Ids:
             ) from None
         rows: NDArray[np.int32] = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         codes = np.full(len(encoded.dictionary) + 1, -1, np.int32)  # the last is that of null
-        for index, value in enumerate(encoded.dictionary.to_pylist()):
+        texts = _plain_texts(encoded.dictionary)
+        for index, value in enumerate(encoded.dictionary.to_pylist() if texts is None else texts):
             try:
-                text = id_text(value)
+                text = value if texts is not None else id_text(value)
             except ValueError:
                 raise EarnError(
                     f"{where(int(np.argmax(rows == index)))}: the {self._role} {str(value)[:60]!r} is no id. "
@@ -75,6 +76,19 @@ class Ids:
                 codes[index] = self._codes.setdefault(text, len(self._codes))
                 self.from_floats |= isinstance(value, float)
         return codes[rows]
+
+
+def _plain_texts(values: Any) -> list[str | None] | None:
+    """What `id_text` makes of texts and whole numbers, all at once; None where a value has to be looked at."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_integer(values.type):
+        values = values.cast(pa.string())
+    if not pa.types.is_string(values.type) or pc.any(pc.match_substring_regex(values, "[\r\n]")).as_py():
+        return None
+    texts: list[str | None] = _cleaned(values).to_pylist()
+    return texts
 
 
 def id_text(value: object) -> str | None:
@@ -120,7 +134,8 @@ class Clock:
         if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
             self._agree(DATES, lambda: where(int(np.argmin(missing))))
             return _as_int64(pc.cast(column, pa.timestamp("ns", getattr(column.type, "tz", None)))), missing
-        if pa.types.is_string(column.type) and not _matches(column, NUMBER.pattern, missing).any():
+        is_text = pa.types.is_string(column.type) and not _are_digits(column, missing)
+        if is_text and not _matches(column, NUMBER.pattern, missing).any():
             return self._read_dates(column, missing, where), missing
         return self._read_numbers(numbers(column, missing, where, "time"), missing, where), missing
 
@@ -187,7 +202,9 @@ def numbers(column: Any, missing: NDArray[np.bool_], where: Where, role: str) ->
     import pyarrow as pa
 
     try:
-        if pa.types.is_string(column.type):
+        if pa.types.is_string(column.type) and _are_digits(column, missing):
+            bad, whole = np.zeros(len(column), np.bool_), True
+        elif pa.types.is_string(column.type):
             bad = ~_matches(column, NUMBER.pattern, missing) & ~missing
             whole = not bad.any() and bool((_matches(column, "-?" + WHOLE.pattern, missing) | missing).all())
         else:
@@ -230,6 +247,13 @@ def ratings(column: Any, where: Where) -> tuple[NDArray[Any], NDArray[np.bool_]]
     column = _cleaned(column)
     missing = column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
     return numbers(column, missing, where, "rating"), missing
+
+
+def _are_digits(column: Any, missing: NDArray[np.bool_]) -> bool:
+    """Whether all texts that are there are ASCII digits alone, as most columns of numbers are."""
+    import pyarrow.compute as pc
+
+    return bool((np.asarray(pc.ascii_is_decimal(column).fill_null(False)) | missing).all())
 
 
 def _matches(column: Any, pattern: str, missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
