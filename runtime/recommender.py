@@ -28,7 +28,7 @@ from earn.runtime.engine import ONE_GRAPH, Engine, check_threads, load_engine
 from earn.runtime.onnx_engine import session_options
 from earn.runtime.search import Search
 from earn.runtime.session import Session
-from earn.runtime.set_scores import SetScores, best_items
+from earn.runtime.set_scores import SetScores
 from earn.runtime.trie import Exclusions, ItemTrie
 from earn.specs import generated_rows
 
@@ -271,7 +271,7 @@ class Recommender:
             if not np.isfinite(first).all():
                 raise self.decoder.not_finite(state, 1)
             return [
-                self._list(best_items(self._set.of_items(logits), k, items), is_exact=True)
+                self._list(self._set.best(logits, k, items), is_exact=True)
                 for logits, items in zip(first, excluded, strict=True)
             ]
         exclusions = Exclusions.of(self.trie, excluded)

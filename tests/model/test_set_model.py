@@ -26,7 +26,7 @@ from earn.model.packing import pack
 from earn.model.reference import reference_scores
 from earn.model.set_model import SetModel
 from earn.runtime.recommender import Recommender
-from earn.runtime.set_scores import SetScores, best_items
+from earn.runtime.set_scores import SetScores
 from tests.support import FAMILIES, assert_close, histories_of, pairs, scramble, small_backbone, small_model
 
 ITEMS = 40
@@ -221,15 +221,7 @@ def test_scores_are_sums_over_digits() -> None:
                 functional.log_softmax(torch.tensor(logits[values]), 0)[values.index(tokens[token])]
             )
         want.append(score)
-    assert_close(want, SetScores.of(catalog, len(logits)).of_items(logits), 1e-5)
-
-
-def test_best_items_keep_order_at_ties_and_leave_out_what_is_excluded() -> None:
-    scores = np.array([1, 3, 2, 3, 2, 2], np.float32)
-    assert best_items(scores, 4) == [(1, 3.0), (3, 3.0), (2, 2.0), (4, 2.0)]
-    assert best_items(scores, 3, {1, 2}) == [(3, 3.0), (4, 2.0), (5, 2.0)]
-    assert [item for item, _ in best_items(scores, 9, [0, 0])] == [1, 3, 2, 4, 5]
-    assert best_items(scores, 2, range(6)) == []
+    assert_lists(ranked(want, 5), SetScores.of(catalog, len(logits)).best(logits, 5), want)
 
 
 def test_identifiers_that_are_no_digits_are_refused() -> None:
