@@ -10,7 +10,8 @@ A recommender may be shared by threads: a request keeps its state to itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import TypeVar
@@ -19,8 +20,10 @@ import numpy as np
 
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import SCORING_RULES, SET
+from earn.digits import Digits
 from earn.errors import EarnError
 from earn.manifest import MANIFEST_FILE, Manifest, Moment, check_graphs
+from earn.new_items import NewItems, with_new_items
 from earn.prompts import history_tokens
 from earn.runtime.beam import Beams
 from earn.runtime.decoder import Decoder, ReadPrompts
@@ -230,6 +233,25 @@ class Recommender:
             if not 1 <= value <= most:
                 raise EarnError(f"{name} is {value}. This bundle {allows}; export with a larger --max-beams for more.")
         return max(int(k), int(beams))  # numpy's small integers would overflow in sums
+
+    def with_new_items(self, items: NewItems) -> Recommender:
+        """A recommender over the same model that recommends new items too; this one stays as it is.
+
+        See earn.new_items for how they are scored. A history may hold them; the model then reads the known item that
+        is most like each.
+
+        Raises:
+            EarnError: the bundle searches with beams or has no quantizer, or items cannot be added.
+        """
+        if self._set is None:
+            raise EarnError(
+                "This model names items code by code, and knows none of new items. Train with --method set for that."
+            )
+        grown = copy(self)
+        grown.catalog, alike = with_new_items(self.catalog, items)
+        grown._set = SetScores.over(replace(Digits.of(grown.catalog), weights=self._set.weights))
+        grown._identifiers = [*self._identifiers, *(self._identifiers[item] for item in alike)]
+        return grown
 
     def history(self, item_ids: Sequence[str | int], unknown: str = "error") -> list[int]:
         """`indices` of a history, whose order counts."""

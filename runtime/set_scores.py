@@ -160,7 +160,8 @@ def _rows(codes: Items, sizes: Items, group: range) -> NDArray[Any]:
 
 def _sums_of_all(first: Bounds, second: Bounds) -> Bounds:
     """The sum of every value of one with every value of the other, the second's counting fastest."""
-    return np.add.outer(first, second).ravel()
+    sums: Bounds = np.add.outer(first, second).ravel()
+    return sums
 
 
 def _kth_of_chunks(bounds: Bounds, k: int) -> int:

@@ -24,11 +24,12 @@ LAYOUTS = {  # items, and values per digit
 
 def digits_of(items: int, sizes: Sequence[int]) -> Digits:
     """Random digits; the last stands for the item itself where it has so many values."""
-    generator, ends = np.random.default_rng(0), np.cumsum(sizes)
+    generator, counts = np.random.default_rng(0), np.array(sizes, np.int64)
     columns = [np.arange(items) if size == items else generator.integers(0, size, items) for size in sizes]
     weights = [float(len(sizes) - 1) if size == items else 1.0 for size in sizes]
-    starts = ends - sizes
-    return Digits(np.column_stack(columns) + starts, starts, np.array(sizes), np.array(weights))
+    starts = np.cumsum(counts) - counts
+    codes = np.column_stack(columns).astype(np.int64)
+    return Digits(codes + starts, starts, counts, np.array(weights))
 
 
 def every_score(digits: Digits, logits: NDArray[np.float32]) -> list[float]:
