@@ -133,7 +133,7 @@ def write(task: Task, folder: Path) -> None:
     write_bundles(model, folder / "bundles" / "earn", history, ["int8"])
     del backbone, model
     gc.collect()
-    write_bundles(set_model(task).eval(), folder / "bundles" / "set", history, ["int8"])
+    write_bundles(set_model(task).eval(), folder / "bundles" / "set", history, ["int8"], "level")
 
 
 def set_model(task: Task) -> SetModel:
