@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def questions(whole: Interactions, is_new: NDArray[np.bool_]) -> list[Example]:
 
 
 def recall(
-    recommender: Recommender, whole: Interactions, asked: list[Example], excluded: tuple[str, ...]
+    recommender: Recommender, whole: Interactions, asked: Sequence[Example], excluded: tuple[str, ...]
 ) -> list[float]:
     """Recall at CUTOFFS among the items that are not excluded, histories left out."""
     hits = np.zeros(len(CUTOFFS))

@@ -101,7 +101,7 @@ class Quantizer:
                 f"The vectors have the shape {list(given.shape)}, or hold what is no finite number. Give finite ones "
                 f"[items, {len(self.mean)}], made as those of the catalog were."
             )
-        turned: Floats = (given - self.mean) @ self.rotation
+        turned = (given - self.mean) @ self.rotation
         parts = np.array_split(turned, len(self.centers), axis=1)
         return np.column_stack([nearest(part, centers) for part, centers in zip(parts, self.centers, strict=True)])
 

@@ -155,7 +155,9 @@ def _rows(codes: Items, sizes: Items, group: range) -> NDArray[Any]:
     chosen = slice(group.start, group.stop)
     rows = np.ravel_multi_index(tuple(codes[:, chosen].T), tuple(sizes[chosen]))
     small = len(codes) <= BLOCK  # its few bytes need not be turned into indices at every request
-    return rows.astype(np.intp if small else np.min_scalar_type(int(sizes[chosen].prod()) - 1))
+    kind = np.dtype(np.intp) if small else np.min_scalar_type(int(sizes[chosen].prod()) - 1)
+    narrow: NDArray[Any] = rows.astype(kind)
+    return narrow
 
 
 def _sums_of_all(first: Bounds, second: Bounds) -> Bounds:
