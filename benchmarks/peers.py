@@ -230,13 +230,15 @@ def write(task: Task, folder: Path, histories: Sequence[Items], chosen: Mapping[
     return has_ctranslate2
 
 
-def write_bundles(model: EarnModel, folder: Path, history: list[str], calibrated: Sequence[str]) -> None:
+def write_bundles(
+    model: EarnModel, folder: Path, history: list[str], calibrated: Sequence[str], scoring: str = "vocab"
+) -> None:
     """Exports to folder/fp32 and calibrates to folder/<name>.
 
     No gate is asked: calibration only gives the graphs their form and ranges, for which one history serves.
     """
     note(f"exporting {folder.name}")
-    export_bundle(model, folder / "fp32", [history], "vocab")
+    export_bundle(model, folder / "fp32", [history], scoring)
     gc.collect()  # the exporter leaves copies of the weights in cycles
     users = HeldOut((tuple(history),), (history[0],))
     for name in calibrated:

@@ -140,10 +140,10 @@ def make_catalog(shape: Shape) -> Catalog:
     return Catalog(tuple(map(str, range(shape.items))), identifiers, ("",) * shape.items)
 
 
-def check_depth(catalog: Catalog) -> Catalog:
-    """The catalog; EarnError where it has identifiers of other lengths than DEPTH."""
-    if set(map(len, catalog.identifiers)) != {DEPTH}:
-        raise EarnError(f"The catalog has identifiers of other lengths than {DEPTH}. Take one where all have {DEPTH}.")
+def check_depth(catalog: Catalog, depth: int = DEPTH) -> Catalog:
+    """The catalog; EarnError where it has identifiers of other lengths."""
+    if set(map(len, catalog.identifiers)) != {depth}:
+        raise EarnError(f"The catalog has identifiers of other lengths than {depth}. Take one where all have {depth}.")
     return catalog
 
 
@@ -201,9 +201,9 @@ class Task:
         return [self.catalog.item_ids[item] for item in items]
 
 
-def make_task(catalog: Catalog, shape: Shape, threads: int) -> Task:
+def make_task(catalog: Catalog, shape: Shape, threads: int, depth: int = DEPTH) -> Task:
     """Random weights over a catalog; the prompt's texts are drawn from the identifier tokens."""
-    tokens = len(check_depth(catalog).tokens)
+    tokens = len(check_depth(catalog, depth).tokens)
     *head, tail = np.random.default_rng(0).integers(1, tokens + 1, HEAD).tolist()
     return Task(shape, catalog, make_splits(shape, tokens, head, [tail], MOST_ITEMS), threads)
 

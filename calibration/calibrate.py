@@ -45,6 +45,7 @@ from earn.catalog import CATALOG_FILE
 from earn.errors import EarnError
 from earn.files import folder_written_whole
 from earn.manifest import Manifest, refuse_foreign_folder
+from earn.quantizer import QUANTIZER_FILE
 from earn.runtime.evaluation import median_ms
 from earn.runtime.recommender import DEFAULT_BEAMS
 from earn.specs import STAGES
@@ -354,7 +355,8 @@ def _write(
     with folder_written_whole(out) as folder:
         for path in chosen.folder.iterdir():
             shutil.move(path, folder / path.name)
-        shutil.copy(variants.source / CATALOG_FILE, folder / CATALOG_FILE)
+        for name in {CATALOG_FILE, QUANTIZER_FILE} & set(variants.manifest.files):
+            shutil.copy(variants.source / name, folder / name)
         manifest = replace(
             variants.manifest,
             precision=chosen.precision.name,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from earn.arrays import ArrayForm, read_arrays
 from earn.errors import EarnError
 from earn.files import read_json, written_whole
 from earn.identifier_tokens import unwrapped
+from earn.quantizer import QUANTIZER_FILE, Quantizer
 
 CATALOG_FILE = "catalog.npz"
 _TEXT = ArrayForm("|u1", 1)
@@ -46,6 +47,7 @@ class Catalog:
     item_ids: tuple[str, ...]
     identifiers: tuple[tuple[str, ...], ...]  # one per item, tokens as text
     titles: tuple[str, ...]  # one per item, "" where unknown
+    quantizer: Quantizer | None = field(default=None, compare=False)  # makes digits of new items, where items have any
 
     def __post_init__(self) -> None:
         if not self.item_ids:
@@ -107,7 +109,9 @@ class Catalog:
         return len(self.item_ids)
 
     def save(self, path: Path) -> None:
-        """Writes `catalog.npz` (format above), whole or not at all."""
+        """Writes `catalog.npz` (format above), whole or not at all, and the quantizer beside it."""
+        if self.quantizer is not None:
+            self.quantizer.save(path.with_name(QUANTIZER_FILE))
         with written_whole(path) as beside, beside.open("wb") as file:
             np.savez_compressed(
                 file,
@@ -119,7 +123,7 @@ class Catalog:
 
     @classmethod
     def load(cls, path: Path) -> Catalog:
-        """Reads `catalog.npz`.
+        """Reads `catalog.npz`, and the quantizer if there is one beside it.
 
         Raises:
             EarnError: not such a file.
@@ -135,7 +139,8 @@ class Catalog:
             raise EarnError(
                 f"{path}: not a readable catalog ({error}). Write the checkpoint or bundle again."
             ) from error
-        return cls(item_ids, identifiers, titles)
+        beside = path.with_name(QUANTIZER_FILE)
+        return cls(item_ids, identifiers, titles, Quantizer.load(beside) if beside.is_file() else None)
 
 
 def read_index(path: Path, titles: Mapping[str, str] | None = None) -> Catalog:

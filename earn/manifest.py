@@ -5,6 +5,7 @@ A bundle is a folder:
     early.onnx      layers 1..k with the token embedding     (early.onnx.data beside it where weights are large)
     late.onnx       layers k+1..N with the item head         (late.onnx.data likewise)
     catalog.npz     items, identifiers, titles (see catalog)
+    quantizer.npz   what makes digits of new items, where items have digits (see quantizer)
     recommend.onnx  the whole search as one graph, where it was asked for (see earn.export.one_graph)
     items.json      {"beams": 20, "item_ids": [...], "titles": [...]} beside it, for readers in other languages
     recommend.ort   the same graph in ONNX Runtime's own format, with its weights; beside it
@@ -32,6 +33,7 @@ from earn.errors import EarnError, refuse
 from earn.files import check_writable, read_json, sha256, write_json
 from earn.graph_files import check_graph_file
 from earn.prompts import constant_head, prompt_end, prompt_rows, readout_rows
+from earn.quantizer import QUANTIZER_FILE
 from earn.specs import Limits, Sizes, all_specs
 
 SCHEMA = 2
@@ -281,6 +283,8 @@ def _check_files(folder: Path, files: Mapping[str, FileEntry], verify: bool) -> 
     remedy = "Copy the bundle again, or export the checkpoint again."
     if missing := {*GRAPH_FILES.values(), CATALOG_FILE} - set(files):
         raise EarnError(f"{folder / MANIFEST_FILE}: lists no {min(missing)}. {remedy}")
+    if QUANTIZER_FILE not in files and (folder / QUANTIZER_FILE).exists():
+        raise EarnError(f"{folder / MANIFEST_FILE}: does not list {QUANTIZER_FILE}, which is there. {remedy}")
     for name, entry in files.items():
         path = folder / name
         if not is_inside(name):

@@ -10,7 +10,8 @@ A recommender may be shared by threads: a request keeps its state to itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import TypeVar
@@ -19,8 +20,10 @@ import numpy as np
 
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import SCORING_RULES, SET
+from earn.digits import Digits
 from earn.errors import EarnError
 from earn.manifest import MANIFEST_FILE, Manifest, Moment, check_graphs
+from earn.new_items import NewItems, with_new_items
 from earn.places import bundle_at
 from earn.prompts import history_tokens
 from earn.runtime.beam import Beams
@@ -29,7 +32,7 @@ from earn.runtime.engine import ONE_GRAPH, Engine, check_threads, load_engine
 from earn.runtime.onnx_engine import session_options
 from earn.runtime.search import Search
 from earn.runtime.session import Session
-from earn.runtime.set_scores import SetScores, best_items
+from earn.runtime.set_scores import SetScores
 from earn.runtime.trie import Exclusions, ItemTrie
 from earn.specs import generated_rows
 
@@ -232,6 +235,25 @@ class Recommender:
                 raise EarnError(f"{name} is {value}. This bundle {allows}; export with a larger --max-beams for more.")
         return max(int(k), int(beams))  # numpy's small integers would overflow in sums
 
+    def with_new_items(self, items: NewItems) -> Recommender:
+        """A recommender over the same model that recommends new items too; this one stays as it is.
+
+        See earn.new_items for how they are scored. A history may hold them; the model then reads the known item that
+        is most like each.
+
+        Raises:
+            EarnError: the bundle searches with beams or has no quantizer, or items cannot be added.
+        """
+        if self._set is None:
+            raise EarnError(
+                "This model names items code by code, and knows none of new items. Train with --method set for that."
+            )
+        grown = copy(self)
+        grown.catalog, alike = with_new_items(self.catalog, items)
+        grown._set = SetScores.over(replace(Digits.of(grown.catalog), weights=self._set.weights))
+        grown._identifiers = [*self._identifiers, *(self._identifiers[item] for item in alike)]
+        return grown
+
     def history(self, item_ids: Sequence[str | int], unknown: str = "error") -> list[int]:
         """`indices` of a history, whose order counts."""
         return self.indices(in_order(item_ids, "a history"), unknown)
@@ -272,7 +294,7 @@ class Recommender:
             if not np.isfinite(first).all():
                 raise self.decoder.not_finite(state, 1)
             return [
-                self._list(best_items(self._set.of_items(logits), k, items), is_exact=True)
+                self._list(self._set.best(logits, k, items), is_exact=True)
                 for logits, items in zip(first, excluded, strict=True)
             ]
         exclusions = Exclusions.of(self.trie, excluded)

@@ -1,9 +1,20 @@
-"""Scores of all items from the logits of all digits (see earn.digits), and the best of them: no search, no beams."""
+"""The best items by the sums of their digits' log-probabilities (see earn.digits), exact over the whole catalog.
+
+    logits [v]      -> weighted log-probabilities [v] in float64, normalised within each digit
+    bounds [items]  -> what no item's score is above, in whole steps above the least sum: uint16, rounded up per digit
+    candidates      -> items whose bound reaches the least score that the k-th best item can have
+    list            -> the candidates' sums in float64, ties in the catalog's order
+
+Bounds cost a gather per item and table, and are all that grows with the catalog. Neighbouring digits share a table of
+their values' sums where the catalog has more items than it has rows. Tables and blocks of items fit a core's cache.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +24,32 @@ from earn.digits import Digits
 from earn.errors import EarnError
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Items = NDArray[np.int64]
+Bounds = NDArray[np.uint16]
+
+TABLE_ROWS = 1 << 16  # of digits that share a table; 128 KB
+BLOCK = 1 << 15  # items
+CHUNKS = 1 << 14  # parts of a large catalog, of whose highest bounds the k-th is asked
+MOST = np.iinfo(np.uint16).max
+
+
+@dataclass(frozen=True)
+class Table:
+    """Digits that are looked up together."""
+
+    digits: range
+    rows: NDArray[Any]  # [items] unsigned: the item's row, whose last digit counts fastest
 
 
 @dataclass(frozen=True)
 class SetScores:
-    """The digits of a catalog, laid out for one sum per item."""
+    """The digits of a catalog, laid out to find the best of its items."""
 
-    codes: NDArray[np.int64]  # [m,items]
-    starts: NDArray[np.int64]  # [m]
+    tables: tuple[Table, ...]
+    starts: NDArray[np.int64]  # [m] the first logit of each digit
     sizes: NDArray[np.int64]  # [m]
-    weights: Floats  # [v] of each token's log-probability
+    weights: Doubles  # [m]
 
     @classmethod
     def of(cls, catalog: Catalog, logits: int) -> SetScores:
@@ -36,34 +63,111 @@ class SetScores:
                 f"The catalog has {len(catalog.tokens)} tokens, and the model gives {logits} logits. Export the "
                 "checkpoint again."
             )
-        digits = Digits.of(catalog)
-        weights = np.repeat(digits.weights, digits.sizes).astype(np.float32)
-        return cls(np.ascontiguousarray(digits.codes.T), digits.starts, digits.sizes, weights)
+        return cls.over(Digits.of(catalog))
 
-    def of_items(self, logits: Floats) -> Floats:
-        """The items' scores [items] from one user's logits [v]: weighted sums of log-probabilities."""
-        shifted = logits - np.repeat(np.maximum.reduceat(logits, self.starts), self.sizes)
+    @classmethod
+    def over(cls, digits: Digits) -> SetScores:
+        """Lays digits out."""
+        codes = digits.codes - digits.starts
+        most = min(TABLE_ROWS, len(codes))
+        groups = _groups(digits.sizes.tolist(), most)
+        tables = tuple(Table(group, _rows(codes, digits.sizes, group)) for group in groups)
+        return cls(tables, digits.starts, digits.sizes, digits.weights)
+
+    def __len__(self) -> int:
+        return len(self.tables[0].rows)
+
+    def best(self, logits: Floats, k: int, excluded: Collection[int] = ()) -> list[tuple[int, float]]:
+        """The k best items and their scores, best first, ties in the catalog's order; fewer if there are no more.
+
+        Args:
+            logits: one user's [v].
+            excluded: items that must not be among them.
+        """
+        left_out = np.fromiter(set(excluded), np.int64)
+        most = min(k, len(self) - len(left_out))
+        if most < 1:
+            return []
+        values = self._log_probabilities(logits)
+        bounds = self._bounds(self._in_steps(values))
+        bounds[left_out] = 0
+        # A bound is less than a step per digit above the score, so whatever is lower than that cannot be among the k.
+        found = np.flatnonzero(bounds >= max(0, _kth_of_chunks(bounds, most) - len(self.sizes)))
+        found = found[~np.isin(found, left_out)] if not bounds[found].all() else found
+        scores = self._sums(values, found)
+        order = np.argsort(-scores, kind="stable")[:most]
+        return list(zip(found[order].tolist(), scores[order].tolist(), strict=True))
+
+    def _log_probabilities(self, logits: Floats) -> Doubles:
+        """Weighted log-probabilities [v] of all digits' values."""
+        exact = logits.astype(np.float64)
+        shifted = exact - np.repeat(np.maximum.reduceat(exact, self.starts), self.sizes)
         normaliser = np.log(np.add.reduceat(np.exp(shifted), self.starts))
-        weighted = (shifted - np.repeat(normaliser, self.sizes)) * self.weights
-        scores: Floats = weighted[self.codes[0]]
-        for digit in self.codes[1:]:
-            scores += weighted[digit]
+        weighted: Doubles = (shifted - np.repeat(normaliser, self.sizes)) * np.repeat(self.weights, self.sizes)
+        return weighted
+
+    def _in_steps(self, values: Doubles) -> Bounds:
+        """The values [v] in steps above their digit's least, rounded up; the highest sum of all digits fits uint16."""
+        lowest, highest = np.minimum.reduceat(values, self.starts), np.maximum.reduceat(values, self.starts)
+        step = float((highest - lowest).sum()) / (MOST - len(lowest)) or 1.0
+        steps: Bounds = np.ceil((values - np.repeat(lowest, self.sizes)) / step).astype(np.uint16)
+        return steps
+
+    def _bounds(self, steps: Bounds) -> Bounds:
+        """Every item's sum [items] of its digits' steps [v]."""
+        digits = np.split(steps, self.starts[1:])
+        values = [reduce(_sums_of_all, digits[table.digits.start : table.digits.stop]) for table in self.tables]
+        bounds = np.zeros(len(self), np.uint16)
+        part = np.empty(BLOCK, np.uint16)
+        for start in range(0, len(self), BLOCK):
+            block = bounds[start : start + BLOCK]
+            for table, value in zip(self.tables, values, strict=True):
+                rows = table.rows[start : start + BLOCK].astype(np.intp, copy=False)  # numpy gathers by intp alone
+                value.take(rows, out=part[: len(block)], mode="clip")  # "raise" would gather into a copy
+                block += part[: len(block)]
+        return bounds
+
+    def _sums(self, values: Doubles, items: Items) -> Doubles:
+        """The scores of these items from all digits' values [v], digit by digit."""
+        digits = np.split(values, self.starts[1:])
+        scores = np.zeros(len(items))
+        for table in self.tables:
+            rows, shape = table.rows[items], tuple(len(digits[digit]) for digit in table.digits)
+            codes = np.unravel_index(rows, shape) if len(shape) > 1 else (rows,)
+            for digit, code in zip(table.digits, codes, strict=True):
+                scores += digits[digit][code]
         return scores
 
 
-def best_items(scores: Floats, k: int, excluded: Collection[int] = ()) -> list[tuple[int, float]]:
-    """The k best items and their scores, best first, ties in the catalog's order; fewer if there are no more.
+def _groups(sizes: Sequence[int], most: int) -> list[range]:
+    """Neighbouring digits, as many to a group as have at most so many combinations of values."""
+    groups, start, rows = [], 0, 1
+    for digit, size in enumerate(sizes):
+        if digit > start and rows * size > most:
+            groups.append(range(start, digit))
+            start, rows = digit, 1
+        rows *= size
+    return [*groups, range(start, len(sizes))]
 
-    Args:
-        scores: [items].
-        excluded: items that must not be among them.
-    """
-    allowed = scores.copy()
-    allowed[list(excluded)] = -np.inf
-    most = min(k, len(scores) - len(set(excluded)))
-    if most < 1:
-        return []
-    least = np.partition(allowed, len(allowed) - most)[len(allowed) - most]
-    found = np.flatnonzero(allowed >= least)  # with all that tie for the last place
-    order = found[np.argsort(-allowed[found], kind="stable")][:most]
-    return [(int(item), float(scores[item])) for item in order]
+
+def _rows(codes: Items, sizes: Items, group: range) -> NDArray[Any]:
+    """Every item's row [items] in the table of these digits: as few bytes as hold it, or as gathers want it."""
+    chosen = slice(group.start, group.stop)
+    rows = np.ravel_multi_index(tuple(codes[:, chosen].T), tuple(sizes[chosen]))
+    small = len(codes) <= BLOCK  # its few bytes need not be turned into indices at every request
+    kind = np.dtype(np.intp) if small else np.min_scalar_type(int(sizes[chosen].prod()) - 1)
+    narrow: NDArray[Any] = rows.astype(kind)
+    return narrow
+
+
+def _sums_of_all(first: Bounds, second: Bounds) -> Bounds:
+    """The sum of every value of one with every value of the other, the second's counting fastest."""
+    sums: Bounds = np.add.outer(first, second).ravel()
+    return sums
+
+
+def _kth_of_chunks(bounds: Bounds, k: int) -> int:
+    """What at least k items reach, and not many more: the k-th highest of the highest in each chunk."""
+    size = max(1, len(bounds) // max(CHUNKS, 4 * k))
+    highest = bounds[: len(bounds) // size * size].reshape(-1, size).max(1)
+    return int(np.partition(highest, len(highest) - k)[len(highest) - k])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,12 @@ from earn.catalog import Catalog
 from earn.data.formats import Interactions
 from earn.data.identifiers import codebook_size, item_vectors
 from earn.errors import EarnError
+from earn.quantizer import Quantizer, TextReader, nearest, unit, words_of
 
 DEFAULT_DIGITS = "16"
 MOST_DIGITS = 64
+MOST_WORDS = 20_000  # that a text reader knows, the most frequent ones: 2.5 MB
+TOPICS = 32
 _FORM = re.compile(r"(\d+)?(?:(?:^|(?<=\d)\+)(items))?")
 
 
@@ -74,38 +77,72 @@ def build_digits(
 
     wanted, items = DigitForm.of(form), len(interactions.item_ids)
     columns: list[list[str]] = []
+    quantizer = None
     if wanted.quantized:
         with threadpool_limits(1):  # sums of several threads are added in the order in which they end
             vectors = item_vectors(interactions, train_sequences, seed)
-            codes = quantize(vectors, wanted.quantized, codebook or codebook_size(items), seed)
+            quantizer = fit_quantizer(vectors, wanted.quantized, codebook or codebook_size(items), seed)
+            quantizer = replace(quantizer, text=text_reader(interactions, vectors, seed))
+            codes = quantizer.codes(vectors)
         columns += [[f"<d{digit}_{code}>" for code in column] for digit, column in enumerate(codes.T.tolist())]
     if wanted.has_items:
         columns.append([f"<i_{item}>" for item in range(items)])
-    return Catalog(interactions.item_ids, tuple(zip(*columns, strict=True)), interactions.titles)
+    return Catalog(interactions.item_ids, tuple(zip(*columns, strict=True)), interactions.titles, quantizer)
 
 
-def quantize(
-    vectors: NDArray[np.float64], digits: int, codebook: int, seed: int
-) -> NDArray[np.int64]:  # [items, digits]
-    """Product quantization after a rotation that spreads the variance over all parts (module docstring)."""
+def fit_quantizer(vectors: NDArray[np.float64], digits: int, codebook: int, seed: int) -> Quantizer:
+    """Product quantization after a rotation that spreads the variance over all parts (module docstring).
+
+    Args:
+        vectors: [items,components].
+    """
     from sklearn.cluster import KMeans
 
-    turned = _turned(vectors, seed)
-    codes = []
+    mean = vectors.mean(axis=0)
+    rotation = _rotation(vectors - mean, seed)
+    single, turn = mean.astype(np.float32), rotation.astype(np.float32)
+    turned = (vectors.astype(np.float32) - single) @ turn
+    centers = []
     for digit, part in enumerate(np.array_split(turned, min(digits, turned.shape[1]), axis=1)):
         distinct = len(np.unique(part.round(6), axis=0))  # more clusters than that cannot be told apart
         means = KMeans(min(codebook, distinct), n_init=1, random_state=seed + digit).fit(part)
-        _, numbers = np.unique(means.labels_, return_inverse=True)
-        codes.append(numbers.astype(np.int64))
-    return np.column_stack(codes)
+        found = means.cluster_centers_.astype(np.float32)
+        centers.append(found[np.unique(nearest(part, found))])  # those that items have
+    return Quantizer(single, turn, tuple(centers))
 
 
-def _turned(vectors: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """The vectors [items,components] on their principal axes, those without variance left out, turned at random."""
-    centred = vectors - vectors.mean(axis=0)
+def text_reader(interactions: Interactions, vectors: NDArray[np.float64], seed: int) -> TextReader | None:
+    """What makes the vector of a new item from its words; None where no word stands in two items.
+
+    Args:
+        vectors: [items,components] of the items.
+    """
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = [words_of(text) for text in interactions.texts]
+    try:
+        reader = TfidfVectorizer(analyzer=list, sublinear_tf=True, min_df=2, max_features=MOST_WORDS)
+        matrix = reader.fit_transform(texts)
+    except ValueError:  # as scikit-learn says that no word is left
+        return None
+    topics = min(TOPICS, min(matrix.shape) - 1)
+    if topics < 1:
+        return None
+    svd = TruncatedSVD(topics, random_state=seed).fit(matrix)
+    known = unit(svd.transform(matrix))
+    has_words = known.any(axis=1)
+    bridge, *_ = np.linalg.lstsq(known[has_words], vectors[has_words], rcond=None)
+    arrays = (reader.idf_, svd.components_.T, bridge)
+    idf, axes, bridge = (np.ascontiguousarray(array, np.float32) for array in arrays)
+    return TextReader(tuple(reader.get_feature_names_out().tolist()), idf, axes, bridge)
+
+
+def _rotation(centred: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Turns vectors [items,components] to their principal axes, but those without variance, and then at random."""
     _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
     kept = max(1, int((sizes > 1e-9 * max(sizes[0], 1e-300)).sum()))
     noise = np.random.default_rng(seed).standard_normal((kept, kept))
-    rotation, _ = np.linalg.qr(noise)
-    turned: NDArray[np.float64] = centred @ axes[:kept].T @ rotation
-    return turned
+    turn, _ = np.linalg.qr(noise)
+    rotation: NDArray[np.float64] = axes[:kept].T @ turn
+    return rotation

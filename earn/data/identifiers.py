@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -36,6 +35,7 @@ from earn.data.download import cache_folder
 from earn.data.formats import Interactions
 from earn.errors import EarnError
 from earn.files import written_whole
+from earn.quantizer import unit, words_of
 
 COMPONENTS = 32  # of each part's SVD
 WORD_WEIGHT = 0.5  # of the word part beside the user part's 1
@@ -178,7 +178,7 @@ def item_vectors(
             f"{interactions.name}: no training interaction, title or metadata says anything about the items. "
             "Give a longer training part, or titles."
         )
-    return _unit(np.hstack(parts))
+    return unit(np.hstack(parts))
 
 
 def _user_matrix(train_sequences: Sequence[NDArray[np.int64]], items: int) -> Any | None:
@@ -198,8 +198,7 @@ def _word_matrix(interactions: Interactions) -> Any | None:
     """tf-idf of titles and metadata, sparse [items, words]."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    texts = zip(interactions.titles, interactions.metadata, strict=True)
-    words = [re.findall(r"\w+", f"{title} {metadata}".lower()) for title, metadata in texts]
+    words = [words_of(text) for text in interactions.texts]
     return TfidfVectorizer(analyzer=list, sublinear_tf=True).fit_transform(words) if any(words) else None
 
 
@@ -208,14 +207,8 @@ def _factors(matrix: Any, seed: int) -> NDArray[np.float64]:  # [items, componen
 
     components = min(COMPONENTS, min(matrix.shape) - 1)
     if components < 1:  # one item, or one column: nothing to reduce
-        return _unit(matrix.toarray())
-    return _unit(TruncatedSVD(components, random_state=seed).fit_transform(matrix))
-
-
-def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: NDArray[np.float64] = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
-    return unit
+        return unit(matrix.toarray())
+    return unit(TruncatedSVD(components, random_state=seed).fit_transform(matrix))
 
 
 def _residual_codes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from earn.data.digits import DigitForm, build_digits, quantize
+from earn.data.digits import DigitForm, build_digits, fit_quantizer
 from earn.data.formats import Interactions
 from earn.digits import Digits
 from earn.errors import EarnError
@@ -50,7 +50,7 @@ def test_clusters_of_vectors_become_digits() -> None:
     generator = np.random.default_rng(0)
     kind = generator.integers(0, 4, 60)
     vectors = generator.normal(size=(4, 8))[kind] + 1e-3 * generator.normal(size=(60, 8))
-    codes = quantize(vectors, 2, 4, 0)
+    codes = fit_quantizer(vectors, 2, 4, 0).codes(vectors)
     assert codes.shape == (60, 2)
     same = (codes[:, None] == codes[None]).all(-1)
     assert (same == (kind[:, None] == kind[None])).all()
@@ -58,5 +58,6 @@ def test_clusters_of_vectors_become_digits() -> None:
 
 def test_there_are_no_more_digits_than_components() -> None:
     flat = np.outer(np.arange(10.0), np.ones(6))  # one direction alone
-    assert quantize(flat, 4, 4, 0).shape == (10, 1)
-    assert quantize(np.ones((5, 3)), 4, 4, 0).tolist() == [[0]] * 5
+    assert fit_quantizer(flat, 4, 4, 0).codes(flat).shape == (10, 1)
+    alike = np.ones((5, 3))
+    assert fit_quantizer(alike, 4, 4, 0).codes(alike).tolist() == [[0]] * 5

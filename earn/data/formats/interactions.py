@@ -70,6 +70,11 @@ class Interactions:
     held_out: tuple[tuple[int, int], ...] | None = None
     ties: Ties | None = None  # as the source had them, before any filter; None: it has no times
 
+    @property
+    def texts(self) -> list[str]:
+        """Title and metadata of each item."""
+        return [f"{title} {words}" for title, words in zip(self.titles, self.metadata, strict=True)]
+
     @classmethod
     def from_rows(
         cls,
