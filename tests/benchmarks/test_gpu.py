@@ -291,7 +291,18 @@ def asked_for(prepared: Path, **others: Any) -> Namespace:
     return Namespace(**{**plain, **others})
 
 
-def test_a_machine_without_a_gpu_is_told_so_and_needs_no_exporter() -> None:
+def test_a_machine_without_a_gpu_is_told_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--shapes", "tiny"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        gpu.main()
+    assert "sees no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_machine_without_a_gpu_needs_no_exporter() -> None:
     run = "import runpy, sys; sys.modules['optimum'] = sys.modules['onnx'] = None; "
     run += "sys.argv = ['gpu.py', '--shapes', 'tiny']; runpy.run_path('benchmarks/gpu.py', run_name='__main__')"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
