@@ -18,7 +18,7 @@ from earn.export.bundle import export_bundle
 from earn.runtime.recommender import Recommender
 from tests.support import random_catalog, small_model
 
-ITEMS, CALIBRATING, JUDGING = 300, 16, 24
+ITEMS, CALIBRATING, JUDGING = 300, 32, 48
 
 
 def int8_sums_saturate() -> bool:
