@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -45,6 +46,12 @@ NEAR_TIE = 1e-6  # relative difference of scores below which fp32 cannot tell th
 
 # Identifiers of 2 to 4 tokens: "0" and "4" share one, "1" ends a chain without branches, "2" and "3" part at the end.
 TOY = ("a0 b0", "a1 b0 c0", "a2 b0 c0 d0", "a2 b0 c0 d1", "a0 b0", "a2 b1 c1 d0", "a3 b1 c0", "a3 b0 c1")
+
+
+def sweep(few: Iterable[tuple[Any, ...]], every: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Parameters of a test: the few of the default run, and those of the slow run that are not among them."""
+    few = list(few)
+    return [*few, *(pytest.param(*case, marks=pytest.mark.slow) for case in every if case not in few)]
 
 
 def small_backbone(name: str, seed: int = 0, **sizes: Any) -> PreTrainedModel:

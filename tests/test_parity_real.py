@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from earn.export.bundle import export_bundle
 from earn.model.earn_model import EarnModel
 from earn.model.reference import reference_search
 from earn.runtime.recommender import Recommendation, Recommender
-from tests.support import FAMILIES, RULES, Agreement, closest_call, small_model
+from tests.support import FAMILIES, RULES, Agreement, closest_call, small_model, sweep
 
 HISTORIES = 300
 FEW = 60  # histories of the default run, which are among them
@@ -25,8 +26,10 @@ LONGEST = 25  # items, five more than the models read
 BATCH = 8
 K = 10
 WIDE = 16  # beams, more than K
-EVERY = [pytest.param(name, rule, HISTORIES, marks=pytest.mark.slow) for name in FAMILIES for rule in RULES]
-CASES = [*((name, rule, FEW) for name, rule in zip(FAMILIES, RULES, strict=True)), *EVERY]
+PAIRED = list(zip(FAMILIES, RULES, strict=True))
+# The slow run asks all users where each family and each rule comes once, and the few of every other combination.
+EVERY = [(*case, HISTORIES if case in PAIRED else FEW) for case in product(FAMILIES, RULES)]
+CASES = sweep([(*case, FEW) for case in PAIRED], EVERY)
 Ranking = list[tuple[str, float]]
 
 

@@ -10,7 +10,7 @@ In OUT:
                                    M = {"torch": Q, "bundle": B}; that of "earn" has "int8": B and "gate" too
 
 The twins train side by side, each in a process of its own with one thread: torch's threads gain little on so small a
-model, and on a busy machine they wait for each other.
+model, and on a busy machine they wait for each other. This process loads its libraries meanwhile.
 
 Quality is that of constrained search over the whole catalog for every test user's next item. Items of the history are
 left out of every list, popularity's too: nobody rates a film twice, so they would be wasted places. (A data set whose
@@ -50,10 +50,12 @@ INT8 = "int8"
 EPOCHS = 4  # of both trainings
 # Options of both. So few epochs leave nothing to overfit.
 RECIPE = ("--method", "tiger", "--dropout", "0", "--exclude-history", "--validation-users", "300")
+FROM_SCRATCH = "tiny-"  # how names of such backbones start; the table, in earn.model.families, takes seconds to load
 LAYERS = 4  # of a backbone from scratch: half of the usual ones take half the time, and rank almost as well
 
+JUDGED_USERS = 300  # of the gate, which asks each of them once per attempt
 K, BEAMS = 10, 20  # of a timed request; the cache's size is that of as many beams
-TIMED_REQUESTS, WARM_UP_REQUESTS = 200, 10  # per bundle
+TIMED_REQUESTS, WARM_UP_REQUESTS = 100, 10  # per bundle
 SHOWN = 5  # items of the example user's history, and of his recommendations
 
 MARKER = ".earn-quickstart"  # stands in OUT while and after a quickstart wrote it
@@ -93,20 +95,12 @@ def run(args: argparse.Namespace) -> int:
     """Walks the whole path."""
     import onnx_ir  # noqa: F401  (a missing package is reported before the training, not after it)
     import onnxruntime  # noqa: F401
-    import torch
 
-    from earn.cli.export import write
     from earn.data.dataset import load_dataset
-    from earn.files import write_json
-    from earn.model.earn_model import EarnModel
     from earn.report.page import check_installed
-    from earn.runtime.cache import cache_bytes
-    from earn.runtime.evaluation import median_ms
-    from earn.runtime.recommender import Recommender
 
     check_installed()
     _refuse_foreign_folder(args.out)
-    torch.set_num_threads(1)
     steps = Steps(6)
     steps(f"Read {args.data}")
     dataset = load_dataset(args.data)
@@ -115,6 +109,21 @@ def run(args: argparse.Namespace) -> int:
     _empty(args.out)
     steps(f"Train EARN and its dense twin side by side (epochs: {args.epochs})")
     _train_twins(args)
+    return _compare_twins(args, steps, dataset, users)
+
+
+def _compare_twins(args: argparse.Namespace, steps: Steps, dataset: Dataset, users: Sequence[Example]) -> int:
+    """Exports, calibrates, evaluates and times what was trained, and writes and prints the summary."""
+    import torch
+
+    from earn.cli.export import write
+    from earn.files import write_json
+    from earn.model.earn_model import EarnModel
+    from earn.runtime.cache import cache_bytes
+    from earn.runtime.evaluation import median_ms
+    from earn.runtime.recommender import Recommender
+
+    torch.set_num_threads(1)
     models = {name: EarnModel.from_pretrained(args.out / f"{name}-checkpoint") for name in TWINS}
     steps("Export both and compare the graphs with torch")
     bundles: dict[str, Recommender] = {}
@@ -166,17 +175,18 @@ def _train_twins(args: argparse.Namespace) -> None:
     Raises:
         EarnError: one failed; the other is stopped then.
     """
-    from earn.model.families import TINY_BACKBONES
-
     common = [args.data, "--backbone", args.backbone, "--epochs", args.epochs, "--seed", args.seed, *RECIPE]
-    if args.backbone in TINY_BACKBONES:
+    if args.backbone.startswith(FROM_SCRATCH) and not Path(args.backbone).exists():
         common += ["--layers", LAYERS]
     trainings = {
         name: _start_training([*common, *own, "--out", args.out / f"{name}-checkpoint"]) for name, own in TWINS.items()
     }
     with ThreadPoolExecutor(len(trainings)) as pool:
         try:
-            for ended in as_completed([pool.submit(_follow, *training) for training in trainings.items()]):
+            following = [pool.submit(_follow, *training) for training in trainings.items()]
+            import earn.model.earn_model  # noqa: F401  (torch and transformers take seconds to load, which are free here)
+
+            for ended in as_completed(following):
                 ended.result()
         finally:  # after a failure or Ctrl-C too
             for process in trainings.values():
@@ -223,11 +233,11 @@ def _follow(name: str, process: subprocess.Popen[str]) -> None:
 def _calibrate(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
     """Writes the int8 bundle and its report; returns the gate's figures."""
     from earn.calibration.calibrate import CalibrationSettings, calibrate
-    from earn.calibration.samples import HELD_OUT, SAMPLES, draw_samples
+    from earn.calibration.samples import SAMPLES, draw_samples
     from earn.report.calibration import report_calibration
 
     try:
-        histories, held_out = draw_samples(dataset, SAMPLES, HELD_OUT, args.seed, exclude_history=True)
+        histories, held_out = draw_samples(dataset, SAMPLES, JUDGED_USERS, args.seed, exclude_history=True)
     except EarnError as error:  # a small data set is no reason to end here
         note(f"      left out: {error}")
         return {"passed": False}

@@ -49,7 +49,6 @@ from tests.tensorrt.conftest import bindings, cuda, nothing_stays, trt  # noqa: 
 from tests.tensorrt.simulated_gpu import SimulatedCuda
 
 ROOT = Path(__file__).parent.parent.parent
-FAMILIES = ("llama", "qwen2")
 
 
 def catalog() -> Catalog:
@@ -60,7 +59,15 @@ def catalog() -> Catalog:
     )
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny shape, prepared, in a folder with nothing beside it."""
+    folder = tmp_path_factory.mktemp("prepared") / "tiny"
+    gpu_bundles.prepare(sides.SHAPES["tiny"], folder, gpu.SHAPES["tiny"], catalog())
+    return folder
+
+
+@pytest.fixture(scope="module", params=["qwen2", pytest.param("llama", marks=pytest.mark.slow)])
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small shape of each family."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -226,9 +233,10 @@ def test_the_cpu_says_what_is_wrong(toy_bundle: Path) -> None:
     assert "the process ended with 1: The catalog has no item 'no item'" in found
 
 
-def test_without_time_every_row_is_there_and_empty(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    gpu_bundles.prepare(sides.SHAPES["tiny"], tmp_path / "tiny", gpu.SHAPES["tiny"], catalog())
-    arguments = asked_for(tmp_path, minutes=0.0)
+def test_without_time_every_row_is_there_and_empty(
+    tiny: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = asked_for(tiny.parent, minutes=0.0)
     rows, trained = gpu.run(arguments, "cpu", tmp_path / "work")
     assert rows == [Row("tiny", "cpu", precision, batch) for precision in ("fp32", "fp16") for batch in (1, 2)]
     assert trained == []
@@ -238,14 +246,13 @@ def test_without_time_every_row_is_there_and_empty(capsys: pytest.CaptureFixture
 
 
 def test_what_breaks_off_does_not_take_the_rest_along(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fail(*arguments: Any, **settings: Any) -> Manifest:
         raise OSError("no space left")
 
-    gpu_bundles.prepare(sides.SHAPES["tiny"], tmp_path / "tiny", gpu.SHAPES["tiny"], catalog())
     monkeypatch.setattr(gpu_sides, "write_bundle", fail)
-    rows, _ = gpu.run(asked_for(tmp_path), "cpu", tmp_path / "work")
+    rows, _ = gpu.run(asked_for(tiny.parent), "cpu", tmp_path / "work")
     assert len(rows) == 4
     said = capsys.readouterr().err
     assert "tiny fp32 broke off: OSError: no space left" in said
@@ -255,14 +262,14 @@ def test_what_breaks_off_does_not_take_the_rest_along(
 @pytest.mark.slow
 @pytest.mark.usefixtures("trt")
 def test_engines_are_built_measured_and_given_up(
+    tiny: Path,
     tmp_path: Path,
     cuda: SimulatedCuda,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(gpu.SHAPES, "tiny", ("fp16",))
-    gpu_bundles.prepare(sides.SHAPES["tiny"], tmp_path / "tiny", gpu.SHAPES["tiny"], catalog())
-    arguments = asked_for(tmp_path, engines=["tensorrt-rtx", "tensorrt"], batches=[2])
+    arguments = asked_for(tiny.parent, engines=["tensorrt-rtx", "tensorrt"], batches=[2])
     rows, _ = gpu.run(arguments, "cpu", tmp_path / "work")
     assert "without tensorrt-rtx: EarnError: This needs onnxruntime_ep_nv_tensorrt_rtx" in capsys.readouterr().err
     (row,) = rows
@@ -291,7 +298,18 @@ def asked_for(prepared: Path, **others: Any) -> Namespace:
     return Namespace(**{**plain, **others})
 
 
-def test_a_machine_without_a_gpu_is_told_so_and_needs_no_exporter() -> None:
+def test_a_machine_without_a_gpu_is_told_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--shapes", "tiny"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        gpu.main()
+    assert "sees no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_machine_without_a_gpu_needs_no_exporter() -> None:
     run = "import runpy, sys; sys.modules['optimum'] = sys.modules['onnx'] = None; "
     run += "sys.argv = ['gpu.py', '--shapes', 'tiny']; runpy.run_path('benchmarks/gpu.py', run_name='__main__')"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}

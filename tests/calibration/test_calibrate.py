@@ -32,7 +32,8 @@ from earn.specs import STAGES
 from tests.calibration.conftest import Case, best, needs_exact_int8_sums
 from tests.support import small_model
 
-QUICK = CalibrationSettings(compare=False, least_overlap=0.8)  # a model with random weights has many near ties
+# Only what the gate needs; and a model with random weights has many near ties.
+QUICK = CalibrationSettings(compare=False, explain=False, requests=0, least_overlap=0.8)
 
 
 def run(case: Case, out: Path, precision: str = "int8", settings: CalibrationSettings = QUICK) -> Calibration:
@@ -91,7 +92,7 @@ def test_a_harmful_setting_is_caught(case: Case, tmp_path: Path, monkeypatch: py
     """Two samples, and 4-bit weights with one scale per tensor: nothing is written, and the reason is said."""
     monkeypatch.setitem(PRECISIONS, "int8", replace(PRECISIONS["int8"], weight_bits=4, per_channel=False))
     harmed = replace(case, histories=case.histories[:2])
-    found = run(harmed, tmp_path / "bad", settings=CalibrationSettings(compare=False))
+    found = run(harmed, tmp_path / "bad", settings=replace(QUICK, least_overlap=LEAST_OVERLAP))
     verdict = found.chosen.verdict
     assert not verdict.passed
     assert verdict.beam_set_overlap < LEAST_OVERLAP
@@ -99,7 +100,7 @@ def test_a_harmful_setting_is_caught(case: Case, tmp_path: Path, monkeypatch: py
     assert found.manifest is None
     assert list(tmp_path.iterdir()) == []
 
-    forced = run(harmed, tmp_path / "bad", settings=CalibrationSettings(compare=False, force=True))
+    forced = run(harmed, tmp_path / "bad", settings=replace(QUICK, least_overlap=LEAST_OVERLAP, force=True))
     assert forced.manifest is not None
     accuracy = Manifest.load(tmp_path / "bad").accuracy
     assert accuracy is not None
@@ -107,9 +108,9 @@ def test_a_harmful_setting_is_caught(case: Case, tmp_path: Path, monkeypatch: py
 
 
 def test_the_most_sensitive_layers_go_back_to_float_until_it_passes(case: Case, tmp_path: Path) -> None:
-    plain = run(case, tmp_path / "plain", "int4", CalibrationSettings(compare=False, least_overlap=0.0)).chosen.verdict
+    plain = run(case, tmp_path / "plain", "int4", replace(QUICK, least_overlap=0.0)).chosen.verdict
     wanted = plain.beam_set_overlap + 0.02
-    found = run(case, tmp_path / "int4", "int4", CalibrationSettings(compare=False, least_overlap=wanted))
+    found = run(case, tmp_path / "int4", "int4", replace(QUICK, least_overlap=wanted))
     chosen = found.chosen
     assert [len(attempt.mixed.float_layers) for attempt in chosen.attempts][:2] == [0, 1]
     assert not any(attempt.verdict.passed for attempt in chosen.attempts[:-1])
@@ -143,17 +144,18 @@ def test_the_fastest_that_passes_is_taken(case: Case, tmp_path: Path, monkeypatc
         return [1.0 if "dynamic" in folder.name else 2.0 for folder in folders]
 
     monkeypatch.setattr(module, "_median_ms", by_name)
-    found = run(case, tmp_path / "fast", "fastest")
+    found = run(case, tmp_path / "fast", "fastest", replace(QUICK, requests=1))
     assert found.chosen.precision.name == "int8-dynamic"
     assert {row.precision.name: row.milliseconds for row in found.candidates} == {"int8": 2.0, "int8-dynamic": 1.0}
     assert Manifest.load(tmp_path / "fast").precision == "int8-dynamic"
 
 
 def test_other_precisions_are_compared(case: Case, tmp_path: Path) -> None:
-    found = run(case, tmp_path / "int8", settings=replace(QUICK, compare=True))
+    found = run(case, tmp_path / "int8", settings=replace(QUICK, compare=True, explain=True, requests=5))
     assert [row.precision.name for row in found.candidates] == ["int8", "int8-dynamic", "int4"]
     assert found.chosen is found.candidates[0]
     assert all(row.milliseconds for row in found.candidates)
+    assert found.chosen.sensitivity  # for the report, though the gate passed at once
 
 
 def test_activations_are_collected_as_in_service(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +227,7 @@ def test_a_dense_model_and_a_small_catalog(tmp_path: Path) -> None:
     export_bundle(model, tmp_path / "dense", users[:2], max_batch=4, max_beams=8)
     held_out = HeldOut(tuple(map(tuple, users)), tuple("1" for _ in users))
     for name in ("int8", "int8-dynamic", "int4", "fp16"):
-        settings = replace(QUICK, force=True, explain=False)
+        settings = replace(QUICK, force=True)
         found = calibrate(tmp_path / "dense", tmp_path / name, users[:4], held_out, name, settings)
         assert found.chosen.verdict.beam_set == 4
         assert Recommender.load(tmp_path / name).recommend(["1"], k=3)
@@ -234,6 +236,6 @@ def test_a_dense_model_and_a_small_catalog(tmp_path: Path) -> None:
 def test_an_earlier_bundle_is_kept_when_the_gate_fails(case: Case, tmp_path: Path) -> None:
     run(case, tmp_path / "int8")
     before = (tmp_path / "int8" / MANIFEST_FILE).read_bytes()
-    found = run(case, tmp_path / "int8", "int4", CalibrationSettings(compare=False, least_overlap=1.0))
+    found = run(case, tmp_path / "int8", "int4", replace(QUICK, least_overlap=1.0))
     assert found.manifest is None
     assert (tmp_path / "int8" / MANIFEST_FILE).read_bytes() == before

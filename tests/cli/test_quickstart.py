@@ -15,6 +15,7 @@ from earn.calibration import samples
 from earn.cli import quickstart
 from earn.cli.main import main
 from earn.data.dataset import load_dataset
+from earn.files import read_json
 from tests.cli.conftest import Earn
 
 QUALITY = {"recall@10", "ndcg@10"}
@@ -30,12 +31,17 @@ def train_here(options: Sequence[object]) -> Any:
     return SimpleNamespace(stdout=printed, returncode=status, wait=lambda: status, terminate=lambda: None)
 
 
-@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+def test_the_twins_train_in_processes_of_their_own(data: Path, backbone: Path, tmp_path: Path) -> None:
+    quickstart._train_twins(Namespace(data=str(data), backbone=str(backbone), epochs=1, seed=0, out=tmp_path))
+    dense, earn = (read_json(tmp_path / f"{name}-checkpoint" / "training.json") for name in quickstart.TWINS)
+    assert dense["settings"] == earn["settings"]
+
+
 def test_the_whole_path(
-    apart: bool, data: Path, backbone: Path, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, backbone: Path, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not apart:
-        monkeypatch.setattr(quickstart, "_start_training", train_here)
+    monkeypatch.setattr(quickstart, "_start_training", train_here)
     monkeypatch.setattr(quickstart, "TIMED_REQUESTS", 5)
     monkeypatch.setattr(quickstart, "WARM_UP_REQUESTS", 1)
     monkeypatch.setattr(samples, "SAMPLES", 32)

@@ -18,7 +18,7 @@ from earn.errors import EarnError
 from earn.files import read_json
 from earn.settings import TrainSettings
 from experiments import __main__ as experiments
-from experiments import grid, runs
+from experiments import afterwards, grid, runs
 from experiments.afterwards import LOOKS
 from experiments.grid import ABLATIONS, PRESETS, VARIANTS, Run
 from tests.test_scripts import ENVIRONMENT, ROOT
@@ -83,8 +83,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four runs of the smoke preset, by the command itself."""
     out = tmp_path_factory.mktemp("experiments")
     names = [f"{WALKS}/{name}-seed0" for name in ("dense", "untrained-k1", "earn-k1", "scoring-level-k1")]
-    command = [*COMMAND, "--out", str(out), "--only", *names]
-    subprocess.run(command, cwd=ROOT, env=THREAD, capture_output=True, check=True)
+    experiments.main(["smoke", "--out", str(out), "--only", *names])
     return out
 
 
@@ -131,8 +130,11 @@ def test_dense_models_are_analyzed(measured: Path) -> None:
     assert not (measured / WALKS / "earn-k1-seed0/attention.json").exists()
 
 
-def test_speed_is_that_of_bundles(measured: Path) -> None:
-    experiments.main(["smoke", "--out", str(measured), "--speed"])
+def test_speed_is_that_of_bundles(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TIMED_USERS": 64, "REQUESTS": 10, "ROUNDS": 1}.items():
+        monkeypatch.setattr(afterwards, name, value)
+    names = [f"{WALKS}/{name}-seed0" for name in ("dense", "untrained-k1", "earn-k1")]
+    experiments.main(["smoke", "--out", str(measured), "--speed", "--only", *names])
     figures = read_json(measured / WALKS / "earn-k1-seed0/speed.json")
     assert figures["speedup"] == pytest.approx(figures["p50_ms"][1] / figures["p50_ms"][0], rel=0.01)
     # N*L = 4 * (20 items of 2 codes, BOS) = 164 rows become k*L + (N-k)*r = 1 * 42 + 3 * 2 = 48

@@ -21,7 +21,7 @@ from earn.runtime.engine import load_engine
 from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES, Axis, all_specs
-from tests.support import FAMILIES, Agreement, assert_close, outputs_for, pairs, small_model
+from tests.support import FAMILIES, Agreement, assert_close, outputs_for, pairs, small_model, sweep
 
 TEXT = Prompt(head=(1, 2), separator=(3,), tail=(4, 5))
 SHAPES: dict[str, dict[str, Any]] = {
@@ -132,10 +132,10 @@ def test_without_optimum_torch_exports(missing: str, monkeypatch: pytest.MonkeyP
 
 
 LIMITS = ((1, 1), (1, 8), (3, 1))
-EVERY = [pytest.param(*case, marks=pytest.mark.slow) for case in product(SHAPES, LIMITS)]
+FEW = list(zip(list(SHAPES)[-3:], LIMITS, strict=True))
 
 
-@pytest.mark.parametrize(("shape", "limits"), [*zip(list(SHAPES)[-3:], LIMITS, strict=True), *EVERY], ids=str)
+@pytest.mark.parametrize(("shape", "limits"), sweep(FEW, product(SHAPES, LIMITS)), ids=str)
 def test_one_user_and_one_beam_alone_can_be_exported(tmp_path: Path, shape: str, limits: tuple[int, int]) -> None:
     batch, beams = limits
     bundle, model = exported(tmp_path, "tiny-llama", shape, max_batch=batch, max_beams=beams)

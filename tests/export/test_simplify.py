@@ -20,7 +20,7 @@ from earn.manifest import GRAPH_FILES
 from earn.runtime.memory import Array
 from earn.specs import STAGES
 from tests.export.test_onnx_stages import example
-from tests.support import FAMILIES, assert_close, small_model
+from tests.support import FAMILIES, assert_close, small_model, sweep
 
 Axes = Sequence[int | str]
 DENSE: dict[str, Any] = {"prefix_registers": 0, "suffix_registers": 0}
@@ -188,10 +188,9 @@ def test_weights_in_external_data_are_not_read(tmp_path: Path) -> None:
 
 FEW = [("tiny-llama", DENSE), ("tiny-qwen3", {"early_layers": 2})]
 SHAPES: tuple[dict[str, Any], ...] = ({"early_layers": 2}, DENSE)
-CASES = [*FEW, *(pytest.param(*case, marks=pytest.mark.slow) for case in product(FAMILIES, SHAPES))]
 
 
-@pytest.mark.parametrize(("name", "shape"), CASES)
+@pytest.mark.parametrize(("name", "shape"), sweep(FEW, product(FAMILIES, SHAPES)))
 def test_an_exported_stage_computes_no_shapes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, shape: dict[str, Any]
 ) -> None:

@@ -142,8 +142,9 @@ def test_every_layer_is_adapted_by_default_and_the_trained_rows_are_float32() ->
     assert trained == 4 * sum(4 * (rows + columns) for rows, columns in widths.values()) + 32 * len(trained_ids(model))
 
 
+@pytest.mark.slow
 def test_the_checkpoint_loads_where_peft_is_missing(tmp_path: Path) -> None:
-    train(new_model(), sequences(), tmp_path, score(0.1, 0.2), LORA)
+    train(new_model(), sequences(), tmp_path, score(0.1), replace(LORA, epochs=1))
     code = (
         "import sys; sys.modules['peft'] = None; from earn.model.earn_model import EarnModel; "
         f"print(len(EarnModel.from_pretrained({str(tmp_path)!r}).identifiers))"
@@ -152,7 +153,7 @@ def test_the_checkpoint_loads_where_peft_is_missing(tmp_path: Path) -> None:
     assert result.stdout.strip() == "12", result.stderr
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_a_resumed_training_ends_as_an_uninterrupted_one(dtype: str, tmp_path: Path) -> None:
     settings = replace(LORA, epochs=3, dtype=dtype)
     whole, resumed = new_model(), new_model()

@@ -41,6 +41,7 @@ from tests.support import (
     scramble,
     small_backbone,
     small_model,
+    sweep,
     toy_catalog,
     watched_recommender,
     weight_of,
@@ -270,14 +271,10 @@ def test_the_prompt_is_the_template_in_the_tokenizers_words(pretrained: Path) ->
 
 @pytest.mark.parametrize(
     ("registers", "scoring"),
-    [
-        ((1, 1), "trie"),
-        ((0, 0), "level"),
-        ((2, 2), "vocab"),
-        ((0, 1), "trie"),
-        ((1, 0), "vocab"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in product([(1, 1), (0, 0), (2, 2), (1, 0)], RULES)),
-    ],
+    sweep(
+        [((1, 1), "trie"), ((0, 0), "level"), ((2, 2), "vocab"), ((0, 1), "trie"), ((1, 0), "vocab")],
+        product([(1, 1), (0, 0), (2, 2), (1, 0)], RULES),
+    ),
     ids=str,
 )
 def test_with_a_text_prompt_the_runtime_equals_brute_force(
