@@ -100,7 +100,7 @@ def compose_bundle(folder: Path, form: str = "loop", beams: int = DEFAULT_BEAMS,
     manifest = replace(manifest, files=stages)
     manifest.save(folder)
     catalog = Catalog.load(folder / CATALOG_FILE)
-    write_json(folder / ITEMS_FILE, {"beams": beams, "item_ids": catalog.item_ids, "titles": catalog.titles})
+    write_json(folder / ITEMS_FILE, {"beams": beams, "item_ids": [*catalog.item_ids], "titles": [*catalog.titles]})
     with written_whole(folder / ONE_GRAPH_FILE) as beside:
         onnx.save_model(model, str(beside))
     own = {name: FileEntry.of(folder / name) for name in (ONE_GRAPH_FILE, ITEMS_FILE)}
@@ -118,7 +118,7 @@ class _Composer:
         self._catalog = recommender.catalog
         self._stages = stages
         self._beams = beams
-        self._tables = SearchTables.of(recommender.trie, recommender.catalog.codes, recommender.manifest)
+        self._tables = SearchTables.of(recommender.catalog.trie, recommender.manifest)
         self._g = GraphWriter("main")
 
     def write(self, form: Form) -> Any:
@@ -260,10 +260,10 @@ class _Composer:
         node, score = state["node"], state["score"]
         offset = np.arange(tables.most_items_of_a_leaf)
         flat = g.concat(self._users, [-1], axis=0)
-        start = g.unsqueeze(g.add("Gather", tables.item_start, node, axis=0), 2)
+        start = g.unsqueeze(g.add("Gather", tables.first_item, node, axis=0), 2)
         is_item = g.add("Less", offset, g.unsqueeze(g.add("Gather", tables.items_of, node, axis=0), 2))
         last = np.int64(len(self._catalog) - 1)
-        items = g.add("Gather", tables.leaf_items, g.add("Min", g.add("Add", start, offset), last), axis=0)
+        items = g.add("Gather", tables.sorted_items, g.add("Min", g.add("Add", start, offset), last), axis=0)
         is_broken = g.add("Greater", g.add("Squeeze", state["broken"], [1]), np.int64(0))
         status = g.add("Where", is_broken, np.int64(NO_NUMBER), status)
         is_answered = g.add("Equal", status, np.int64(ANSWERED))

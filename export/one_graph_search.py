@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from earn.config import MASKED, SCORING_RULES
 from earn.export.graph_writer import FLOAT, INT64, LAST, GraphWriter
 from earn.manifest import Manifest
-from earn.runtime.trie import ItemTrie
 from earn.specs import PAST
+from earn.trie import ItemTrie
 
 State = dict[str, str]
 Ints = NDArray[np.int64]
@@ -45,36 +45,28 @@ class SearchTables:
     sorted_items: Ints  # [items] in the order of their identifiers: those below a node are neighbours
     first_item: Ints  # [c] where a node's items start among them
     below: Ints  # [c] how many they are
-    item_start: Ints  # [c]
     items_of: Ints  # [c] items that a leaf names
-    leaf_items: Ints  # [items]
     may_stand: NDArray[np.bool_]  # [depth,v] tokens that may stand at a level
 
     @classmethod
-    def of(cls, trie: ItemTrie, codes: NDArray[np.int32], manifest: Manifest) -> SearchTables:
+    def of(cls, trie: ItemTrie, manifest: Manifest) -> SearchTables:
         """The tables of a bundle's trie."""
-        children, nodes = np.diff(trie.child_start), np.arange(len(trie))
-        sorted_items = np.lexsort(codes.T[::-1]).astype(np.int64)
-        first_item = np.zeros(len(trie), np.int64)
-        for level in range(trie.depth):
-            node, first = np.unique(trie.path[sorted_items, level], return_index=True)
-            first_item[node[node >= 0]] = first[node >= 0]
+        children, nodes = np.diff(trie.child_start).astype(np.int64), np.arange(len(trie))
+        levels, leaf, below = trie.level(nodes), trie.determined(nodes), trie.below.astype(np.int64)
         may_stand = np.zeros((trie.depth, manifest.sizes.logits), bool)
         for level, tokens in enumerate(trie.level_tokens):
             may_stand[level, tokens] = True
         return cls(
             depth=trie.depth,
-            child_start=trie.child_start[:-1],
+            child_start=trie.child_start[:-1].astype(np.int64),
             children=children,
-            most_children=np.array([children[trie.level == level].max() for level in range(trie.depth)]),
-            token=np.maximum(trie.token, 0),
-            finishes=np.where(trie.determined >= 0, trie.determined, nodes),
-            sorted_items=sorted_items,
-            first_item=first_item,
-            below=trie.below,
-            item_start=trie.item_start[:-1],
-            items_of=np.diff(trie.item_start),
-            leaf_items=trie.leaf_items,
+            most_children=np.array([children[levels == level].max() for level in range(trie.depth)]),
+            token=np.maximum(trie.token, 0).astype(np.int64),
+            finishes=np.where(leaf >= 0, leaf, nodes),
+            sorted_items=trie.sorted_items.astype(np.int64),
+            first_item=trie.item_start.astype(np.int64),
+            below=below,
+            items_of=np.where(children == 0, below, 0),
             may_stand=may_stand,
         )
 
