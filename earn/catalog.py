@@ -189,13 +189,12 @@ class Catalog:
             arrays = map_arrays(path, _FORMS, MOST_UNPACKED + MOST_COMPRESSION * path.stat().st_size)
             item_ids, titles = Texts(arrays["item_ids"]).check(), Texts(arrays["titles"]).check()
             identifiers = Identifiers(arrays["identifiers"], tuple(Texts(arrays["tokens"]).check())).check()
-            catalog = cls(item_ids, identifiers, titles, arrays)
+            forget_pages(arrays)
+            return cls(item_ids, identifiers, titles, arrays)
         except (OSError, KeyError, ValueError, IndexError) as error:
             raise EarnError(
                 f"{path}: not a readable catalog ({error}). Write the checkpoint or bundle again."
             ) from error
-        forget_pages(arrays)
-        return catalog
 
 
 def read_index(path: Path, titles: Mapping[str, str] | None = None) -> Catalog:
@@ -246,10 +245,12 @@ def _texts(strings: Sequence[str]) -> Texts:
 
 def _index(item_ids: Texts, stored: Mapping[str, NDArray[Any]]) -> TextIndex:
     """The index of the ids, which are distinct and not empty; the stored one where there is one."""
-    if not item_ids.lengths.all():
+    if item_ids.shortest_and_longest[0] == 0:
         raise EarnError("The item id '' is empty. Give each item an id of one line.")
     if "slots" in stored:
-        return TextIndex(item_ids, stored["slots"]).check()
+        kept = TextIndex(item_ids, stored["slots"]).check()
+        forget_pages(stored)
+        return kept
     index = TextIndex.build(item_ids)
     if (repeated := index.repeated()) is not None:
         raise EarnError(f"The item id {item_ids[repeated]!r} stands twice in the catalog. Keep one of them.")
@@ -259,7 +260,9 @@ def _index(item_ids: Texts, stored: Mapping[str, NDArray[Any]]) -> TextIndex:
 def _trie(codes: Codes, stored: Mapping[str, NDArray[Any]]) -> ItemTrie:
     """The trie of the identifiers; the stored one where there is one."""
     if _TRIE.keys() <= stored.keys():
-        return ItemTrie(**{part: stored[name] for name, part in _TRIE.items()}).check(codes)
+        kept = ItemTrie(**{part: stored[name] for name, part in _TRIE.items()}).check(codes)
+        forget_pages(stored)
+        return kept
     return ItemTrie.build(codes)
 
 
@@ -276,9 +279,8 @@ def _identifiers(item_ids: Sequence[str], identifiers: Sequence[tuple[str, ...]]
 
 
 def _refuse_prefixes(item_ids: Texts, identifiers: Identifiers, trie: ItemTrie) -> None:
-    goes_on = ~trie.is_leaf(trie.leaf)
-    if goes_on.any():
-        shorter = int(goes_on.argmax())
+    if trie.below[np.diff(trie.child_start) == 0].sum() < len(item_ids):
+        shorter = int(trie.is_leaf(trie.leaf).argmin())
         longer = int(trie.items(int(trie.child_start[trie.leaf[shorter]]))[0])
         raise EarnError(
             f"The identifier of item {item_ids[shorter]!r}, {''.join(identifiers[shorter])}, is the "

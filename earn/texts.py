@@ -69,14 +69,19 @@ class Texts(Sequence[str]):
             self.data[start:stop].tobytes().decode("utf-8")  # lines end between characters
         return self
 
+    def lengths(self, texts: Ints) -> Ints:
+        """The bytes of the strings with these numbers."""
+        return self.starts[texts + 1] - self.starts[texts] - 1
+
     @cached_property
-    def lengths(self) -> Ints:
-        """The strings' bytes [n]."""
-        return np.diff(self.starts) - 1
+    def shortest_and_longest(self) -> tuple[int, int]:
+        """Bytes of the shortest string and of the longest."""
+        steps = np.diff(self.starts)
+        return int(steps.min()) - 1, int(steps.max()) - 1
 
     def hashes(self, texts: Ints) -> Words:
         """The hashes (module docstring) of the strings with these numbers."""
-        start, left = self.starts[texts], self.lengths[texts]
+        start, left = self.starts[texts], self.lengths(texts)
         hashes = left.astype(np.uint64) * MULTIPLIER
         longer = np.flatnonzero(left > 0)
         while len(longer):
@@ -88,16 +93,16 @@ class Texts(Sequence[str]):
 
     def words(self, start: Ints, left: Ints) -> Words:
         """The 8 bytes from each of these on as one number; those beyond the `left` ones, of which 1 is there, as 0."""
-        word = self._windows[np.minimum(start, len(self._windows) - 1)].view("<u8")[:, 0].astype(np.uint64)
+        word = self._windows[np.minimum(start, len(self._windows) - 1)].astype(np.uint64)
         beyond = np.maximum(start - (len(self._windows) - 1), 0)  # a window that would leave the text starts before
         words: Words = (word >> (8 * beyond).astype(np.uint64)) & LEADING[np.minimum(left, WORD)]
         return words
 
     @cached_property
-    def _windows(self) -> Bytes:
-        """All 8 bytes that stand side by side: [bytes-7,8], a view."""
+    def _windows(self) -> Words:
+        """All 8 bytes that stand side by side, each as one number: [bytes-7], a view that is not aligned."""
         data = self.data if len(self.data) >= WORD else np.concatenate((self.data, np.zeros(WORD, np.uint8)))
-        return np.lib.stride_tricks.as_strided(data, (len(data) - WORD + 1, WORD), (1, 1), writeable=False)
+        return np.ndarray((len(data) - WORD + 1,), "<u8", data, strides=(1,))
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -128,7 +133,7 @@ class Texts(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class TextIndex(Mapping[str, int]):
-    """From each of some distinct strings to its number, for many at once."""
+    """From each of some distinct strings, none of them empty, to its number, for many at once."""
 
     texts: Texts
     slots: NDArray[np.int32]  # a power of two, twice as many as strings at the least
@@ -139,7 +144,7 @@ class TextIndex(Mapping[str, int]):
         slots = np.full(1 << (2 * len(texts) - 1).bit_length(), FREE, np.int32)
         mask = len(slots) - 1
         left = np.arange(len(texts))
-        slot = np.concatenate([_slots(texts, piece, mask) for piece in _pieces(len(texts))])
+        slot = _slots(_all_hashes(texts), mask)
         while len(left):
             is_free = slots[slot] == FREE
             slots[slot[is_free][::-1]] = left[is_free][::-1]  # of several the first
@@ -162,11 +167,21 @@ class TextIndex(Mapping[str, int]):
         return self
 
     def repeated(self) -> int | None:
-        """The number of a string that is found under another number, as the second of two equal ones is."""
-        for piece in _pieces(len(self.texts)):
-            wrong = self._numbers(self.texts, piece) != piece
-            if wrong.any():
-                return int(piece[wrong.argmax()])
+        """The number of a string that is not found under this number, as the second of two equal ones is not."""
+        hashes, mask = _all_hashes(self.texts), len(self.slots) - 1
+        for left in _pieces(len(self.texts)):
+            slot = _slots(hashes[left], mask)
+            while len(left):
+                number = self.slots[slot]
+                is_alike = (number != left) & (hashes[number] == hashes[left])
+                is_alike[is_alike] = _are_equal(
+                    self.texts, left[is_alike], self.texts, number[is_alike].astype(np.int64)
+                )
+                wrong = is_alike | (number == FREE)
+                if wrong.any():
+                    return int(left[wrong.argmax()])
+                goes_on = number != left
+                left, slot = left[goes_on], (slot[goes_on] + 1) & mask
         return None
 
     def find(self, strings: Collection[str]) -> Ints:
@@ -182,9 +197,9 @@ class TextIndex(Mapping[str, int]):
     def _numbers(self, wanted: Texts, chosen: Ints) -> Ints:
         """The numbers of the chosen ones of other texts."""
         found = np.full(len(chosen), FREE, np.int64)
-        left = np.flatnonzero(wanted.lengths[chosen] <= self._longest)
+        left = np.flatnonzero(wanted.lengths(chosen) <= self.texts.shortest_and_longest[1])
         mask = len(self.slots) - 1
-        slot = _slots(wanted, chosen[left], mask)
+        slot = _slots(wanted.hashes(chosen[left]), mask)
         while len(left):
             number = self.slots[slot].astype(np.int64)
             is_same = number != FREE
@@ -193,10 +208,6 @@ class TextIndex(Mapping[str, int]):
             goes_on = (number != FREE) & ~is_same
             left, slot = left[goes_on], (slot[goes_on] + 1) & mask
         return found
-
-    @cached_property
-    def _longest(self) -> int:
-        return int(self.texts.lengths.max())
 
     def __getitem__(self, string: str) -> int:
         number = int(self.find([string])[0]) if isinstance(string, str) else FREE
@@ -216,16 +227,20 @@ def _pieces(count: int) -> Iterator[Ints]:
     return (np.arange(first, min(first + PIECE, count)) for first in range(0, count, PIECE))
 
 
-def _slots(texts: Texts, chosen: Ints, mask: int) -> Ints:
-    """Where the search for each of the chosen strings begins."""
-    slots: Ints = (texts.hashes(chosen) & np.uint64(mask)).astype(np.int64)
+def _all_hashes(texts: Texts) -> Words:
+    return np.concatenate([texts.hashes(piece) for piece in _pieces(len(texts))])
+
+
+def _slots(hashes: Words, mask: int) -> Ints:
+    """Where the search for strings with these hashes begins."""
+    slots: Ints = (hashes & np.uint64(mask)).astype(np.int64)
     return slots
 
 
 def _are_equal(one: Texts, these: Ints, other: Texts, those: Ints) -> NDArray[np.bool_]:
     """Which strings of one text, by number, are the same as those of the other."""
-    left = one.lengths[these]
-    is_equal: NDArray[np.bool_] = left == other.lengths[those]
+    left = one.lengths(these)
+    is_equal: NDArray[np.bool_] = left == other.lengths(those)
     start, beside = one.starts[these], other.starts[those]
     open_ = np.flatnonzero(is_equal & (left > 0))
     while len(open_):

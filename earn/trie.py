@@ -103,8 +103,9 @@ class ItemTrie:
     def _spells(self, codes: Codes) -> bool:
         """Whether the way up from each item's leaf gives the item's identifier, from its end."""
         for first in range(0, len(codes), PIECE):
-            node = self.leaf[first : first + PIECE]
-            for column in codes[first : first + PIECE].T[::-1]:
+            items = self.sorted_items[first : first + PIECE]  # whose nodes are neighbours: memory is read in order
+            node = self.leaf[items]
+            for column in codes[items].T[::-1]:
                 is_there = column >= 0
                 if (self.token[node] != column)[is_there].any():
                     return False

@@ -242,7 +242,7 @@ class Recommender:
         known = self._known(item_ids, unknown)
         if not len(known):
             return distinct(history)
-        return np.unique(np.concatenate((known, np.array(history, np.int64))))
+        return distinct(np.concatenate((known, np.array(history, np.int64))))
 
     def _known(self, item_ids: Collection[str | int], unknown: str) -> Ints:
         if unknown not in ("error", "skip"):
@@ -251,7 +251,10 @@ class Recommender:
             raise EarnError(f"Got the text {item_ids!r} where a list of item ids belongs. Write [{item_ids!r}].")
         if not isinstance(item_ids, Collection) or isinstance(item_ids, (bytes, bytearray, memoryview)):
             raise EarnError(f"Got {item_ids!r} where a list of item ids belongs.")
-        indices = self.catalog.index.find(tuple(map(str, item_ids)))
+        try:
+            indices = self.catalog.index.find(item_ids)
+        except TypeError:  # numbers among them
+            indices = self.catalog.index.find([str(item_id) for item_id in item_ids])
         is_known = indices >= 0
         if unknown == "error" and not is_known.all():
             missing = list(item_ids)[int(is_known.argmin())]

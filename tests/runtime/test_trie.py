@@ -123,7 +123,8 @@ def test_the_toy_catalog_by_hand() -> None:
     #                 root | a0 a1 a2 a3 | b0 b0 b0 b1 b0 b1 | c0 c0 c1 c1 c0 | d0 d1 d0
     assert trie.token.tolist() == [-1, 0, 1, 2, 3, 4, 4, 4, 5, 4, 5, 6, 6, 7, 7, 6, 8, 9, 8]
     assert trie.child_start.tolist() == [1, 5, 6, 7, 9, 11, 11, 12, 13, 14, 15, 16, 16, 18, 19, 19, 19, 19, 19, 19]
-    assert trie.determined(np.arange(len(trie))).tolist() == [
+    nodes = np.arange(len(trie))
+    assert trie.determined(nodes).tolist() == [
         -1,
         5,
         11,
@@ -145,7 +146,7 @@ def test_the_toy_catalog_by_hand() -> None:
         18,
     ]
     assert trie.parent.tolist() == [-1, 0, 0, 0, 0, 1, 2, 3, 3, 4, 4, 6, 7, 8, 9, 10, 12, 12, 13]
-    assert trie.level(np.arange(len(trie))).tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4]
+    assert trie.level(nodes).tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4]
     assert trie.below.tolist() == [8, 2, 1, 3, 2, 2, 1, 2, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1]
     assert trie.items(5).tolist() == [0, 4]
     assert trie.leaf[5] == 18
