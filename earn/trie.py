@@ -77,7 +77,7 @@ class ItemTrie:
         start, nodes = self.child_start, np.arange(len(self), dtype=np.int32)
         if start[0] != 1 or start[-1] != len(self) or (start[:-1] <= nodes).any() or (start[1:] < start[:-1]).any():
             return False
-        if self.parent[0] != -1 or (self.parent[1:] != np.repeat(nodes, np.diff(start))).any():
+        if (self.token[0], self.parent[0]) != (-1, -1) or (self.parent[1:] != np.repeat(nodes, np.diff(start))).any():
             return False
         return bool(((self.token[2:] > self.token[1:-1]) | ~self._is_sibling).all())
 
