@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
+from typing import cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -184,14 +184,15 @@ class TextIndex(Mapping[str, int]):
                 left, slot = left[goes_on], (slot[goes_on] + 1) & mask
         return None
 
-    def find(self, strings: Collection[str]) -> Ints:
-        """The strings' numbers, -1 for those that are none of these."""
-        if not strings:
+    def find(self, strings: Collection[object]) -> Ints:
+        """The numbers of all of these, as text; -1 for those that are none of the strings."""
+        if len(strings) == 0:
             return np.zeros(0, np.int64)
         try:
-            wanted = Texts.of(tuple(strings), "surrogatepass")
-        except ValueError:  # a line break, which none of these has; nor are they empty
-            wanted = Texts.of(tuple("" if "\n" in string else string for string in strings), "surrogatepass")
+            wanted = Texts.of(cast(Sequence[str], strings), "surrogatepass")  # most often they are text already
+        except (TypeError, ValueError):  # numbers, or a line break, which none of the strings has
+            texts = map(str, strings)
+            wanted = Texts.of(tuple("" if "\n" in text else text for text in texts), "surrogatepass")
         return self._numbers(wanted, np.arange(len(wanted)))
 
     def _numbers(self, wanted: Texts, chosen: Ints) -> Ints:

@@ -251,10 +251,7 @@ class Recommender:
             raise EarnError(f"Got the text {item_ids!r} where a list of item ids belongs. Write [{item_ids!r}].")
         if not isinstance(item_ids, Collection) or isinstance(item_ids, (bytes, bytearray, memoryview)):
             raise EarnError(f"Got {item_ids!r} where a list of item ids belongs.")
-        try:
-            indices = self.catalog.index.find(item_ids)
-        except TypeError:  # numbers among them
-            indices = self.catalog.index.find([str(item_id) for item_id in item_ids])
+        indices = self.catalog.index.find(item_ids)
         is_known = indices >= 0
         if unknown == "error" and not is_known.all():
             missing = list(item_ids)[int(is_known.argmin())]
