@@ -78,7 +78,7 @@ def measure(
     """The figures of one row of the table."""
     engine = TimedEngine(load_engine("cpu", bundle, manifest))
     recommender = Recommender(engine, manifest, Catalog.load(bundle / CATALOG_FILE), lookahead)
-    rows = np.zeros((len(histories), recommender.trie.depth))
+    rows = np.zeros((len(histories), recommender.catalog.depth))
     ranks = []
     started = time.perf_counter()
     for user, (history, target) in enumerate(zip(histories, targets, strict=True)):

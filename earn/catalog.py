@@ -8,48 +8,141 @@ then a finished item could not be told from an unfinished one.
     item_ids     the items' ids, likewise
     titles       the items' titles, likewise ("" where unknown)
     identifiers  int32 [items, depth], indices into tokens, -1 after an identifier's end
+and beside these, not to be computed at every loading,
+    slots        int32, the hash table of the ids (see earn.texts)
+    trie.*       int32, the arrays of the identifiers' trie (see earn.trie)
+The last two are built where they are missing, as in older files, and checked where they are there. Nothing is packed:
+the arrays are mapped into memory, and items become Python objects one by one as they are asked for.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field, fields
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.arrays import ArrayForm, read_arrays
+from earn.arrays import ArrayForm, forget_pages, map_arrays, write_arrays
 from earn.errors import EarnError
 from earn.files import read_json, written_whole
 from earn.identifier_tokens import unwrapped
 from earn.quantizer import QUANTIZER_FILE, Quantizer
+from earn.texts import TextIndex, Texts
+from earn.trie import Codes, ItemTrie
 
 CATALOG_FILE = "catalog.npz"
-_TEXT = ArrayForm("|u1", 1)
-_FORMS = {"tokens": _TEXT, "item_ids": _TEXT, "titles": _TEXT, "identifiers": ArrayForm("<i4", 2)}
+_TEXT, _NUMBERS = ArrayForm("|u1", 1), ArrayForm("<i4", 1)
+_TRIE = {f"trie.{part.name}": part.name for part in fields(ItemTrie)}
+_FORMS = {
+    **{"tokens": _TEXT, "item_ids": _TEXT, "titles": _TEXT, "identifiers": ArrayForm("<i4", 2), "slots": _NUMBERS},
+    **dict.fromkeys(_TRIE, _NUMBERS),
+}
 MOST_DEPTH = 64  # tokens of an identifier
 # A catalog's file may unpack to so many bytes, and so many times its own size besides: titles compress 3 to 10 times.
 MOST_UNPACKED, MOST_COMPRESSION = 64 << 20, 64
+
+
+@dataclass(frozen=True, eq=False)
+class Identifiers(Sequence[tuple[str, ...]]):
+    """Token sequences as indices into their distinct tokens."""
+
+    codes: Codes  # [items, depth], -1 after an identifier's end
+    tokens: tuple[str, ...]  # by the depth of their first appearance
+
+    @classmethod
+    def of(cls, identifiers: Sequence[tuple[str, ...]]) -> Identifiers:
+        """The identifiers, which are one at the least; tokens that first appear at one depth are in natural order."""
+        if isinstance(identifiers, Identifiers):
+            return identifiers
+        depth: dict[str, int] = {}
+        for identifier in identifiers:
+            for position, token in enumerate(identifier):
+                depth[token] = min(position, depth.get(token, position))
+        tokens = tuple(sorted(depth, key=lambda token: (depth[token], _natural(token))))
+        index_of = {token: index for index, token in enumerate(tokens)}
+        codes = np.full((len(identifiers), max(map(len, identifiers))), -1, np.int32)
+        for row, identifier in enumerate(identifiers):
+            codes[row, : len(identifier)] = [index_of[token] for token in identifier]
+        return cls(codes, tokens)
+
+    def check(self) -> Identifiers:
+        """Itself, if each row has codes of tokens and then nothing but -1, and the tokens are those of the rows.
+
+        Raises:
+            ValueError: something else.
+        """
+        if not 1 <= self.codes.shape[1] <= MOST_DEPTH:
+            raise ValueError(f"identifiers of {self.codes.shape[1]} tokens, where 1 to {MOST_DEPTH} may be")
+        depths = np.full(len(self.tokens), MOST_DEPTH)  # of each token's first appearance
+        goes_on = np.ones(len(self.codes), bool)
+        for depth, column in enumerate(self.codes.T):
+            is_there = column >= 0
+            wrong = (column < -1) | (column >= len(self.tokens)) | (is_there & ~goes_on)
+            if wrong.any():
+                row = int(wrong.argmax())
+                raise ValueError(f"item {row} has the codes {self.codes[row].tolist()} of {len(self.tokens)} tokens")
+            goes_on = is_there
+            used = np.bincount(column[is_there], minlength=len(self.tokens)) > 0
+            depths[used] = np.minimum(depths[used], depth)
+        if not goes_on.any() or not (self.codes[:, 0] >= 0).all():
+            raise ValueError("an item has no identifier, or none has the length that they claim")
+        is_in_order = (np.diff(depths) >= 0).all() and depths[-1] < MOST_DEPTH
+        if not is_in_order or len(set(self.tokens)) != len(self.tokens) or not all(self.tokens):
+            raise ValueError("its tokens are not those of the identifiers, by the depth of their first appearance")
+        return self
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, ...]: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[tuple[str, ...], ...]: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, ...] | tuple[tuple[str, ...], ...]:
+        if isinstance(index, slice):
+            return tuple(map(self._tokens, self.codes[index].tolist()))
+        return self._tokens(self.codes[index].tolist())
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        return map(self._tokens, self.codes.tolist())
+
+    def _tokens(self, row: Sequence[int]) -> tuple[str, ...]:
+        return tuple(self.tokens[code] for code in row if code >= 0)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Identifiers):
+            return self.tokens == other.tokens and np.array_equal(self.codes, other.codes)
+        return isinstance(other, tuple) and tuple(self) == other
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
 class Catalog:
     """Items in a fixed order; an item's index is its place in `item_ids`.
 
+    What is given as sequences is kept as arrays; sequences over these stand in their place.
+
     Raises:
         EarnError: no items, an id or identifier is empty or stands twice where it must not, or one identifier is the
             beginning of another.
     """
 
-    item_ids: tuple[str, ...]
-    identifiers: tuple[tuple[str, ...], ...]  # one per item, tokens as text
-    titles: tuple[str, ...]  # one per item, "" where unknown
+    item_ids: Sequence[str]
+    identifiers: Sequence[tuple[str, ...]]  # one per item, tokens as text
+    titles: Sequence[str]  # one per item, on one line each, "" where unknown
     quantizer: Quantizer | None = field(default=None, compare=False)  # makes digits of new items, where items have any
+    stored: InitVar[Mapping[str, NDArray[Any]] | None] = None  # a file's arrays, with the index and the trie if it can
+    index: TextIndex = field(init=False, compare=False, repr=False)  # from an item's id to its index
+    trie: ItemTrie = field(init=False, compare=False, repr=False)  # of the identifiers
+    codes: Codes = field(init=False, compare=False, repr=False)  # [items, depth] indices into tokens, then -1
+    tokens: tuple[str, ...] = field(init=False, compare=False, repr=False)  # the distinct tokens, by depth
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, stored: Mapping[str, NDArray[Any]] | None) -> None:
         if not self.item_ids:
             raise EarnError("The catalog has no items. Give at least one item with an identifier.")
         if not len(self.item_ids) == len(self.identifiers) == len(self.titles):
@@ -57,53 +150,19 @@ class Catalog:
                 f"The catalog has {len(self.item_ids)} ids, {len(self.identifiers)} identifiers and "
                 f"{len(self.titles)} titles. Give one of each per item."
             )
-        _refuse_duplicates(self.item_ids)
-        for item_id, identifier in zip(self.item_ids, self.identifiers, strict=True):
-            if not identifier or not all(identifier) or any("\n" in token for token in identifier):
-                raise EarnError(
-                    f"Item {item_id!r} has the identifier {identifier!r}. Give it at least one token, "
-                    "and no token that is empty or holds a line break."
-                )
-        self._refuse_prefixes()
+        item_ids, identifiers = _texts(self.item_ids), _identifiers(self.item_ids, self.identifiers)
+        titles = _texts(self.titles if isinstance(self.titles, Texts) else tuple(map(one_line, self.titles)))
+        index, trie = _index(item_ids, stored or {}), _trie(identifiers.codes, stored or {})
+        _refuse_prefixes(item_ids, identifiers, trie)
+        arrays = {"item_ids": item_ids, "identifiers": identifiers, "titles": titles}
+        parts = {"index": index, "trie": trie, "codes": identifiers.codes, "tokens": identifiers.tokens}
+        for name, value in {**arrays, **parts}.items():
+            object.__setattr__(self, name, value)
 
-    def _refuse_prefixes(self) -> None:
-        owner = dict(zip(self.identifiers, self.item_ids, strict=True))
-        for identifier, item_id in owner.items():
-            for end in range(1, len(identifier)):
-                if identifier[:end] in owner:
-                    raise EarnError(
-                        f"The identifier of item {owner[identifier[:end]]!r}, {''.join(identifier[:end])}, is the "
-                        f"beginning of that of item {item_id!r}, {''.join(identifier)}. "
-                        "Append a last token to the shorter one that tells it apart."
-                    )
-
-    @cached_property
-    def tokens(self) -> tuple[str, ...]:
-        """The distinct identifier tokens: by the depth of their first appearance, then in natural order."""
-        depth: dict[str, int] = {}
-        for identifier in self.identifiers:
-            for position, token in enumerate(identifier):
-                depth[token] = min(position, depth.get(token, position))
-        return tuple(sorted(depth, key=lambda token: (depth[token], _natural(token))))
-
-    @cached_property
-    def codes(self) -> NDArray[np.int32]:
-        """The identifiers as indices into `tokens`: [items, depth], -1 after an identifier's end."""
-        index_of = {token: index for index, token in enumerate(self.tokens)}
-        codes = np.full((len(self.item_ids), self.depth), -1, np.int32)
-        for row, identifier in enumerate(self.identifiers):
-            codes[row, : len(identifier)] = [index_of[token] for token in identifier]
-        return codes
-
-    @cached_property
+    @property
     def depth(self) -> int:
         """The length of the longest identifier."""
-        return max(map(len, self.identifiers))
-
-    @cached_property
-    def index(self) -> Mapping[str, int]:
-        """From an item's id to its index."""
-        return {item_id: index for index, item_id in enumerate(self.item_ids)}
+        return int(self.codes.shape[1])
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -112,14 +171,16 @@ class Catalog:
         """Writes `catalog.npz` (format above), whole or not at all, and the quantizer beside it."""
         if self.quantizer is not None:
             self.quantizer.save(path.with_name(QUANTIZER_FILE))
+        arrays = {
+            "tokens": Texts.of(self.tokens).data,
+            "item_ids": Texts.of(self.item_ids).data,
+            "titles": Texts.of(self.titles).data,
+            "identifiers": self.codes,
+            "slots": self.index.slots,
+            **{name: getattr(self.trie, part) for name, part in _TRIE.items()},
+        }
         with written_whole(path) as beside, beside.open("wb") as file:
-            np.savez_compressed(
-                file,
-                tokens=_to_bytes(self.tokens),
-                item_ids=_to_bytes(self.item_ids),
-                titles=_to_bytes([one_line(title) for title in self.titles]),
-                identifiers=self.codes,
-            )
+            write_arrays(file, arrays)
 
     @classmethod
     def load(cls, path: Path) -> Catalog:
@@ -129,18 +190,16 @@ class Catalog:
             EarnError: not such a file.
         """
         try:
-            with path.open("rb") as file:
-                arrays = read_arrays(file, _FORMS, MOST_UNPACKED + MOST_COMPRESSION * path.stat().st_size)
-            tokens = _to_strings(arrays["tokens"])
-            item_ids, titles = _to_strings(arrays["item_ids"]), _to_strings(arrays["titles"])
-            codes = _checked(arrays["identifiers"], len(tokens))
-            identifiers = tuple(tuple(tokens[code] for code in row if code >= 0) for row in codes.tolist())
-        except (OSError, KeyError, ValueError) as error:
+            arrays = map_arrays(path, _FORMS, MOST_UNPACKED + MOST_COMPRESSION * path.stat().st_size)
+            item_ids, titles = Texts(arrays["item_ids"]).check(), Texts(arrays["titles"]).check()
+            identifiers = Identifiers(arrays["identifiers"], tuple(Texts(arrays["tokens"]).check())).check()
+            forget_pages(arrays)
+            beside = path.with_name(QUANTIZER_FILE)
+            return cls(item_ids, identifiers, titles, Quantizer.load(beside) if beside.is_file() else None, arrays)
+        except (OSError, KeyError, ValueError, IndexError) as error:
             raise EarnError(
                 f"{path}: not a readable catalog ({error}). Write the checkpoint or bundle again."
             ) from error
-        beside = path.with_name(QUANTIZER_FILE)
-        return cls(item_ids, identifiers, titles, Quantizer.load(beside) if beside.is_file() else None)
 
 
 def read_index(path: Path, titles: Mapping[str, str] | None = None) -> Catalog:
@@ -179,38 +238,62 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _refuse_duplicates(item_ids: Sequence[str]) -> None:
-    seen: set[str] = set()
-    for item_id in item_ids:
-        if not item_id or "\n" in item_id:
-            raise EarnError(
-                f"The item id {item_id!r} is empty or holds a line break. Give each item an id of one line."
-            )
-        if item_id in seen:
-            raise EarnError(f"The item id {item_id!r} stands twice in the catalog. Keep one of them.")
-        seen.add(item_id)
+def _texts(strings: Sequence[str]) -> Texts:
+    try:
+        return Texts.of(strings)
+    except UnicodeEncodeError as error:
+        raise EarnError(f"Half a character stands in {error.object[:80]!r}. Mend the text.") from error
+    except ValueError as error:
+        item_id = next(string for string in strings if "\n" in string)
+        raise EarnError(f"The item id {item_id!r} holds a line break. Give each item an id of one line.") from error
+
+
+def _index(item_ids: Texts, stored: Mapping[str, NDArray[Any]]) -> TextIndex:
+    """The index of the ids, which are distinct and not empty; the stored one where there is one."""
+    if item_ids.shortest_and_longest[0] == 0:
+        raise EarnError("The item id '' is empty. Give each item an id of one line.")
+    if "slots" in stored:
+        kept = TextIndex(item_ids, stored["slots"]).check()
+        forget_pages(stored)
+        return kept
+    index = TextIndex.build(item_ids)
+    if (repeated := index.repeated()) is not None:
+        raise EarnError(f"The item id {item_ids[repeated]!r} stands twice in the catalog. Keep one of them.")
+    return index
+
+
+def _trie(codes: Codes, stored: Mapping[str, NDArray[Any]]) -> ItemTrie:
+    """The trie of the identifiers; the stored one where there is one."""
+    if _TRIE.keys() <= stored.keys():
+        kept = ItemTrie(**{part: stored[name] for name, part in _TRIE.items()}).check(codes)
+        forget_pages(stored)
+        return kept
+    return ItemTrie.build(codes)
+
+
+def _identifiers(item_ids: Sequence[str], identifiers: Sequence[tuple[str, ...]]) -> Identifiers:
+    """The identifiers as arrays, if none is empty nor has a token that cannot be written."""
+    if not isinstance(identifiers, Identifiers):
+        for item_id, identifier in zip(item_ids, identifiers, strict=True):
+            if not identifier or not all(identifier) or any("\n" in token for token in identifier):
+                raise EarnError(
+                    f"Item {item_id!r} has the identifier {identifier!r}. Give it at least one token, "
+                    "and no token that is empty or holds a line break."
+                )
+    return Identifiers.of(identifiers)
+
+
+def _refuse_prefixes(item_ids: Texts, identifiers: Identifiers, trie: ItemTrie) -> None:
+    if trie.below[np.diff(trie.child_start) == 0].sum() < len(item_ids):
+        shorter = int(trie.is_leaf(trie.leaf).argmin())
+        longer = int(trie.items(int(trie.child_start[trie.leaf[shorter]]))[0])
+        raise EarnError(
+            f"The identifier of item {item_ids[shorter]!r}, {''.join(identifiers[shorter])}, is the "
+            f"beginning of that of item {item_ids[longer]!r}, {''.join(identifiers[longer])}. "
+            "Append a last token to the shorter one that tells it apart."
+        )
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
     """A sort key under which <a_2> comes before <a_10>."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
-
-
-def _checked(codes: NDArray[np.int32], tokens: int) -> NDArray[np.int32]:
-    """Identifiers [items,depth] as codes, if each is a code's index followed by nothing but -1."""
-    if codes.shape[1] > MOST_DEPTH:
-        raise ValueError(f"identifiers of {codes.shape[1]} tokens, where {MOST_DEPTH} may be")
-    wrong = (codes < -1) | (codes >= tokens)
-    wrong[:, 1:] |= (codes[:, :-1] < 0) & (codes[:, 1:] >= 0)
-    if wrong.any():
-        row = int(wrong.any(1).argmax())
-        raise ValueError(f"item {row} has the codes {codes[row].tolist()} of {tokens} tokens")
-    return codes
-
-
-def _to_bytes(strings: Sequence[str]) -> NDArray[np.uint8]:
-    return np.frombuffer("\n".join(strings).encode("utf-8"), np.uint8)
-
-
-def _to_strings(data: NDArray[np.uint8]) -> tuple[str, ...]:
-    return tuple(data.tobytes().decode("utf-8").split("\n"))

@@ -166,7 +166,8 @@ def compose_bundle(folder: Path, form: str | None = None, beams: int | None = No
             (beside / name).unlink(missing_ok=True)
         most = Choices.of(manifest, form, beams, k).beams
         catalog = Catalog.load(beside / CATALOG_FILE)
-        write_json(beside / ITEMS_FILE, {"beams": most, "item_ids": catalog.item_ids, "titles": catalog.titles})
+        items = {"beams": most, "item_ids": [*catalog.item_ids], "titles": [*catalog.titles]}
+        write_json(beside / ITEMS_FILE, items)
         with written_whole(beside / ONE_GRAPH_FILE) as graph:
             onnx.save_model(model, str(graph))
         own = {name: FileEntry.of(beside / name) for name in (ONE_GRAPH_FILE, ITEMS_FILE)}

@@ -24,7 +24,7 @@ from earn.config import MASKED, SCORING_RULES
 from earn.export.graph_writer import BOOL, FLOAT, INT64, LAST, GraphWriter
 from earn.export.one_graph_request import DEAD, Answer, Request, State, piece_lengths, read_in_pieces, run_stages
 from earn.manifest import Manifest
-from earn.runtime.trie import ItemTrie
+from earn.trie import ItemTrie
 
 Ints = NDArray[np.int64]
 
@@ -42,36 +42,28 @@ class SearchTables:
     sorted_items: Ints  # [items] in the order of their identifiers: those below a node are neighbours
     first_item: Ints  # [c] where a node's items start among them
     below: Ints  # [c] how many they are
-    item_start: Ints  # [c]
     items_of: Ints  # [c] items that a leaf names
-    leaf_items: Ints  # [items]
     may_stand: NDArray[np.bool_]  # [depth,v] tokens that may stand at a level
 
     @classmethod
-    def of(cls, trie: ItemTrie, codes: NDArray[np.int32], manifest: Manifest) -> SearchTables:
+    def of(cls, trie: ItemTrie, manifest: Manifest) -> SearchTables:
         """The tables of a bundle's trie."""
-        children, nodes = np.diff(trie.child_start), np.arange(len(trie))
-        sorted_items = np.lexsort(codes.T[::-1]).astype(np.int64)
-        first_item = np.zeros(len(trie), np.int64)
-        for level in range(trie.depth):
-            node, first = np.unique(trie.path[sorted_items, level], return_index=True)
-            first_item[node[node >= 0]] = first[node >= 0]
+        children, nodes = np.diff(trie.child_start).astype(np.int64), np.arange(len(trie))
+        levels, leaf, below = trie.level(nodes), trie.determined(nodes), trie.below.astype(np.int64)
         may_stand = np.zeros((trie.depth, manifest.sizes.logits), bool)
         for level, tokens in enumerate(trie.level_tokens):
             may_stand[level, tokens] = True
         return cls(
             depth=trie.depth,
-            child_start=trie.child_start[:-1],
+            child_start=trie.child_start[:-1].astype(np.int64),
             children=children,
-            most_children=np.array([children[trie.level == level].max() for level in range(trie.depth)]),
-            token=np.maximum(trie.token, 0),
-            finishes=np.where(trie.determined >= 0, trie.determined, nodes),
-            sorted_items=sorted_items,
-            first_item=first_item,
-            below=trie.below,
-            item_start=trie.item_start[:-1],
-            items_of=np.diff(trie.item_start),
-            leaf_items=trie.leaf_items,
+            most_children=np.array([children[levels == level].max() for level in range(trie.depth)]),
+            token=np.maximum(trie.token, 0).astype(np.int64),
+            finishes=np.where(leaf >= 0, leaf, nodes),
+            sorted_items=trie.sorted_items.astype(np.int64),
+            first_item=trie.item_start.astype(np.int64),
+            below=below,
+            items_of=np.where(children == 0, below, 0),
             may_stand=may_stand,
         )
 
@@ -236,7 +228,7 @@ def beam_search(request: Request, levels: Callable[[GraphWriter, Level, State, i
         levels: writes so many levels after a state and returns the state behind them.
         in_pieces: whether the early stage reads long prompts piece by piece, which takes a loop.
     """
-    tables = SearchTables.of(request.recommender.trie, request.catalog.codes, request.manifest)
+    tables = SearchTables.of(request.catalog.trie, request.manifest)
     g = request.g
     prompt, next_position = request.prompt()
     limits = request.manifest.limits
@@ -267,10 +259,10 @@ def _items(request: Request, tables: SearchTables, state: State) -> Answer:
     g, node, score = request.g, state["node"], state["score"]
     offset = np.arange(tables.most_items_of_a_leaf)
     flat = g.concat(request.users, [-1], axis=0)
-    start = g.unsqueeze(g.add("Gather", tables.item_start, node, axis=0), 2)
+    start = g.unsqueeze(g.add("Gather", tables.first_item, node, axis=0), 2)
     is_item = g.add("Less", offset, g.unsqueeze(g.add("Gather", tables.items_of, node, axis=0), 2))
     last = np.int64(len(request.catalog) - 1)
-    items = g.add("Gather", tables.leaf_items, g.add("Min", g.add("Add", start, offset), last), axis=0)
+    items = g.add("Gather", tables.sorted_items, g.add("Min", g.add("Add", start, offset), last), axis=0)
     status, is_answered = request.final_status(g.add("Greater", g.add("Squeeze", state["broken"], [1]), np.int64(0)))
     is_alive = g.add("And", g.add("Greater", score, np.float32(DEAD / 2)), g.unsqueeze(is_answered, 1))
     is_item = g.add("And", is_item, g.unsqueeze(is_alive, 2))

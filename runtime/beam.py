@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earn.config import ScoringRule
-from earn.runtime.trie import Exclusions, Ints, ItemTrie
+from earn.runtime.trie import Exclusions
+from earn.trie import Ints, ItemTrie
 
 Floats = NDArray[np.float64]
 NOTHING: Floats = np.zeros(0)
@@ -66,7 +67,7 @@ def step(
         is_alive = exclusions.left(beams.user[parent], child) > 0
         parent, child, score = parent[is_alive], child[is_alive], score[is_alive]
     if rule.finishes_determined:
-        leaf = trie.determined[child]
+        leaf = trie.determined(child)
         child = np.where(leaf >= 0, leaf, child)
     parent = np.concatenate((closed, parent))
     return best(
@@ -89,7 +90,7 @@ def child_scores(nodes: Ints, logits: NDArray[np.float32], trie: ItemTrie, rule:
     """
     parent, child = children(trie, nodes)
     values = logits[parent, trie.token[child]].astype(np.float64)
-    level = trie.level_tokens[int(trie.level[nodes[0]])]
+    level = trie.level_tokens[int(trie.level(nodes[:1])[0])]
     scores: Floats = values - NORMALISERS[rule.over](logits, values, parent, level)[parent]
     return scores
 
@@ -111,8 +112,7 @@ def best(user: Ints, node: Ints, score: Floats, parent: Ints, width: int, droppe
 
 def children(trie: ItemTrie, nodes: Ints) -> tuple[Ints, Ints]:
     """All children of the nodes: for each child the index of its parent in `nodes`, and its own node."""
-    start = trie.child_start[nodes]
-    count = trie.child_start[nodes + 1] - start
+    start, count = trie.children(nodes)
     parent = np.repeat(np.arange(len(nodes)), count)
     offset = np.arange(len(parent)) - np.repeat(np.cumsum(count) - count, count)
     return parent, start[parent] + offset

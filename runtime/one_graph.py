@@ -9,7 +9,7 @@ once have none), and it keeps no sessions. The graph's inputs and outputs are de
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from earn.manifest import ONE_GRAPH_FILE, Manifest
 from earn.runtime.engine import ONE_GRAPH
 from earn.runtime.recommender import Recommendations, Recommender
 from earn.runtime.session import Session
+from earn.trie import Ints
 
 METADATA = "earn"  # key of the graph's metadata: {"form", "beams", "k"}
 
@@ -82,9 +83,9 @@ class OneGraphRecommender(Recommender):
         return self.session()
 
     def _answer(
-        self, histories: Sequence[Sequence[int]], excluded: Sequence[Collection[int]], k: int, width: int
+        self, histories: Sequence[Sequence[int]], excluded: Sequence[Ints], k: int, width: int
     ) -> list[Recommendations]:
-        feeds = {"history": _padded(histories), "excluded": _padded([sorted(items) for items in excluded])}
+        feeds = {"history": _padded(histories), "excluded": _padded(excluded)}
         names = ["items", "scores", "count", "exact", "status"]
         try:
             *answers, status = self._session.run(names, {**feeds, "k": np.array([k], np.int64)})
@@ -98,7 +99,7 @@ class OneGraphRecommender(Recommender):
         ]
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+def _padded(rows: Sequence[Sequence[int] | Ints]) -> NDArray[np.int64]:
     """The rows [b,n], with -1 behind the shorter ones."""
     padded = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int64)
     for index, row in enumerate(rows):

@@ -33,8 +33,9 @@ from earn.runtime.onnx_engine import session_options
 from earn.runtime.search import Search
 from earn.runtime.session import Session
 from earn.runtime.set_scores import SetScores
-from earn.runtime.trie import Exclusions, ItemTrie
+from earn.runtime.trie import Exclusions, distinct, find
 from earn.specs import generated_rows
+from earn.trie import Ints
 
 DEFAULT_BEAMS = 20  # as in the paper
 EXACT = "exact"  # in place of a number of beams
@@ -72,17 +73,15 @@ class Recommender:
         """
         is_set = manifest.model.method == SET
         self._set = SetScores.of(catalog, manifest.sizes.logits) if is_set else None
-        codes = np.arange(len(catalog), dtype=np.int32)[:, None] if is_set else catalog.codes  # rows of a history
-        tokens = len(catalog) if is_set else len(catalog.tokens)
-        if (tokens, codes.shape[1]) != (len(manifest.model.token_ids), manifest.limits.depth):
+        tokens, depth = (len(catalog), 1) if is_set else (len(catalog.tokens), catalog.depth)  # of what histories hold
+        if (tokens, depth) != (len(manifest.model.token_ids), manifest.limits.depth):
             raise EarnError(
-                f"The catalog has {tokens} tokens and depth {codes.shape[1]}, the manifest "
+                f"The catalog has {tokens} tokens and depth {depth}, the manifest "
                 f"{len(manifest.model.token_ids)} and {manifest.limits.depth}. Export the checkpoint again."
             )
         self.manifest = manifest
         self.catalog = catalog
-        self.trie = ItemTrie.build(codes)
-        self._identifiers = [[code for code in row if code >= 0] for row in codes.tolist()]
+        self._read_as = np.arange(len(catalog) if is_set else 0)  # the item whose row a history reads for each
         self.decoder = Decoder(engine, manifest)
         self.lookahead = lookahead
 
@@ -171,9 +170,8 @@ class Recommender:
         for user, history in enumerate(known):
             if not history:
                 raise EarnError(f"History {user} has no known item. Give at least one item of the catalog.")
-        excluded = [set(self.indices(items, unknown)) for items in exclude]
-        if exclude_history:
-            excluded = [items | set(history) for items, history in zip(excluded, known, strict=True)]
+        own = known if exclude_history else [()] * len(known)
+        excluded = [self.excluded(items, history, unknown) for items, history in zip(exclude, own, strict=True)]
         results: list[Recommendations] = []
         batch = self.manifest.limits.batch
         for start in range(0, len(known), batch):
@@ -194,10 +192,10 @@ class Recommender:
         return [min(width << step, most) for step in range((most - 1).bit_length() + 1) if width << step < 2 * most]
 
     def _answer(
-        self, histories: Sequence[Sequence[int]], excluded: Sequence[Collection[int]], k: int, width: int
+        self, histories: Sequence[Sequence[int]], excluded: Sequence[Ints], k: int, width: int
     ) -> list[Recommendations]:
         """The best items for some histories of item indices that one pass may hold."""
-        generated = generated_rows(width, self.trie.depth)
+        generated = generated_rows(width, self.manifest.limits.depth)
         prompts = self.decoder.read([self.tokens(history) for history in histories], generated)
         return self.search(prompts, excluded, k, width)
 
@@ -251,7 +249,7 @@ class Recommender:
         grown = copy(self)
         grown.catalog, alike = with_new_items(self.catalog, items)
         grown._set = SetScores.over(replace(Digits.of(grown.catalog), weights=self._set.weights))
-        grown._identifiers = [*self._identifiers, *(self._identifiers[item] for item in alike)]
+        grown._read_as = np.concatenate((self._read_as, self._read_as[alike]))
         return grown
 
     def history(self, item_ids: Sequence[str | int], unknown: str = "error") -> list[int]:
@@ -260,20 +258,31 @@ class Recommender:
 
     def indices(self, item_ids: Collection[str | int], unknown: str = "error") -> list[int]:
         """The catalog's item indices of these ids; see `recommend` for `unknown`."""
+        known: list[int] = self._known(item_ids, unknown).tolist()
+        return known
+
+    def excluded(self, item_ids: Collection[str | int], history: Sequence[int] = (), unknown: str = "error") -> Ints:
+        """The indices of these ids and of a history of indices, ascending, each once."""
+        known = self._known(item_ids, unknown)
+        if not len(known):
+            return distinct(history)
+        return distinct(np.concatenate((known, np.array(history, np.int64))))
+
+    def _known(self, item_ids: Collection[str | int], unknown: str) -> Ints:
         if unknown not in ("error", "skip"):
             raise EarnError(f'unknown is {unknown!r}. Take "error" or "skip".')
         if isinstance(item_ids, str):
             raise EarnError(f"Got the text {item_ids!r} where a list of item ids belongs. Write [{item_ids!r}].")
         if not isinstance(item_ids, Collection) or isinstance(item_ids, (bytes, bytearray, memoryview)):
             raise EarnError(f"Got {item_ids!r} where a list of item ids belongs.")
-        known = self.catalog.index
-        indices = [known.get(str(item_id), -1) for item_id in item_ids]
-        if unknown == "error" and -1 in indices:
-            missing = next(item_id for item_id, index in zip(item_ids, indices, strict=True) if index < 0)
+        indices = self.catalog.index.find(item_ids)
+        is_known = indices >= 0
+        if unknown == "error" and not is_known.all():
+            missing = list(item_ids)[int(is_known.argmin())]
             raise EarnError(
                 f'The catalog has no item {str(missing)!r}. Check the id, or skip it: unknown="skip" (--unknown skip).'
             )
-        return [index for index in indices if index >= 0]
+        return indices[is_known]
 
     def tokens(self, items: Sequence[int], follows: bool = False) -> list[int]:
         """The tokens of a history of item indices, beyond the model's limit those of the newest.
@@ -283,13 +292,13 @@ class Recommender:
         """
         model = self.manifest.model
         separator = list(model.prompt.separator) if follows else []
-        return separator + history_tokens([self._identifiers[item] for item in items], model)
+        newest = np.array(items[-model.max_history :], np.int64)
+        rows = self._read_as[newest, None] if self._set is not None else self.catalog.codes[newest]
+        return separator + history_tokens([[code for code in row if code >= 0] for row in rows.tolist()], model)
 
-    def search(
-        self, prompts: ReadPrompts, excluded: Sequence[Collection[int]], k: int, width: int
-    ) -> list[Recommendations]:
-        """The best items of a batch whose prompts were read; `excluded` are item indices."""
-        state, first = self.decoder.prefill(prompts, generated_rows(width, self.trie.depth))
+    def search(self, prompts: ReadPrompts, excluded: Sequence[Ints], k: int, width: int) -> list[Recommendations]:
+        """The best items of a batch whose prompts were read; `excluded` are item indices, ascending, each once."""
+        state, first = self.decoder.prefill(prompts, generated_rows(width, self.manifest.limits.depth))
         if self._set is not None:
             if not np.isfinite(first).all():
                 raise self.decoder.not_finite(state, 1)
@@ -297,22 +306,29 @@ class Recommender:
                 self._list(self._set.best(logits, k, items), is_exact=True)
                 for logits, items in zip(first, excluded, strict=True)
             ]
-        exclusions = Exclusions.of(self.trie, excluded)
-        search = Search(self.trie, SCORING_RULES[self.manifest.scoring], width, int(k), self.lookahead)
+        exclusions = Exclusions.of(self.catalog.trie, excluded)
+        search = Search(self.catalog.trie, SCORING_RULES[self.manifest.scoring], width, int(k), self.lookahead)
         beams = search.run(self.decoder, state, first, exclusions)
         return [self._items(beams, user, items, k) for user, items in enumerate(excluded)]
 
-    def _items(self, beams: Beams, user: int, excluded: Collection[int], k: int) -> Recommendations:
+    def _items(self, beams: Beams, user: int, excluded: Ints, k: int) -> Recommendations:
         """The items that a user's beams name, best first."""
         mine = np.flatnonzero(beams.user == user)
         ranked = [
             (item, float(score))
             for node, score in zip(beams.node[mine], beams.score[mine], strict=True)
-            for item in self.trie.items(node).tolist()
-            if item not in excluded
+            for item in self._left_of(int(node), excluded)
         ][:k]
         dropped = beams.dropped[user]
         return self._list(ranked, bool(np.isneginf(dropped) or (len(ranked) == k and dropped < ranked[-1][1])))
+
+    def _left_of(self, node: int, excluded: Ints) -> list[int]:
+        """The items that a leaf names, but for those that are excluded."""
+        items = self.catalog.trie.items(node)
+        if len(excluded):
+            items = items[~find(excluded, items)[1]]
+        left: list[int] = items.tolist()
+        return left
 
     def _list(self, ranked: Sequence[tuple[int, float]], is_exact: bool) -> Recommendations:
         """Items and their scores, best first, with the catalog's ids and titles."""

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from earn.config import ScoringRule
 from earn.runtime.beam import Beams, Floats, child_scores, children, rank_in_group, root_beams, step
 from earn.runtime.decoder import Decoder, Decoding
-from earn.runtime.trie import Exclusions, Ints, ItemTrie, find
+from earn.runtime.trie import Exclusions, find
+from earn.trie import Ints, ItemTrie
 
 Bools = NDArray[np.bool_]
 
@@ -96,7 +97,7 @@ class Rows:
         self._remember(user, node, before + slot)
         shape = (self._users, int(slot.max()) + 1)
         tokens, depth = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        tokens[user, slot], depth[user, slot] = trie.token[node], trie.level[node] - 1
+        tokens[user, slot], depth[user, slot] = trie.token[node], trie.level(node) - 1
         sees = self._sees(user, node, slot, before + shape[1])
         logits = self._decoder.step(self._state, tokens, depth, sees)[user, slot]
         new = [self._scores_of(node[:asked], logits[:asked])]
@@ -112,7 +113,7 @@ class Rows:
         """
         scores = child_scores(node, logits, self._search.trie, self._search.rule)
         if not np.isfinite(scores).all():
-            raise self._decoder.not_finite(self._state, int(self._search.trie.level[node[0]]) + 1)
+            raise self._decoder.not_finite(self._state, int(self._search.trie.level(node[:1])[0]) + 1)
         return scores
 
     def _ahead(self, user: Ints, node: Ints) -> tuple[Ints, Ints]:
@@ -120,7 +121,7 @@ class Rows:
         search, trie = self._search, self._search.trie
         parent, child = children(trie, node)
         user = user[parent]
-        needed = trie.determined[child] < 0 if search.rule.finishes_determined else ~trie.is_leaf(child)
+        needed = trie.determined(child) < 0 if search.rule.finishes_determined else ~trie.is_leaf(child)
         if self._exclusions.any:
             needed &= self._exclusions.left(user, child) > 0
         user, child = user[needed], child[needed]
@@ -133,7 +134,7 @@ class Rows:
     def _remember(self, user: Ints, node: Ints, row: Ints) -> None:
         """Notes the rows of these nodes, whose children's log-probabilities come next."""
         trie = self._search.trie
-        count = trie.child_start[node + 1] - trie.child_start[node]
+        _, count = trie.children(node)
         start = len(self.scores) + np.cumsum(count) - count
         key = np.concatenate((self._key, user * len(trie) + node))
         order = np.argsort(key)
@@ -147,6 +148,6 @@ class Rows:
         sees = np.zeros((self._users, int(slot.max()) + 1, rows), bool)
         while len(node):
             sees[user, slot, self._row[find(self._key, user * len(trie) + node)[0]]] = True
-            node = trie.parent[node]
+            node = trie.parent[node].astype(np.int64)
             user, slot, node = user[node > 0], slot[node > 0], node[node > 0]
         return sees

@@ -107,12 +107,10 @@ class Session:
         """
         recommender = self._recommender
         width = recommender.search_width(k, beams)
-        excluded = set(recommender.indices(exclude))
         with self._lock:
             if not self._items:
                 raise EarnError("The session has no item yet. Append one first.")
-            if exclude_history:
-                excluded |= set(self._items)
+            excluded = recommender.excluded(exclude, self._items if exclude_history else ())
             prompt = self._ready()
             try:
                 return recommender.search(prompt, [excluded], k, width)[0]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from earn.catalog import Catalog
 from earn.digits import Digits
 from earn.errors import EarnError
+from earn.runtime.trie import distinct
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -84,7 +85,7 @@ class SetScores:
             logits: one user's [v].
             excluded: items that must not be among them.
         """
-        left_out = np.fromiter(set(excluded), np.int64)
+        left_out = distinct(excluded)
         most = min(k, len(self) - len(left_out))
         if most < 1:
             return []

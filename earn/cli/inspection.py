@@ -125,17 +125,19 @@ def _cache_bytes(manifest: Manifest) -> dict[str, int]:
 
 
 def _trie(catalog: Catalog) -> dict[str, Any]:
-    from earn.runtime.trie import ItemTrie
+    import numpy as np
 
-    trie = ItemTrie.build(catalog.codes)
+    trie = catalog.trie
+    nodes = np.arange(len(trie))
+    level, is_leaf = trie.level(nodes), trie.is_leaf(nodes)
     shares = {}
     for tokens in DETERMINED_AFTER:
-        node = trie.path[:, min(tokens, trie.depth) - 1]
-        is_determined = (node < 0) | (trie.determined[node] >= 0)  # -1: the identifier has ended before
-        shares[f"{tokens}"] = float(is_determined.mean())
+        at_end = (level == min(tokens, trie.depth)) | (is_leaf & (level < tokens))  # some identifiers have ended before
+        named = trie.below[at_end & (trie.determined(nodes) >= 0)].sum()
+        shares[f"{tokens}"] = float(named / len(catalog))
     return {
         "items": len(catalog),
-        "identifiers": len(set(catalog.identifiers)),
+        "identifiers": int(is_leaf.sum()),
         "nodes": len(trie),
         "depth": trie.depth,
         "determined_after": shares,

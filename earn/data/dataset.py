@@ -92,7 +92,7 @@ class Dataset:
 
     def questions(self, catalog: Catalog, users: int = ANALYSIS_USERS) -> list[tuple[list[int], int]]:
         """History and next item of a sample of validation users, as indices of the catalog; test users choose no k."""
-        index = [catalog.index[item_id] for item_id in self.interactions.item_ids]
+        index = catalog.index.find(self.interactions.item_ids).tolist()
         return [
             ([index[item] for item in example.history], index[example.target])
             for example in self.examples("valid", users)
@@ -104,11 +104,11 @@ class Dataset:
         Raises:
             EarnError: names one of them.
         """
-        missing = [item_id for item_id in self.interactions.item_ids if item_id not in catalog.index]
-        if missing:
-            items = len(self.interactions.item_ids)
+        is_missing = catalog.index.find(self.interactions.item_ids) < 0
+        if is_missing.any():
+            first = self.interactions.item_ids[int(is_missing.argmax())]
             raise EarnError(
-                f"{self.source}: {len(missing)} of its {items} items, such as {missing[0]!r}, are not in the "
+                f"{self.source}: {is_missing.sum()} of its {len(is_missing)} items, such as {first!r}, are not in the "
                 f"catalog of {model}. Give the data that the model was trained on."
             )
         for item_id, names in zip(self.interactions.item_ids, self._names(catalog), strict=True):
@@ -128,8 +128,7 @@ class Dataset:
         """
         own, titles = self.interactions.catalog, self.interactions.titles
         titled = any(titles) and any(catalog.titles)
-        for item, item_id in enumerate(self.interactions.item_ids):
-            index = catalog.index[item_id]
+        for item, index in enumerate(catalog.index.find(self.interactions.item_ids).tolist()):
             here = () if own is None else own.identifiers[item]
             names = [("".join(here), "".join(catalog.identifiers[index][: len(here)]))] if here else []
             if titled:

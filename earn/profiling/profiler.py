@@ -112,7 +112,9 @@ def random_histories(catalogs: Sequence[Catalog], lengths: Iterable[int], seed: 
     Raises:
         EarnError: they have none in common.
     """
-    common = [item for item in catalogs[0].item_ids if all(item in catalog.index for catalog in catalogs)]
+    items = tuple(catalogs[0].item_ids)
+    known = np.all([catalog.index.find(items) >= 0 for catalog in catalogs], axis=0)
+    common = [item for item, is_known in zip(items, known.tolist(), strict=True) if is_known]
     if not common:
         raise EarnError("The bundles have no item in common. Profile bundles of the same data, or one alone.")
     generator = np.random.default_rng(seed)

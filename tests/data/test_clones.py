@@ -19,7 +19,7 @@ def dataset(users: int = 4) -> Dataset:
     sequences = tuple(np.array([0, 2, 4, user % 5, 1]) for user in range(users))
     ids = tuple(f"u{user}" for user in range(users))
     held_out = tuple((user % 2, 1) for user in range(users))
-    interactions = Interactions("toy", CATALOG.item_ids, ("",) * 5, ("",) * 5, ids, sequences, CATALOG, held_out)
+    interactions = Interactions("toy", tuple(CATALOG.item_ids), ("",) * 5, ("",) * 5, ids, sequences, CATALOG, held_out)
     return Dataset("toy", interactions, split_of(interactions))
 
 

@@ -154,7 +154,7 @@ def test_the_remedy_for_a_missing_manifest_fits_what_is_there(bundle: Path, tmp_
     empty.mkdir()
     for path, says in (
         (bundle, r"no manifest\.json.*copy the bundle again"),
-        (other, r"README\.md: there is no bundle.*Check the path\.$"),
+        (other, r"README\.md: not a packed bundle"),
         (empty, "Write one: earn export CKPT --out"),
     ):
         with pytest.raises(EarnError, match=says):

@@ -17,7 +17,8 @@ from earn.runtime.beam import (
     root_beams,
     step,
 )
-from earn.runtime.trie import Exclusions, ItemTrie
+from earn.runtime.trie import Exclusions
+from earn.trie import ItemTrie
 from tests.support import (
     FAMILIES,
     RULES,

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from earn.runtime.trie import Exclusions, ItemTrie, find
+from earn.runtime.trie import Exclusions, find
+from earn.trie import ItemTrie
 from tests.support import toy_catalog
 
 Codes = NDArray[np.int32]
@@ -43,11 +44,10 @@ def test_its_arrays_are_in_order(codes: Codes) -> None:
     assert trie.token[0] == -1
     assert trie.child_start[0] == 1
     assert trie.child_start[-1] == nodes
-    assert len(trie.child_start) == len(trie.item_start) == nodes + 1
+    assert len(trie.child_start) == nodes + 1
     assert (np.diff(trie.child_start) >= 0).all()
-    assert trie.item_start[0] == 0
-    assert trie.item_start[-1] == len(codes)
-    assert sorted(trie.leaf_items.tolist()) == list(range(len(codes)))
+    assert (trie.item_start[0], trie.below[0]) == (0, len(codes))
+    assert trie.sorted_items.tolist() == sorted(range(len(codes)), key=lambda item: (codes[item].tolist(), item))
     by_depth = prefixes(trie)  # breadth first, and in the order of the prefixes
     assert by_depth == sorted(by_depth, key=lambda prefix: (len(prefix), prefix))
 
@@ -58,12 +58,10 @@ def test_leaves_paths_and_levels_say_what_the_identifiers_say(codes: Codes) -> N
     trie, identifiers = ItemTrie.build(codes), identifiers_of(codes)
     prefix = prefixes(trie)
     for node in range(len(trie)):
-        items = [item for item, identifier in enumerate(identifiers) if identifier == prefix[node]]
-        assert trie.items(node).tolist() == items
-        assert bool(trie.is_leaf(np.array([node]))[0]) == bool(items)
-    for item, identifier in enumerate(identifiers):
-        path = [prefix[node] for node in trie.path[item] if node >= 0]
-        assert path == [identifier[: end + 1] for end in range(len(identifier))]
+        items = [item for item, identifier in enumerate(identifiers) if identifier[: len(prefix[node])] == prefix[node]]
+        assert sorted(trie.items(node).tolist()) == items
+        assert bool(trie.is_leaf(np.array([node]))[0]) == (prefix[node] in identifiers)
+    assert [prefix[node] for node in trie.leaf] == identifiers
     for depth, tokens in enumerate(trie.level_tokens):
         assert tokens.tolist() == sorted({one[depth] for one in identifiers if depth < len(one)})
 
@@ -73,7 +71,7 @@ def test_leaves_paths_and_levels_say_what_the_identifiers_say(codes: Codes) -> N
 def test_a_node_is_determined_where_one_leaf_alone_hangs_below_it(codes: Codes) -> None:
     trie, identifiers = ItemTrie.build(codes), identifiers_of(codes)
     prefix = prefixes(trie)
-    for node, leaf in enumerate(trie.determined.tolist()):
+    for node, leaf in enumerate(trie.determined(np.arange(len(trie))).tolist()):
         below = {one for one in identifiers if one[: len(prefix[node])] == prefix[node]}
         assert (leaf >= 0) == (len(below) == 1)
         if leaf >= 0:
@@ -103,10 +101,10 @@ def test_exclusions_leave_every_user_what_a_slow_count_says(codes: Codes, data: 
 def test_parents_levels_and_counts_say_what_the_identifiers_say(codes: Codes) -> None:
     trie, identifiers = ItemTrie.build(codes), identifiers_of(codes)
     prefix = prefixes(trie)
-    assert (trie.parent[0], trie.level[0], trie.below[0]) == (-1, 0, len(codes))
+    assert (trie.parent[0], trie.level(np.array([0]))[0], trie.below[0]) == (-1, 0, len(codes))
     for node in range(1, len(trie)):
         assert prefix[trie.parent[node]] == prefix[node][:-1]
-        assert trie.level[node] == len(prefix[node])
+        assert trie.level(np.array([node]))[0] == len(prefix[node])
         assert trie.below[node] == sum(one[: len(prefix[node])] == prefix[node] for one in identifiers)
 
 
@@ -125,18 +123,39 @@ def test_the_toy_catalog_by_hand() -> None:
     #                 root | a0 a1 a2 a3 | b0 b0 b0 b1 b0 b1 | c0 c0 c1 c1 c0 | d0 d1 d0
     assert trie.token.tolist() == [-1, 0, 1, 2, 3, 4, 4, 4, 5, 4, 5, 6, 6, 7, 7, 6, 8, 9, 8]
     assert trie.child_start.tolist() == [1, 5, 6, 7, 9, 11, 11, 12, 13, 14, 15, 16, 16, 18, 19, 19, 19, 19, 19, 19]
-    assert trie.determined.tolist() == [-1, 5, 11, -1, -1, 5, 11, -1, 18, 14, 15, 11, -1, 18, 14, 15, 16, 17, 18]
+    nodes = np.arange(len(trie))
+    assert trie.determined(nodes).tolist() == [
+        -1,
+        5,
+        11,
+        -1,
+        -1,
+        5,
+        11,
+        -1,
+        18,
+        14,
+        15,
+        11,
+        -1,
+        18,
+        14,
+        15,
+        16,
+        17,
+        18,
+    ]
     assert trie.parent.tolist() == [-1, 0, 0, 0, 0, 1, 2, 3, 3, 4, 4, 6, 7, 8, 9, 10, 12, 12, 13]
-    assert trie.level.tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4]
+    assert trie.level(nodes).tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4]
     assert trie.below.tolist() == [8, 2, 1, 3, 2, 2, 1, 2, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1]
     assert trie.items(5).tolist() == [0, 4]
-    assert trie.path[5].tolist() == [3, 8, 13, 18]
+    assert trie.leaf[5] == 18
 
 
 def test_one_item_is_a_trie() -> None:
     trie = ItemTrie.build(np.array([[0]], np.int32))
     assert len(trie) == 2
-    assert trie.determined.tolist() == [1, 1]
+    assert trie.determined(np.arange(len(trie))).tolist() == [1, 1]
     assert Exclusions.of(trie, [[0]]).left(np.array([0]), np.array([1])).tolist() == [0]
 
 
@@ -145,4 +164,4 @@ def test_a_deep_chain_and_a_wide_root_are_built(items: int) -> None:
     codes = np.arange(items, dtype=np.int32)[:, None] if items > 1 else np.arange(40, dtype=np.int32)[None]
     trie = ItemTrie.build(codes)
     assert len(trie) == codes.size + 1
-    assert trie.determined[0] == (-1 if items > 1 else 40)
+    assert trie.determined(np.array([0]))[0] == (-1 if items > 1 else 40)

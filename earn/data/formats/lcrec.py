@@ -9,13 +9,13 @@ items.tsv      columns item_id, title; any other column except asin is metadata 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.catalog import Catalog, one_line, read_index
+from earn.catalog import one_line, read_index
 from earn.console import note
 from earn.data.formats.folders import matches, only_match
 from earn.data.formats.interactions import Interactions, Words, with_words
@@ -45,11 +45,12 @@ def read_lcrec(folder: Path) -> Interactions:
     words = _words(folder)
     catalog = read_index(index, {item_id: word.title for item_id, word in words.items()})
     users = _object(inter, '{"user": [item, ...]}')
-    sequences = tuple(_sequence(inter, user, items, catalog, index) for user, items in users.items())
-    return with_words(folder.resolve().name, catalog.item_ids, words, tuple(users), sequences, catalog)
+    index_of = {item_id: item for item, item_id in enumerate(catalog.item_ids)}
+    sequences = tuple(_sequence(inter, user, items, index_of, index) for user, items in users.items())
+    return with_words(folder.resolve().name, tuple(catalog.item_ids), words, tuple(users), sequences, catalog)
 
 
-def _sequence(path: Path, user: str, items: object, catalog: Catalog, index: Path) -> NDArray[np.int64]:
+def _sequence(path: Path, user: str, items: object, index_of: Mapping[str, int], index: Path) -> NDArray[np.int64]:
     try:
         item_ids = [id_text(item) for item in items] if isinstance(items, list) else None
     except ValueError:
@@ -60,13 +61,13 @@ def _sequence(path: Path, user: str, items: object, catalog: Catalog, index: Pat
         raise EarnError(f"{path}: user {user!r} has no items. Remove the user.")
     if None in item_ids:
         raise EarnError(f"{path}: user {user!r}: item {item_ids.index(None) + 1} is missing (NaN, null). Remove it.")
-    unknown = next((item for item in item_ids if item not in catalog.index), None)
+    unknown = next((item for item in item_ids if item not in index_of), None)
     if unknown is not None:
         raise EarnError(
             f"{path}: user {user!r} holds item {unknown}, which {index.name} lacks. "
             "Give it an identifier there or remove the interaction."
         )
-    return np.array([catalog.index[item] for item in item_ids if item is not None], np.int64)
+    return np.array([index_of[item] for item in item_ids if item is not None], np.int64)
 
 
 def _words(folder: Path) -> dict[str, Words]:

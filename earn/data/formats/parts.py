@@ -140,7 +140,7 @@ def _with_items(
     seen = dict.fromkeys(item for sequence in sequences.values() for item in sequence)
     titles = {item: word.title for item, word in words.items()}
     catalog: Catalog | None = None if index is None else read_index(index, titles)
-    item_ids = tuple(dict.fromkeys([*words, *seen])) if catalog is None else catalog.item_ids
+    item_ids = tuple(dict.fromkeys([*words, *seen])) if catalog is None else tuple(catalog.item_ids)
     index_of = {item: number for number, item in enumerate(item_ids)}
     lacking = next((item for item in seen if item not in index_of), None)
     if lacking is not None:

@@ -93,13 +93,13 @@ def read_item_file(path: Path) -> dict[str, Words]:
 
 def _catalog_for(index: Path, item_ids: Sequence[str], words: dict[str, Words]) -> Catalog:
     read = read_index(index)
-    lacking = next((item_id for item_id in item_ids if item_id not in read.index), None)
-    if lacking is not None:
+    found = read.index.find(item_ids)
+    if (found < 0).any():
         raise EarnError(
-            f"{index}: item {lacking!r} of the data has no identifier. "
+            f"{index}: item {item_ids[int(found.argmin())]!r} of the data has no identifier. "
             "Add it, or take the file away to have identifiers built."
         )
-    identifiers = tuple(read.identifiers[read.index[item_id]] for item_id in item_ids)
+    identifiers = tuple(read.identifiers[item] for item in found.tolist())
     return Catalog(tuple(item_ids), identifiers, tuple(words.get(item_id, Words()).title for item_id in item_ids))
 
 

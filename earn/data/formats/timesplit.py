@@ -57,7 +57,7 @@ def read_timesplit(folder: Path) -> Interactions:
     _check_users(folder, users, histories)
     sequences = tuple(np.array([item for part in parts for item in part], np.int64) for parts in histories)
     held_out = tuple((len(valid_items), len(test_items)) for _, valid_items, test_items in histories)
-    return with_words(folder.resolve().name, catalog.item_ids, words, users, sequences, catalog, held_out)
+    return with_words(folder.resolve().name, tuple(catalog.item_ids), words, users, sequences, catalog, held_out)
 
 
 def _needed(folder: Path, pattern: str) -> Path:
@@ -69,13 +69,13 @@ def _needed(folder: Path, pattern: str) -> Path:
 
 def _index_of(index: Path, catalog: Catalog) -> dict[str, int]:
     """From an item's number in the text to its index."""
-    missing = next((number for number in range(len(catalog)) if str(number) not in catalog.index), None)
-    if missing is not None:
+    found = catalog.index.find(tuple(map(str, range(len(catalog)))))
+    if (found < 0).any():
         raise EarnError(
-            f"{index}: holds {len(catalog)} items, but no item '{missing}'. Number them from 0, without a gap; "
+            f"{index}: holds {len(catalog)} items, but no item '{found.argmin()}'. Number them from 0, without a gap; "
             "the text numbers the same items from 1."
         )
-    return {str(number + 1): catalog.index[str(number)] for number in range(len(catalog))}
+    return {str(number): item for number, item in enumerate(found.tolist(), start=1)}
 
 
 def _check_users(folder: Path, users: Sequence[str], histories: Sequence[Sequence[Sequence[int]]]) -> None:
