@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -76,14 +77,19 @@ def test_what_is_no_packed_bundle_is_refused(tmp_path: Path, temporary: Path, co
     assert not (tmp_path / "outside").exists()
 
 
-def test_a_cut_or_changed_packed_bundle_is_refused(toy_bundle: Path, tmp_path: Path) -> None:
+def test_a_cut_or_changed_packed_bundle_is_refused_or_holds_the_same_bundle(toy_bundle: Path, tmp_path: Path) -> None:
     pack(toy_bundle, tmp_path / "one.zip")
     whole = (tmp_path / "one.zip").read_bytes()
+    want = Recommender.load(toy_bundle, threads=1)
+    history = want.catalog.item_ids[:2]
     for place in range(0, len(whole), len(whole) // 25):
-        for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]):
-            (tmp_path / "one.zip").write_bytes(damaged)
-            with pytest.raises(EarnError):
-                Recommender.load(tmp_path / "one.zip", threads=1)
+        (tmp_path / "one.zip").write_bytes(whole[:place])
+        with pytest.raises(EarnError):
+            Recommender.load(tmp_path / "one.zip", threads=1)
+        (tmp_path / "one.zip").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with suppress(EarnError):  # a date in a zip's table says nothing about the bundle
+            got = Recommender.load(tmp_path / "one.zip", threads=1)
+            assert got.recommend(history, k=3) == want.recommend(history, k=3)
 
 
 def test_a_damaged_bundle_is_not_packed(bundle: Path, tmp_path: Path) -> None:
