@@ -48,6 +48,7 @@ from earn.manifest import Manifest, refuse_foreign_folder
 from earn.runtime.evaluation import median_ms
 from earn.runtime.recommender import DEFAULT_BEAMS
 from earn.specs import STAGES
+from earn.tags import TAGS_FILE
 
 OLDEST_ONNXRUNTIME = (1, 22)  # the first with the quantizer of 4-bit blocks
 NOISE = 1.1  # a factor between medians that may be chance
@@ -354,7 +355,8 @@ def _write(
     with folder_written_whole(out) as folder:
         for path in chosen.folder.iterdir():
             shutil.move(path, folder / path.name)
-        shutil.copy(variants.source / CATALOG_FILE, folder / CATALOG_FILE)
+        for name in {CATALOG_FILE, TAGS_FILE} & set(variants.manifest.files):
+            shutil.copy(variants.source / name, folder / name)
         manifest = replace(
             variants.manifest,
             precision=chosen.precision.name,

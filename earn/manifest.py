@@ -5,6 +5,7 @@ A bundle is a folder:
     early.onnx      layers 1..k with the token embedding     (early.onnx.data beside it where weights are large)
     late.onnx       layers k+1..N with the item head         (late.onnx.data likewise)
     catalog.npz     items, identifiers, titles (see catalog)
+    tags.npz        tags of the items (see tags), where there are any
     recommend.onnx  the whole search as one graph, where it was asked for (see earn.export.one_graph)
     items.json      {"beams": 20, "item_ids": [...], "titles": [...]} beside it, for readers in other languages
     engines/        what the machine that runs it has built from the graphs; no part of the bundle as it is delivered
@@ -31,6 +32,7 @@ from earn.files import check_writable, read_json, sha256, write_json
 from earn.graph_files import check_graph_file
 from earn.prompts import constant_head, prompt_end, prompt_rows, readout_rows
 from earn.specs import Limits, Sizes, all_specs
+from earn.tags import TAGS_FILE
 
 SCHEMA = 2
 PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8", "int4")
@@ -145,11 +147,11 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """What tells this bundle from every other: a SHA-256 of the manifest, which lists those of all files.
+        """What tells this bundle from every other: a SHA-256 of the manifest with the sums of all files but the tags.
 
         A model that is no bundle yet lists none, and shares its fingerprint with others of its shape.
         """
-        value = to_json(self)
+        value = to_json(replace(self, files={name: self.files[name] for name in self.files if name != TAGS_FILE}))
         if self.model.method == BEAMS:  # which older manifests leave unsaid; their saved sessions stay good
             value["model"] = {name: part for name, part in value["model"].items() if name not in SET_FIELDS}
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earn.config import ScoringRule
-from earn.runtime.trie import Exclusions, Ints, ItemTrie
+from earn.runtime.item_filters import ItemsLeft
+from earn.runtime.trie import Ints, ItemTrie
 
 Floats = NDArray[np.float64]
 NOTHING: Floats = np.zeros(0)
@@ -46,7 +47,7 @@ def step(
     trie: ItemTrie,
     rule: ScoringRule,
     width: int,
-    exclusions: Exclusions,
+    exclusions: ItemsLeft,
 ) -> Beams:
     """One step of the search.
 

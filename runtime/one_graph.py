@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.catalog import CATALOG_FILE, Catalog
+from earn.catalog import Catalog
 from earn.errors import EarnError
 from earn.manifest import ONE_GRAPH_FILE, Manifest
 from earn.runtime.engine import ONE_GRAPH
 from earn.runtime.recommender import Recommendations, Recommender
 from earn.runtime.session import Session
+from earn.tags import Tags
 
 METADATA = "earn"  # key of the graph's metadata: {"form", "beams", "k"}
 
@@ -30,14 +31,16 @@ METADATA = "earn"  # key of the graph's metadata: {"form", "beams", "k"}
 class OneGraphRecommender(Recommender):
     """A bundle whose one graph is ready to answer."""
 
-    def __init__(self, session: Any, manifest: Manifest, catalog: Catalog) -> None:
+    def __init__(self, session: Any, manifest: Manifest, catalog: Catalog, tags: Tags | None) -> None:
         """Takes an ONNX Runtime session over the graph; the stages, which `Recommender` drives, are not loaded."""
-        self.manifest, self.catalog = manifest, catalog
+        self._keep(manifest, catalog, tags)
         self._session = session
         self.beams: int = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])["beams"]
 
     @classmethod
-    def open(cls, folder: Path, manifest: Manifest, options: Any) -> OneGraphRecommender:
+    def open(
+        cls, folder: Path, manifest: Manifest, options: Any, catalog: Catalog, tags: Tags | None
+    ) -> OneGraphRecommender:
         """Loads the one graph of a bundle with this manifest, with these options of an ONNX Runtime session.
 
         Raises:
@@ -52,7 +55,7 @@ class OneGraphRecommender(Recommender):
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own without a common base
             raise EarnError(f"{path}: ONNX Runtime cannot load it ({error}). Write it again: earn compose.") from error
-        return cls(session, manifest, Catalog.load(folder / CATALOG_FILE))
+        return cls(session, manifest, catalog, tags)
 
     def search_width(self, k: int, beams: int | str | None) -> int:
         """The beams of a search for k items: those that the graph was written with.

@@ -25,12 +25,14 @@ from earn.prompts import history_tokens
 from earn.runtime.beam import Beams
 from earn.runtime.decoder import Decoder, ReadPrompts
 from earn.runtime.engine import ONE_GRAPH, Engine, check_threads, load_engine
+from earn.runtime.item_filters import ItemFilters, Wanted, items_left
 from earn.runtime.onnx_engine import session_options
 from earn.runtime.search import Search
 from earn.runtime.session import Session
 from earn.runtime.set_scores import SetScores, best_items
-from earn.runtime.trie import Exclusions, ItemTrie
+from earn.runtime.trie import ItemTrie
 from earn.specs import generated_rows
+from earn.tags import TAGS_FILE, Tags, no_tags
 
 DEFAULT_BEAMS = 20  # as in the paper
 EXACT = "exact"  # in place of a number of beams
@@ -60,7 +62,14 @@ class Recommendations(list[Recommendation]):
 class Recommender:
     """A bundle that is ready to answer."""
 
-    def __init__(self, engine: Engine, manifest: Manifest, catalog: Catalog, lookahead: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        manifest: Manifest,
+        catalog: Catalog,
+        lookahead: int | None = None,
+        tags: Tags | None = None,
+    ) -> None:
         """Takes an engine over the bundle's graphs; `lookahead` (see earn.runtime.search) is for measurements.
 
         Raises:
@@ -75,12 +84,17 @@ class Recommender:
                 f"The catalog has {tokens} tokens and depth {codes.shape[1]}, the manifest "
                 f"{len(manifest.model.token_ids)} and {manifest.limits.depth}. Export the checkpoint again."
             )
-        self.manifest = manifest
-        self.catalog = catalog
+        self._keep(manifest, catalog, tags)
         self.trie = ItemTrie.build(codes)
         self._identifiers = [[code for code in row if code >= 0] for row in codes.tolist()]
         self.decoder = Decoder(engine, manifest)
         self.lookahead = lookahead
+
+    def _keep(self, manifest: Manifest, catalog: Catalog, tags: Tags | None) -> None:
+        """Takes what is no model."""
+        self.manifest, self.catalog = manifest, catalog
+        self.tags = tags or no_tags(len(catalog))
+        self.filters = ItemFilters(len(catalog), self.tags, self.indices)
 
     @classmethod
     def load(
@@ -112,13 +126,15 @@ class Recommender:
         def open_now() -> Recommender:
             manifest = Manifest.load(folder, verify)
             check_graphs(folder, manifest)
+            catalog = Catalog.load(folder / CATALOG_FILE)
+            tags = Tags.load(folder / TAGS_FILE, len(catalog)) if TAGS_FILE in manifest.files else None
             if engine == ONE_GRAPH:
                 from earn.runtime.one_graph import OneGraphRecommender
 
                 options = session_options(check_threads(threads), spinning, arena)
-                return OneGraphRecommender.open(folder, manifest, options)
+                return OneGraphRecommender.open(folder, manifest, options, catalog, tags)
             loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
-            return cls(loaded, manifest, Catalog.load(folder / CATALOG_FILE))
+            return cls(loaded, manifest, catalog, tags=tags)
 
         return _of_one_moment(folder, open_now)
 
@@ -130,6 +146,8 @@ class Recommender:
         exclude: Collection[str | int] = (),
         exclude_history: bool = False,
         unknown: str = "error",
+        allow: Wanted = None,
+        block: Wanted = None,
     ) -> Recommendations:
         """The k best next items for one history, best first; fewer only if the catalog has no more.
 
@@ -142,11 +160,13 @@ class Recommender:
             exclude: item ids that must not come back. Scores of the others stay as they are.
             exclude_history: exclude the history's items as well.
             unknown: "error" refuses ids that the catalog lacks, "skip" leaves them out.
+            allow: what may come back: a filter (earn.filters) over tags and ids, or ids; None for everything.
+            block: what may not come back, likewise; None for nothing.
 
         Raises:
-            EarnError: an unknown item, an empty history, or a k or beam width out of range.
+            EarnError: an unknown item or tag, an empty history, or a k or beam width out of range.
         """
-        return self.recommend_batch([history], k, beams, [exclude], exclude_history, unknown)[0]
+        return self.recommend_batch([history], k, beams, [exclude], exclude_history, unknown, [allow], [block])[0]
 
     def recommend_batch(
         self,
@@ -156,20 +176,23 @@ class Recommender:
         exclude: Sequence[Collection[str | int]] | None = None,
         exclude_history: bool = False,
         unknown: str = "error",
+        allow: Sequence[Wanted] | None = None,
+        block: Sequence[Wanted] | None = None,
     ) -> list[Recommendations]:
-        """`recommend` for many users in few passes; `exclude` has one collection per history."""
+        """`recommend` for many users in few passes; `exclude`, `allow` and `block` have one entry per history."""
         widths = self._widths(k) if beams == EXACT else [self.search_width(k, beams)]
-        if exclude is None:
-            exclude = [()] * len(histories)
-        if len(exclude) != len(histories):
-            raise EarnError(f"There are {len(histories)} histories but {len(exclude)} exclusions. Give one for each.")
+        users = len(histories)
+        exclude = _one_each(exclude, (), users, "exclude")
+        allow, block = _one_each(allow, None, users, "allow"), _one_each(block, None, users, "block")
         known = [self.history(history, unknown) for history in in_order(histories, "histories")]
         for user, history in enumerate(known):
             if not history:
                 raise EarnError(f"History {user} has no known item. Give at least one item of the catalog.")
-        excluded = [set(self.indices(items, unknown)) for items in exclude]
+        single = [set(self.indices(items, unknown)) for items in exclude]
         if exclude_history:
-            excluded = [items | set(history) for items, history in zip(excluded, known, strict=True)]
+            single = [items | set(history) for items, history in zip(single, known, strict=True)]
+        wanted = zip(single, allow, block, strict=True)
+        excluded = [self.filters.unwanted(items, allows, blocks, unknown) for items, allows, blocks in wanted]
         results: list[Recommendations] = []
         batch = self.manifest.limits.batch
         for start in range(0, len(known), batch):
@@ -178,9 +201,9 @@ class Recommender:
         for width in widths[1:]:
             again = [user for user, items in enumerate(results) if not items.exact]
             for start in range(0, len(again), batch):
-                users = again[start : start + batch]
-                wider = self._answer([known[user] for user in users], [excluded[user] for user in users], k, width)
-                for user, items in zip(users, wider, strict=True):
+                asked = again[start : start + batch]
+                wider = self._answer([known[user] for user in asked], [excluded[user] for user in asked], k, width)
+                for user, items in zip(asked, wider, strict=True):
                     results[user] = items
         return results
 
@@ -274,7 +297,7 @@ class Recommender:
                 self._list(best_items(self._set.of_items(logits), k, items), is_exact=True)
                 for logits, items in zip(first, excluded, strict=True)
             ]
-        exclusions = Exclusions.of(self.trie, excluded)
+        exclusions = items_left(self.trie, excluded)
         search = Search(self.trie, SCORING_RULES[self.manifest.scoring], width, int(k), self.lookahead)
         beams = search.run(self.decoder, state, first, exclusions)
         return [self._items(beams, user, items, k) for user, items in enumerate(excluded)]
@@ -295,6 +318,19 @@ class Recommender:
         """Items and their scores, best first, with the catalog's ids and titles."""
         ids, titles = self.catalog.item_ids, self.catalog.titles
         return Recommendations((Recommendation(ids[item], score, titles[item]) for item, score in ranked), is_exact)
+
+
+def _one_each(values: Sequence[T] | None, default: T, users: int, name: str) -> Sequence[T]:
+    """The values, if there is one for each user; the default for all of them where none are given.
+
+    Raises:
+        EarnError: there are more or fewer.
+    """
+    if values is None:
+        return [default] * users
+    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != users:
+        raise EarnError(f"There are {users} histories, and {name} is no list of as many. Give one entry for each.")
+    return values
 
 
 def in_order(values: T, what: str) -> T:

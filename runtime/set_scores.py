@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from earn.catalog import Catalog
 from earn.digits import Digits
 from earn.errors import EarnError
+from earn.runtime.item_filters import indices_of
 
 Floats = NDArray[np.float32]
 
@@ -59,8 +60,9 @@ def best_items(scores: Floats, k: int, excluded: Collection[int] = ()) -> list[t
         excluded: items that must not be among them.
     """
     allowed = scores.copy()
-    allowed[list(excluded)] = -np.inf
-    most = min(k, len(scores) - len(set(excluded)))
+    left_out = indices_of(excluded)
+    allowed[left_out] = -np.inf
+    most = min(k, len(scores) - len(left_out))
     if most < 1:
         return []
     least = np.partition(allowed, len(allowed) - most)[len(allowed) - most]

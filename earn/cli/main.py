@@ -28,6 +28,7 @@ from earn.cli import (
     profile,
     quickstart,
     recommend,
+    tags,
     train,
 )
 from earn.cli.arguments import Parser
@@ -48,6 +49,7 @@ COMMANDS = (
     engine,
     profile,
     recommend,
+    tags,
     inspection,
 )
 
