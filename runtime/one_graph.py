@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from earn.catalog import Catalog
 from earn.errors import EarnError
 from earn.manifest import ONE_GRAPH_FILE, Manifest
+from earn.runtime.closed import Closed
+from earn.runtime.deadline import check_deadline
 from earn.runtime.engine import ONE_GRAPH
 from earn.runtime.recommender import Recommendations, Recommender
 from earn.runtime.session import Session
@@ -69,6 +71,10 @@ class OneGraphRecommender(Recommender):
             raise EarnError(f"k is {k!r}. This graph returns 1 to {self.beams} items; write a wider one: earn compose.")
         return self.beams
 
+    def close(self) -> None:
+        """Lets the graph go, see `Recommender.close`."""
+        self._session = Closed("recommender", "Load the bundle again.")
+
     def _widths(self, k: int) -> list[int]:
         """The one width that there is: "exact" cannot widen it."""
         return [self.search_width(k, None)]
@@ -85,9 +91,11 @@ class OneGraphRecommender(Recommender):
         self, histories: Sequence[Sequence[int]], excluded: Sequence[Collection[int]], k: int, width: int
     ) -> list[Recommendations]:
         feeds = {"history": _padded(histories), "excluded": _padded([sorted(items) for items in excluded])}
+        check_deadline()  # once: all of the search is one call
         names = ["items", "scores", "count", "exact", "status"]
+        run = self._session.run
         try:
-            *answers, status = self._session.run(names, {**feeds, "k": np.array([k], np.int64)})
+            *answers, status = run(names, {**feeds, "k": np.array([k], np.int64)})
         except Exception as error:  # onnxruntime raises classes of its own without a common base
             raise EarnError(f"ONNX Runtime failed in {ONE_GRAPH_FILE} ({error}). Copy the bundle again.") from error
         if status.any():  # histories and items were checked before

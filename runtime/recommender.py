@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from earn.errors import EarnError
 from earn.manifest import MANIFEST_FILE, Manifest, Moment, check_graphs
 from earn.prompts import history_tokens
 from earn.runtime.beam import Beams
+from earn.runtime.closed import Closed
+from earn.runtime.deadline import within
 from earn.runtime.decoder import Decoder, ReadPrompts
 from earn.runtime.engine import ONE_GRAPH, Engine, check_threads, load_engine
 from earn.runtime.item_filters import ItemFilters, Wanted, items_left
@@ -33,6 +35,9 @@ from earn.runtime.set_scores import SetScores, best_items
 from earn.runtime.trie import ItemTrie
 from earn.specs import generated_rows
 from earn.tags import TAGS_FILE, Tags, no_tags
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # Python 3.10
 
 DEFAULT_BEAMS = 20  # as in the paper
 EXACT = "exact"  # in place of a number of beams
@@ -148,6 +153,7 @@ class Recommender:
         unknown: str = "error",
         allow: Wanted = None,
         block: Wanted = None,
+        timeout_s: float | None = None,
     ) -> Recommendations:
         """The k best next items for one history, best first; fewer only if the catalog has no more.
 
@@ -162,11 +168,14 @@ class Recommender:
             unknown: "error" refuses ids that the catalog lacks, "skip" leaves them out.
             allow: what may come back: a filter (earn.filters) over tags and ids, or ids; None for everything.
             block: what may not come back, likewise; None for nothing.
+            timeout_s: seconds that the request may take, looked at between passes of the model; None for no limit.
 
         Raises:
-            EarnError: an unknown item or tag, an empty history, or a k or beam width out of range.
+            EarnError: an unknown item or tag, an empty history, a k or beam width out of range, or it is closed.
+            DeadlineError: the time was over; the recommender stays as it was.
         """
-        return self.recommend_batch([history], k, beams, [exclude], exclude_history, unknown, [allow], [block])[0]
+        settings = k, beams, [exclude], exclude_history, unknown, [allow], [block], timeout_s
+        return self.recommend_batch([history], *settings)[0]
 
     def recommend_batch(
         self,
@@ -178,8 +187,12 @@ class Recommender:
         unknown: str = "error",
         allow: Sequence[Wanted] | None = None,
         block: Sequence[Wanted] | None = None,
+        timeout_s: float | None = None,
     ) -> list[Recommendations]:
-        """`recommend` for many users in few passes; `exclude`, `allow` and `block` have one entry per history."""
+        """`recommend` for many users in few passes; `exclude`, `allow` and `block` have one entry per history.
+
+        The time is that of all of them.
+        """
         widths = self._widths(k) if beams == EXACT else [self.search_width(k, beams)]
         users = len(histories)
         exclude = _one_each(exclude, (), users, "exclude")
@@ -193,6 +206,13 @@ class Recommender:
             single = [items | set(history) for items, history in zip(single, known, strict=True)]
         wanted = zip(single, allow, block, strict=True)
         excluded = [self.filters.unwanted(items, allows, blocks, unknown) for items, allows, blocks in wanted]
+        with within(timeout_s):
+            return self._lists(known, excluded, k, widths)
+
+    def _lists(
+        self, known: Sequence[Sequence[int]], excluded: Sequence[Collection[int]], k: int, widths: Sequence[int]
+    ) -> list[Recommendations]:
+        """The best items for any number of histories; those whose list is not exact are asked again with more beams."""
         results: list[Recommendations] = []
         batch = self.manifest.limits.batch
         for start in range(0, len(known), batch):
@@ -227,6 +247,19 @@ class Recommender:
             EarnError: an unknown item.
         """
         return Session(self, self.history(history, unknown))
+
+    def close(self) -> None:
+        """Lets the model go; its memory is free once the requests that are being answered have ended.
+
+        Whoever asks a closed recommender, or a session of it, gets an EarnError.
+        """
+        self.decoder = cast(Decoder, Closed("recommender", "Load the bundle again."))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def restore_session(self, saved: bytes) -> Session:
         """Opens a session that `Session.to_bytes` saved with this bundle.
@@ -328,8 +361,8 @@ def _one_each(values: Sequence[T] | None, default: T, users: int, name: str) -> 
     """
     if values is None:
         return [default] * users
-    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != users:
-        raise EarnError(f"There are {users} histories, and {name} is no list of as many. Give one entry for each.")
+    if len(values) != users:
+        raise EarnError(f"There are {users} histories but {len(values)} entries of {name}. Give one for each.")
     return values
 
 

@@ -18,17 +18,22 @@ import json
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from earn.arrays import ArrayForm, read_arrays
 from earn.errors import EarnError
 from earn.filters import EVERYTHING, NOTHING, Filter, from_json, to_json
+from earn.runtime.cache import KeyValueCache
+from earn.runtime.closed import Closed
+from earn.runtime.deadline import within
 from earn.runtime.decoder import ReadPrompts
 from earn.runtime.item_filters import Wanted, as_filter
 
 if TYPE_CHECKING:
+    from typing_extensions import Self  # Python 3.10
+
     from earn.runtime.recommender import Recommendation, Recommender
 
 FORMAT = 2  # of saved sessions; the one before had no filters
@@ -122,13 +127,15 @@ class Session:
         exclude_history: bool = False,
         allow: Wanted = None,
         block: Wanted = None,
+        timeout_s: float | None = None,
     ) -> list[Recommendation]:
         """What `Recommender.recommend` gives for the window; see there. All of the history can be excluded.
 
         The session's own `allow` and `block` hold besides those of the request.
 
         Raises:
-            EarnError: an unknown item or tag, no item yet, or a k or beam width out of range.
+            EarnError: an unknown item or tag, no item yet, a k or beam width out of range, or a closed session.
+            DeadlineError: the time was over; the session stays as it was.
         """
         recommender = self._recommender
         width = recommender.search_width(k, beams)
@@ -141,11 +148,25 @@ class Session:
             if exclude_history:
                 single |= set(self._items)
             excluded = recommender.filters.unwanted(single, allow, block, "error")
-            prompt = self._ready()
-            try:
-                return recommender.search(prompt, [excluded], k, width)[0]
-            finally:
-                self._cache.shorten(prompt.rows)
+            with within(timeout_s):
+                prompt = self._ready()
+                try:
+                    return recommender.search(prompt, [excluded], k, width)[0]
+                finally:
+                    self._cache.shorten(prompt.rows)
+
+    def close(self) -> None:
+        """Lets the session's memory go. Whoever asks a closed session gets an EarnError; its recommender stays open."""
+        closed = Closed("session", "Open a new one, or restore it where it was saved.")
+        with self._lock:
+            self._recommender, self._cache = cast("Recommender", closed), cast(KeyValueCache, closed)
+            self._prompt = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def to_bytes(self) -> bytes:
         """The session as bytes, to be restored by a recommender over the same bundle."""

@@ -149,7 +149,7 @@ def test_users_of_a_batch_have_filters_of_their_own(
         want = recommender.recommend(history, 4, 20, allow=allows, block=blocks)
         assert [item.item_id for item in got] == [item.item_id for item in want]
         assert [item.score for item in got] == pytest.approx([item.score for item in want], abs=1e-4)
-    with pytest.raises(EarnError, match="There are 4 histories, and allow is no list"):
+    with pytest.raises(EarnError, match="4 histories but 1 entries of allow"):
         recommender.recommend_batch(histories, allow=[None])
 
 
