@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -35,9 +35,6 @@ from earn.runtime.set_scores import SetScores, best_items
 from earn.runtime.trie import ItemTrie
 from earn.specs import generated_rows
 from earn.tags import TAGS_FILE, Tags, no_tags
-
-if TYPE_CHECKING:
-    from typing_extensions import Self  # Python 3.10
 
 DEFAULT_BEAMS = 20  # as in the paper
 EXACT = "exact"  # in place of a number of beams
@@ -255,7 +252,7 @@ class Recommender:
         """
         self.decoder = cast(Decoder, Closed("recommender", "Load the bundle again."))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Recommender:
         return self
 
     def __exit__(self, *raised: object) -> None:

@@ -32,8 +32,6 @@ from earn.runtime.decoder import ReadPrompts
 from earn.runtime.item_filters import Wanted, as_filter
 
 if TYPE_CHECKING:
-    from typing_extensions import Self  # Python 3.10
-
     from earn.runtime.recommender import Recommendation, Recommender
 
 FORMAT = 2  # of saved sessions; the one before had no filters
@@ -162,7 +160,7 @@ class Session:
             self._recommender, self._cache = cast("Recommender", closed), cast(KeyValueCache, closed)
             self._prompt = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *raised: object) -> None:
