@@ -47,7 +47,7 @@ def holds(expression: Filter, item: int, tagged: dict[str, set[int]]) -> bool:
 
 
 @given(FILTERS, st.fixed_dictionaries({name: st.sets(st.integers(0, 9)) for name in NAMES}))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 def test_an_expression_holds_what_its_json_says_item_by_item(expression: Filter, tagged: dict[str, set[int]]) -> None:
     tags = Tags.of({name: sorted(items) for name, items in tagged.items()}, 10)
     held = mask(expression, 10, tags.having, lambda item_ids: [int(item_id) for item_id in item_ids])
@@ -126,7 +126,7 @@ def test_tags_are_saved_and_those_of_another_catalog_refused(tmp_path: Path) -> 
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_a_damaged_file_of_tags_is_an_error_of_ours_or_other_tags(tmp_path_factory: Any, data: st.DataObject) -> None:
     path = tmp_path_factory.mktemp("damaged") / "tags.npz"
     Tags.of({"a": [1, 2], "b": []}, 9).save(path)

@@ -82,6 +82,7 @@ def test_a_closed_session_says_so_and_its_recommender_stays_open() -> None:
     assert recommender.restore_session(saved).history == list(map(str, HISTORY))
 
 
+@pytest.mark.slow
 def test_the_one_graph_is_closed_and_refused_too_late(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compose_bundle(bundle, beams=20)
     with Recommender.load(bundle, engine="one-graph") as recommender:

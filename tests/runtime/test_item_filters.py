@@ -82,7 +82,9 @@ def check(got: Sequence[Recommendation], ranked: Sequence[Recommendation], items
     assert len({item.item_id for item in got}) == len(want)
 
 
-@pytest.mark.parametrize("name", [*RULES, "set"])
+@pytest.mark.parametrize(
+    "name", ["trie", "set", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("level", "vocab"))]
+)
 @given(data=st.data())
 @settings(deadline=None, max_examples=12)
 def test_a_filtered_list_is_the_list_of_all_items_without_the_others(
@@ -107,7 +109,7 @@ def test_a_filtered_list_is_the_list_of_all_items_without_the_others(
 
 
 @given(catalogs(), st.data())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_counts_below_nodes_are_those_of_single_exclusions(codes: Codes, data: st.DataObject) -> None:
     trie, items = ItemTrie.build(codes), len(codes)
     users = data.draw(
@@ -207,6 +209,7 @@ def test_unknown_tags_items_and_odd_filters_are_refused(
         session.allow = "even"
 
 
+@pytest.mark.slow
 def test_a_bundle_gets_tags_without_an_export_and_the_one_graph_obeys_them(bundle: Path) -> None:
     before = Recommender.load(bundle)
     saved = before.session(["1", "2"]).to_bytes()
