@@ -49,6 +49,7 @@ from earn.quantizer import QUANTIZER_FILE
 from earn.runtime.evaluation import median_ms
 from earn.runtime.recommender import DEFAULT_BEAMS
 from earn.specs import STAGES
+from earn.tags import TAGS_FILE
 
 OLDEST_ONNXRUNTIME = (1, 22)  # the first with the quantizer of 4-bit blocks
 NOISE = 1.1  # a factor between medians that may be chance
@@ -355,7 +356,7 @@ def _write(
     with folder_written_whole(out) as folder:
         for path in chosen.folder.iterdir():
             shutil.move(path, folder / path.name)
-        for name in {CATALOG_FILE, QUANTIZER_FILE} & set(variants.manifest.files):
+        for name in {CATALOG_FILE, QUANTIZER_FILE, TAGS_FILE} & set(variants.manifest.files):
             shutil.copy(variants.source / name, folder / name)
         manifest = replace(
             variants.manifest,

@@ -12,6 +12,10 @@ class EarnError(ValueError):
     """
 
 
+class DeadlineError(EarnError):
+    """A request took longer than it was given. What was asked can be asked again."""
+
+
 def refuse(problems: Iterable[str]) -> None:
     """Raises the first of these problems.
 

@@ -6,6 +6,7 @@ A bundle is a folder:
     late.onnx       layers k+1..N with the item head         (late.onnx.data likewise)
     catalog.npz     items, identifiers, titles (see catalog)
     quantizer.npz   what makes digits of new items, where items have digits (see quantizer)
+    tags.npz        tags of the items (see tags), where there are any
     recommend.onnx  the whole search as one graph, where it was asked for (see earn.export.one_graph)
     items.json      {"beams": 20, "item_ids": [...], "titles": [...]} beside it, for readers in other languages
     recommend.ort   the same graph in ONNX Runtime's own format, with its weights; beside it
@@ -35,6 +36,7 @@ from earn.graph_files import check_graph_file
 from earn.prompts import constant_head, prompt_end, prompt_rows, readout_rows
 from earn.quantizer import QUANTIZER_FILE
 from earn.specs import Limits, Sizes, all_specs
+from earn.tags import TAGS_FILE
 
 SCHEMA = 2
 PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8", "int4")
@@ -150,11 +152,11 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """What tells this bundle from every other: a SHA-256 of the manifest, which lists those of all files.
+        """What tells this bundle from every other: a SHA-256 of the manifest with the sums of all files but the tags.
 
         A model that is no bundle yet lists none, and shares its fingerprint with others of its shape.
         """
-        value = to_json(self)
+        value = to_json(replace(self, files={name: self.files[name] for name in self.files if name != TAGS_FILE}))
         if self.model.method == BEAMS:  # which older manifests leave unsaid; their saved sessions stay good
             value["model"] = {name: part for name, part in value["model"].items() if name not in SET_FIELDS}
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

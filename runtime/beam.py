@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earn.config import ScoringRule
-from earn.runtime.trie import Exclusions
+from earn.runtime.item_filters import ItemsLeft
 from earn.trie import Ints, ItemTrie
 
 Floats = NDArray[np.float64]
@@ -47,7 +47,7 @@ def step(
     trie: ItemTrie,
     rule: ScoringRule,
     width: int,
-    exclusions: Exclusions,
+    exclusions: ItemsLeft,
 ) -> Beams:
     """One step of the search.
 

@@ -20,6 +20,7 @@ from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.prompts import constant_head, prompt_end
 from earn.runtime.cache import KeyValueCache
+from earn.runtime.deadline import check_deadline
 from earn.runtime.engine import Engine
 from earn.runtime.memory import Memory
 from earn.specs import NEW, PAST, PIECE
@@ -207,6 +208,7 @@ class Decoder:
 
     def _early(self, cache: KeyValueCache, tokens: Ints, position: Ints, bias: Floats, keep: Ints) -> Memory:
         """Hidden states [b,r,d] of the rows `keep`."""
+        check_deadline()
         users, rows = tokens.shape
         feeds: dict[str, Memory] = {"input_ids": tokens, "position_ids": position, "attention_bias": bias}
         feeds |= {PAST: cache.past, "keep": keep}
@@ -216,6 +218,7 @@ class Decoder:
 
     def _late(self, cache: KeyValueCache, hidden: Memory, position: Ints, bias: Floats, kept: int) -> Floats:
         """Logits [b,kept,v] of the last rows."""
+        check_deadline()
         users, rows, _ = hidden.shape
         feeds: dict[str, Memory] = {"hidden": hidden, "keep": np.arange(rows - kept, rows)}
         logits = np.empty((users, kept, self._sizes.logits), np.float32)

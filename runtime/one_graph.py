@@ -17,13 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.catalog import CATALOG_FILE, Catalog
+from earn.catalog import Catalog
 from earn.config import SET
 from earn.errors import EarnError
 from earn.manifest import ONE_GRAPH_FILE, Manifest
+from earn.runtime.closed import Closed
+from earn.runtime.deadline import check_deadline
 from earn.runtime.engine import ONE_GRAPH
+from earn.runtime.item_filters import Excluded, indices_of
 from earn.runtime.recommender import Recommendations, Recommender
 from earn.runtime.session import Session
+from earn.tags import Tags
 from earn.trie import Ints
 
 METADATA = "earn"  # key of the graph's metadata: {"form", "beams", "k"}
@@ -32,14 +36,16 @@ METADATA = "earn"  # key of the graph's metadata: {"form", "beams", "k"}
 class OneGraphRecommender(Recommender):
     """A bundle whose one graph is ready to answer."""
 
-    def __init__(self, session: Any, manifest: Manifest, catalog: Catalog) -> None:
+    def __init__(self, session: Any, manifest: Manifest, catalog: Catalog, tags: Tags | None) -> None:
         """Takes an ONNX Runtime session over the graph; the stages, which `Recommender` drives, are not loaded."""
-        self.manifest, self.catalog = manifest, catalog
+        self._keep(manifest, catalog, tags)
         self._session = session
         self.beams: int = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])["beams"]
 
     @classmethod
-    def open(cls, folder: Path, manifest: Manifest, options: Any) -> OneGraphRecommender:
+    def open(
+        cls, folder: Path, manifest: Manifest, options: Any, catalog: Catalog, tags: Tags | None
+    ) -> OneGraphRecommender:
         """Loads the one graph of a bundle with this manifest, with these options of an ONNX Runtime session.
 
         Raises:
@@ -54,7 +60,7 @@ class OneGraphRecommender(Recommender):
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own without a common base
             raise EarnError(f"{path}: ONNX Runtime cannot load it ({error}). Write it again: earn compose.") from error
-        return cls(session, manifest, Catalog.load(folder / CATALOG_FILE))
+        return cls(session, manifest, catalog, tags)
 
     def search_width(self, k: int, beams: int | str | None) -> int:
         """The beams of a search for k items: those that the graph was written with. All codes at once have none.
@@ -70,6 +76,10 @@ class OneGraphRecommender(Recommender):
             raise EarnError(f"k is {k!r}. This graph returns 1 to {self.beams} items; write a wider one: earn compose.")
         return self.beams
 
+    def close(self) -> None:
+        """Lets the graph go, see `Recommender.close`."""
+        self._session = Closed("recommender", "Load the bundle again.")
+
     def _widths(self, k: int) -> list[int]:
         """The one width that there is: "exact" cannot widen it."""
         return [self.search_width(k, None)]
@@ -83,12 +93,14 @@ class OneGraphRecommender(Recommender):
         return self.session()
 
     def _answer(
-        self, histories: Sequence[Sequence[int]], excluded: Sequence[Ints], k: int, width: int
+        self, histories: Sequence[Sequence[int]], excluded: Sequence[Excluded], k: int, width: int
     ) -> list[Recommendations]:
-        feeds = {"history": _padded(histories), "excluded": _padded(excluded)}
+        feeds = {"history": _padded(histories), "excluded": _padded([indices_of(items) for items in excluded])}
+        check_deadline()  # once: all of the search is one call
         names = ["items", "scores", "count", "exact", "status"]
+        run = self._session.run
         try:
-            *answers, status = self._session.run(names, {**feeds, "k": np.array([k], np.int64)})
+            *answers, status = run(names, {**feeds, "k": np.array([k], np.int64)})
         except Exception as error:  # onnxruntime raises classes of its own without a common base
             raise EarnError(f"ONNX Runtime failed in {ONE_GRAPH_FILE} ({error}). Copy the bundle again.") from error
         if status.any():  # histories and items were checked before

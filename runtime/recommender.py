@@ -14,7 +14,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -27,14 +27,18 @@ from earn.new_items import NewItems, with_new_items
 from earn.places import bundle_at
 from earn.prompts import history_tokens
 from earn.runtime.beam import Beams
+from earn.runtime.closed import Closed
+from earn.runtime.deadline import within
 from earn.runtime.decoder import Decoder, ReadPrompts
 from earn.runtime.engine import ONE_GRAPH, Engine, check_threads, load_engine
+from earn.runtime.item_filters import Excluded, ItemFilters, Wanted, items_left, wanted_of
 from earn.runtime.onnx_engine import session_options
 from earn.runtime.search import Search
 from earn.runtime.session import Session
 from earn.runtime.set_scores import SetScores
-from earn.runtime.trie import Exclusions, distinct, find
+from earn.runtime.trie import distinct
 from earn.specs import generated_rows
+from earn.tags import TAGS_FILE, Tags, no_tags
 from earn.trie import Ints
 
 DEFAULT_BEAMS = 20  # as in the paper
@@ -65,7 +69,14 @@ class Recommendations(list[Recommendation]):
 class Recommender:
     """A bundle that is ready to answer."""
 
-    def __init__(self, engine: Engine, manifest: Manifest, catalog: Catalog, lookahead: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        manifest: Manifest,
+        catalog: Catalog,
+        lookahead: int | None = None,
+        tags: Tags | None = None,
+    ) -> None:
         """Takes an engine over the bundle's graphs; `lookahead` (see earn.runtime.search) is for measurements.
 
         Raises:
@@ -79,11 +90,16 @@ class Recommender:
                 f"The catalog has {tokens} tokens and depth {depth}, the manifest "
                 f"{len(manifest.model.token_ids)} and {manifest.limits.depth}. Export the checkpoint again."
             )
-        self.manifest = manifest
-        self.catalog = catalog
+        self._keep(manifest, catalog, tags)
         self._read_as = np.arange(len(catalog) if is_set else 0)  # the item whose row a history reads for each
         self.decoder = Decoder(engine, manifest)
         self.lookahead = lookahead
+
+    def _keep(self, manifest: Manifest, catalog: Catalog, tags: Tags | None) -> None:
+        """Takes what is no model."""
+        self.manifest, self.catalog = manifest, catalog
+        self.tags = tags or no_tags(len(catalog))
+        self.filters = ItemFilters(len(catalog), self.tags, self.indices)
 
     @classmethod
     def load(
@@ -114,13 +130,15 @@ class Recommender:
         def open_now(folder: Path) -> Recommender:
             manifest = Manifest.load(folder, verify)
             check_graphs(folder, manifest)
+            catalog = Catalog.load(folder / CATALOG_FILE)
+            tags = Tags.load(folder / TAGS_FILE, len(catalog)) if TAGS_FILE in manifest.files else None
             if engine == ONE_GRAPH:
                 from earn.runtime.one_graph import OneGraphRecommender
 
                 options = session_options(check_threads(threads), spinning, arena)
-                return OneGraphRecommender.open(folder, manifest, options)
+                return OneGraphRecommender.open(folder, manifest, options, catalog, tags)
             loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
-            return cls(loaded, manifest, Catalog.load(folder / CATALOG_FILE))
+            return cls(loaded, manifest, catalog, tags=tags)
 
         with bundle_at(folder) as found:
             return _of_one_moment(found, open_now)
@@ -133,6 +151,9 @@ class Recommender:
         exclude: Collection[str | int] = (),
         exclude_history: bool = False,
         unknown: str = "error",
+        allow: Wanted = None,
+        block: Wanted = None,
+        timeout_s: float | None = None,
     ) -> Recommendations:
         """The k best next items for one history, best first; fewer only if the catalog has no more.
 
@@ -145,11 +166,16 @@ class Recommender:
             exclude: item ids that must not come back. Scores of the others stay as they are.
             exclude_history: exclude the history's items as well.
             unknown: "error" refuses ids that the catalog lacks, "skip" leaves them out.
+            allow: what may come back: a filter (earn.filters) over tags and ids, or ids; None for everything.
+            block: what may not come back, likewise; None for nothing.
+            timeout_s: seconds that the request may take, looked at between passes of the model; None for no limit.
 
         Raises:
-            EarnError: an unknown item, an empty history, or a k or beam width out of range.
+            EarnError: an unknown item or tag, an empty history, a k or beam width out of range, or it is closed.
+            DeadlineError: the time was over; the recommender stays as it was.
         """
-        return self.recommend_batch([history], k, beams, [exclude], exclude_history, unknown)[0]
+        settings = k, beams, [exclude], exclude_history, unknown, [allow], [block], timeout_s
+        return self.recommend_batch([history], *settings)[0]
 
     def recommend_batch(
         self,
@@ -159,19 +185,33 @@ class Recommender:
         exclude: Sequence[Collection[str | int]] | None = None,
         exclude_history: bool = False,
         unknown: str = "error",
+        allow: Sequence[Wanted] | None = None,
+        block: Sequence[Wanted] | None = None,
+        timeout_s: float | None = None,
     ) -> list[Recommendations]:
-        """`recommend` for many users in few passes; `exclude` has one collection per history."""
+        """`recommend` for many users in few passes; `exclude`, `allow` and `block` have one entry per history.
+
+        The time is that of all of them.
+        """
         widths = self._widths(k) if beams == EXACT else [self.search_width(k, beams)]
-        if exclude is None:
-            exclude = [()] * len(histories)
-        if len(exclude) != len(histories):
-            raise EarnError(f"There are {len(histories)} histories but {len(exclude)} exclusions. Give one for each.")
+        users = len(histories)
+        exclude = _one_each(exclude, (), users, "exclude")
+        allow, block = _one_each(allow, None, users, "allow"), _one_each(block, None, users, "block")
         known = [self.history(history, unknown) for history in in_order(histories, "histories")]
         for user, history in enumerate(known):
             if not history:
                 raise EarnError(f"History {user} has no known item. Give at least one item of the catalog.")
-        own = known if exclude_history else [()] * len(known)
-        excluded = [self.excluded(items, history, unknown) for items, history in zip(exclude, own, strict=True)]
+        own = known if exclude_history else [()] * users
+        single = [self.excluded(items, history, unknown) for items, history in zip(exclude, own, strict=True)]
+        wanted = zip(single, allow, block, strict=True)
+        excluded = [self.filters.unwanted(items, allows, blocks, unknown) for items, allows, blocks in wanted]
+        with within(timeout_s):
+            return self._lists(known, excluded, k, widths)
+
+    def _lists(
+        self, known: Sequence[Sequence[int]], excluded: Sequence[Excluded], k: int, widths: Sequence[int]
+    ) -> list[Recommendations]:
+        """The best items for any number of histories; those whose list is not exact are asked again with more beams."""
         results: list[Recommendations] = []
         batch = self.manifest.limits.batch
         for start in range(0, len(known), batch):
@@ -180,9 +220,9 @@ class Recommender:
         for width in widths[1:]:
             again = [user for user, items in enumerate(results) if not items.exact]
             for start in range(0, len(again), batch):
-                users = again[start : start + batch]
-                wider = self._answer([known[user] for user in users], [excluded[user] for user in users], k, width)
-                for user, items in zip(users, wider, strict=True):
+                asked = again[start : start + batch]
+                wider = self._answer([known[user] for user in asked], [excluded[user] for user in asked], k, width)
+                for user, items in zip(asked, wider, strict=True):
                     results[user] = items
         return results
 
@@ -192,7 +232,7 @@ class Recommender:
         return [min(width << step, most) for step in range((most - 1).bit_length() + 1) if width << step < 2 * most]
 
     def _answer(
-        self, histories: Sequence[Sequence[int]], excluded: Sequence[Ints], k: int, width: int
+        self, histories: Sequence[Sequence[int]], excluded: Sequence[Excluded], k: int, width: int
     ) -> list[Recommendations]:
         """The best items for some histories of item indices that one pass may hold."""
         generated = generated_rows(width, self.manifest.limits.depth)
@@ -206,6 +246,19 @@ class Recommender:
             EarnError: an unknown item.
         """
         return Session(self, self.history(history, unknown))
+
+    def close(self) -> None:
+        """Lets the model go; its memory is free once the requests that are being answered have ended.
+
+        Whoever asks a closed recommender, or a session of it, gets an EarnError.
+        """
+        self.decoder = cast(Decoder, Closed("recommender", "Load the bundle again."))
+
+    def __enter__(self) -> Recommender:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def restore_session(self, saved: bytes) -> Session:
         """Opens a session that `Session.to_bytes` saved with this bundle.
@@ -247,8 +300,9 @@ class Recommender:
                 "This model names items code by code, and knows none of new items. Train with --method set for that."
             )
         grown = copy(self)
-        grown.catalog, alike = with_new_items(self.catalog, items)
-        grown._set = SetScores.over(replace(Digits.of(grown.catalog), weights=self._set.weights))
+        catalog, alike = with_new_items(self.catalog, items)
+        grown._keep(self.manifest, catalog, self.tags.with_more(len(catalog)))
+        grown._set = SetScores.over(replace(Digits.of(catalog), weights=self._set.weights))
         grown._read_as = np.concatenate((self._read_as, self._read_as[alike]))
         return grown
 
@@ -296,8 +350,8 @@ class Recommender:
         rows = self._read_as[newest, None] if self._set is not None else self.catalog.codes[newest]
         return separator + history_tokens([[code for code in row if code >= 0] for row in rows.tolist()], model)
 
-    def search(self, prompts: ReadPrompts, excluded: Sequence[Ints], k: int, width: int) -> list[Recommendations]:
-        """The best items of a batch whose prompts were read; `excluded` are item indices, ascending, each once."""
+    def search(self, prompts: ReadPrompts, excluded: Sequence[Excluded], k: int, width: int) -> list[Recommendations]:
+        """The best items of a batch whose prompts were read."""
         state, first = self.decoder.prefill(prompts, generated_rows(width, self.manifest.limits.depth))
         if self._set is not None:
             if not np.isfinite(first).all():
@@ -306,34 +360,39 @@ class Recommender:
                 self._list(self._set.best(logits, k, items), is_exact=True)
                 for logits, items in zip(first, excluded, strict=True)
             ]
-        exclusions = Exclusions.of(self.catalog.trie, excluded)
+        left = items_left(self.catalog.trie, excluded)
         search = Search(self.catalog.trie, SCORING_RULES[self.manifest.scoring], width, int(k), self.lookahead)
-        beams = search.run(self.decoder, state, first, exclusions)
+        beams = search.run(self.decoder, state, first, left)
         return [self._items(beams, user, items, k) for user, items in enumerate(excluded)]
 
-    def _items(self, beams: Beams, user: int, excluded: Ints, k: int) -> Recommendations:
+    def _items(self, beams: Beams, user: int, excluded: Excluded, k: int) -> Recommendations:
         """The items that a user's beams name, best first."""
         mine = np.flatnonzero(beams.user == user)
         ranked = [
             (item, float(score))
             for node, score in zip(beams.node[mine], beams.score[mine], strict=True)
-            for item in self._left_of(int(node), excluded)
+            for item in wanted_of(self.catalog.trie.items(node), excluded).tolist()
         ][:k]
         dropped = beams.dropped[user]
         return self._list(ranked, bool(np.isneginf(dropped) or (len(ranked) == k and dropped < ranked[-1][1])))
-
-    def _left_of(self, node: int, excluded: Ints) -> list[int]:
-        """The items that a leaf names, but for those that are excluded."""
-        items = self.catalog.trie.items(node)
-        if len(excluded):
-            items = items[~find(excluded, items)[1]]
-        left: list[int] = items.tolist()
-        return left
 
     def _list(self, ranked: Sequence[tuple[int, float]], is_exact: bool) -> Recommendations:
         """Items and their scores, best first, with the catalog's ids and titles."""
         ids, titles = self.catalog.item_ids, self.catalog.titles
         return Recommendations((Recommendation(ids[item], score, titles[item]) for item, score in ranked), is_exact)
+
+
+def _one_each(values: Sequence[T] | None, default: T, users: int, name: str) -> Sequence[T]:
+    """The values, if there is one for each user; the default for all of them where none are given.
+
+    Raises:
+        EarnError: there are more or fewer.
+    """
+    if values is None:
+        return [default] * users
+    if len(values) != users:
+        raise EarnError(f"There are {users} histories but {len(values)} entries of {name}. Give one for each.")
+    return values
 
 
 def in_order(values: T, what: str) -> T:

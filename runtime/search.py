@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from earn.config import ScoringRule
 from earn.runtime.beam import Beams, Floats, child_scores, children, rank_in_group, root_beams, step
 from earn.runtime.decoder import Decoder, Decoding
-from earn.runtime.trie import Exclusions, find
+from earn.runtime.item_filters import ItemsLeft
+from earn.runtime.trie import find
 from earn.trie import Ints, ItemTrie
 
 Bools = NDArray[np.bool_]
@@ -35,7 +36,7 @@ class Search:
     k: int  # items per user
     lookahead: int | None = None  # most rows per user that a pass computes for the next level; None: the width
 
-    def run(self, decoder: Decoder, state: Decoding, first: NDArray[np.float32], exclusions: Exclusions) -> Beams:
+    def run(self, decoder: Decoder, state: Decoding, first: NDArray[np.float32], exclusions: ItemsLeft) -> Beams:
         """Searches from prompts that were read; `first` [b,v] are the logits of the first code."""
         users, settings = len(first), (self.trie, self.rule, self.width, exclusions)
         rows = Rows(self, decoder, state, first, exclusions)
@@ -49,7 +50,7 @@ class Search:
             beams = step(beams, is_open, scores, *settings)
         return beams
 
-    def _is_settled(self, beams: Beams, is_open: Bools, exclusions: Exclusions, users: int) -> Bools:
+    def _is_settled(self, beams: Beams, is_open: Bools, exclusions: ItemsLeft, users: int) -> Bools:
         """Of which users the best beams, all finished, name k items: no open beam can overtake those any more."""
         open_before = np.cumsum(is_open)
         start = np.searchsorted(beams.user, np.arange(users))
@@ -63,7 +64,7 @@ class Rows:
     """The rows of a batch that the model has seen, and the log-probabilities of what may follow each."""
 
     def __init__(
-        self, search: Search, decoder: Decoder, state: Decoding, first: NDArray[np.float32], exclusions: Exclusions
+        self, search: Search, decoder: Decoder, state: Decoding, first: NDArray[np.float32], exclusions: ItemsLeft
     ) -> None:
         self._search, self._decoder, self._state, self._exclusions = search, decoder, state, exclusions
         self._users = len(first)

@@ -18,18 +18,23 @@ import json
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from earn.arrays import ArrayForm, read_arrays
 from earn.errors import EarnError
+from earn.filters import EVERYTHING, NOTHING, Filter, from_json, to_json
+from earn.runtime.cache import KeyValueCache
+from earn.runtime.closed import Closed
+from earn.runtime.deadline import within
 from earn.runtime.decoder import ReadPrompts
+from earn.runtime.item_filters import Wanted, as_filter
 
 if TYPE_CHECKING:
     from earn.runtime.recommender import Recommendation, Recommender
 
-FORMAT = 1  # of saved sessions
+FORMAT = 2  # of saved sessions; the one before had no filters
 KEPT = 0.75  # of a full window, when it slides
 
 
@@ -45,6 +50,7 @@ class Session:
         limits = recommender.manifest.limits
         self._cache = recommender.decoder.early_cache(limits.prompt - limits.head + limits.generated)
         self._head = self._cache.rows
+        self._allow, self._block = EVERYTHING, NOTHING
         self._prompt: ReadPrompts | None = None  # None: the window is empty, or its reading was broken off
         if self._items:
             self._ready()
@@ -60,6 +66,24 @@ class Session:
         """The newest of them, which the model has read: recommendations follow from these."""
         with self._lock:
             return self._ids(self._start)
+
+    @property
+    def allow(self) -> Filter:
+        """What alone may come back in this session's lists; set it to a filter, ids or None. It is saved."""
+        return self._allow
+
+    @allow.setter
+    def allow(self, wanted: Wanted) -> None:
+        self._allow = as_filter(wanted, EVERYTHING)
+
+    @property
+    def block(self) -> Filter:
+        """What may not come back, likewise: `session.block |= Items(["7"])` adds an item."""
+        return self._block
+
+    @block.setter
+    def block(self, wanted: Wanted) -> None:
+        self._block = as_filter(wanted, NOTHING)
 
     @property
     def memory_bytes(self) -> int:
@@ -99,23 +123,46 @@ class Session:
         beams: int | None = None,
         exclude: Collection[str | int] = (),
         exclude_history: bool = False,
+        allow: Wanted = None,
+        block: Wanted = None,
+        timeout_s: float | None = None,
     ) -> list[Recommendation]:
         """What `Recommender.recommend` gives for the window; see there. All of the history can be excluded.
 
+        The session's own `allow` and `block` hold besides those of the request.
+
         Raises:
-            EarnError: an unknown item, no item yet, or a k or beam width out of range.
+            EarnError: an unknown item or tag, no item yet, a k or beam width out of range, or a closed session.
+            DeadlineError: the time was over; the session stays as it was.
         """
         recommender = self._recommender
         width = recommender.search_width(k, beams)
+        allow = self.allow if allow is None else self.allow & as_filter(allow, EVERYTHING)
+        block = self.block if block is None else self.block | as_filter(block, NOTHING)
         with self._lock:
             if not self._items:
                 raise EarnError("The session has no item yet. Append one first.")
-            excluded = recommender.excluded(exclude, self._items if exclude_history else ())
-            prompt = self._ready()
-            try:
-                return recommender.search(prompt, [excluded], k, width)[0]
-            finally:
-                self._cache.shorten(prompt.rows)
+            single = recommender.excluded(exclude, self._items if exclude_history else ())
+            excluded = recommender.filters.unwanted(single, allow, block, "error")
+            with within(timeout_s):
+                prompt = self._ready()
+                try:
+                    return recommender.search(prompt, [excluded], k, width)[0]
+                finally:
+                    self._cache.shorten(prompt.rows)
+
+    def close(self) -> None:
+        """Lets the session's memory go. Whoever asks a closed session gets an EarnError; its recommender stays open."""
+        closed = Closed("session", "Open a new one, or restore it where it was saved.")
+        with self._lock:
+            self._recommender, self._cache = cast("Recommender", closed), cast(KeyValueCache, closed)
+            self._prompt = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def to_bytes(self) -> bytes:
         """The session as bytes, to be restored by a recommender over the same bundle."""
@@ -125,6 +172,8 @@ class Session:
                 "bundle": self._recommender.manifest.fingerprint,
                 "items": self._ids(0),
                 "start": self._start,
+                "allow": to_json(self.allow),
+                "block": to_json(self.block),
             }
             arrays: dict[str, Any] = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
             if self._items:
@@ -143,8 +192,10 @@ class Session:
             EarnError: these are no session's bytes, they are damaged, or another bundle's.
         """
         arrays = _arrays(saved)
-        items, start = _history(arrays, recommender.manifest.fingerprint)
+        header = _header(arrays, recommender.manifest.fingerprint)
+        items, start = _history(header)
         session = cls(recommender)
+        session.allow, session.block = (from_json(header[name]) if name in header else empty for name, empty in _OWN)
         session._items, session._start = recommender.history(items), start
         if items:
             session._restore(arrays.get("cache"), arrays.get("hidden"))
@@ -189,6 +240,7 @@ class Session:
 
 
 _FORMS = {"header": ArrayForm("|u1", 1), "cache": ArrayForm("<f4", 5), "hidden": ArrayForm("<f4", 3)}
+_OWN = (("allow", EVERYTHING), ("block", NOTHING))
 _REMEDY = "Open a new session with the user's history."
 
 
@@ -199,18 +251,26 @@ def _arrays(saved: bytes) -> Mapping[str, Any]:
         raise EarnError(f"This is no saved session, or a damaged one ({error}). {_REMEDY}") from error
 
 
-def _history(arrays: Mapping[str, Any], bundle: str) -> tuple[list[str], int]:
-    """Items, and where the window starts, of a session that was saved with this bundle."""
+def _header(arrays: Mapping[str, Any], bundle: str) -> dict[str, Any]:
+    """The header of a session that was saved with this bundle."""
     try:
-        header = json.loads(arrays["header"].tobytes())
+        header: dict[str, Any] = json.loads(arrays["header"].tobytes())
         form, of = header["format"], header["bundle"]
-        items, start = [str(item) for item in header["items"]], int(header["start"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise EarnError(f"This is no saved session ({error!r}). {_REMEDY}") from error
-    if form != FORMAT:
+    if form not in (1, FORMAT):
         raise EarnError(f"The session was saved in format {form}, this is {FORMAT}. {_REMEDY}")
     if of != bundle:
         raise EarnError(f"The session was saved with another bundle. {_REMEDY}")
+    return header
+
+
+def _history(header: Mapping[str, Any]) -> tuple[list[str], int]:
+    """A saved session's items, and where the window starts."""
+    try:
+        items, start = [str(item) for item in header["items"]], int(header["start"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise EarnError(f"This is no saved session ({error!r}). {_REMEDY}") from error
     if start < 0:
         raise EarnError(f"The saved session's window starts at {start}. {_REMEDY}")
     return items, start

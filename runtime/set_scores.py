@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from earn.catalog import Catalog
 from earn.digits import Digits
 from earn.errors import EarnError
-from earn.runtime.trie import distinct
+from earn.runtime.item_filters import Unwanted, indices_of
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -78,14 +78,14 @@ class SetScores:
     def __len__(self) -> int:
         return len(self.tables[0].rows)
 
-    def best(self, logits: Floats, k: int, excluded: Collection[int] = ()) -> list[tuple[int, float]]:
+    def best(self, logits: Floats, k: int, excluded: Collection[int] | Unwanted = ()) -> list[tuple[int, float]]:
         """The k best items and their scores, best first, ties in the catalog's order; fewer if there are no more.
 
         Args:
             logits: one user's [v].
             excluded: items that must not be among them.
         """
-        left_out = distinct(excluded)
+        left_out = indices_of(excluded)
         most = min(k, len(self) - len(left_out))
         if most < 1:
             return []

@@ -29,6 +29,7 @@ from earn.cli import (
     profile,
     quickstart,
     recommend,
+    tags,
     train,
 )
 from earn.cli.arguments import Parser
@@ -50,6 +51,7 @@ COMMANDS = (
     engine,
     profile,
     recommend,
+    tags,
     inspection,
 )
 

@@ -18,6 +18,7 @@ from earn.cli.arguments import (
 )
 from earn.cli.engine import add_engine, chosen_engine
 from earn.console import show, show_json, table
+from earn.filters import AllOf, AnyOf, from_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
         earn recommend BUNDLE --history 50,172,181
         earn recommend BUNDLE --history 50,172,181 -k 5 --exclude-history --json
         earn recommend BUNDLE --history @history.txt
+        earn recommend BUNDLE --history 50,172 --allow genre:Comedy --block adult --block '{"items": ["9"]}'
         """,
     )
     add_bundle(parser)
@@ -57,6 +59,15 @@ def add_parser(subparsers: Subparsers) -> None:
         "--exclude", type=item_ids, default=[], metavar="IDS", help="items that may not come back, likewise"
     )
     add_exclude_history(parser)
+    for name, what in (("allow", "what alone may come back"), ("block", "what may not come back")):
+        parser.add_argument(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar="TAG",
+            help=f"{what}: a tag of earn tags, or a filter in JSON; given several times, "
+            f"{'all' if name == 'allow' else 'each'} of them",
+        )
     parser.add_argument(
         "--unknown",
         choices=("error", "skip"),
@@ -74,7 +85,10 @@ def run(args: argparse.Namespace) -> int:
 
     recommender = Recommender.load(args.bundle, chosen_engine(args.engine, args.bundle), args.threads)
     k = args.k or min(10, recommender.manifest.limits.beams)
-    items = recommender.recommend(args.history, k, args.beams, args.exclude, args.exclude_history, args.unknown)
+    allow, block = AllOf(map(from_text, args.allow)), AnyOf(map(from_text, args.block))
+    items = recommender.recommend(
+        args.history, k, args.beams, args.exclude, args.exclude_history, args.unknown, allow, block
+    )
     show_json([asdict(item) for item in items]) if args.json else show(items_table(items))
     return 0
 

@@ -56,7 +56,7 @@ def test_batches_that_cannot_be_answered_are_refused(recommender: Recommender) -
     for history in ([], ["x", "y"]):
         with pytest.raises(EarnError, match="History 1 has no known item"):
             recommender.recommend_batch([["1"], history], unknown="skip")
-    with pytest.raises(EarnError, match="2 histories but 1 exclusions"):
+    with pytest.raises(EarnError, match="2 histories but 1 entries of exclude"):
         recommender.recommend_batch([["1"], ["2"]], exclude=[["3"]])
     assert recommender.recommend_batch([]) == []
 

@@ -1,0 +1,199 @@
+"""Filters (earn.filters) at a request: which items are left below each node of the trie.
+
+Filtered items are excluded items, many of them. So a user's items that may not come back are one of two: an array of
+single items, or `Unwanted`, which joins such an array with a filter. An expression is evaluated once; what it
+leaves below each node is computed once too, and both are kept for the requests that follow.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earn.errors import EarnError
+from earn.filters import EVERYTHING, NOTHING, Filter, Items, mask
+from earn.runtime.trie import Exclusions, distinct, find
+from earn.tags import Tags
+from earn.trie import Codes, Ints, ItemTrie
+
+Mask = NDArray[np.bool_]
+Wanted = Filter | Collection[str | int] | None  # an expression, or item ids
+FEW = 1000  # items that are counted at every request rather than once for all nodes
+MOST_KEPT = 128 << 20  # bytes of evaluated expressions
+MOST_EXPRESSIONS = 256
+
+
+class ItemsLeft(Protocol):
+    """How many items the users of a batch can still be given below nodes of the trie."""
+
+    @property
+    def any(self) -> bool:
+        """Whether any item is gone."""
+
+    def left(self, user: Ints, node: Ints) -> Ints:
+        """How many items each of these nodes still leads to for its user."""
+
+
+class ItemFilter:
+    """An expression's items of one catalog."""
+
+    def __init__(self, allowed: Mask) -> None:
+        self.allowed = allowed  # [items]
+        self.count = int(np.count_nonzero(allowed))
+        self._counter: Callable[[Ints], Ints] | None = None  # made when the first search asks
+
+    @cached_property
+    def forbidden(self) -> Ints:
+        """The items that it does not hold, ascending."""
+        return np.flatnonzero(~self.allowed)
+
+    def missing(self, trie: ItemTrie, node: Ints) -> Ints:
+        """How many items below each of these nodes of the catalog's trie it does not hold."""
+        if self._counter is None:
+            self._counter = self._counts(trie)
+        return self._counter(node)
+
+    def _counts(self, trie: ItemTrie) -> Callable[[Ints], Ints]:
+        """Counts by the fewer items: those that it holds, or those that it does not."""
+        holds_few = 2 * self.count < len(self.allowed)
+        few = np.flatnonzero(self.allowed) if holds_few else self.forbidden
+        without, whole = Exclusions.of(trie, [few]), Exclusions.of(trie, [()])
+
+        def missing(node: Ints) -> Ints:
+            left = without.left(np.zeros_like(node), node)
+            return left if holds_few else whole.left(np.zeros_like(node), node) - left
+
+        if len(few) <= FEW:
+            return missing
+        table = missing(np.arange(len(trie))).astype(np.int32)
+        return lambda node: table[node].astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Unwanted:
+    """Item indices that a user may not get: single ones, and all that a filter does not hold."""
+
+    single: Ints  # ascending, each once
+    filter: ItemFilter
+
+    def __len__(self) -> int:
+        return len(self.filter.allowed) - self.filter.count + len(self.single_allowed)
+
+    @cached_property
+    def single_allowed(self) -> Ints:
+        """The single ones that the filter holds."""
+        held: Ints = self.single[self.filter.allowed[self.single]]
+        return held
+
+    @property
+    def indices(self) -> Ints:
+        """All of them, each once."""
+        return np.concatenate((self.filter.forbidden, self.single_allowed))
+
+
+Excluded = Ints | Unwanted  # of one user; the array is ascending, and has each item once
+
+
+def indices_of(unwanted: Collection[int] | Excluded) -> Ints:
+    """Unwanted items as an array, each once."""
+    return unwanted.indices if isinstance(unwanted, Unwanted) else distinct(unwanted)
+
+
+def wanted_of(items: Ints | Codes, unwanted: Excluded) -> Ints | Codes:
+    """Those of these items that are not unwanted, in their order."""
+    if isinstance(unwanted, Unwanted):
+        items, unwanted = items[unwanted.filter.allowed[items]], unwanted.single
+    return items[~find(unwanted, items)[1]] if len(unwanted) else items
+
+
+def items_left(trie: ItemTrie, unwanted: Sequence[Excluded]) -> ItemsLeft:
+    """What the unwanted items of each user leave."""
+    filters = [(user, items.filter) for user, items in enumerate(unwanted) if isinstance(items, Unwanted)]
+    single = [items.single_allowed if isinstance(items, Unwanted) else items for items in unwanted]
+    return _Filtered(trie, Exclusions.of(trie, single), filters) if filters else Exclusions.of(trie, single)
+
+
+@dataclass(frozen=True)
+class _Filtered:
+    """Exclusions of single items, and the filters of some users."""
+
+    trie: ItemTrie
+    single: Exclusions
+    filters: Sequence[tuple[int, ItemFilter]]  # by user
+
+    @property
+    def any(self) -> bool:
+        return True
+
+    def left(self, user: Ints, node: Ints) -> Ints:
+        left = self.single.left(user, node)
+        for number, item_filter in self.filters:
+            mine = np.flatnonzero(user == number)
+            left[mine] -= item_filter.missing(self.trie, node[mine])
+        return left
+
+
+class ItemFilters:
+    """A catalog's filters, the newest of them kept ready. Threads may share it."""
+
+    def __init__(self, items: int, tags: Tags, indices: Callable[[Collection[str | int], str], list[int]]) -> None:
+        """Takes the number of items, their tags, and what gives the indices of item ids."""
+        self._items, self._tags, self._indices = items, tags, indices
+        self._kept: OrderedDict[tuple[Filter, str], ItemFilter] = OrderedDict()
+        self._lock = threading.Lock()
+        self._most = max(2, min(MOST_EXPRESSIONS, MOST_KEPT // (32 * items)))  # a mask, indices, counts of nodes
+
+    def unwanted(self, single: Ints, allow: Wanted, block: Wanted, unknown: str) -> Excluded:
+        """All that a user may not get.
+
+        Args:
+            single: item indices, ascending, each once.
+            allow: what may come back; None for everything.
+            block: what may not; None for nothing.
+            unknown: see `Recommender.recommend`; of the ids in both.
+
+        Raises:
+            EarnError: an unknown item or tag, or no filter.
+        """
+        allowed, blocked = as_filter(allow, EVERYTHING), as_filter(block, NOTHING)
+        if isinstance(blocked, Items):
+            single = distinct([*single, *self._indices(blocked.item_ids, unknown)])
+            blocked = NOTHING
+        both = allowed if blocked == NOTHING else ~blocked if allowed == EVERYTHING else allowed & ~blocked
+        return single if both == EVERYTHING else Unwanted(single, self._of(both, unknown))
+
+    def _of(self, expression: Filter, unknown: str) -> ItemFilter:
+        key = expression, unknown
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        held = mask(expression, self._items, self._tags.having, lambda item_ids: self._indices(item_ids, unknown))
+        made = ItemFilter(held)
+        with self._lock:
+            made = self._kept.setdefault(key, made)
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return made
+
+
+def as_filter(wanted: Wanted, default: Filter) -> Filter:
+    """The expression of an expression, of item ids, or of None.
+
+    Raises:
+        EarnError: it is none of these.
+    """
+    if wanted is None:
+        return default
+    if isinstance(wanted, Filter):
+        return wanted
+    if isinstance(wanted, dict):
+        raise EarnError(f"Got {wanted!r} where a filter belongs. Read JSON by earn.filters.from_json.")
+    return Items(wanted)

@@ -1,0 +1,61 @@
+"""`earn tags` and the filters of `earn recommend`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from earn.catalog import CATALOG_FILE
+from earn.manifest import Manifest
+from earn.tags import TAGS_FILE
+from tests.cli.conftest import Earn
+
+TABLE = "id,genre,adult,price\n0,Comedy|Drama,no,4\n1,Comedy,yes,9\n2,Drama,no,9\n3,Drama,no,30\n"
+
+
+@pytest.fixture
+def tagged(bundle: Path, earn: Earn) -> Path:
+    """The toy bundle, of items 0 to 7, with tags."""
+    table = bundle.parent / "items.csv"
+    table.write_text(TABLE)
+    facts = earn("tags", bundle, "--from", table, "--columns", "genre,adult", "--bands", "price=5,20", "--json").json
+    assert facts == {"adult": 1, "genre:Comedy": 2, "genre:Drama": 3, "price:5-20": 2, "price:<5": 1, "price:>=20": 1}
+    return bundle
+
+
+def test_lists_hold_what_the_tags_allow(tagged: Path, earn: Earn) -> None:
+    def items(*filters: str) -> set[str]:
+        got = earn("recommend", tagged, "--history", "1,2", "-k", "8", "--json", *filters).json
+        return {item["item_id"] for item in got}
+
+    assert items("--allow", "genre:Drama") == {"0", "2", "3"}
+    assert items("--allow", "genre:Drama", "--allow", "genre:Comedy") == {"0"}
+    assert items("--block", "adult", "--block", '{"items": [4, "5"]}') == {"0", "2", "3", "6", "7"}
+    assert items("--allow", '{"or": [{"tag": "adult"}, {"tag": "price:>=20"}]}', "--exclude", "3") == {"1"}
+    assert items("--allow", '{"and": [{"tag": "adult"}, {"not": {"tag": "adult"}}]}') == set()
+
+
+def test_tags_are_listed_and_their_files_are_whole(tagged: Path, earn: Earn) -> None:
+    assert "genre:Drama" in earn("tags", tagged).out
+    assert {TAGS_FILE, CATALOG_FILE} <= set(Manifest.load(tagged).files)
+    assert [path.name for path in tagged.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_mistakes_are_one_line(tagged: Path, earn: Earn) -> None:
+    table = str(tagged.parent / "items.csv")
+    for words, message in (
+        (["--columns", "genre"], "--from FILE"),
+        (["--from", table], "No column was named"),
+        (["--from", table, "--columns", "color"], "no column 'color'"),
+        (["--from", table, "--bands", "price=a"], "COLUMN=5,20"),
+        (["--from", table, "--bands", "price=9,5"], "ascending"),
+    ):
+        assert message in earn("tags", tagged, *words).error
+    assert "no tag 'comedy'" in earn("recommend", tagged, "--history", "1", "--allow", "comedy").error
+    assert "no filter in JSON" in earn("recommend", tagged, "--history", "1", "--allow", "{").error
+
+
+def test_a_bundle_without_tags_lists_none(bundle: Path, earn: Earn) -> None:
+    assert earn("tags", bundle, "--json").json == {}
+    assert "see earn tags" in earn("recommend", bundle, "--history", "1", "--block", "adult").error
