@@ -29,6 +29,7 @@ from earn.cli import (
     profile,
     quickstart,
     recommend,
+    serve,
     train,
 )
 from earn.cli.arguments import Parser
@@ -50,6 +51,7 @@ COMMANDS = (
     engine,
     profile,
     recommend,
+    serve,
     inspection,
 )
 
@@ -63,6 +65,7 @@ EXTRAS = {
     "report": ("matplotlib", "jinja2"),
     "cpu": ("onnxruntime",),
     "tables": ("pyarrow",),
+    "serve": ("fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client"),
 }
 
 
