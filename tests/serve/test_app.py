@@ -104,7 +104,7 @@ def test_lists_are_those_of_the_runtime(serve: Serve, toy_bundle: Path) -> None:
 
 def test_requests_that_come_together_share_a_batch_and_keep_their_own_lists(serve: Serve, toy_bundle: Path) -> None:
     client, recommender = serve(), Recommender.load(toy_bundle)
-    kinds = [{"k": 3}, {"k": 5, "exclude_history": True}, {"k": 3, "exclude": ["1"]}]
+    kinds: list[dict[str, object]] = [{"k": 3}, {"k": 5, "exclude_history": True}, {"k": 3, "exclude": ["1"]}]
     asked = [{"history": history, **kind} for history in HISTORIES for kind in kinds]
     client("POST", "/recommend", asked[0])
     answers = client.together([("POST", "/recommend", body) for body in asked])
