@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,11 +112,10 @@ def run(args: argparse.Namespace) -> int:
         engine = chosen_engine(args.engine, place)
         load = partial(Recommender.load, place, engine, args.threads, arena=True)
         bundles.append(ServedBundle(place.resolve().name, load))
+    listening = _listening(args.host, args.port)
     service = Service(bundles, limits)
     app = create_app(service, token, args.app, (*LOOPBACK, args.host, *args.allow_host))
-    server = uvicorn.Server(
-        uvicorn.Config(app, args.host, args.port, log_config=None, access_log=False, timeout_graceful_shutdown=STOP_S)
-    )
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=STOP_S))
 
     async def reload() -> None:
         for bundle in bundles:
@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
 
         if hasattr(signal, "SIGHUP"):
             loop.add_signal_handler(signal.SIGHUP, reload_soon)
-        await server.serve()
+        await server.serve([listening])
 
     note(f"http://{args.host}:{args.port}{'/app/' if args.app else '/docs'} - end it with Ctrl-C")
     try:
@@ -144,6 +144,19 @@ def run(args: argparse.Namespace) -> int:
         if not server.should_exit:
             raise
     return 0 if server.started else 2
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket at this address, opened here because uvicorn would end the process without a word.
+
+    Raises:
+        EarnError: the address is not this machine's, or somebody listens there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise EarnError(f"Cannot listen at {host}, port {port} ({error}). Take another one: --port N.") from error
 
 
 def _token(file: Path | None) -> str | None:

@@ -172,13 +172,13 @@ async def roll_back(asked: BundleRequest, service: Served) -> BundleAnswer:
 
 
 @router.get("/items", responses=problems(404, 422), tags=["catalog"])
-async def items(
+def items(
     service: Served,
     query: Annotated[str, Query(max_length=200, description="part of a title or id", examples=["star"])] = "",
     limit: Annotated[int, Query(ge=1, le=MOST_ITEMS)] = 20,
     bundle: str | None = None,
 ) -> list[Item]:
-    """Items whose title or id holds a text, in the catalog's order."""
+    """Items whose title holds a text, or whose id it is, in the catalog's order."""
     catalog = service.bundle(bundle).current.recommender.catalog
     part, found = query.casefold(), list[Item]()
     for item_id, title in zip(catalog.item_ids, catalog.titles, strict=True):

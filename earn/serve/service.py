@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from earn.errors import EarnError
 from earn.runtime.recommender import Recommendations, Recommender
-from earn.runtime.session import Session
 from earn.serve.batcher import Answer, Batcher, Query
 from earn.serve.bundles import ServedBundle, Version
 from earn.serve.limits import Limits, Refusal
@@ -103,9 +102,7 @@ class Service:
         """
         self.sessions.check_room()
         version = bundle.current
-        recommender = version.recommender
-        items = recommender.history(history, unknown)
-        session = await self._in(self._of_sessions, lambda: Session(recommender, items))
+        session = await self._in(self._of_sessions, lambda: version.recommender.session(history, unknown))
         opened = OpenSession(bundle, version, session)
         return self.sessions.add(opened), opened
 

@@ -113,7 +113,7 @@ def test_the_page_follows_each_choice_and_survives_its_server(
         browser.value("document.querySelector('#list .choose').click()")
         history = [catalog.item_ids[0]]
         shows(browser, names(toy_bundle, history))
-        assert "ms: model" in browser.value("document.querySelector('#time').textContent")
+        assert "ms: search" in browser.value("document.querySelector('#time').textContent")
 
         second = by_name[browser.value(LIST)[1]]
         browser.press("2")  # the second of the list
