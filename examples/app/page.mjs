@@ -87,8 +87,8 @@ async function refresh() {
         const answer = await listOf(history);
         const total = performance.now() - started;
         const { compute_ms, wait_ms } = answer.timing;
-        show(mine, answer.items, "", `${total.toFixed(0)} ms: search ${compute_ms.toFixed(1)}, queue ${wait_ms.toFixed(1)}, ` +
-          `reading and network ${Math.max(0, total - compute_ms - wait_ms).toFixed(1)}`);
+        show(mine, answer.items, "", `${total.toFixed(0)} ms: search ${compute_ms.toFixed(0)}, queue ${wait_ms.toFixed(0)}, ` +
+          `the rest ${Math.max(0, total - compute_ms - wait_ms).toFixed(0)}`);
       }
     } catch (error) {
       if (mine !== newest) return;
