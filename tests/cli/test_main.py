@@ -14,7 +14,7 @@ from tests.cli.conftest import Earn
 
 NAMES = [
     *("quickstart", "import", "data", "train", "evaluate", "analyze", "export"),
-    *("calibrate", "compose", "engine", "profile", "recommend", "inspect"),
+    *("calibrate", "compose", "pack", "engine", "profile", "recommend", "serve", "inspect"),
 ]
 
 
