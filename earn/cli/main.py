@@ -29,6 +29,7 @@ from earn.cli import (
     profile,
     quickstart,
     recommend,
+    serve,
     tags,
     train,
 )
@@ -47,11 +48,12 @@ COMMANDS = (
     export,
     calibrate,
     compose,
+    tags,
     pack,
     engine,
     profile,
     recommend,
-    tags,
+    serve,
     inspection,
 )
 
@@ -65,6 +67,7 @@ EXTRAS = {
     "report": ("matplotlib", "jinja2"),
     "cpu": ("onnxruntime",),
     "tables": ("pyarrow",),
+    "serve": ("fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client"),
 }
 
 

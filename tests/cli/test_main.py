@@ -14,7 +14,7 @@ from tests.cli.conftest import Earn
 
 NAMES = [
     *("quickstart", "import", "data", "train", "evaluate", "analyze", "export"),
-    *("calibrate", "compose", "engine", "profile", "recommend", "tags", "inspect"),
+    *("calibrate", "compose", "tags", "pack", "engine", "profile", "recommend", "serve", "inspect"),
 ]
 
 

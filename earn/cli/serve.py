@@ -1,0 +1,171 @@
+"""`earn serve`: bundles behind HTTP (earn.serve), on this machine's loopback address unless told otherwise."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from earn.cli.arguments import add_threads, bundle_folder, command, positive
+from earn.cli.engine import add_engine, chosen_engine
+from earn.console import note
+from earn.errors import EarnError
+from earn.files import read_text
+
+if TYPE_CHECKING:
+    from earn.cli.arguments import Subparsers
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+TOKEN_VARIABLE = "EARN_SERVE_TOKEN"
+SHORTEST_TOKEN = 16
+STOP_S = 30  # that begun requests get to end
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declares the command."""
+    parser = command(
+        subparsers,
+        "serve",
+        run,
+        "answer over HTTP",
+        "Serves bundles over HTTP: lists in dynamic batches, sessions, swaps of a bundle while it serves, metrics. "
+        "SIGTERM ends it when the requests that have begun are answered; SIGHUP loads the bundles' folders again. "
+        "/docs describes the requests.",
+        """
+        earn serve BUNDLE
+        earn serve EARN_BUNDLE DENSE_BUNDLE --app examples/app
+        earn serve BUNDLE --host 0.0.0.0 --allow-host shop.example --token-file token.txt
+        """,
+    )
+    parser.add_argument(
+        "bundles",
+        metavar="BUNDLE",
+        nargs="+",
+        type=bundle_folder,
+        help="folder of earn export or earn calibrate; requests name it by its last part, the first is the default",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=positive, default=8000, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name under which clients ask, besides this machine's own; * allows any",
+    )
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help=f"file with the token that whoever changes state has to send (or ${TOKEN_VARIABLE}); beyond loopback, and "
+        "for swaps, there must be one",
+    )
+    parser.add_argument("--app", type=Path, metavar="FOLDER", help="page to show under /app/, such as examples/app")
+    _add_limits(parser)
+    add_engine(parser)
+    add_threads(parser)
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """Declares what of earn.serve.limits can be chosen."""
+    for name, kind, text in (
+        ("batch", positive, "requests that are answered in one pass (default: 16)"),
+        ("batch-wait-ms", float, "that the first request of a batch waits for others at the most (default: 3)"),
+        ("concurrent", positive, "requests at one time, beyond which the answer is 503 (default: 256)"),
+        ("deadline-s", float, "for one request, then 504 (default: 5)"),
+        ("body-bytes", positive, "of one request's body, beyond which the answer is 413 (default: 262144)"),
+        ("sessions", positive, "open at one time (default: 1000)"),
+        ("session-age-s", float, "without use, after which a session is closed (default: 1800)"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, metavar="N", default=argparse.SUPPRESS, help=text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until told to stop."""
+    token = _token(args.token_file)
+    if args.host not in LOOPBACK_HOSTS and token is None:
+        raise EarnError(
+            f"{args.host} can be reached from elsewhere, and there is no token. Write one of {SHORTEST_TOKEN} letters "
+            f"or more into a file: --token-file FILE (or ${TOKEN_VARIABLE})."
+        )
+    if args.app is not None and not (args.app / "index.html").is_file():
+        raise EarnError(f"{args.app}: has no index.html. Give the folder of a page, such as examples/app.")
+    import asyncio
+    from dataclasses import fields
+
+    import uvicorn
+
+    from earn.runtime.recommender import Recommender
+    from earn.serve.app import LOOPBACK, create_app
+    from earn.serve.bundles import ServedBundle
+    from earn.serve.gate import log_line
+    from earn.serve.limits import Limits, Refusal
+    from earn.serve.service import Service
+
+    limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits) if hasattr(args, field.name)})
+    bundles = []
+    for place in args.bundles:
+        engine = chosen_engine(args.engine, place)
+        load = partial(Recommender.load, place, engine, args.threads, arena=True)
+        bundles.append(ServedBundle(place.resolve().name, load))
+    listening = _listening(args.host, args.port)
+    service = Service(bundles, limits)
+    app = create_app(service, token, args.app, (*LOOPBACK, args.host, *args.allow_host))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=STOP_S))
+
+    async def reload() -> None:
+        for bundle in bundles:
+            try:
+                log_line("reload", {"bundle": bundle.name, "other": await service.reload(bundle)})
+            except Refusal as refusal:
+                log_line("reload", {"bundle": bundle.name, "error": refusal.message})
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        tasks = set[asyncio.Task[None]]()
+
+        def reload_soon() -> None:
+            task = loop.create_task(reload())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        if hasattr(signal, "SIGHUP"):
+            loop.add_signal_handler(signal.SIGHUP, reload_soon)
+        await server.serve([listening])
+
+    note(f"http://{args.host}:{args.port}{'/app/' if args.app else '/docs'} - end it with Ctrl-C")
+    try:
+        asyncio.run(serve())
+    except KeyboardInterrupt:  # uvicorn has stopped in good order, and hands the signal on
+        if not server.should_exit:
+            raise
+    return 0 if server.started else 2
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket at this address, opened here because uvicorn would end the process without a word.
+
+    Raises:
+        EarnError: the address is not this machine's, or somebody listens there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise EarnError(f"Cannot listen at {host}, port {port} ({error}). Take another one: --port N.") from error
+
+
+def _token(file: Path | None) -> str | None:
+    """The token of a file or of the environment.
+
+    Raises:
+        EarnError: it cannot be read, or is short.
+    """
+    token = os.environ.get(TOKEN_VARIABLE) if file is None else read_text(file).strip()
+    if token is not None and (len(token) < SHORTEST_TOKEN or not token.isascii()):
+        raise EarnError(f"The token has {len(token)} letters. Give {SHORTEST_TOKEN} or more, of ASCII.")
+    return token

@@ -1,0 +1,1 @@
+"""Bundles behind HTTP: dynamic batching, sessions, swaps of the catalog, metrics (`earn serve`)."""

@@ -1,0 +1,93 @@
+"""A served bundle: loaded from a place, loaded again from it while it serves, rolled back to the version before."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+
+from earn.errors import EarnError
+from earn.runtime.recommender import Recommender
+from earn.serve.limits import Refusal
+
+
+@dataclass(frozen=True)
+class Version:
+    """A bundle as it was loaded at one time."""
+
+    recommender: Recommender
+    loaded_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells its files from those of other versions."""
+        return self.recommender.manifest.fingerprint[:16]
+
+
+class ServedBundle:
+    """A named bundle of which one version answers; the one before stays loaded, so that rolling back is at once."""
+
+    def __init__(self, name: str, load: Callable[[], Recommender]) -> None:
+        """Loads the bundle.
+
+        Raises:
+            EarnError: it cannot be loaded, or gives no list.
+        """
+        self.name = name
+        self._load = load
+        self._lock = threading.Lock()
+        self.current = self._loaded()
+        self.previous: Version | None = None
+
+    def reload(self) -> bool:
+        """Loads what now stands in the bundle's place, tries it and serves it; says whether it is another version.
+
+        Raises:
+            Refusal: 409, it cannot be loaded or gives no list, and the version from before goes on; or another swap
+                is under way.
+        """
+        with self._alone():
+            try:
+                version = self._loaded()
+            except (EarnError, OSError) as error:
+                raise Refusal(409, f"The bundle {self.name} stays as it is: {error}") from error
+            if version.fingerprint == self.current.fingerprint:
+                return False
+            self.previous, self.current = self.current, version
+            return True
+
+    def roll_back(self) -> None:
+        """Serves the version before the current one again; a second call undoes the first.
+
+        Raises:
+            Refusal: 409, there is none, or another swap is under way.
+        """
+        with self._alone():
+            if self.previous is None:
+                raise Refusal(409, f"The bundle {self.name} has no version before this one. Reload it first.")
+            self.previous, self.current = self.current, self.previous
+
+    def _loaded(self) -> Version:
+        """The bundle, after it has answered once."""
+        recommender = self._load()
+        recommender.recommend(recommender.catalog.item_ids[:1], k=1)
+        return Version(recommender)
+
+    def _alone(self) -> _Alone:
+        return _Alone(self._lock, self.name)
+
+
+@dataclass
+class _Alone:
+    """Holds a lock that nobody else may be holding."""
+
+    lock: threading.Lock
+    name: str
+
+    def __enter__(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            raise Refusal(409, f"The bundle {self.name} is being swapped. Try again when that is done.", 1)
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()

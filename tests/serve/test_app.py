@@ -1,0 +1,263 @@
+"""The HTTP application over the toy bundle: lists, sessions, swaps, tokens, limits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from earn.export.bundle import export_bundle
+from earn.runtime.recommender import Recommendations, Recommender
+from earn.serve.app import create_app
+from earn.serve.bundles import ServedBundle
+from earn.serve.limits import Limits
+from earn.serve.service import Service
+from tests.support import small_model
+
+TOKEN = {"Authorization": "Bearer the-token-of-tests"}
+HISTORIES = [["1", "2"], ["4"], ["7", "3", "1"], ["0", "5"], ["6", "6", "2"]]
+
+
+class Client:
+    """Asks an application inside this process, in an event loop of its own."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._app = app
+        self._lifespan = app.router.lifespan_context(app)
+        self._loop.run_until_complete(self._lifespan.__aenter__())
+        transport = httpx.ASGITransport(app)
+        self._http = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")
+
+    def __call__(
+        self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
+        return self.together([(method, path, body)], headers)[0]
+
+    def together(
+        self, requests: Sequence[tuple[str, str, object]], headers: Mapping[str, str] | None = None
+    ) -> list[httpx.Response]:
+        async def ask() -> list[httpx.Response]:
+            waiting = [self._http.request(method, path, json=body, headers=headers) for method, path, body in requests]
+            return await asyncio.gather(*waiting)
+
+        return self._loop.run_until_complete(ask())
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._http.aclose())
+        self._loop.run_until_complete(self._lifespan.__aexit__(None, None, None))
+        self._loop.close()
+
+
+Serve = Callable[..., Client]
+
+
+@pytest.fixture
+def events() -> list[tuple[str, Mapping[str, object]]]:
+    return []
+
+
+@pytest.fixture
+def serve(toy_bundle: Path, events: list[tuple[str, Mapping[str, object]]]) -> Iterator[Serve]:
+    clients = []
+
+    def start(place: Path = toy_bundle, token: str | None = None, **bounds: float) -> Client:
+        bundle = ServedBundle("toy", partial(Recommender.load, place, threads=1))
+        service = Service([bundle], Limits(**bounds))  # type: ignore[arg-type]
+        clients.append(Client(create_app(service, token, log=lambda event, facts: events.append((event, facts)))))
+        return clients[-1]
+
+    yield start
+    for client in clients:
+        client.close()
+
+
+def ids(answer: httpx.Response) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return [item["item_id"] for item in answer.json()["items"]]
+
+
+def error(answer: httpx.Response, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    (line,) = answer.json().values()
+    assert "\n" not in line
+    return str(line)
+
+
+def test_lists_are_those_of_the_runtime(serve: Serve, toy_bundle: Path) -> None:
+    answer = serve()("POST", "/recommend", {"history": ["1", 2], "k": 3, "exclude": ["5"], "exclude_history": True})
+    want = Recommender.load(toy_bundle).recommend(["1", "2"], 3, exclude=["5"], exclude_history=True)
+    assert ids(answer) == [item.item_id for item in want]
+    scores = [item["score"] for item in answer.json()["items"]]
+    assert scores == pytest.approx([item.score for item in want], abs=1e-5)
+    assert answer.json()["exact"] == want.exact
+
+
+def test_requests_that_come_together_share_a_batch_and_keep_their_own_lists(serve: Serve, toy_bundle: Path) -> None:
+    client, recommender = serve(), Recommender.load(toy_bundle)
+    kinds: list[dict[str, object]] = [{"k": 3}, {"k": 5, "exclude_history": True}, {"k": 3, "exclude": ["1"]}]
+    asked = [{"history": history, **kind} for history in HISTORIES for kind in kinds]
+    client("POST", "/recommend", asked[0])
+    answers = client.together([("POST", "/recommend", body) for body in asked])
+    for body, answer in zip(asked, answers, strict=True):
+        wanted: Any = body
+        assert ids(answer) == [item.item_id for item in recommender.recommend(**wanted)]
+    assert max(answer.json()["timing"]["batch"] for answer in answers) > len(HISTORIES)
+
+
+def test_a_session_follows_what_is_appended(serve: Serve, toy_bundle: Path) -> None:
+    client, recommender = serve(), Recommender.load(toy_bundle)
+    opened = client("POST", "/session", {"history": ["1"]})
+    assert opened.status_code == 201
+    path = f"/session/{opened.json()['session']}"
+    assert client("POST", f"{path}/append", {"item_id": "4"}).json()["history"] == ["1", "4"]
+    want = [item.item_id for item in recommender.recommend(["1", "4"], 4, exclude_history=True)]
+    assert ids(client("POST", f"{path}/recommend", {"k": 4, "exclude_history": True})) == want
+    assert "no item 'x'" in error(client("POST", f"{path}/append", {"item_id": "x"}), 422)
+    assert client("GET", path).json()["history"] == ["1", "4"]
+    assert client("DELETE", path).status_code == 204
+    assert "open a new one" in error(client("GET", path), 404)
+
+
+def test_sessions_are_bounded_in_number_and_age(serve: Serve) -> None:
+    client = serve(sessions=2, session_age_s=0.2)
+    assert [client("POST", "/session", {}).status_code for _ in range(3)] == [201, 201, 503]
+    threading.Event().wait(0.25)
+    assert client("POST", "/session", {}).status_code == 201
+
+
+def test_a_bundle_is_swapped_under_its_sessions_and_rolled_back(serve: Serve, bundle: Path, tmp_path: Path) -> None:
+    client = serve(bundle, "the-token-of-tests")
+    body = {"history": ["1", "2"], "k": 4}
+    before = ids(client("POST", "/recommend", body))
+    path = f"/session/{client('POST', '/session', {'history': ['1', '2']}, TOKEN).json()['session']}"
+    export_bundle(small_model("tiny-llama", early_layers=2, max_history=6), tmp_path / "other", [["1", "2"]])
+    after = [item.item_id for item in Recommender.load(tmp_path / "other").recommend(["1", "2"], 4)]
+    assert before != after
+
+    shutil.rmtree(bundle)
+    assert "stays as it is" in error(client("POST", "/catalog/reload", {}, TOKEN), 409)
+    assert ids(client("POST", "/recommend", body)) == before
+    shutil.copytree(tmp_path / "other", bundle)
+    swapped = client("POST", "/catalog/reload", {}, TOKEN).json()
+    assert swapped["version"] != swapped["previous"]
+    assert ids(client("POST", "/recommend", body)) == after
+    assert ids(client("POST", f"{path}/recommend", {"k": 4}, TOKEN)) == after
+    assert client("POST", "/catalog/rollback", {}, TOKEN).json()["version"] == swapped["previous"]
+    assert ids(client("POST", "/recommend", body)) == before
+    assert ids(client("POST", f"{path}/recommend", {"k": 4}, TOKEN)) == before
+
+
+def test_changes_of_state_need_the_token(serve: Serve) -> None:
+    client = serve(token="the-token-of-tests")
+    changes: list[tuple[str, str, object]] = [
+        ("POST", "/session", {}),
+        ("DELETE", "/session/x", None),
+        ("POST", "/session/x/append", {"item_id": "1"}),
+        ("POST", "/catalog/reload", {}),
+        ("POST", "/catalog/rollback", {}),
+    ]
+    for headers in ({}, {"Authorization": "Bearer another"}, {"Authorization": "the-token-of-tests"}):
+        for method, path, body in changes:
+            assert "token" in error(client(method, path, body, headers), 401)
+    assert client("POST", "/recommend", {"history": ["1"]}).status_code == 200
+    assert "--token-file" in error(serve()("POST", "/catalog/reload", {}), 403)
+
+
+def test_other_sites_cannot_ask_under_their_name(serve: Serve) -> None:
+    client = serve()
+    assert "evil.example" in error(client("GET", "/catalog", headers={"Host": "evil.example:8000"}), 400)
+    assert client("GET", "/catalog", headers={"Host": "[::1]:8000"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"history": []}, "no known item"),
+        ({"history": ["1", "nobody"]}, "no item 'nobody'"),
+        ({"history": ["nobody"], "unknown": "skip"}, "no known item"),
+        ({"history": ["1"], "k": 25}, "k is 25"),
+        ({"history": ["1"], "k": True}, "k"),
+        ({"history": ["1"], "beams": 99}, "beams is 99"),
+        ({"history": ["1"], "beam": 9}, "body.beam"),
+        ({"history": "1"}, "body.history"),
+        ({"history": ["\ud800"]}, "no item"),
+        ([], "body"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_one_line(serve: Serve, body: object, says: str) -> None:
+    client = serve()
+    answer = asyncio.run(_raw(client, json.dumps(body).encode()))
+    assert says in error(answer, 422)
+
+
+async def _raw(client: Client, body: bytes) -> httpx.Response:
+    transport = httpx.ASGITransport(client._app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        return await http.post("/recommend", content=body, headers={"Content-Type": "application/json"})
+
+
+def test_capacity_deadline_and_body_are_bounded(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, events: list[tuple[str, Mapping[str, object]]]
+) -> None:
+    client = serve(concurrent=2, deadline_s=0.3, body_bytes=200)
+    assert "200 bytes" in error(client("POST", "/recommend", {"history": ["1"] * 100}), 413)
+    go, slow = threading.Event(), Recommender.recommend_batch
+
+    def held(self: Recommender, *args: Any, **options: Any) -> list[Recommendations]:
+        go.wait(5)
+        return slow(self, *args, **options)
+
+    monkeypatch.setattr(Recommender, "recommend_batch", held)
+    answers = client.together([("POST", "/recommend", {"history": ["1"]})] * 5 + [("GET", "/healthz", None)])
+    go.set()
+    assert [answer.status_code for answer in answers] == [504, 504, 503, 503, 503, 200]
+    assert answers[2].headers["retry-after"] == "1"
+    times = [facts["ms"] for event, facts in events if event == "request" and facts["status"] == 503]
+    assert max(float(str(ms)) for ms in times) < 200
+    assert client("POST", "/recommend", {"history": ["1"]}).status_code == 200  # the server has recovered
+
+
+def test_one_that_fails_spoils_no_others(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, honest = serve(), Recommender.recommend_batch
+
+    def poisoned(self: Recommender, histories: Sequence[Sequence[str]], *args: Any) -> list[Recommendations]:
+        if any("6" in history for history in histories):
+            raise ValueError("poison")
+        return honest(self, histories, *args)
+
+    client("POST", "/recommend", {"history": ["1"]})
+    monkeypatch.setattr(Recommender, "recommend_batch", poisoned)
+    answers = client.together([("POST", "/recommend", {"history": history}) for history in HISTORIES])
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 500]
+    assert "poison" not in answers[-1].text
+    assert answers[-1].headers["x-request-id"] in answers[-1].json()["error"]
+
+
+def test_figures_and_log_tell_of_requests_and_of_no_secret(
+    serve: Serve, events: list[tuple[str, Mapping[str, object]]]
+) -> None:
+    client = serve()
+    key = client("POST", "/session", {"history": ["1"]}).json()["session"]
+    client("POST", f"/session/{key}/recommend", {})
+    figures = client("GET", "/metrics").text
+    assert 'earn_requests_total{route="/session",status="201"} 1.0' in figures
+    assert "earn_sessions 1.0" in figures
+    assert key not in f"{figures}{events}"
+    assert events[0][0] == "started"
+
+
+def test_items_are_found_by_title_or_id(serve: Serve, toy_bundle: Path) -> None:
+    catalog = Recommender.load(toy_bundle).catalog
+    found = serve()("GET", f"/items?query={catalog.item_ids[3]}").json()
+    assert {"item_id": catalog.item_ids[3], "title": catalog.titles[3]} in found
+    assert [item["item_id"] for item in serve()("GET", "/items?limit=2").json()] == list(catalog.item_ids[:2])
