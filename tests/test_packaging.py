@@ -29,7 +29,8 @@ ROOMS = {
     "calibration": {"", "data", "export", "runtime"},
     "profiling": {"", "runtime"},
     "report": {"", "model", "runtime", "calibration", "profiling"},
-    "cli": {"", "data", "model", "runtime", "export", "calibration", "profiling", "report"},
+    "serve": {"", "runtime"},
+    "cli": {"", "data", "model", "runtime", "export", "calibration", "profiling", "report", "serve"},
 }
 AT_THE_TOP = ("runtime", "export", "calibration")  # real folders there; earn/ has links to them
 TRAINING_ONLY = {"torch", "transformers", "accelerate", "safetensors", "sklearn", "scipy"}

@@ -17,6 +17,7 @@ from typing import NoReturn
 import earn
 from earn.cli import (
     analyze,
+    batch,
     calibrate,
     compose,
     data,
@@ -50,6 +51,7 @@ COMMANDS = (
     engine,
     profile,
     recommend,
+    batch,
     inspection,
 )
 
@@ -63,6 +65,7 @@ EXTRAS = {
     "report": ("matplotlib", "jinja2"),
     "cpu": ("onnxruntime",),
     "tables": ("pyarrow",),
+    "ray": ("ray",),
 }
 
 
