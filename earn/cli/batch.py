@@ -57,7 +57,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--threads", type=positive, default=1, metavar="N", help="threads of a worker (default: %(default)s)"
     )
     work.add_argument(
-        "--batch-tokens", type=positive, default=4096, metavar="N", help="tokens of one pass (default: %(default)s)"
+        "--batch-tokens", type=positive, default=1024, metavar="N", help="tokens of one pass (default: %(default)s)"
     )
     work.add_argument(
         "--block-users",

@@ -7,6 +7,7 @@ seen from every node under the same paths. Where a node is lost, Ray gives its b
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -71,11 +72,9 @@ def reports_of_cluster(
         ray.shutdown()
 
 
-def _reason(error: BaseException) -> str:
-    """What a worker of ours has said, or else Ray's own first line."""
-    said: BaseException | None = error
-    while said is not None:
-        if isinstance(said, EarnError):
-            return str(getattr(said, "cause", said))
-        said = said.__cause__
+def _reason(error: Exception) -> str:
+    """What a worker of ours has said, which stands at the end of Ray's text, or else Ray's own first line."""
+    said = re.findall(rf"{re.escape(EarnError.__module__)}\.EarnError: (.*)", str(error))
+    if said:
+        return str(said[-1])
     return f"Ray stopped the run ({str(error).strip().splitlines()[0]}). Run the same command again: it goes on."

@@ -39,7 +39,7 @@ class Job:
     engine: str = "cpu"
     threads: int = 1  # of one worker
     block_users: int = 2000  # rows of a block: what a stopped run does again at most, per worker
-    batch_tokens: int = 4096  # history tokens, padding included, that one pass reads at most
+    batch_tokens: int = 1024  # history tokens, padding included, that one pass reads at most
 
     def settings(self) -> dict[str, Any]:
         """What the answers and their division into blocks depend on, beside the bundle and the input."""
@@ -82,7 +82,7 @@ class BlockWorker:
         if bundle_identity(job.bundle) != identity:
             raise EarnError(f"{job.bundle}: is not the bundle that the run began with. Copy that one here.")
         self._job, self._identity = job, identity
-        self._recommender = Recommender.load(job.bundle, job.engine, job.threads)
+        self._recommender = Recommender.load(job.bundle, job.engine, job.threads, arena=True)
         self._recommender.search_width(job.k, None if job.beams == EXACT else job.beams)
 
     def __call__(self, block: Block) -> BlockReport:

@@ -15,6 +15,7 @@ from earn.runtime.recommender import Recommender
 from earn.serve import batch, batch_worker
 from earn.serve.batch import run_batch
 from earn.serve.batch_input import Columns, blocks_of
+from earn.serve.batch_ray import _reason
 from earn.serve.batch_worker import BlockReport, BlockWorker, Job, batches
 
 pa = pytest.importorskip("pyarrow")
@@ -185,6 +186,12 @@ def test_batches_are_filled_by_padded_tokens_shortest_first() -> None:
     assert list(batches(lengths, 12, 8)) == [[1, 3, 4], [0], [2]]  # 3 x 4; 2 x 9 and 2 x 5 with what follows are more
     assert list(batches(lengths, 1, 8)) == [[1], [3], [4], [0], [2]]
     assert list(batches(lengths, 99, 2)) == [[1, 3], [4, 0], [2]]
+
+
+def test_an_error_of_a_worker_is_told_from_rays_text() -> None:
+    text = "The actor died: ray::Map()\n  File x.py\nearn.errors.EarnError: k is 99. This bundle returns 1 to 24.\n"
+    assert _reason(RuntimeError(text)) == "k is 99. This bundle returns 1 to 24."
+    assert _reason(RuntimeError("lost\nmore")).startswith("Ray stopped the run (lost).")
 
 
 def test_the_command_prints_its_figures(

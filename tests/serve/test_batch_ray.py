@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from earn.errors import EarnError
 from earn.serve.batch import run_batch
 from earn.serve.batch_worker import Job
 
@@ -52,6 +48,23 @@ def test_two_workers_give_what_one_process_gives(toy_bundle: Path, tmp_path: Pat
     assert_same(tmp_path / "two", alone.out)
 
 
-def test_an_error_of_a_worker_is_the_runs(toy_bundle: Path, tmp_path: Path, histories: Path) -> None:
-    with pytest.raises(EarnError, match="^k is 99"):
-        run_batch(Job(str(toy_bundle), tmp_path / "recs", k=99), [histories], workers=2)
+def test_a_node_that_is_killed_costs_no_row_and_doubles_none(toy_bundle: Path, tmp_path: Path, histories: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    alone = Job(str(toy_bundle), tmp_path / "alone", k=3, block_users=2)
+    run_batch(alone, [histories])
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    lost = [cluster.add_node(num_cpus=1)]
+
+    def lose_it(done: int, users: int) -> None:
+        if lost and done >= 6:
+            cluster.remove_node(lost.pop(), allow_graceful=False)
+
+    try:
+        job = Job(str(toy_bundle), tmp_path / "cluster", k=3, block_users=2)
+        report = run_batch(job, [histories], workers=2, address=cluster.address, progress=lose_it)
+    finally:
+        cluster.shutdown()
+    assert not lost
+    assert (report.answered, report.blocks) == (USERS, 30)
+    assert_same(tmp_path / "cluster", alone.out)
