@@ -1,12 +1,13 @@
 """A batch run on Ray Data: one actor for each worker, which holds a loaded bundle and takes block after block.
 
-What goes through Ray are numbers of blocks and reports: workers read and write the files themselves, so these must be
+What goes through Ray are places of rows and reports: workers read and write the files themselves, so these must be
 seen from every node under the same paths. Where a node is lost, Ray gives its blocks to another worker.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -21,13 +22,13 @@ from earn.serve.batch_worker import BlockReport, BlockWorker, Job
 class RayWorker:
     """A worker as Ray Data calls it."""
 
-    def __init__(self, job: Job, identity: Mapping[str, str], blocks: Sequence[Block]) -> None:
+    def __init__(self, job: Job, identity: Mapping[str, str]) -> None:
         """Loads the bundle; see `BlockWorker`."""
-        self._worker, self._blocks = BlockWorker(job, identity), blocks
+        self._worker = BlockWorker(job, identity)
 
-    def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
-        """Answers the block of that number among the run's."""
-        return asdict(self._worker(self._blocks[row["id"]]))
+    def __call__(self, row: Mapping[str, bytes]) -> dict[str, Any]:
+        """Answers a row's block."""
+        return asdict(self._worker(pickle.loads(row["block"])))
 
 
 def reports_of_cluster(
@@ -51,8 +52,10 @@ def reports_of_cluster(
         import ray.data
     except ImportError as error:
         raise EarnError(f"Several workers need Ray. Install it: {to_install('ray')}") from error
-    needs = {"num_cpus": job.threads} if job.engine in ("cpu", ONE_GRAPH) else {"num_gpus": 1}
-    here = {"num_cpus": workers * job.threads, "include_dashboard": False} if address is None else {"address": address}
+    on_cpu = job.engine in ("cpu", ONE_GRAPH)
+    here: dict[str, Any] = (
+        {"num_cpus": workers * job.threads, "include_dashboard": False} if address is None else {"address": address}
+    )
     try:
         ray.init(**here, logging_level="ERROR", log_to_driver=False)
     except (ConnectionError, ValueError) as error:
@@ -62,8 +65,15 @@ def reports_of_cluster(
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        numbers = ray.data.range(len(blocks), override_num_blocks=len(blocks))
-        reports = numbers.map(RayWorker, fn_constructor_args=(job, identity, blocks), concurrency=workers, **needs)
+        rows = [{"block": pickle.dumps(block)} for block in blocks]
+        waiting = ray.data.from_items(rows, override_num_blocks=len(rows))
+        reports = waiting.map(
+            RayWorker,
+            fn_constructor_args=(job, identity),
+            concurrency=workers,
+            num_cpus=job.threads if on_cpu else None,
+            num_gpus=None if on_cpu else 1,
+        )
         for report in reports.iter_rows():
             yield BlockReport(**report)
     except Exception as error:  # Ray's are many, and wrap what a worker raised
