@@ -6,6 +6,7 @@ seen from every node under the same paths. Where a node is lost, Ray gives its b
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import re
@@ -57,7 +58,7 @@ def reports_of_cluster(
         {"num_cpus": workers * job.threads, "include_dashboard": False} if address is None else {"address": address}
     )
     try:
-        ray.init(**here, logging_level="ERROR", log_to_driver=False)
+        ray.init(**here, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError) as error:
         raise EarnError(
             f"No Ray cluster answers at {address!r} ({error}). Check the address, or leave it out."
