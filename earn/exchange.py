@@ -18,6 +18,8 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 try:
@@ -63,6 +65,17 @@ def recover(folder: Path) -> None:
         else:
             shutil.rmtree(left, ignore_errors=True)
         os.close(lock)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[bool]:
+    """Holds the folder's lock for a block; yields False if another process has it. Without locks, always True."""
+    lock = _lock(folder, wait=False)
+    try:
+        yield lock >= 0 or fcntl is None
+    finally:
+        if lock >= 0:
+            os.close(lock)
 
 
 def _lock(folder: Path, wait: bool = True) -> int:

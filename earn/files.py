@@ -212,9 +212,14 @@ def check_writable(path: Path) -> None:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write a file to, and puts it in its place when the block ends well."""
-    beside = path.with_name(path.name + ".part")
+def written_whole(path: Path, owner: str = "") -> Iterator[Path]:
+    """Yields a path beside `path` to write a file to, and puts it in its place when the block ends well.
+
+    Args:
+        path: the file.
+        owner: names who writes, where several may write the same file at once: the last one's stays.
+    """
+    beside = path.with_name(f"{path.name}{'.' if owner else ''}{owner}.part")
     try:
         yield beside
         to_disk(beside)

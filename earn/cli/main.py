@@ -17,6 +17,7 @@ from typing import NoReturn
 import earn
 from earn.cli import (
     analyze,
+    batch,
     calibrate,
     compose,
     data,
@@ -53,6 +54,7 @@ COMMANDS = (
     engine,
     profile,
     recommend,
+    batch,
     serve,
     inspection,
 )
@@ -68,6 +70,7 @@ EXTRAS = {
     "cpu": ("onnxruntime",),
     "tables": ("pyarrow",),
     "serve": ("fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client"),
+    "ray": ("ray",),
 }
 
 

@@ -1,1 +1,1 @@
-"""Bundles behind HTTP: dynamic batching, sessions, swaps of the catalog, metrics (`earn serve`)."""
+"""Answers for many: a bundle behind HTTP (`earn.serve.app`), and all users of a table at once (`earn.serve.batch`)."""
