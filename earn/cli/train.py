@@ -17,7 +17,7 @@ from earn.console import Steps, note, progress, results_kept_clean, show
 from earn.errors import EarnError
 from earn.files import check_writable
 from earn.prompts import Template
-from earn.settings import DTYPES, TrainSettings, let_waiting_threads_sleep
+from earn.settings import DTYPES, SET_SETTINGS, TrainSettings, let_waiting_threads_sleep
 
 if TYPE_CHECKING:
     from earn.catalog import Catalog
@@ -60,11 +60,9 @@ def add_parser(subparsers: Subparsers) -> None:
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--backbone",
-        default="tiny-llama",
         metavar="NAME|PATH",
         help="from scratch: tiny-llama, -qwen2, -qwen3, -mistral, -granite, -smollm3, -gemma3, -phi3; a Hugging Face "
-        "folder, or a GGUF file "
-        "(default: %(default)s)",
+        "folder, or a GGUF file (default: tiny-llama; with --method set tiny-qwen2)",
     )
     group.add_argument(
         "--method",
@@ -145,6 +143,11 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         "weight_decay": (from_zero, "of AdamW"),
         "dropout": (share, "of attention probabilities"),
         "hidden_dropout": (share, "of what attention and MLP add to the hidden states"),
+        "input_dropout": (share, "of the embedded prompt"),
+        "negatives": (
+            natural,
+            "with --method set: values of a digit that a step draws beside its targets; 0: the loss is of all values",
+        ),
         "exclude_history": (
             None,
             "validation lists leave the history out: for data where nobody chooses an item twice",
@@ -174,9 +177,14 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
             option,
             type=kind,
             metavar=METAVARS[type(field.default)],
-            default=field.default,
-            help=f"{text} (default: %(default)s)",
+            help=f"{text} (default: {_defaults(field.name)})",
         )
+
+
+def _defaults(name: str) -> str:
+    """A setting's default, and that of the method "set" where it is another."""
+    plain, of_set = (getattr(settings, name) for settings in (TrainSettings(), SET_SETTINGS))
+    return f"{plain}" if plain == of_set else f"{plain}; with --method set {of_set}"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -185,10 +193,15 @@ def run(args: argparse.Namespace) -> int:
     from earn.data.checkup import advice, figures
     from earn.data.dataset import load_dataset
     from earn.data.digits import DEFAULT_DIGITS
-    from earn.model.methods import default_method
+    from earn.model.families import TINY_BACKBONES
+    from earn.model.methods import default_backbone, default_method
 
-    options = {field.name: getattr(args, field.name) for field in fields(TrainSettings) if hasattr(args, field.name)}
-    settings, method = TrainSettings(**options), args.method or default_method(args.backbone)
+    args.backbone = args.backbone or default_backbone(args.method)
+    method = args.method or default_method(args.backbone)
+    given = {field.name: getattr(args, field.name, None) for field in fields(TrainSettings)}
+    options = {name: value for name, value in given.items() if value is not None}
+    is_scratch_set = method == "set" and args.backbone in TINY_BACKBONES
+    settings = replace(SET_SETTINGS if is_scratch_set else TrainSettings(), **options)
     _check(args, method)
     steps = Steps(4)
     steps(f"Read {args.data}")
@@ -202,7 +215,7 @@ def run(args: argparse.Namespace) -> int:
         if line.is_serious:
             note(f"      {advice_line(line)}")
     steps(f"{'Dense' if args.dense else 'EARN'} model over {args.backbone}")
-    model = _model(args, method, catalog)
+    model = _model(args, method, catalog, whole)
     settings = replace(settings, titles=method == "lcrec" and any(catalog.titles))
     note(f"      {describe(model)}")
     steps(f"Train (epochs: {settings.epochs})")
@@ -283,12 +296,17 @@ def _check(args: argparse.Namespace, method: str) -> None:
     check_writable(out / RUN_FOLDER)
 
 
-def _model(args: argparse.Namespace, method: str, catalog: Catalog) -> EarnModel:
-    from earn.model.methods import build_model
+def _model(args: argparse.Namespace, method: str, catalog: Catalog, data: Dataset) -> EarnModel:
+    from earn.data.neighbours import neighbour_vectors
+    from earn.model.families import TINY_BACKBONES
+    from earn.model.methods import SET_SIZES, build_model
 
     names = {"text": "template"} | {name: name for name in ("separator", "item", "chat", "system", "answer")}
     changed = {name: value for name, option in names.items() if (value := getattr(args, option)) not in (None, False)}
     registers = [REGISTERS if count is None else count for count in (args.prefix_registers, args.suffix_registers)]
+    vectors = None
+    if method == "set" and args.backbone in TINY_BACKBONES:
+        vectors = neighbour_vectors(data.interactions, data.split.train, SET_SIZES["hidden_size"], args.seed)
     return build_model(
         method,
         args.backbone,
@@ -300,4 +318,5 @@ def _model(args: argparse.Namespace, method: str, catalog: Catalog) -> EarnModel
         {"num_hidden_layers": args.layers} if args.layers else None,
         args.seed,
         args.temperature or EarnConfig.temperature,
+        vectors,
     )

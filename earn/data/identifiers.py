@@ -170,7 +170,7 @@ def item_vectors(
     """
     weighted = (
         (1.0, _user_matrix(train_sequences, len(interactions.item_ids))),
-        (WORD_WEIGHT, _word_matrix(interactions)),
+        (WORD_WEIGHT, word_matrix(interactions)),
     )
     parts = [weight * _factors(matrix, seed) for weight, matrix in weighted if matrix is not None]
     if not parts:
@@ -178,7 +178,7 @@ def item_vectors(
             f"{interactions.name}: no training interaction, title or metadata says anything about the items. "
             "Give a longer training part, or titles."
         )
-    return _unit(np.hstack(parts))
+    return unit_rows(np.hstack(parts))
 
 
 def _user_matrix(train_sequences: Sequence[NDArray[np.int64]], items: int) -> Any | None:
@@ -194,7 +194,7 @@ def _user_matrix(train_sequences: Sequence[NDArray[np.int64]], items: int) -> An
     return TfidfTransformer(sublinear_tf=True).fit_transform(counts)
 
 
-def _word_matrix(interactions: Interactions) -> Any | None:
+def word_matrix(interactions: Interactions) -> Any | None:
     """tf-idf of titles and metadata, sparse [items, words]."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -208,11 +208,12 @@ def _factors(matrix: Any, seed: int) -> NDArray[np.float64]:  # [items, componen
 
     components = min(COMPONENTS, min(matrix.shape) - 1)
     if components < 1:  # one item, or one column: nothing to reduce
-        return _unit(matrix.toarray())
-    return _unit(TruncatedSVD(components, random_state=seed).fit_transform(matrix))
+        return unit_rows(matrix.toarray())
+    return unit_rows(TruncatedSVD(components, random_state=seed).fit_transform(matrix))
 
 
-def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def unit_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rows scaled to length 1; rows of zeros stay."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: NDArray[np.float64] = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
     return unit
