@@ -73,7 +73,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--digits",
         metavar="N|items|N+items",
-        help="with --method set: how many digits an item has, a digit with a value per item, or both (default: 16)",
+        help="with --method set: how many digits an item has, a digit with a value per item, or both (default: items)",
     )
     group.add_argument(
         "--temperature",
@@ -210,12 +210,12 @@ def run(args: argparse.Namespace) -> int:
     dataset.examples("valid")  # refuses data without any, before it is worked on
     steps(f"Item identifiers of {len(dataset.interactions.item_ids):,} items")
     digits = (args.digits or DEFAULT_DIGITS) if method == "set" else ""
-    catalog = whole.catalog(args.seed, args.build_identifiers, args.disambiguate, digits)
+    catalog = whole.catalog(settings.seed, args.build_identifiers, args.disambiguate, digits)
     for line in () if digits else advice(figures(whole, catalog)):
         if line.is_serious:
             note(f"      {advice_line(line)}")
     steps(f"{'Dense' if args.dense else 'EARN'} model over {args.backbone}")
-    model = _model(args, method, catalog, whole)
+    model = _model(args, method, catalog, whole, settings.seed)
     settings = replace(settings, titles=method == "lcrec" and any(catalog.titles))
     note(f"      {describe(model)}")
     steps(f"Train (epochs: {settings.epochs})")
@@ -296,7 +296,7 @@ def _check(args: argparse.Namespace, method: str) -> None:
     check_writable(out / RUN_FOLDER)
 
 
-def _model(args: argparse.Namespace, method: str, catalog: Catalog, data: Dataset) -> EarnModel:
+def _model(args: argparse.Namespace, method: str, catalog: Catalog, data: Dataset, seed: int) -> EarnModel:
     from earn.data.neighbours import neighbour_vectors
     from earn.model.families import TINY_BACKBONES
     from earn.model.methods import SET_SIZES, build_model
@@ -306,7 +306,7 @@ def _model(args: argparse.Namespace, method: str, catalog: Catalog, data: Datase
     registers = [REGISTERS if count is None else count for count in (args.prefix_registers, args.suffix_registers)]
     vectors = None
     if method == "set" and args.backbone in TINY_BACKBONES:
-        vectors = neighbour_vectors(data.interactions, data.split.train, SET_SIZES["hidden_size"], args.seed)
+        vectors = neighbour_vectors(data.interactions, data.split.train, SET_SIZES["hidden_size"], seed)
     return build_model(
         method,
         args.backbone,
@@ -316,7 +316,7 @@ def _model(args: argparse.Namespace, method: str, catalog: Catalog, data: Datase
         args.max_history,
         Template(**changed) if changed else None,
         {"num_hidden_layers": args.layers} if args.layers else None,
-        args.seed,
+        seed,
         args.temperature or EarnConfig.temperature,
         vectors,
     )

@@ -22,7 +22,7 @@ from earn.data.formats import Interactions
 from earn.data.identifiers import codebook_size, item_vectors
 from earn.errors import EarnError
 
-DEFAULT_DIGITS = "16"
+DEFAULT_DIGITS = "items"
 MOST_DIGITS = 64
 _FORM = re.compile(r"(\d+)?(?:(?:^|(?<=\d)\+)(items))?")
 
@@ -44,10 +44,7 @@ class DigitForm:
         match = _FORM.fullmatch(text)
         form = cls(int(match[1] or 0), match[2] is not None) if match else cls(0, False)
         if not (form.quantized or form.has_items) or form.quantized > MOST_DIGITS:
-            raise EarnError(
-                f"digits is {text!r}. Give a number up to {MOST_DIGITS}, items, or both, such as "
-                f"{DEFAULT_DIGITS}+items."
-            )
+            raise EarnError(f"digits is {text!r}. Give a number up to {MOST_DIGITS}, items, or both, such as 16+items.")
         return form
 
 

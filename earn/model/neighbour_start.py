@@ -6,8 +6,8 @@
                     weight exp(RECENCY cos(g PACE)) of it
     all MLPs, and the attention of the other layers, add nothing
 
-The output is then a weighted mean of the history's vectors, and the head's cosines with it those of the items. Training
-goes on from there: every weight is free, as the residual branches of ReZero (arXiv 2003.04887), which start at zero too.
+The output is then a weighted mean of the history's vectors, and the head's cosines with it those of the items. Every
+weight is free to leave its place in training, like the branches of ReZero (arXiv 2003.04887), which start at zero too.
 """
 
 from __future__ import annotations

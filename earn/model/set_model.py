@@ -127,7 +127,7 @@ class SetModel(EarnModel):
         drawn = torch.randint(values, (self._negatives,), device=wanted.device)
         candidates, places = torch.cat((wanted, drawn)).unique(return_inverse=True)
         shares = self._shares[digit].to(wanted.device)[candidates]
-        chance = (1 - (1 - shares) ** len(wanted) + self._negatives / values).clamp(max=1)
+        chance = 1 - (1 - shares) ** len(wanted) * (1 - 1 / values) ** self._negatives
         logits = functional.linear(normed, head[candidates]).float() - chance.log().float()
         return functional.cross_entropy(logits, places[: len(wanted)])
 
