@@ -94,7 +94,7 @@ class SetModel(EarnModel):
 
         A step's candidates are its targets and `count` values drawn evenly. From each logit the logarithm of the chance
         to be a candidate is taken, as in Jean and others (arXiv 1412.2007), so that values that many choose are not
-        pushed down for being there often.
+        pushed down for being there often. The best logits are the same; the number is smaller, as there are fewer.
 
         Args:
             sequences: what is trained on, as indices of the catalog's items.
