@@ -26,7 +26,9 @@ def test_vectors_are_the_leading_eigenvectors_of_what_is_chosen_and_called_alike
                     near[other, item] += DECAY ** (gap - 1)
     counts = Counter(np.concatenate(data.sequences).tolist())
     scale = np.sqrt([max(1, counts[item]) for item in range(24)])
-    words = word_matrix(data).toarray()
+    sparse = word_matrix(data)
+    assert sparse is not None
+    words = sparse.toarray()
     whole = near / np.outer(scale, scale) + WORD_WEIGHT * words @ words.T
     values, vectors = np.linalg.eigh(whole)
     want = vectors[:, np.argsort(-values)[:24]]
