@@ -65,7 +65,8 @@ def _token_vectors(
     sums = np.zeros((tokens, vectors.shape[1]))
     for column in codes.T:
         np.add.at(sums, column, vectors)
-    return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
+    unit: NDArray[np.float64] = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
+    return unit
 
 
 def _is_plain(layer: nn.Module) -> bool:
