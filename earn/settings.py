@@ -22,6 +22,8 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "weight_decay": (0.0, 10.0),
     "dropout": (0.0, 0.99),
     "hidden_dropout": (0.0, 0.99),
+    "input_dropout": (0.0, 0.99),
+    "negatives": (0, 1_000_000_000),
     "lora": (0, 65_536),
     "users": (0, 1_000_000_000),
     "validation_users": (1, 1_000_000_000),
@@ -42,6 +44,8 @@ class TrainSettings:
     weight_decay: float = 0.1
     dropout: float = 0.1  # of attention probabilities
     hidden_dropout: float = 0.0  # of what attention and MLP add to the hidden states
+    input_dropout: float = 0.0  # of the embedded prompt
+    negatives: int = 0  # values that a step draws beside its targets where a digit has more than twice as many; 0: all
     titles: bool = False  # learn items by their titles too; needs a tokenizer
     exclude_history: bool = False  # lists of the validation users, which choose an epoch, leave their histories out
     bf16: bool = False  # mixed precision
@@ -71,6 +75,18 @@ class TrainSettings:
                 f"dtype is {self.dtype}, which is for weights that are not trained, and without lora all are. Set lora "
                 "to a rank, or take bf16, which computes in mixed precision."
             )
+
+
+# Of the method "set", where a model starts as a neighbours' mean (earn.model.neighbour_start): few and gentle steps.
+SET_SETTINGS = TrainSettings(
+    epochs=6,
+    batch_size=128,
+    learning_rate=5e-4,
+    weight_decay=0.05,
+    hidden_dropout=0.1,
+    input_dropout=0.2,
+    negatives=1024,
+)
 
 
 def let_waiting_threads_sleep() -> None:

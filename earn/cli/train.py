@@ -17,9 +17,12 @@ from earn.console import Steps, note, progress, results_kept_clean, show
 from earn.errors import EarnError
 from earn.files import check_writable
 from earn.prompts import Template
-from earn.settings import DTYPES, TrainSettings, let_waiting_threads_sleep
+from earn.settings import DTYPES, SET_SETTINGS, TrainSettings, let_waiting_threads_sleep
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from earn.catalog import Catalog
     from earn.cli.arguments import Subparsers
     from earn.data.dataset import Dataset
@@ -60,11 +63,9 @@ def add_parser(subparsers: Subparsers) -> None:
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--backbone",
-        default="tiny-llama",
         metavar="NAME|PATH",
         help="from scratch: tiny-llama, -qwen2, -qwen3, -mistral, -granite, -smollm3, -gemma3, -phi3; a Hugging Face "
-        "folder, or a GGUF file "
-        "(default: %(default)s)",
+        "folder, or a GGUF file (default: tiny-llama; with --method set tiny-qwen2)",
     )
     group.add_argument(
         "--method",
@@ -75,7 +76,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--digits",
         metavar="N|items|N+items",
-        help="with --method set: how many digits an item has, a digit with a value per item, or both (default: 16)",
+        help="with --method set: how many digits an item has, a digit with a value per item, or both (default: items)",
     )
     group.add_argument(
         "--temperature",
@@ -145,6 +146,11 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         "weight_decay": (from_zero, "of AdamW"),
         "dropout": (share, "of attention probabilities"),
         "hidden_dropout": (share, "of what attention and MLP add to the hidden states"),
+        "input_dropout": (share, "of the embedded prompt"),
+        "negatives": (
+            natural,
+            "with --method set: values of a digit that a step draws beside its targets; 0: the loss is of all values",
+        ),
         "exclude_history": (
             None,
             "validation lists leave the history out: for data where nobody chooses an item twice",
@@ -174,9 +180,14 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
             option,
             type=kind,
             metavar=METAVARS[type(field.default)],
-            default=field.default,
-            help=f"{text} (default: %(default)s)",
+            help=f"{text} (default: {_defaults(field.name)})",
         )
+
+
+def _defaults(name: str) -> str:
+    """A setting's default, and that of the method "set" where it is another."""
+    plain, of_set = (getattr(settings, name) for settings in (TrainSettings(), SET_SETTINGS))
+    return f"{plain}" if plain == of_set else f"{plain}; with --method set {of_set}"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -185,10 +196,15 @@ def run(args: argparse.Namespace) -> int:
     from earn.data.checkup import advice, figures
     from earn.data.dataset import load_dataset
     from earn.data.digits import DEFAULT_DIGITS
-    from earn.model.methods import default_method
+    from earn.model.families import TINY_BACKBONES
+    from earn.model.methods import default_backbone, default_method
 
-    options = {field.name: getattr(args, field.name) for field in fields(TrainSettings) if hasattr(args, field.name)}
-    settings, method = TrainSettings(**options), args.method or default_method(args.backbone)
+    args.backbone = args.backbone or default_backbone(args.method)
+    method = args.method or default_method(args.backbone)
+    given = {field.name: getattr(args, field.name, None) for field in fields(TrainSettings)}
+    options = {name: value for name, value in given.items() if value is not None}
+    is_scratch_set = method == "set" and args.backbone in TINY_BACKBONES
+    settings = replace(SET_SETTINGS if is_scratch_set else TrainSettings(), **options)
     _check(args, method)
     steps = Steps(4)
     steps(f"Read {args.data}")
@@ -197,12 +213,12 @@ def run(args: argparse.Namespace) -> int:
     dataset.examples("valid")  # refuses data without any, before it is worked on
     steps(f"Item identifiers of {len(dataset.interactions.item_ids):,} items")
     digits = (args.digits or DEFAULT_DIGITS) if method == "set" else ""
-    catalog = whole.catalog(args.seed, args.build_identifiers, args.disambiguate, digits)
+    catalog = whole.catalog(settings.seed, args.build_identifiers, args.disambiguate, digits)
     for line in () if digits else advice(figures(whole, catalog)):
         if line.is_serious:
             note(f"      {advice_line(line)}")
     steps(f"{'Dense' if args.dense else 'EARN'} model over {args.backbone}")
-    model = _model(args, method, catalog)
+    model = _model(args, method, catalog, settings.seed, _start(whole, settings.seed) if is_scratch_set else None)
     settings = replace(settings, titles=method == "lcrec" and any(catalog.titles))
     note(f"      {describe(model)}")
     steps(f"Train (epochs: {settings.epochs})")
@@ -288,7 +304,21 @@ def _check(args: argparse.Namespace, method: str) -> None:
     check_writable(out / RUN_FOLDER)
 
 
-def _model(args: argparse.Namespace, method: str, catalog: Catalog) -> EarnModel:
+def _start(data: Dataset, seed: int) -> NDArray[np.float64]:
+    """The items' vectors from which a model of all codes at once starts."""
+    from earn.data.neighbours import neighbour_vectors
+    from earn.model.methods import SET_SIZES
+
+    return neighbour_vectors(data.interactions, data.split.train, SET_SIZES["hidden_size"], seed)
+
+
+def _model(
+    args: argparse.Namespace,
+    method: str,
+    catalog: Catalog,
+    seed: int = 0,
+    vectors: NDArray[np.float64] | None = None,
+) -> EarnModel:
     from earn.model.methods import build_model
 
     names = {"text": "template"} | {name: name for name in ("separator", "item", "chat", "system", "answer")}
@@ -303,6 +333,7 @@ def _model(args: argparse.Namespace, method: str, catalog: Catalog) -> EarnModel
         args.max_history,
         Template(**changed) if changed else None,
         {"num_hidden_layers": args.layers} if args.layers else None,
-        args.seed,
+        seed,
         args.temperature or EarnConfig.temperature,
+        vectors,
     )

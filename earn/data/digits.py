@@ -23,7 +23,7 @@ from earn.data.identifiers import codebook_size, item_vectors
 from earn.errors import EarnError
 from earn.quantizer import Quantizer, TextReader, nearest, unit, words_of
 
-DEFAULT_DIGITS = "16"
+DEFAULT_DIGITS = "items"
 MOST_DIGITS = 64
 MOST_WORDS = 20_000  # that a text reader knows, the most frequent ones: 2.5 MB
 TOPICS = 32
@@ -47,10 +47,7 @@ class DigitForm:
         match = _FORM.fullmatch(text)
         form = cls(int(match[1] or 0), match[2] is not None) if match else cls(0, False)
         if not (form.quantized or form.has_items) or form.quantized > MOST_DIGITS:
-            raise EarnError(
-                f"digits is {text!r}. Give a number up to {MOST_DIGITS}, items, or both, such as "
-                f"{DEFAULT_DIGITS}+items."
-            )
+            raise EarnError(f"digits is {text!r}. Give a number up to {MOST_DIGITS}, items, or both, such as 16+items.")
         return form
 
 

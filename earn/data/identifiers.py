@@ -170,7 +170,7 @@ def item_vectors(
     """
     weighted = (
         (1.0, _user_matrix(train_sequences, len(interactions.item_ids))),
-        (WORD_WEIGHT, _word_matrix(interactions)),
+        (WORD_WEIGHT, word_matrix(interactions)),
     )
     parts = [weight * _factors(matrix, seed) for weight, matrix in weighted if matrix is not None]
     if not parts:
@@ -194,7 +194,7 @@ def _user_matrix(train_sequences: Sequence[NDArray[np.int64]], items: int) -> An
     return TfidfTransformer(sublinear_tf=True).fit_transform(counts)
 
 
-def _word_matrix(interactions: Interactions) -> Any | None:
+def word_matrix(interactions: Interactions) -> Any | None:
     """tf-idf of titles and metadata, sparse [items, words]."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 

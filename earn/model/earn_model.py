@@ -47,6 +47,7 @@ class EarnModel(PreTrainedModel):
 
     backbone: PreTrainedModel  # the plain Hugging Face model, which shares the parameters and writes the checkpoint
     method = BEAMS  # the one of its settings
+    input_dropout = 0.0  # of the embedded prompt, which a training may set
 
     base_model_prefix = "model"
     # The stages compute attention themselves; a backbone that was loaded for another implementation serves as well.
@@ -227,11 +228,19 @@ class EarnModel(PreTrainedModel):
             keep: [r], the rows that go on to the late stage (registers and generated tokens), ascending.
             predict: [p], the rows to predict from, as places in `keep`.
         """
+        hidden = self.rows_hidden(input_ids, position_ids, attention_bias, keep, predict)
+        return self.late_stage().read_off(hidden)
+
+    def rows_hidden(
+        self, input_ids: Tensor, position_ids: Tensor, attention_bias: Tensor, keep: Tensor, predict: Tensor
+    ) -> Tensor:
+        """As `rows_logits`, but the hidden states [b,p,d] from which the logits are read."""
         early, late = self.early_stage(), self.late_stage()
-        hidden, _ = early.run(early.embed(input_ids), position_ids, attention_bias, None, keep)
+        hidden = functional.dropout(early.embed(input_ids), self.input_dropout, self.training)
+        hidden, _ = early.run(hidden, position_ids, attention_bias, None, keep)
         late_bias = attention_bias.index_select(2, keep).index_select(3, keep)
         hidden, _ = late.run(hidden, position_ids.index_select(1, keep), late_bias, None, predict)
-        return late.read_off(hidden)
+        return hidden
 
     def forward(
         self,
@@ -253,10 +262,11 @@ class EarnModel(PreTrainedModel):
             labels: [b,p], token ids; IGNORED where nothing is predicted.
         """
         bias = torch.where(visible, 0.0, MASKED).unsqueeze(1)
-        return {"loss": self.loss_of(self.rows_logits(input_ids, position_ids, bias, keep, predict), labels)}
+        return {"loss": self.loss_of(self.rows_hidden(input_ids, position_ids, bias, keep, predict), labels)}
 
-    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The training loss [] of logits [b,p,v] and labels [b,p]."""
+    def loss_of(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The training loss [] of hidden states [b,p,d] and labels [b,p]."""
+        logits = self.late_stage().read_off(hidden)
         return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
 
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:  # type: ignore[override]

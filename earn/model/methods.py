@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -29,6 +31,7 @@ from earn.errors import EarnError
 from earn.model.backbones import load_backbone
 from earn.model.earn_model import EarnModel, model_class
 from earn.model.families import TINY_BACKBONES
+from earn.model.neighbour_start import start_as_neighbours
 from earn.model.tokenizer import has_tokenizer, load_tokenizer
 from earn.prompts import Template
 
@@ -37,8 +40,21 @@ METHODS = {
     "lcrec": "an instruction in words; titles are learned too",
     "set": "all codes at once",
 }
+SET_BACKBONE = "tiny-qwen2"  # has the biases that a start as neighbours needs (see earn.model.neighbour_start)
+SET_SIZES = {  # of a backbone from scratch: wide, because the rows alone say what items are alike; and shallow
+    "hidden_size": 256,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
 TINY_WORDS = 2000  # tokens of a tokenizer that is made of titles
 BOS = "<|bos|>"
+
+
+def default_backbone(method: str | None) -> str:
+    """The backbone from scratch that suits a method."""
+    return SET_BACKBONE if method == "set" else "tiny-llama"
 
 
 def default_method(backbone: str | Path) -> str:
@@ -57,6 +73,7 @@ def build_model(
     sizes: Mapping[str, int] | None = None,
     seed: int = 0,
     temperature: float = EarnConfig.temperature,
+    vectors: NDArray[np.float64] | None = None,
 ) -> EarnModel:
     """An untrained model of one of METHODS over a backbone.
 
@@ -66,6 +83,8 @@ def build_model(
         template: the text of "lcrec", if not the default one.
         sizes: settings of the family's configuration that replace a tiny backbone's.
         temperature: of "set".
+        vectors: of "set" over a tiny backbone: the items' [items,d], from which it starts
+            (see earn.model.neighbour_start); d is SET_SIZES' width, unless `sizes` gives another.
 
     Raises:
         EarnError: no such method or backbone, sizes for a pretrained one, or words without a tokenizer.
@@ -82,11 +101,12 @@ def build_model(
         tokenizer = words_of(catalog.titles) if tiny else load_tokenizer(backbone)
         if tokenizer is None:
             raise EarnError(f"{backbone} has no tokenizer, which the method lcrec needs. Take tiger.")
-    if method == "set" and not tiny:
-        tokenizer = load_tokenizer(backbone)
+    if method == "set":
+        tokenizer = None if tiny else load_tokenizer(backbone)
+        sizes = {**SET_SIZES, **(sizes or {})} if tiny else sizes
     if tiny and tokenizer is not None:
         sizes = {**(sizes or {}), "vocab_size": len(tokenizer)}
-    return model_class(SET if method == "set" else BEAMS).from_backbone(
+    model = model_class(SET if method == "set" else BEAMS).from_backbone(
         load_backbone(backbone, seed, sizes),
         catalog,
         early_layers,
@@ -98,6 +118,9 @@ def build_model(
         around_mean=not tiny,
         temperature=temperature,
     )
+    if vectors is not None:
+        start_as_neighbours(model, vectors)
+    return model
 
 
 def words_of(texts: Sequence[str], size: int = TINY_WORDS) -> PreTrainedTokenizerBase:

@@ -4,7 +4,8 @@
     output   the last suffix register's hidden state h after the final norm (without registers the last row's)
     digit j  softmax over its values c of  h . e(j,c) / (|e(j,c)| sqrt(d) temperature);  |h| is about sqrt(d), which the
              norm sees to, so this is a cosine divided by the temperature
-    loss     the weighted mean of the digits' cross entropies
+    loss     the weighted mean of the digits' cross entropies; of a digit with very many values the softmax may be
+             sampled (`SetModel.sample_negatives`)
     score    of an item: the weighted sum of its digits' log-probabilities
 
 after SETRec (arXiv 2502.10833) and RPG (arXiv 2506.05781). Digits are tokens of the backbone, so their embeddings are
@@ -17,10 +18,12 @@ In `input_ids` and `labels` item i has the id v + i, where v is the number of th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,6 +50,7 @@ class SetModel(EarnModel):
         digits = Digits.of(catalog)
         super().__init__(backbone, earn, catalog, tokenizer)
         self.digit_sizes: list[int] = digits.sizes.tolist()
+        self._negatives, self._shares = 0, list[Tensor]()
         rows = len(cast(nn.Embedding, self.model.embed_tokens).weight)
         plain = np.repeat(np.arange(rows)[:, None], len(digits.starts), axis=1)
         members = np.concatenate((plain, np.array(earn.token_ids)[digits.codes]))
@@ -85,14 +89,47 @@ class SetModel(EarnModel):
         late.divisor = 1.0
         return late
 
-    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The weighted mean of the digits' cross entropies; labels [b,p] are ids of items."""
+    def sample_negatives(self, count: int, sequences: Sequence[NDArray[np.int64]]) -> None:
+        """Lets the loss of a digit with more than 2 `count` values be a sampled softmax; 0: never.
+
+        A step's candidates are its targets and `count` values drawn evenly. From each logit the logarithm of the chance
+        to be a candidate is taken, as in Jean and others (arXiv 1412.2007), so that values that many choose are not
+        pushed down for being there often. The best logits are the same; the number is smaller, as there are fewer.
+
+        Args:
+            sequences: what is trained on, as indices of the catalog's items.
+        """
+        self._negatives = count
+        chosen = np.bincount(np.concatenate(sequences), minlength=len(self.catalog))
+        shares = torch.from_numpy(chosen / chosen.sum())
+        targets = cast(Tensor, self.targets).cpu()
+        self._shares = [
+            torch.zeros(size, dtype=torch.float64).index_add(0, targets[:, digit], shares)
+            for digit, size in enumerate(self.digit_sizes)
+        ]
+
+    def loss_of(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The weighted mean of the digits' cross entropies; hidden [b,p,d], labels [b,p] are ids of items."""
         is_asked = labels != IGNORED
         targets = cast(Tensor, self.targets)
         wanted = targets[labels[is_asked] - (len(cast(Tensor, self.members)) - len(targets))]  # [asked,m]
-        by_digit = logits[is_asked].float().split(self.digit_sizes, dim=1)
-        losses = [functional.cross_entropy(each, wanted[:, digit]) for digit, each in enumerate(by_digit)]
+        late = self.late_stage()
+        normed = late.norm(hidden[is_asked])
+        heads = cast(DigitHead, late.head).weight.split(self.digit_sizes)
+        losses = [self._digit_loss(normed, head, digit, wanted[:, digit]) for digit, head in enumerate(heads)]
         return torch.stack(losses) @ cast(Tensor, self.digit_weights)
+
+    def _digit_loss(self, normed: Tensor, head: Tensor, digit: int, wanted: Tensor) -> Tensor:
+        """The cross entropy [] of one digit, whole or sampled: normed [asked,d], head [values,d], wanted [asked]."""
+        values = len(head)
+        if not (self.training and 0 < 2 * self._negatives < values):
+            return functional.cross_entropy(functional.linear(normed, head).float(), wanted)
+        drawn = torch.randint(values, (self._negatives,), device=wanted.device)
+        candidates, places = torch.cat((wanted, drawn)).unique(return_inverse=True)
+        shares = self._shares[digit].to(wanted.device)[candidates]
+        chance = 1 - (1 - shares) ** len(wanted) * (1 - 1 / values) ** self._negatives
+        logits = functional.linear(normed, head[candidates]).float() - chance.log().float()
+        return functional.cross_entropy(logits, places[: len(wanted)])
 
 
 class ItemEmbedding(nn.Module):

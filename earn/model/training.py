@@ -36,6 +36,7 @@ from earn.model.earn_model import EarnModel
 from earn.model.families import sizes_of
 from earn.model.lora import add_adapters, holds_bfloat16, merge_adapters
 from earn.model.packing import pack
+from earn.model.set_model import SetModel
 from earn.model.transformers_versions import warmup
 from earn.settings import TrainSettings
 
@@ -256,6 +257,9 @@ def train(
         layer.self_attn.attention_dropout = settings.dropout
         layer.hidden_dropout = settings.hidden_dropout
         layer.is_recomputed = settings.gradient_checkpointing
+    model.input_dropout = settings.input_dropout
+    if isinstance(model, SetModel):
+        model.sample_negatives(settings.negatives, sequences)
     if settings.lora:
         add_adapters(model, settings)
     clock = _Clock(out / RUN_FOLDER / CLOCK_FILE)
