@@ -37,7 +37,6 @@ import numpy as np
 import onnx
 from onnx import ModelProto, helper
 
-from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import BEAMS, SET
 from earn.errors import EarnError
 from earn.export.graph_writer import BOOL, FLOAT, INT64
@@ -119,7 +118,10 @@ def compose(folder: Path, form: str | None = None, beams: int | None = None, k: 
         EarnError: the bundle is damaged, there is no such form for it, or a number is out of range.
     """
     recommender = Recommender.load(folder)
-    choices = Choices.of(recommender.manifest, form, beams, k)
+    return _model(recommender, folder, Choices.of(recommender.manifest, form, beams, k))
+
+
+def _model(recommender: Recommender, folder: Path, choices: Choices) -> ModelProto:
     stages = {stage: onnx.load(folder / name, load_external_data=False) for stage, name in GRAPH_FILES.items()}
     graphs = {name: model.graph for name, model in stages.items()}
     request = Request(recommender, graphs, choices.beams, choices.k)
@@ -150,6 +152,15 @@ def _graph(request: Request, answer: Answer) -> Any:
     return g.graph("recommend", *([helper.make_tensor_value_info(*row) for row in side] for side in (inputs, outputs)))
 
 
+def _example(recommender: Recommender, choices: Choices) -> dict[str, list[int]]:
+    """A history and the list that the graph must give for it: item indices, by which readers judge their processor."""
+    history = list(range(min(recommender.manifest.model.max_history, len(recommender.catalog))))
+    ids = [recommender.catalog.item_ids[item] for item in history]
+    beams = None if recommender.manifest.model.method == SET else choices.beams
+    items = [item.item_id for item in recommender.recommend(ids, choices.k, beams)]
+    return {"history": history, "items": recommender.indices(items)}
+
+
 def compose_bundle(folder: Path, form: str | None = None, beams: int | None = None, k: int | None = None) -> Manifest:
     """Writes a bundle's one graph and its items.json into the bundle, and lists them in its manifest; see `compose`.
 
@@ -158,16 +169,17 @@ def compose_bundle(folder: Path, form: str | None = None, beams: int | None = No
     Raises:
         EarnError: see `compose`; or the bundle's folder cannot be written.
     """
-    model = compose(folder, form, beams, k)
+    recommender = Recommender.load(folder)
+    choices = Choices.of(recommender.manifest, form, beams, k)
+    model, example = _model(recommender, folder, choices), _example(recommender, choices)
     with folder_written_whole(folder) as beside:
         link_files(folder, beside)
         manifest = Manifest.load(beside, verify=False)
         for name in MOBILE_FILES:  # of an earlier graph
             (beside / name).unlink(missing_ok=True)
-        most = Choices.of(manifest, form, beams, k).beams
-        catalog = Catalog.load(beside / CATALOG_FILE)
-        items = {"beams": most, "item_ids": [*catalog.item_ids], "titles": [*catalog.titles]}
-        write_json(beside / ITEMS_FILE, items)
+        catalog = recommender.catalog
+        names = {"item_ids": [*catalog.item_ids], "titles": [*catalog.titles]}
+        write_json(beside / ITEMS_FILE, {"beams": choices.beams, "example": example} | names)
         with written_whole(beside / ONE_GRAPH_FILE) as graph:
             onnx.save_model(model, str(graph))
         own = {name: FileEntry.of(beside / name) for name in (ONE_GRAPH_FILE, ITEMS_FILE)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -158,6 +159,13 @@ def test_what_is_no_number_is_no_answer(bundle: Path, tmp_path: Path) -> None:
     Manifest.load(bundle).with_files(folder).save(folder)
     with pytest.raises(EarnError, match="no number"):
         Recommender.load(folder, engine="one-graph").recommend(["1"])
+
+
+def test_its_example_is_what_the_bundle_recommends(bundle: Path) -> None:
+    names = json.loads((bundle / "items.json").read_text())
+    ids, example = names["item_ids"], names["example"]
+    items = Recommender.load(bundle).recommend([ids[item] for item in example["history"]], len(example["items"]))
+    assert [item.item_id for item in items] == [ids[item] for item in example["items"]]
 
 
 def test_it_belongs_to_the_bundle(bundle: Path) -> None:

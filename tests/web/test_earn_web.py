@@ -51,9 +51,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lists(package: Path, bundle: Path, histories: list[list[str]]) -> dict[str, Any]:
     (package / "histories.json").write_text(json.dumps(histories))
-    done = subprocess.run(
-        ["node", "test/lists.mjs", str(bundle), "histories.json"], cwd=package, capture_output=True, text=True
-    )
+    return node(package, "lists.mjs", str(bundle), "histories.json")
+
+
+def node(package: Path, script: str, *arguments: str) -> dict[str, Any]:
+    """What a script of the package's tests prints."""
+    done = subprocess.run(["node", f"test/{script}", *arguments], cwd=package, capture_output=True, text=True)
     assert not done.returncode, done.stderr[-2000:]
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
@@ -69,6 +72,14 @@ def test_lists_are_those_of_python(package: Path, bundle: Path) -> None:
     assert answer["progress"] == 1
     assert "no such item" in answer["refused"]
     assert answer["skipped"] == [item.item_id for item in recommender.recommend(histories[0], k=3)]
+
+
+def test_webgpu_is_used_where_it_gives_the_example_list(package: Path, bundle: Path) -> None:
+    cases = node(package, "webgpu.mjs", str(bundle))
+    assert cases["right"] == {"provider": "webgpu", "refused": ""}
+    assert {cases[name]["provider"] for name in ("wrong", "absent")} == {"cpu"}
+    assert "example list" in cases["wrong"]["refused"]
+    assert "no adapter" in cases["absent"]["refused"]
 
 
 def test_a_changed_file_is_refused(package: Path, bundle: Path, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ export interface Bundle {
   maxHistory: number;
   /** Width of the graph's search: the most items that it returns. */
   beams: number;
+  /** A history and the list that the graph must give for it; bundles of older versions have none. */
+  example?: { history: number[]; items: number[] };
 }
 
 /** Bytes that are here, and bytes that there are. */
@@ -61,6 +63,7 @@ export async function fetchBundle(url: string, onProgress: Progress = () => {}, 
     titles: items.titles,
     maxHistory: manifest.limits.history,
     beams: items.beams,
+    example: items.example,
   };
 }
 

@@ -26,6 +26,11 @@ export interface LoadOptions {
   threads?: number;
   /** Another build of ONNX Runtime, such as onnxruntime-node. */
   runtime?: Runtime;
+  /**
+   * Compute by WebGPU where it gives the bundle's example list, else on the CPU; `Earn.refused` says why (default: false).
+   * Needs the build of ONNX Runtime that has it: `runtime: await import("onnxruntime-web/webgpu")`.
+   */
+  webgpu?: boolean;
 }
 
 export interface RecommendOptions {
@@ -64,12 +69,25 @@ export async function load(url: string, options: LoadOptions = {}): Promise<Earn
     web.env.wasm.proxy = options.worker ?? typeof document !== "undefined";
     if (options.threads !== undefined) web.env.wasm.numThreads = options.threads;
   }
-  try {
+  const open = async (provider: string, refused = ""): Promise<Earn> => {
     const session = await runtime.InferenceSession.create(bundle.graph, {
-      executionProviders: [options.runtime ? "cpu" : "wasm"],
+      executionProviders: [provider],
       externalData: bundle.weights,
     });
-    return new Earn(runtime, session, bundle);
+    return new Earn(runtime, session, bundle, provider, refused);
+  };
+  let refused = "";
+  if (options.webgpu) {
+    try {
+      const earn = await open("webgpu");
+      refused = await earn.check();
+      if (!refused) return earn;
+    } catch (error) {
+      refused = `WebGPU fails: ${error}`;
+    }
+  }
+  try {
+    return await open(options.runtime ? "cpu" : "wasm", refused);
   } catch (error) {
     throw new EarnError(`${url}: ONNX Runtime cannot load the graph (${error}). Write it again: earn compose BUNDLE`);
   }
@@ -82,8 +100,19 @@ export class Earn {
   readonly #bundle: Bundle;
   readonly #index: Map<string, number>;
 
-  /** Use `load`. */
-  constructor(runtime: Runtime, session: web.InferenceSession, bundle: Bundle) {
+  /**
+   * Use `load`.
+   *
+   * @param provider what computes: "webgpu", "wasm" or "cpu".
+   * @param refused why WebGPU, which was asked for, is not used; else "".
+   */
+  constructor(
+    runtime: Runtime,
+    session: web.InferenceSession,
+    bundle: Bundle,
+    readonly provider: string,
+    readonly refused: string,
+  ) {
     this.#runtime = runtime;
     this.#session = session;
     this.#bundle = bundle;
@@ -93,6 +122,16 @@ export class Earn {
   /** The catalog's items. */
   get items(): readonly { id: string; title: string }[] {
     return this.#bundle.itemIds.map((id, index) => ({ id, title: this.#bundle.titles[index] ?? "" }));
+  }
+
+  /** Why this provider's lists cannot be trusted: the bundle's example gives another list, or there is none; else "". */
+  async check(): Promise<string> {
+    const { example, itemIds } = this.#bundle;
+    if (!example) return "the bundle has no example list to check. Write it again: earn compose BUNDLE";
+    const ids = (items: readonly number[]): string[] => items.map((item) => itemIds[item]!);
+    const list = await this.recommend(ids(example.history), { k: example.items.length });
+    const [got, want] = [list.map((item) => item.id).join(" "), ids(example.items).join(" ")];
+    return got === want ? "" : `${this.provider} gives ${got} where the bundle's example list is ${want}`;
   }
 
   /** The title of an item, "" where it has none or is not in the catalog. */

@@ -1,24 +1,16 @@
 // node lists.mjs BUNDLE HISTORIES.json [web|node]: the lists of these histories as JSON, from the package as it is built.
-// HISTORIES.json: [["50", "172"], ...]. The bundle is served over HTTP from this process, as an app would have it.
+// HISTORIES.json: [["50", "172"], ...].
 
 import { readFile } from "node:fs/promises";
-import { createServer } from "node:http";
-import { join, normalize } from "node:path";
 import { load } from "../dist/index.js";
+import { serve } from "./serve.mjs";
 
 const [folder, file, runtime = "web"] = process.argv.slice(2);
-const server = createServer(async (request, response) => {
-  try {
-    response.end(await readFile(join(folder, normalize(decodeURIComponent(request.url)))));
-  } catch {
-    response.writeHead(404).end();
-  }
-});
-await new Promise((ready) => server.listen(0, "127.0.0.1", ready));
+const server = await serve(folder);
 try {
   const options = runtime === "node" ? { runtime: await import("onnxruntime-node") } : {};
   let seen = 0;
-  const earn = await load(`http://127.0.0.1:${server.address().port}/`, {
+  const earn = await load(server.url, {
     ...options,
     onProgress: (loaded, total) => (seen = loaded / total),
   });
