@@ -43,7 +43,7 @@ PRECISIONS: Mapping[str, Precision] = {
     for row in (
         Precision("fp32", "none", ("cpu", "tensorrt")),  # as exported
         Precision("fp16", "half", ("tensorrt",)),  # for GPUs; norms and softmax in fp32
-        Precision("int8-dynamic", "dynamic", ("cpu", "portable")),  # activations are rounded by each call's own range
+        Precision("int8-dynamic", "dynamic", ("cpu",)),  # activations are rounded by each call's own range
         Precision("int8", "static", ("cpu", "tensorrt", "portable")),  # activations too, in ranges fixed by calibration
         Precision(  # weights alone, a scale for every block
             "int4",

@@ -58,7 +58,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--engine",
         metavar="NAME",
-        help="whose form is written: cpu, portable (cpu, with the same lists on every processor) or tensorrt "
+        help="whose form is written: cpu, portable (cpu, with sums that overflow on no processor) or tensorrt "
         "(default: the precision's usual one)",
     )
     add_report(parser, "BUNDLE2-report.html")
