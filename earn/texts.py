@@ -29,6 +29,7 @@ WORD = 8  # bytes
 LEADING = np.array([(1 << 8 * count) - 1 for count in range(WORD + 1)], np.uint64)  # masks of a word's first bytes
 PIECE = 1 << 16  # strings, and 64 times as many bytes, that are looked at together: temporaries stay small
 FREE = -1
+SMALL = 1 << 15  # strings that a dictionary may hold as well: it finds a few of them sooner
 
 
 class Texts(Sequence[str]):
@@ -186,6 +187,9 @@ class TextIndex(Mapping[str, int]):
 
     def find(self, strings: Collection[object]) -> Ints:
         """The numbers of all of these, as text; -1 for those that are none of the strings."""
+        if len(self.texts) <= SMALL:
+            known = self._numbers_of_few
+            return np.array([known.get(str(string), FREE) for string in strings], np.int64)
         if len(strings) == 0:
             return np.zeros(0, np.int64)
         try:
@@ -194,6 +198,10 @@ class TextIndex(Mapping[str, int]):
             texts = map(str, strings)
             wanted = Texts.of(tuple("" if "\n" in text else text for text in texts), "surrogatepass")
         return self._numbers(wanted, np.arange(len(wanted)))
+
+    @cached_property
+    def _numbers_of_few(self) -> Mapping[str, int]:
+        return {text: number for number, text in enumerate(self.texts)}
 
     def _numbers(self, wanted: Texts, chosen: Ints) -> Ints:
         """The numbers of the chosen ones of other texts."""

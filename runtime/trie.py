@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from earn.trie import Codes, Ints, ItemTrie
 
+FEW = 1000  # items
+
 
 @dataclass(frozen=True)
 class Exclusions:
@@ -60,8 +62,16 @@ def find(ascending: Ints, wanted: Ints | Codes) -> tuple[Ints, NDArray[np.bool_]
 def _above(trie: ItemTrie, items: Ints) -> tuple[Ints, Ints]:
     """The nodes that lead to these items, ascending, and to how many of them each does.
 
-    Level by level from the lowest: a deeper node has a higher number, and so have its children.
+    Level by level from the lowest: a deeper node has a higher number, and so have its children. Of a few items all
+    nodes are counted at once, which takes fewer calls.
     """
+    if len(items) <= FEW:
+        paths = [trie.leaf[items]]
+        for _ in range(trie.depth):
+            paths.append(np.where(paths[-1] > 0, trie.parent[paths[-1]], -1))
+        all_of_them = np.concatenate(paths)
+        every, times = np.unique(all_of_them[all_of_them >= 0], return_counts=True)
+        return every.astype(np.int64), times
     node, count = np.unique(trie.leaf[items], return_counts=True)
     levels = []
     for first in trie.level_start[-2::-1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,14 @@ from earn.texts import TextIndex, Texts
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"), max_size=20)
 BASIC = ("tokens", "item_ids", "titles", "identifiers")  # what older files hold
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_dictionary() -> Iterator[None]:
+    """Looks ids up as in a large catalog, however small this one is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("earn.texts.SMALL", 0)
+        yield
 
 
 @st.composite
