@@ -47,7 +47,7 @@ def _unpack(packages: list[str], folder: Path) -> None:
     for needed in (downloads, apt / "lists/partial", apt / "cache/archives/partial"):
         needed.mkdir(parents=True, exist_ok=True)
     (apt / "status").touch()
-    (apt / "sources.list").write_text(f"deb [signed-by={KEYS}] http://deb.debian.org/debian {RELEASE} main\n")
+    (apt / "sources.list").write_text(f"deb [signed-by={KEYS}] {_mirror()} {RELEASE} main\n")
     (apt / "apt.conf").write_text(SETTINGS.format(apt=apt))
     for request in (["update"], ["download", *packages]):
         command = ["apt-get", "-c", str(apt / "apt.conf"), *request]
@@ -58,3 +58,13 @@ def _unpack(packages: list[str], folder: Path) -> None:
         subprocess.run(["dpkg-deb", "-x", str(package), str(part)], check=True)
     shutil.rmtree(downloads)
     part.rename(folder)  # at once: a folder that is there is whole
+
+
+def _mirror() -> str:
+    """Where this machine's own apt-get fetches Debian's packages from."""
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Origin: Debian"]
+    sites = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    mirror = next((site for site in sites if site.rstrip("/").endswith("/debian")), None)
+    if mirror is None:
+        pytest.skip("this machine's apt-get knows no mirror of Debian; run apt-get update")
+    return mirror
