@@ -6,7 +6,8 @@ The same as JSON, for the command line and for other languages:
 
     {"or": [{"and": [{"tag": "genre:Comedy"}, {"not": {"tag": "adult"}}]}, {"items": ["50", "172"]}]}
 
-`AllOf([])` holds every item, `AnyOf([])` none. Expressions are values: equal ones have equal hashes.
+`AllOf([])` holds every item, `AnyOf([])` none. Expressions are values: equal ones have equal hashes. `&` and `|` add to
+an expression of their kind rather than nest in it, so a block list may grow item by item: `block |= Items(["7"])`.
 """
 
 from __future__ import annotations
@@ -30,10 +31,15 @@ class Filter:
     """An expression; joined by `&`, `|` and `~`."""
 
     def __and__(self, other: Filter) -> Filter:
-        return other if self == EVERYTHING else AllOf((self, other))
+        parts = *_parts(self, AllOf), *_parts(other, AllOf)
+        return _one_or(AllOf(dict.fromkeys(parts)))
 
     def __or__(self, other: Filter) -> Filter:
-        return other if self == NOTHING else AnyOf((self, other))
+        parts = *_parts(self, AnyOf), *_parts(other, AnyOf)
+        listed = [part.item_ids for part in parts if isinstance(part, Items)]
+        if len(listed) > 1:  # a list that grows item by item stays one list
+            parts = *(part for part in parts if not isinstance(part, Items)), Items(frozenset().union(*listed))
+        return _one_or(AnyOf(dict.fromkeys(parts)))
 
     def __invert__(self) -> Filter:
         return Not(self)
@@ -92,6 +98,16 @@ class Not(Filter):
 
     def __post_init__(self) -> None:
         Joined((self.part,))  # refuses what is no filter
+
+
+def _parts(expression: Filter, joined: type[Joined]) -> tuple[Filter, ...]:
+    """What an expression brings to an expression of this kind: its own parts where it is one."""
+    return expression.parts if isinstance(expression, joined) else (expression,)
+
+
+def _one_or(joined: Joined) -> Filter:
+    """The only part, or the expression where it has none or several."""
+    return joined.parts[0] if len(joined.parts) == 1 else joined
 
 
 EVERYTHING: Filter = AllOf(())

@@ -169,6 +169,15 @@ class ItemFilters:
         both = allowed if blocked == NOTHING else ~blocked if allowed == EVERYTHING else allowed & ~blocked
         return single if both == EVERYTHING else Unwanted(single, self._of(both, unknown))
 
+    def check(self, allow: Wanted, block: Wanted, unknown: str = "error") -> None:
+        """Says whether these are filters of this catalog; None is one.
+
+        Raises:
+            EarnError: an unknown item or tag, or no filter.
+        """
+        if allow is not None or block is not None:
+            self.unwanted(np.zeros(0, np.int64), allow, block, unknown)
+
     def _of(self, expression: Filter, unknown: str) -> ItemFilter:
         key = expression, unknown
         with self._lock:

@@ -69,11 +69,16 @@ class Session:
 
     @property
     def allow(self) -> Filter:
-        """What alone may come back in this session's lists; set it to a filter, ids or None. It is saved."""
+        """What alone may come back in this session's lists; set it to a filter, ids or None. It is saved.
+
+        Raises:
+            EarnError: an unknown item or tag. Items that a later catalog lacks are passed over.
+        """
         return self._allow
 
     @allow.setter
     def allow(self, wanted: Wanted) -> None:
+        self._recommender.filters.check(wanted, None)
         self._allow = as_filter(wanted, EVERYTHING)
 
     @property
@@ -83,7 +88,12 @@ class Session:
 
     @block.setter
     def block(self, wanted: Wanted) -> None:
+        self._recommender.filters.check(None, wanted)
         self._block = as_filter(wanted, NOTHING)
+
+    def keep_filters(self, allow: Filter, block: Filter) -> None:
+        """Takes over filters as they are, such as those of a session of another catalog."""
+        self._allow, self._block = allow, block
 
     @property
     def memory_bytes(self) -> int:
@@ -137,13 +147,14 @@ class Session:
         """
         recommender = self._recommender
         width = recommender.search_width(k, beams)
+        recommender.filters.check(allow, block)
         allow = self.allow if allow is None else self.allow & as_filter(allow, EVERYTHING)
         block = self.block if block is None else self.block | as_filter(block, NOTHING)
         with self._lock:
             if not self._items:
                 raise EarnError("The session has no item yet. Append one first.")
             single = recommender.excluded(exclude, self._items if exclude_history else ())
-            excluded = recommender.filters.unwanted(single, allow, block, "error")
+            excluded = recommender.filters.unwanted(single, allow, block, "skip")
             with within(timeout_s):
                 prompt = self._ready()
                 try:
@@ -195,7 +206,7 @@ class Session:
         header = _header(arrays, recommender.manifest.fingerprint)
         items, start = _history(header)
         session = cls(recommender)
-        session.allow, session.block = (from_json(header[name]) if name in header else empty for name, empty in _OWN)
+        session._allow, session._block = (from_json(header[name]) if name in header else empty for name, empty in _OWN)
         session._items, session._start = recommender.history(items), start
         if items:
             session._restore(arrays.get("cache"), arrays.get("hidden"))

@@ -25,12 +25,15 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 import earn
 from earn.errors import EarnError
+from earn.filters import EVERYTHING, NOTHING, Filter, from_json
+from earn.runtime.item_filters import as_filter
 from earn.serve.batcher import Answer
 from earn.serve.bundles import ServedBundle, Version
 from earn.serve.forms import (
     AppendRequest,
     BundleAnswer,
     BundleRequest,
+    FilterForm,
     Health,
     Item,
     ListAnswer,
@@ -110,7 +113,8 @@ async def recommend(asked: ListRequest, service: Served) -> ListAnswer:
     """The next items for one history, best first. Requests that come together are answered together."""
     bundle = service.bundle(asked.bundle)
     version = bundle.current
-    wanted = Wanted(asked.k, asked.beams, asked.exclude, asked.exclude_history, asked.unknown)
+    filters = _filters(asked)
+    wanted = Wanted(asked.k, asked.beams, asked.exclude, asked.exclude_history, *filters, asked.unknown)
     query, answer = await service.recommend(version, asked.history, wanted)
     return _list(bundle, version, answer, query.skipped)
 
@@ -118,7 +122,8 @@ async def recommend(asked: ListRequest, service: Served) -> ListAnswer:
 @sessions.post("", status_code=201, responses=problems(400, 401, 404, 413, 422, 503, 504))
 async def open_session(asked: SessionRequest, service: Served) -> SessionAnswer:
     """Reads a history and keeps it read, so that each further item costs its own tokens alone."""
-    key, opened = await service.open_session(service.bundle(asked.bundle), asked.history, asked.unknown)
+    bundle = service.bundle(asked.bundle)
+    key, opened = await service.open_session(bundle, asked.history, *_filters(asked), asked.unknown)
     return _session(key, opened, service)
 
 
@@ -137,7 +142,7 @@ async def append(session: str, asked: AppendRequest, service: Served) -> Session
 @sessions.post("/{session}/recommend", responses=problems(400, 401, 404, 413, 422, 503, 504))
 async def recommend_in_session(session: str, asked: SessionListRequest, service: Served) -> ListAnswer:
     """The next items for what the session holds."""
-    wanted = Wanted(asked.k, asked.beams, asked.exclude, asked.exclude_history)
+    wanted = Wanted(asked.k, asked.beams, asked.exclude, asked.exclude_history, *_filters(asked))
     opened, answer = await service.session_list(session, wanted)
     return _list(opened.bundle, opened.version, answer, ())
 
@@ -259,6 +264,16 @@ def create_app(
     return app
 
 
+def _filters(asked: FilterForm) -> tuple[Filter, Filter]:
+    """What a request allows and blocks.
+
+    Raises:
+        EarnError: no filter.
+    """
+    allow, block = (from_json(each) if isinstance(each, dict) else each for each in (asked.allow, asked.block))
+    return as_filter(allow, EVERYTHING), as_filter(block, NOTHING)
+
+
 def _list(bundle: ServedBundle, version: Version, answer: Answer, skipped: Sequence[str]) -> ListAnswer:
     found = [ScoredItem(item_id=item.item_id, title=item.title, score=item.score) for item in answer.items]
     timing = Timing(wait_ms=round(answer.wait_ms, 3), compute_ms=round(answer.compute_ms, 3), batch=answer.batch)
@@ -293,4 +308,5 @@ def _bundle(bundle: ServedBundle) -> BundleAnswer:
         items=len(current.recommender.catalog),
         most_items=limits.beams,
         history=limits.history,
+        tags=list(current.recommender.tags.names),
     )

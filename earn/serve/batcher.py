@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from earn.errors import EarnError
+from earn.filters import EVERYTHING, NOTHING, Filter
 from earn.runtime.recommender import Recommendations, Recommender
 from earn.serve.limits import Refusal
 
@@ -28,6 +29,9 @@ class Query:
     exclude: tuple[str, ...]  # known item ids
     k: int
     beams: int | str | None
+    allow: Filter = EVERYTHING
+    block: Filter = NOTHING
+    unknown: str = "error"  # of the ids in both
     skipped: tuple[str, ...] = ()  # ids of the request that the catalog lacks
 
 
@@ -49,9 +53,9 @@ class _Job:
     arrived_s: float = field(default_factory=time.perf_counter)
 
     @property
-    def group(self) -> tuple[int, int, int | str | None]:
+    def group(self) -> tuple[int, int, int | str | None, str]:
         """Jobs of the same group may share a batch."""
-        return id(self.recommender), self.query.k, self.query.beams
+        return id(self.recommender), self.query.k, self.query.beams, self.query.unknown
 
 
 class Batcher:
@@ -132,6 +136,9 @@ def _answers(batch: Sequence[_Job]) -> list[Recommendations | Exception]:
                 first.query.k,
                 first.query.beams,
                 [query.exclude for query in queries],
+                unknown=first.query.unknown,
+                allow=[query.allow for query in queries],
+                block=[query.block for query in queries],
             )
         )
     except Exception as error:

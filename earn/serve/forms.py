@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 ItemId = StrictStr | StrictInt
 Count = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
 Unknown = Literal["error", "skip"]
+AnyFilter = dict[str, Any] | list[ItemId] | None
+FORM = 'item ids, or {"tag": NAME}, {"items": [ID, ...]}, {"and": [...]}, {"or": [...]}, {"not": {...}}'
+Allow = Annotated[AnyFilter, Field(description=f"what alone may come back: {FORM}", examples=[None])]
+Block = Annotated[
+    AnyFilter, Field(description="what may not come back, in the same form", examples=[{"items": ["181"]}])
+]
 HISTORY = Field(
     description="item ids, oldest first; beyond the model's limit the newest count", examples=[["50", "172"]]
 )
@@ -20,31 +26,40 @@ class Form(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class SessionListRequest(Form):
-    """What a session's list shall be."""
+class FilterForm(Form):
+    """What lists may hold."""
+
+    allow: Allow = None
+    block: Block = None
+
+
+class ListForm(FilterForm):
+    """What a list shall be."""
 
     k: Count | None = Field(None, description="items; 10, or the bundle's most, if left out", examples=[10])
-    beams: Count | None = Field(None, description="width of the search; 20, or the bundle's most, if left out")
     exclude: list[ItemId] = Field([], description="items that must not come back", examples=[["181"]])
     exclude_history: StrictBool = Field(False, description="whether the history's items must not come back either")
 
 
-class ListRequest(Form):
+class SessionListRequest(ListForm):
+    """What a session's list shall be; its own filters hold besides."""
+
+    beams: Count | None = Field(None, description="width of the search; 20, or the bundle's most, if left out")
+
+
+class ListRequest(ListForm):
     """A history and what its list shall be."""
 
     history: list[ItemId] = HISTORY
-    k: Count | None = Field(None, description="items; 10, or the bundle's most, if left out", examples=[10])
     beams: Count | Literal["exact"] | None = Field(
         None, description='width of the search; "exact" widens it until the list is that of the whole catalog'
     )
-    exclude: list[ItemId] = Field([], description="items that must not come back", examples=[["181"]])
-    exclude_history: StrictBool = Field(False, description="whether the history's items must not come back either")
     unknown: Unknown = Field("error", description="what is done with ids that the catalog lacks")
     bundle: str | None = Field(None, description="one of GET /catalog; the first if left out", examples=[None])
 
 
-class SessionRequest(Form):
-    """How a session begins."""
+class SessionRequest(FilterForm):
+    """How a session begins; its filters hold for all its lists."""
 
     history: list[ItemId] = Field([], description="item ids, oldest first", examples=[["50", "172"]])
     unknown: Unknown = Field("error", description="what is done with ids that the catalog lacks")
@@ -115,6 +130,7 @@ class BundleAnswer(Form):
     items: int
     most_items: int = Field(description="the largest k")
     history: int = Field(description="items that the model reads")
+    tags: list[str] = Field(description="names that filters may use")
 
 
 class Health(Form):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from earn.errors import EarnError
+from earn.filters import EVERYTHING, NOTHING, Filter
 from earn.runtime.recommender import Recommendations, Recommender
 from earn.serve.batcher import Answer, Batcher, Query
 from earn.serve.bundles import ServedBundle, Version
@@ -33,6 +34,8 @@ class Wanted:
     beams: int | str | None = None
     exclude: Ids = ()
     exclude_history: bool = False
+    allow: Filter = EVERYTHING
+    block: Filter = NOTHING
     unknown: str = "error"
 
 
@@ -93,16 +96,20 @@ class Service:
         query = checked(version.recommender, history, wanted)
         return query, await self._batcher.recommend(version.recommender, query)
 
-    async def open_session(self, bundle: ServedBundle, history: Ids, unknown: str) -> tuple[str, OpenSession]:
-        """Reads a history and keeps it; returns the session's id too.
+    async def open_session(
+        self, bundle: ServedBundle, history: Ids, allow: Filter, block: Filter, unknown: str
+    ) -> tuple[str, OpenSession]:
+        """Reads a history and keeps it, with filters for all its lists; returns the session's id too.
 
         Raises:
-            EarnError: an unknown item, or an engine without sessions.
+            EarnError: an unknown item or tag, or an engine without sessions.
             Refusal: 503, as many as there may be are open.
         """
         self.sessions.check_room()
         version = bundle.current
+        version.recommender.filters.check(allow, block, unknown)
         session = await self._in(self._of_sessions, lambda: version.recommender.session(history, unknown))
+        session.keep_filters(allow, block)
         opened = OpenSession(bundle, version, session)
         return self.sessions.add(opened), opened
 
@@ -141,7 +148,11 @@ class Service:
                 query = checked(opened.version.recommender, opened.session.history, wanted)
                 assert not isinstance(query.beams, str)
                 beams = query.beams
-                found = faults_of_ours(lambda: opened.session.recommend(query.k, beams, query.exclude))
+                found = faults_of_ours(
+                    lambda: opened.session.recommend(
+                        query.k, beams, query.exclude, allow=query.allow, block=query.block
+                    )
+                )
                 ended = time.perf_counter()
             items = found if isinstance(found, Recommendations) else Recommendations(found, False)
             return Answer(items, 1, 1e3 * (started - arrived), 1e3 * (ended - started))
@@ -173,7 +184,7 @@ def checked(recommender: Recommender, history: Ids, wanted: Wanted) -> Query:
     """A request in which nothing can fail any more for the client's fault.
 
     Raises:
-        EarnError: an unknown item, an empty history, or a k or beam width out of range.
+        EarnError: an unknown item or tag, an empty history, or a k or beam width out of range.
     """
     k = min(DEFAULT_K, recommender.manifest.limits.beams) if wanted.k is None else wanted.k
     recommender.search_width(k, None if wanted.beams == "exact" else wanted.beams)
@@ -183,7 +194,17 @@ def checked(recommender: Recommender, history: Ids, wanted: Wanted) -> Query:
         raise EarnError("The history has no known item. Give at least one item of the catalog.")
     excluded = tuple(ids[item] for item in recommender.indices(wanted.exclude, wanted.unknown))
     skipped = tuple(str(item) for item in (*history, *wanted.exclude) if str(item) not in recommender.catalog.index)
-    return Query(known, excluded + (known if wanted.exclude_history else ()), k, wanted.beams, skipped)
+    recommender.filters.check(wanted.allow, wanted.block, wanted.unknown)
+    return Query(
+        known,
+        excluded + (known if wanted.exclude_history else ()),
+        k,
+        wanted.beams,
+        wanted.allow,
+        wanted.block,
+        wanted.unknown,
+        skipped,
+    )
 
 
 def faults_of_ours(work: Callable[[], T]) -> T:

@@ -26,10 +26,14 @@ class OpenSession:
     lock: threading.Lock = field(default_factory=threading.Lock)  # held by the request that uses it
 
     def follow(self) -> None:
-        """Moves it to the version that the bundle serves now: its history is read anew without items that are gone."""
+        """Moves it to the version that the bundle serves now: its history is read anew without items that are gone.
+
+        Its filters stay; items in them that are gone change nothing.
+        """
         if self.version is not self.bundle.current:
             version = self.bundle.current
-            self.session = version.recommender.session(self.session.history, unknown="skip")
+            old, self.session = self.session, version.recommender.session(self.session.history, unknown="skip")
+            self.session.keep_filters(old.allow, old.block)
             self.version = version
 
 

@@ -9,7 +9,7 @@ const WAIT_MS = 8000; // for an answer
 const $ = (id) => document.getElementById(id);
 const token = new URLSearchParams(location.hash.slice(1)).get("token"); // /app/#token=... where the server has one
 
-const state = { bundles: [], bundle: null, history: [], blocked: [], list: [], session: null };
+const state = { bundles: [], bundle: null, history: [], blocked: [], tag: null, list: [], session: null };
 let newest = 0; // number of the newest refresh: answers to older ones are dropped
 let working = Promise.resolve();
 
@@ -55,17 +55,17 @@ async function session(history) {
 }
 
 async function listOf(history) {
+  const wanted = { k: K, exclude: state.blocked, exclude_history: true, allow: state.tag && { tag: state.tag } };
   for (let attempt = 0; ; attempt++) {
     try {
       const id = await session(history);
-      return await ask("POST", `/session/${id}/recommend`, { k: K, exclude: state.blocked, exclude_history: true });
+      return await ask("POST", `/session/${id}/recommend`, wanted);
     } catch (error) {
       if (error.status === 404 && attempt === 0) {
         state.session = null; // it was closed: open it again
       } else if (error.status === 503 && attempt === 0) {
-        return await ask("POST", "/recommend", { // no room for a session: the same list, read anew
-          bundle: state.bundle, history, k: K, exclude: state.blocked, exclude_history: true, unknown: "skip",
-        });
+        // no room for a session: the same list, read anew
+        return await ask("POST", "/recommend", { bundle: state.bundle, history, ...wanted, unknown: "skip" });
       } else throw error;
     }
   }
@@ -178,8 +178,8 @@ $("clear").onclick = () => { state.history = []; state.blocked = []; refresh(); 
 $("retry").onclick = () => (state.bundle ? refresh() : start());
 
 document.addEventListener("keydown", (event) => {
-  if (event.target === $("search")) {
-    if (event.key === "Escape") $("search").blur();
+  if (event.target === $("search") || event.target === $("tag")) {
+    if (event.key === "Escape") event.target.blur();
     return;
   }
   if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -187,6 +187,17 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Backspace" && state.history.pop()) refresh();
   if (/^[1-9]$/.test(event.key) && state.list[event.key - 1]) choose(state.list[event.key - 1]);
 });
+
+// Offers the tags of the chosen bundle; the one that was chosen stays if this bundle has it too.
+function offerTags() {
+  const { tags } = state.bundles.find(({ bundle }) => bundle === state.bundle);
+  state.tag = tags.includes(state.tag) ? state.tag : null;
+  $("tag").replaceChildren(new Option("(everything)", ""), ...tags.map((tag) => new Option(tag, tag)));
+  $("tag").value = state.tag ?? "";
+  $("kept").hidden = tags.length === 0;
+}
+
+$("tag").onchange = () => { state.tag = $("tag").value || null; refresh(); };
 
 async function start() {
   try {
@@ -197,11 +208,12 @@ async function start() {
     return;
   }
   state.bundle = state.bundles[0].bundle;
+  offerTags();
   $("bundles").hidden = state.bundles.length < 2;
   for (const { bundle } of state.bundles) {
     const radio = Object.assign(document.createElement("input"), { type: "radio", name: "bundle", value: bundle });
     radio.checked = bundle === state.bundle;
-    radio.onchange = () => { state.bundle = bundle; refresh(); };
+    radio.onchange = () => { state.bundle = bundle; offerTags(); refresh(); };
     const label = document.createElement("label");
     label.append(radio, ` ${bundle}`);
     $("bundles").append(label);

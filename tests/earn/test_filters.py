@@ -63,7 +63,16 @@ def test_operators_and_their_neutral_elements() -> None:
     assert kids | Items([7, "8"]) == AnyOf([kids, Items(["8", "7"])])
     assert EVERYTHING & kids == NOTHING | kids == kids
     assert to_json(AllOf([kids])) != to_json(AnyOf([kids]))
+    assert (kids | horror) & kids & horror == AllOf([kids | horror, kids, horror])
     assert from_text("kids") == from_text(' {"tag": "kids"}') == kids
+
+
+def test_a_block_list_that_grew_item_by_item_is_read_again() -> None:
+    grown = NOTHING
+    for number in range(2000):
+        grown = grown | Items([number]) | Tag(f"tag {number % 3}")
+    assert set(grown.parts) == {Items(range(2000)), *(Tag(f"tag {number}") for number in range(3))}  # type: ignore[attr-defined]
+    assert from_json(to_json(grown)) == grown
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,15 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from earn.bundle_edit import set_tags
 from earn.export.bundle import export_bundle
+from earn.filters import Items, Tag
 from earn.runtime.recommender import Recommendations, Recommender
 from earn.serve.app import create_app
 from earn.serve.bundles import ServedBundle
 from earn.serve.limits import Limits
 from earn.serve.service import Service
+from earn.tags import Tags
 from tests.support import small_model
 
 TOKEN = {"Authorization": "Bearer the-token-of-tests"}
@@ -128,6 +131,32 @@ def test_a_session_follows_what_is_appended(serve: Serve, toy_bundle: Path) -> N
     assert "open a new one" in error(client("GET", path), 404)
 
 
+def test_filters_hold_in_lists_and_sessions(serve: Serve, bundle: Path) -> None:
+    catalog = Recommender.load(bundle).catalog
+    having = {name: catalog.index.find(items) for name, items in (("even", "0246"), ("low", "012"))}
+    set_tags(bundle, Tags.of(having, len(catalog)))
+    client, recommender = serve(bundle), Recommender.load(bundle)
+    allow: dict[str, object] = {"or": [{"tag": "even"}, {"items": ["7"]}]}
+    want = [item.item_id for item in recommender.recommend(["1"], 3, allow=Tag("even") | Items([7]), block=["6"])]
+    lists: list[dict[str, object]] = [
+        {"k": 3, "allow": allow, "block": ["6"]},
+        {"k": 8},
+        {"k": 3, "block": {"tag": "low"}},
+    ]
+    filtered, whole, _ = client.together([("POST", "/recommend", {"history": ["1"], **body}) for body in lists])
+    assert ids(filtered) == want
+    assert len(ids(whole)) == 8
+    opened = client("POST", "/session", {"history": ["1"], "block": {"tag": "low"}}).json()
+    answer = client("POST", f"/session/{opened['session']}/recommend", {"k": 8, "allow": {"tag": "even"}})
+    assert set(ids(answer)) == {"4", "6"}
+    for odd, message in (({"tag": "evn"}, "no tag 'evn'"), (["x"], "no item 'x'"), ({"xor": []}, "is no filter")):
+        assert message in error(client("POST", "/recommend", {"history": ["1"], "allow": odd}), 422)
+    skipped = client("POST", "/recommend", {"history": ["1"], "allow": ["x", 7], "unknown": "skip"})
+    assert ids(skipped) == ["7"]
+    (shown,) = client("GET", "/catalog").json()
+    assert shown["tags"] == ["even", "low"]
+
+
 def test_sessions_are_bounded_in_number_and_age(serve: Serve) -> None:
     client = serve(sessions=2, session_age_s=0.2)
     assert [client("POST", "/session", {}).status_code for _ in range(3)] == [201, 201, 503]
@@ -230,10 +259,12 @@ def test_capacity_deadline_and_body_are_bounded(
 def test_one_that_fails_spoils_no_others(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     client, honest = serve(), Recommender.recommend_batch
 
-    def poisoned(self: Recommender, histories: Sequence[Sequence[str]], *args: Any) -> list[Recommendations]:
+    def poisoned(
+        self: Recommender, histories: Sequence[Sequence[str]], *args: Any, **options: Any
+    ) -> list[Recommendations]:
         if any("6" in history for history in histories):
             raise ValueError("poison")
-        return honest(self, histories, *args)
+        return honest(self, histories, *args, **options)
 
     client("POST", "/recommend", {"history": ["1"]})
     monkeypatch.setattr(Recommender, "recommend_batch", poisoned)

@@ -16,8 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from earn.bundle_edit import set_tags
 from earn.export.bundle import export_bundle
+from earn.filters import Filter, Tag
 from earn.runtime.recommender import Recommender
+from earn.tags import Tags
 from tests.serve.chromium import Chromium
 from tests.support import small_model
 
@@ -67,6 +70,8 @@ def free_port() -> int:
 def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("other") / "dense"
     export_bundle(small_model("tiny-llama", early_layers=4, max_history=6), folder, [["1", "2"]])
+    catalog = Recommender.load(folder).catalog
+    set_tags(folder, Tags.of({"few": catalog.index.find("357")}, len(catalog)))
     return folder
 
 
@@ -80,13 +85,13 @@ def browser(tmp_path: Path) -> Iterator[Chromium]:
     opened.close()
 
 
-def names(bundle: Path, history: list[str], without: list[str] | None = None) -> list[str]:
+def names(bundle: Path, history: list[str], without: list[str] | None = None, allow: Filter | None = None) -> list[str]:
     """The list that the page should show."""
     recommender = Recommender.load(bundle)
     if not history:
         items = list(zip(recommender.catalog.item_ids, recommender.catalog.titles, strict=True))[:9]
     else:
-        best = recommender.recommend(history, 9, exclude=without or (), exclude_history=True)
+        best = recommender.recommend(history, 9, exclude=without or (), exclude_history=True, allow=allow)
         items = [(item.item_id, item.title) for item in best]
     return [title or f"item {item_id}" for item_id, title in items]
 
@@ -127,6 +132,8 @@ def test_the_page_follows_each_choice_and_survives_its_server(
 
         browser.value("document.querySelector('input[value=dense]').click()")
         shows(browser, names(other_bundle, history[:1], [first]))
+        browser.value("tag.value = 'few'; tag.dispatchEvent(new Event('change'))")
+        shows(browser, names(other_bundle, history[:1], [first], Tag("few")))
 
         browser.value("document.querySelector('#search').value = 'no such thing'")
         browser.value("document.querySelector('#add').requestSubmit()")
