@@ -173,3 +173,16 @@ def item_ids(text: str) -> list[str]:
     if odd := [value for value in values if type(value) not in (str, int)]:
         raise argparse.ArgumentTypeError(f"{odd[0]!r} in {text[:60]!r} is no item id. Write texts or whole numbers.")
     return [str(value) for value in values]
+
+
+def add_filters(parser: argparse._ActionsContainer) -> None:
+    """Declares --allow and --block."""
+    for name, what in (("allow", "what alone may come back"), ("block", "what may not come back")):
+        parser.add_argument(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar="TAG",
+            help=f"{what}: a tag of earn tags, or a filter in JSON; given several times, "
+            f"{'all' if name == 'allow' else 'each'} of them",
+        )

@@ -7,13 +7,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earn.cli.arguments import add_bundle, add_exclude_history, add_json, command, positive
+from earn.cli.arguments import add_bundle, add_exclude_history, add_filters, add_json, command, positive
 from earn.cli.engine import add_engine, chosen_engine
 from earn.console import pairs, progress, show, show_json
 
 if TYPE_CHECKING:
     from earn.cli.arguments import Subparsers
     from earn.serve.batch import BatchReport
+
+COLUMNS = {
+    "user": "of any type",
+    "items": "lists, oldest first",
+    "exclude": "lists; may be missing",
+    "allow": "tags, or filters in JSON; may be missing",
+    "block": "likewise",
+}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -41,6 +49,7 @@ def add_parser(subparsers: Subparsers) -> None:
     answers.add_argument("-k", type=positive, default=10, help="items for each user (default: %(default)s)")
     answers.add_argument("--beams", type=positive, metavar="N", help="width of the search (default: 20)")
     add_exclude_history(answers)
+    add_filters(answers)
     answers.add_argument(
         "--unknown",
         choices=("error", "skip"),
@@ -48,7 +57,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="ids that the catalog lacks: set the row aside, or leave them out (default: %(default)s)",
     )
     columns = parser.add_argument_group("columns of the input")
-    for role, says in (("user", "of any type"), ("items", "lists, oldest first"), ("exclude", "lists; may be missing")):
+    for role, says in COLUMNS.items():
         columns.add_argument(f"--{role}-column", default=role, metavar="NAME", help=f"{says} (default: %(default)s)")
     work = parser.add_argument_group("how the work is done")
     work.add_argument("--workers", type=positive, default=1, metavar="N", help="processes; more than one need Ray")
@@ -79,10 +88,12 @@ def run(args: argparse.Namespace) -> int:
     job = Job(
         bundle=str(args.bundle.resolve()),
         out=args.out.resolve(),
-        columns=Columns(args.user_column, args.items_column, args.exclude_column),
+        columns=Columns(**{role: getattr(args, f"{role}_column") for role in COLUMNS}),
         k=args.k,
         beams=args.beams,
         exclude_history=args.exclude_history,
+        allow=tuple(args.allow),
+        block=tuple(args.block),
         unknown=args.unknown,
         engine=chosen_engine(args.engine, args.bundle),
         threads=args.threads,

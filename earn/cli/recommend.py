@@ -10,6 +10,7 @@ from earn.cli.arguments import (
     ITEM_IDS_HELP,
     add_bundle,
     add_exclude_history,
+    add_filters,
     add_json,
     add_threads,
     command,
@@ -59,15 +60,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--exclude", type=item_ids, default=[], metavar="IDS", help="items that may not come back, likewise"
     )
     add_exclude_history(parser)
-    for name, what in (("allow", "what alone may come back"), ("block", "what may not come back")):
-        parser.add_argument(
-            f"--{name}",
-            action="append",
-            default=[],
-            metavar="TAG",
-            help=f"{what}: a tag of earn tags, or a filter in JSON; given several times, "
-            f"{'all' if name == 'allow' else 'each'} of them",
-        )
+    add_filters(parser)
     parser.add_argument(
         "--unknown",
         choices=("error", "skip"),

@@ -3,6 +3,8 @@
 user       any type              whose history it is; copied to the output as it is
 items      list of text or int   item ids, oldest first
 exclude    list of text or int   item ids that may not come back; the column may be missing
+allow      text                  a tag or a filter in JSON (earn.filters): what alone may come back; may be missing
+block      text                  likewise: what may not come back
 """
 
 from __future__ import annotations
@@ -26,6 +28,18 @@ class Columns:
     user: str = "user"  # of any type, copied as it is
     items: str = "items"  # lists of item ids, oldest first
     exclude: str = "exclude"  # lists of item ids that may not come back; the column may be missing
+    allow: str = "allow"  # texts, of filters; the column may be missing
+    block: str = "block"  # likewise
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row of the input asks; None where it says nothing."""
+
+    history: Sequence[str | int | None] | None
+    exclude: Sequence[str | int | None] | None
+    allow: str | None
+    block: str | None
 
 
 @dataclass(frozen=True)
@@ -127,6 +141,9 @@ def _check_schema(path: Path, schema: Any, columns: Columns) -> None:
             raise EarnError(
                 f"{path}: the column {name!r} is {schema.field(name).type}. Write lists of texts or of whole numbers."
             )
+    for name in (columns.allow, columns.block):
+        if name in names and not _is_text(schema.field(name).type):
+            raise EarnError(f"{path}: the column {name!r} is {schema.field(name).type}. Write texts: a tag, or JSON.")
 
 
 def _holds_ids(kind: Any) -> bool:
@@ -135,7 +152,14 @@ def _holds_ids(kind: Any) -> bool:
     if not (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
         return False
     value = kind.value_type.value_type if types.is_dictionary(kind.value_type) else kind.value_type
-    return any(of(value) for of in (types.is_string, types.is_large_string, types.is_integer, types.is_null))
+    return _is_text(value) or types.is_integer(value)
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a column holds texts, or nothing at all."""
+    from pyarrow import types
+
+    return any(of(kind) for of in (types.is_string, types.is_large_string, types.is_null))
 
 
 @lru_cache(maxsize=1)  # its blocks come one after another
@@ -147,19 +171,19 @@ def row_group(path: str, footer: str, group: int, names: tuple[str, ...]) -> Any
     return parquet.read_row_group(group, columns=list(names))
 
 
-def rows_of(block: Block, columns: Columns) -> tuple[Any, list[Any], list[Any]]:
-    """The users (a column), histories and exclusions of a block's rows.
+def rows_of(block: Block, columns: Columns) -> tuple[Any, list[Row]]:
+    """The users (a column) and rows of a block.
 
     Raises:
         EarnError: the file cannot be read, or is another one than when the block was cut.
     """
     from pyarrow import ArrowException
 
-    has_exclude = columns.exclude in block.file.columns
-    names = (columns.user, columns.items, *([columns.exclude] if has_exclude else []))
+    asked = (columns.items, columns.exclude, columns.allow, columns.block)
+    names = (columns.user, *(name for name in asked if name in block.file.columns))
     try:
         table = row_group(block.file.path, block.file.footer, block.group, names).slice(block.start, block.rows)
     except (ArrowException, OSError) as error:
         raise EarnError(f"{block.file.path}: cannot be read ({error}). Check the file.") from error
-    exclusions = table[columns.exclude].to_pylist() if has_exclude else [None] * len(table)
-    return table[columns.user], table[columns.items].to_pylist(), exclusions
+    values = (table[name].to_pylist() if name in names else [None] * len(table) for name in asked)
+    return table[columns.user], [Row(*each) for each in zip(*values, strict=True)]

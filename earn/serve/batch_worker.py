@@ -19,10 +19,11 @@ import numpy as np
 from earn.catalog import CATALOG_FILE
 from earn.errors import EarnError
 from earn.files import sha256, written_whole
+from earn.filters import AllOf, AnyOf, Filter, from_text
 from earn.manifest import MANIFEST_FILE, Manifest
 from earn.places import bundle_at
 from earn.runtime.recommender import EXACT, Recommendations, Recommender
-from earn.serve.batch_input import ANSWERS, REJECTED, Block, Columns, rows_of
+from earn.serve.batch_input import ANSWERS, REJECTED, Block, Columns, Row, rows_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Job:
     k: int = 10
     beams: int | str | None = None  # as of `Recommender.recommend`
     exclude_history: bool = False
+    allow: tuple[str, ...] = ()  # filters (earn.filters.from_text) that hold for all rows; those of a row hold besides
+    block: tuple[str, ...] = ()
     unknown: str = "error"  # what to do with unknown items: "error" sets the row aside, "skip" leaves them out
     engine: str = "cpu"
     threads: int = 1  # of one worker
@@ -84,6 +87,8 @@ class BlockWorker:
         self._job, self._identity = job, identity
         self._recommender = Recommender.load(job.bundle, job.engine, job.threads, arena=True)
         self._recommender.search_width(job.k, None if job.beams == EXACT else job.beams)
+        self._allow, self._block = AllOf(map(from_text, job.allow)), AnyOf(map(from_text, job.block))
+        self._recommender.filters.check(self._allow, self._block, job.unknown)
 
     def __call__(self, block: Block) -> BlockReport:
         """Answers a block and writes its files.
@@ -92,17 +97,16 @@ class BlockWorker:
             EarnError: the input has changed, or the bundle cannot answer.
         """
         started = time.perf_counter()
-        users, histories, exclusions = rows_of(block, self._job.columns)
-        reasons = [self._problem(*row) for row in zip(users.is_null(), histories, exclusions, strict=True)]
+        users, rows = rows_of(block, self._job.columns)
+        reasons = [self._problem(*each) for each in zip(users.is_null(), rows, strict=True)]
         good = [row for row, reason in enumerate(reasons) if reason is None]
         bad = [row for row, reason in enumerate(reasons) if reason is not None]
-        lengths = {row: self._length(histories[row]) for row in good}
+        lengths = {row: self._length(rows[row]) for row in good}
         answers: dict[int, Recommendations] = {}
         padded = 0
         for batch in batches(lengths, self._job.batch_tokens, self._recommender.manifest.limits.batch):
             padded += lengths[batch[-1]] * len(batch)
-            found = self._answer([histories[row] for row in batch], [exclusions[row] or () for row in batch])
-            answers |= zip(batch, found, strict=True)
+            answers |= zip(batch, self._answer([rows[row] for row in batch]), strict=True)
         if bad:
             columns = {
                 "user": users.take(np.array(bad, np.int64)),
@@ -117,29 +121,37 @@ class BlockWorker:
             block.index, block.rows, len(bad), time.perf_counter() - started, sum(lengths.values()), padded
         )
 
-    def _problem(self, has_no_user: Any, history: Sequence[Any] | None, excluded: Sequence[Any] | None) -> str | None:
+    def _problem(self, has_no_user: Any, row: Row) -> str | None:
         """Why a row cannot be answered."""
         if has_no_user.as_py():
             return "The row has no user."
-        if not history:
+        if not row.history:
             return "The history is empty."
-        if None in history or None in (excluded or ()):
+        if None in row.history or None in (row.exclude or ()):
             return "A list holds a null where an item id belongs."
         try:
-            known = self._recommender.history(history, self._job.unknown)
-            self._recommender.indices(excluded or (), self._job.unknown)
+            known = self._recommender.history(_ids(row.history), self._job.unknown)
+            self._recommender.indices(_ids(row.exclude), self._job.unknown)
+            self._recommender.filters.check(*self._filters(row), self._job.unknown)
         except EarnError as error:
             return str(error)
         return None if known else "The history has no item of the catalog."
 
-    def _length(self, history: Sequence[Any]) -> int:
-        """Tokens of a history as the model reads it."""
-        return len(self._recommender.tokens(self._recommender.history(history, self._job.unknown)))
+    def _length(self, row: Row) -> int:
+        """Tokens of a row's history as the model reads it."""
+        return len(self._recommender.tokens(self._recommender.history(_ids(row.history), self._job.unknown)))
 
-    def _answer(self, histories: Sequence[Any], exclusions: Sequence[Any]) -> list[Recommendations]:
+    def _filters(self, row: Row) -> tuple[Filter, Filter]:
+        """What a row allows and blocks, with what the run does."""
+        allow = self._allow if row.allow is None else self._allow & from_text(row.allow)
+        return allow, self._block if row.block is None else self._block | from_text(row.block)
+
+    def _answer(self, rows: Sequence[Row]) -> list[Recommendations]:
         job = self._job
+        histories, exclusions = [_ids(row.history) for row in rows], [_ids(row.exclude) for row in rows]
+        allow, block = zip(*map(self._filters, rows), strict=True)
         return self._recommender.recommend_batch(
-            histories, job.k, job.beams, exclusions, job.exclude_history, job.unknown
+            histories, job.k, job.beams, exclusions, job.exclude_history, job.unknown, allow, block
         )
 
     def _answer_columns(self, answers: Sequence[Recommendations]) -> dict[str, Any]:
@@ -150,6 +162,11 @@ class BlockWorker:
             "scores": pa.array([[item.score for item in items] for items in answers], pa.list_(pa.float64())),
             **{name: pa.array([value] * len(answers), pa.string()) for name, value in self._identity.items()},
         }
+
+
+def _ids(values: Sequence[str | int | None] | None) -> list[str | int]:
+    """A list's item ids; a null in it was found before."""
+    return [value for value in values or () if value is not None]
 
 
 def batches(lengths: Mapping[int, int], most_tokens: int, most_rows: int) -> Iterator[list[int]]:

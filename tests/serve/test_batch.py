@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from earn.bundle_edit import set_tags
 from earn.cli.main import main
 from earn.errors import EarnError
 from earn.exchange import only_writer
@@ -17,6 +18,7 @@ from earn.serve.batch import run_batch
 from earn.serve.batch_input import Columns, blocks_of
 from earn.serve.batch_ray import _reason
 from earn.serve.batch_worker import BlockReport, BlockWorker, Job, batches
+from earn.tags import Tags
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -80,6 +82,26 @@ def test_bad_rows_are_set_aside_with_their_reason(toy_bundle: Path, tmp_path: Pa
     assert [(row["user"], row["row"]) for row in rejected] == [(users[row], row) for row in range(1, 7)]
     said = ["empty", "empty", "no user", "'99'", "null", "'99'"]
     assert all(text in row["reason"] for text, row in zip(said, rejected, strict=True))
+
+
+def test_filters_of_the_run_and_of_a_row_hold_together(bundle: Path, tmp_path: Path) -> None:
+    catalog = Recommender.load(bundle).catalog
+    having = {name: catalog.index.find(items) for name, items in (("even", "0246"), ("low", "012"))}
+    set_tags(bundle, Tags.of(having, len(catalog)))
+    rows = {"user": range(4), "items": [[1], [1], [1], [1]], "allow": ["even", None, "evn", None]}
+    rows["block"] = [None, '{"or": [{"tag": "low"}, {"items": ["7"]}]}', None, '{"xor": 1}']
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table(rows), path)
+    report = run_batch(job(bundle, tmp_path, k=5, block=('{"items": [6]}',)), [path])
+    assert (report.answered, report.rejected) == (2, 2)
+    first, second = (set(row["items"]) for row in read(tmp_path / "recs"))
+    assert first == {"0", "2", "4"}
+    assert not second & {"0", "1", "2", "6", "7"}
+    said = [row["reason"] for row in read(tmp_path / "recs", "rejected")]
+    assert "no tag 'evn'" in said[0]
+    assert "is no filter" in said[1]
+    with pytest.raises(EarnError, match="no tag 'odd'"):
+        run_batch(job(bundle, tmp_path / "other", allow=("odd",)), [path])
 
 
 def test_unknown_items_may_be_left_out(toy_bundle: Path, tmp_path: Path) -> None:
