@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earn.cli.arguments import add_bundle, command, positive
@@ -27,6 +28,7 @@ def add_parser(subparsers: Subparsers) -> None:
         earn compose BUNDLE
         earn compose BUNDLE --form unrolled --beams 40 -k 20
         earn compose BUNDLE --mobile
+        earn compose BUNDLE --triton REPOSITORY
         """,
     )
     add_bundle(parser)
@@ -35,6 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
         action="store_true",
         help=f"write {' and '.join(MOBILE_FILES)} too, for reduced builds of ONNX Runtime",
     )
+    add_triton(parser)
     parser.add_argument(
         "--form", metavar="NAME", help="loop (the default) or unrolled; plain where all codes are named at once"
     )
@@ -47,8 +50,26 @@ def run(args: argparse.Namespace) -> int:
     manifest = write(args)
     names = [name for name in (ONE_GRAPH_FILE, ITEMS_FILE, *MOBILE_FILES) if name in manifest.files]
     show(table(("file", "size"), [(name, size(manifest.files[name].bytes)) for name in names]))
+    write_triton(args, args.bundle)
     note(f"Next: earn recommend {args.bundle} --engine one-graph --history ...")
     return 0
+
+
+def add_triton(parser: argparse.ArgumentParser) -> None:
+    """Declares --triton."""
+    parser.add_argument(
+        "--triton", type=Path, metavar="DIR", help="write the graph as a model of this Triton repository too"
+    )
+
+
+def write_triton(args: argparse.Namespace, bundle: Path) -> None:
+    """Writes the bundle's one graph into the Triton repository that was asked for, if any was."""
+    if args.triton is not None:
+        from earn.export.triton import write_repository
+
+        with results_kept_clean():
+            folder = write_repository(bundle, args.triton)
+        note(f"For Triton: {folder}")
 
 
 def write(args: argparse.Namespace) -> Manifest:

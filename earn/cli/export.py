@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earn.cli.arguments import DATA_HELP, command, positive
+from earn.cli.compose import add_triton, write_triton
 from earn.cli.engine import DEFAULTS, add_build_settings, build, build_settings, check_build, record_text
 from earn.config import SCORING_RULES, check_scoring
 from earn.console import Steps, note, results_kept_clean, show, size, table
@@ -52,6 +53,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--one-graph", action="store_true", help=f"write {ONE_GRAPH_FILE} too, as earn compose does with its defaults"
     )
+    add_triton(parser)
     parser.add_argument(
         "--engine", metavar="NAME", help=f"{TENSORRT}: build engines too, on the machine that will run them"
     )
@@ -70,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     from earn.model.earn_model import EarnModel
 
     refuse_foreign_folder(args.out)
-    steps = Steps(3 + args.one_graph + bool(args.engine))
+    has_one_graph = args.one_graph or args.triton is not None
+    steps = Steps(3 + has_one_graph + bool(args.engine))
     steps(f"Load {args.checkpoint}")
     model = EarnModel.from_pretrained(args.checkpoint)
     steps("Take real histories for the check")
@@ -78,11 +81,12 @@ def run(args: argparse.Namespace) -> int:
     dataset.check_items(model.catalog, args.checkpoint)
     steps("Export the stages and compare them with torch")
     manifest = write(model, dataset, args.out, args.scoring, args.max_batch, args.max_beams)
-    if args.one_graph:
+    if has_one_graph:
         from earn.export.one_graph import compose_bundle
 
         steps("Compose the one graph")
         manifest = compose_bundle(args.out)
+        write_triton(args, args.out)
     files = [(name, size(entry.bytes)) for name, entry in manifest.files.items()]
     show(table(("file", "size"), [*files, ("together", size(manifest.bundle_bytes))]))
     note(f"Largest difference from torch on real histories: {manifest.parity:.1e} of the largest value")
