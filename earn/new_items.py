@@ -54,11 +54,12 @@ class NewItems:
 
     def __getitem__(self, chosen: Sequence[int]) -> NewItems:
         """Some of them, by index."""
-        ids, titles, metadata, identifiers = (
+        ids, titles, metadata = (
             [part[index] for index in chosen] if len(part) else []
-            for part in (self.item_ids, self.titles, self.metadata, self.identifiers)
+            for part in (self.item_ids, self.titles, self.metadata)
         )
         vectors = None if self.vectors is None else np.asarray(self.vectors)[chosen]
+        identifiers = [self.identifiers[index] for index in chosen] if len(self.identifiers) else []
         return NewItems(ids, titles, metadata, vectors, identifiers)
 
 
