@@ -4,6 +4,7 @@ What stays is linked into the new folder, not copied, so a change costs little b
 bundle meanwhile gets the old one or the new one. Changes of the same bundle follow each other: one that begins while
 another is being made is refused.
 
+    add_items("bundle", NewItems(["9001"], identifiers=[["<a_1>", "<b_2>"]]))
     edit_catalog("bundle", lambda catalog: removed(catalog, ["50"]))
     roll_back_catalog("bundle")
 
@@ -19,10 +20,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from earn.catalog import CATALOG_FILE, Catalog
+from earn.config import SET
 from earn.errors import EarnError
 from earn.exchange import only_writer
 from earn.files import folder_written_whole, link_files
 from earn.manifest import NO_MODEL, CatalogVersions, FileEntry, Manifest
+from earn.new_items import NewItems, with_new_items
 from earn.tags import TAGS_FILE, Tags
 
 MOST_KEPT = 5  # earlier catalogs
@@ -69,12 +72,14 @@ def edit_catalog(folder: Path, change: Callable[[Catalog], Catalog]) -> Manifest
         change: gives the new catalog from the present one; see earn.live_catalog and earn.new_items.
 
     Raises:
-        EarnError: no bundle, its catalog is damaged, it cannot be written, or what `change` raises.
+        EarnError: no bundle, its catalog is damaged, it cannot be written, the new catalog does not fit the model, or
+            what `change` raises.
     """
     with bundle_changed(folder) as changed:
         manifest = Manifest.load(folder, verify=(CATALOG_FILE,))
         former = Catalog.load(folder / CATALOG_FILE)
         catalog = change(former)
+        _check_fits(manifest, catalog)
         before = manifest.catalog or CatalogVersions(0, ())
         kept = (before.version, *before.kept)
         target = changed / CatalogVersions.file(before.version)
@@ -85,6 +90,16 @@ def edit_catalog(folder: Path, change: Callable[[Catalog], Catalog]) -> Manifest
             (changed / CatalogVersions.file(version)).unlink()
         versions = CatalogVersions(before.version + 1, kept[:MOST_KEPT])
         return _with_catalog(manifest, changed, versions, len(former), len(catalog))
+
+
+def add_items(folder: Path, items: NewItems) -> Manifest:
+    """`edit_catalog` with `with_new_items`, as the bundle's method wants it.
+
+    Raises:
+        EarnError: see both.
+    """
+    has_rows = Manifest.load(folder, verify=False).model.method == SET
+    return edit_catalog(folder, lambda catalog: with_new_items(catalog, items, has_rows))
 
 
 def roll_back_catalog(folder: Path) -> Manifest:
@@ -104,6 +119,19 @@ def roll_back_catalog(folder: Path) -> Manifest:
         before, after = len(Catalog.load(folder / CATALOG_FILE)), len(Catalog.load(folder / earlier))
         os.replace(changed / earlier, changed / CATALOG_FILE)
         return _with_catalog(manifest, changed, CatalogVersions(versions.version + 1, tuple(older)), before, after)
+
+
+def _check_fits(manifest: Manifest, catalog: Catalog) -> None:
+    """Raises EarnError for a catalog that the bundle's model does not know."""
+    is_set = manifest.model.method == SET
+    named = (catalog.trained, 1) if is_set else (len(catalog.tokens), catalog.depth)
+    logits = len(catalog.tokens) if is_set else manifest.sizes.logits
+    wanted = (len(manifest.model.token_ids), manifest.limits.depth)
+    if named != wanted or logits != manifest.sizes.logits:
+        raise EarnError(
+            f"The new catalog has {named[0]} trained items or tokens and depth {named[1]}, the model {wanted[0]} and "
+            f"{wanted[1]}. Change the bundle's own catalog, by earn.live_catalog and add_items."
+        )
 
 
 def _with_catalog(manifest: Manifest, changed: Path, versions: CatalogVersions, before: int, after: int) -> Manifest:

@@ -83,13 +83,10 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run_add(args: argparse.Namespace) -> int:
     """Adds items."""
-    from earn.config import SET
-    from earn.manifest import Manifest
-    from earn.new_items import with_new_items
+    from earn.bundle_edit import add_items
 
-    items = _new_items(args.items, args.vectors)
-    has_rows = Manifest.load(args.bundle, verify=False).model.method == SET
-    return _edit(args, lambda catalog: with_new_items(catalog, items, has_rows))
+    add_items(args.bundle, _new_items(args.items, args.vectors))
+    return run_list(args)
 
 
 def run_remove(args: argparse.Namespace) -> int:
