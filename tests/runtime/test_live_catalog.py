@@ -30,7 +30,7 @@ from earn.new_items import NewItems, with_new_items
 from earn.runtime.recommender import Recommendation, Recommender
 from earn.tags import Tags
 from tests.model.test_set_model import naive_scores, set_model
-from tests.support import brute_force, sweep
+from tests.support import brute_force
 
 HISTORY = ["1", "2"]
 FRESH = {  # identifiers that no item has
@@ -122,7 +122,7 @@ def oracle(model: EarnModel, state: State) -> dict[str, tuple[str, float]]:
     return {item_id: (item.title, score) for (item_id, item), score in rows if item.status == OFFERED}
 
 
-@pytest.mark.parametrize("name", sweep([("beams",)], [("set",)]))
+@pytest.mark.parametrize("name", ["beams", pytest.param("set", marks=pytest.mark.slow)])
 @given(data=st.data())
 @settings(deadline=None, max_examples=6)
 def test_after_any_changes_lists_are_those_of_brute_force(
@@ -145,14 +145,14 @@ def test_after_any_changes_lists_are_those_of_brute_force(
     assert [item.score for item in got] == pytest.approx([want[item.item_id][1] for item in got], abs=2e-4)
 
 
-@pytest.mark.parametrize("swaps", sweep([(6,)], [(100,)]))
+@pytest.mark.parametrize("swaps", [6, pytest.param(100, marks=pytest.mark.slow)])
 def test_swaps_under_load_give_no_mixed_list(bundle: Path, swaps: int) -> None:
     first = Recommender.load(bundle, threads=1)
     serving, stopped = [first], threading.Event()
     seen: list[list[Recommendation]] = []
 
     def ask() -> None:
-        while not stopped.is_set():
+        while not stopped.wait(0.002):
             seen.append(serving[0].recommend(HISTORY, 8))
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
@@ -203,7 +203,7 @@ def version_of(folder: Path) -> tuple[int, int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks beside threads, which these children do not use
-@pytest.mark.parametrize("stride", sweep([(7,)], [(1,)]))
+@pytest.mark.parametrize("stride", [7, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_kill_at_any_step_leaves_a_bundle_that_loads(bundle: Path, stride: int) -> None:
     version, ends = 0, set[bool]()
     for touches in range(0, 2000, stride):
