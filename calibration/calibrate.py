@@ -47,7 +47,7 @@ from earn.files import folder_written_whole
 from earn.manifest import Manifest, refuse_foreign_folder
 from earn.quantizer import QUANTIZER_FILE
 from earn.runtime.evaluation import median_ms
-from earn.runtime.recommender import DEFAULT_BEAMS
+from earn.runtime.request import DEFAULT_BEAMS
 from earn.specs import STAGES
 from earn.tags import TAGS_FILE
 

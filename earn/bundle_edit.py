@@ -1,21 +1,34 @@
 """Changes of a bundle's small files, without a new export: the folder as a whole is exchanged for a changed one.
 
 What stays is linked into the new folder, not copied, so a change costs little beside large graphs. Whoever loads the
-bundle meanwhile gets the old one or the new one.
+bundle meanwhile gets the old one or the new one. Changes of the same bundle follow each other: one that begins while
+another is being made is refused.
+
+    add_items("bundle", NewItems(["9001"], identifiers=[["<a_1>", "<b_2>"]]))
+    edit_catalog("bundle", lambda catalog: removed(catalog, ["50"]))
+    roll_back_catalog("bundle")
+
+A catalog that was changed keeps its former versions, as far as MOST_KEPT of them, as catalogs/VERSION.npz.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from earn.files import folder_written_whole
-from earn.manifest import FileEntry, Manifest
+from earn.catalog import CATALOG_FILE, Catalog
+from earn.config import SET
+from earn.errors import EarnError
+from earn.exchange import only_writer
+from earn.files import folder_written_whole, link_files
+from earn.manifest import NO_MODEL, CatalogVersions, FileEntry, Manifest
+from earn.new_items import NewItems, with_new_items
 from earn.tags import TAGS_FILE, Tags
+
+MOST_KEPT = 5  # earlier catalogs
 
 
 @contextmanager
@@ -23,18 +36,18 @@ def bundle_changed(folder: Path) -> Iterator[Path]:
     """A folder with the bundle's files, which takes the bundle's place when the block ends; not if it raises.
 
     Files in it are replaced, never written to: they are the old bundle's too.
+
+    Raises:
+        EarnError: no bundle, it cannot be written, or another process is changing it.
     """
+    Manifest.load(folder, verify=False)  # says what to do where there is none
     folder = folder.resolve()
-    with folder_written_whole(folder) as beside:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                target = beside / path.relative_to(folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(path.resolve(), target)
-                except OSError:  # a file system without links, or a link to another one
-                    shutil.copy2(path, target)
-        yield beside
+    with only_writer(folder) as is_alone:
+        if not is_alone:
+            raise EarnError(f"{folder}: another process is changing it. Try again when that has ended.")
+        with folder_written_whole(folder) as beside:
+            link_files(folder, beside)
+            yield beside
 
 
 def set_tags(folder: Path, tags: Tags) -> Manifest:
@@ -43,10 +56,107 @@ def set_tags(folder: Path, tags: Tags) -> Manifest:
     Raises:
         EarnError: no bundle, or it cannot be written.
     """
-    manifest = Manifest.load(folder, verify=False)
     with bundle_changed(folder) as changed:
-        tags.save(changed / TAGS_FILE)
-        entry = FileEntry.of(changed / TAGS_FILE)
-        manifest = replace(manifest, files={**manifest.files, TAGS_FILE: entry})
+        manifest = _with_tags(Manifest.load(folder, verify=False), changed, tags)
         manifest.save(changed)
     return manifest
+
+
+def edit_catalog(folder: Path, change: Callable[[Catalog], Catalog]) -> Manifest:
+    """Gives a bundle a changed catalog as its next version; the former one is kept, to be rolled back to.
+
+    The one graph, which holds a catalog of its own, is left out of the bundle: write it again.
+
+    Args:
+        folder: the bundle.
+        change: gives the new catalog from the present one; see earn.live_catalog and earn.new_items.
+
+    Raises:
+        EarnError: no bundle, its catalog is damaged, it cannot be written, the new catalog does not fit the model, or
+            what `change` raises.
+    """
+    with bundle_changed(folder) as changed:
+        manifest = Manifest.load(folder, verify=(CATALOG_FILE,))
+        former = Catalog.load(folder / CATALOG_FILE)
+        catalog = change(former)
+        _check_fits(manifest, catalog)
+        before = manifest.catalog or CatalogVersions(0, ())
+        kept = (before.version, *before.kept)
+        target = changed / CatalogVersions.file(before.version)
+        target.parent.mkdir(exist_ok=True)
+        os.replace(changed / CATALOG_FILE, target)
+        catalog.save_items(changed / CATALOG_FILE)
+        for version in kept[MOST_KEPT:]:
+            (changed / CatalogVersions.file(version)).unlink()
+        versions = CatalogVersions(before.version + 1, kept[:MOST_KEPT])
+        return _with_catalog(manifest, changed, versions, len(former), len(catalog))
+
+
+def add_items(folder: Path, items: NewItems) -> Manifest:
+    """`edit_catalog` with `with_new_items`, as the bundle's method wants it.
+
+    Raises:
+        EarnError: see both.
+    """
+    has_rows = Manifest.load(folder, verify=False).model.method == SET
+    return edit_catalog(folder, lambda catalog: with_new_items(catalog, items, has_rows))
+
+
+def roll_back_catalog(folder: Path) -> Manifest:
+    """Gives a bundle the newest of its earlier catalogs back, under a number of its own.
+
+    Raises:
+        EarnError: no bundle, it has no earlier catalog or a damaged one, or it cannot be written.
+    """
+    with bundle_changed(folder) as changed:
+        manifest = Manifest.load(folder, verify=False)
+        versions = manifest.catalog
+        if versions is None or not versions.kept:
+            raise EarnError(f"{folder}: has no earlier catalog to roll back to.")
+        newest, *older = versions.kept
+        earlier = CatalogVersions.file(newest)
+        Manifest.load(folder, verify=(earlier, CATALOG_FILE))
+        before, after = len(Catalog.load(folder / CATALOG_FILE)), len(Catalog.load(folder / earlier))
+        os.replace(changed / earlier, changed / CATALOG_FILE)
+        return _with_catalog(manifest, changed, CatalogVersions(versions.version + 1, tuple(older)), before, after)
+
+
+def _check_fits(manifest: Manifest, catalog: Catalog) -> None:
+    """Raises EarnError for a catalog that the bundle's model does not know."""
+    is_set = manifest.model.method == SET
+    named = (catalog.trained, 1) if is_set else (len(catalog.tokens), catalog.depth)
+    logits = len(catalog.tokens) if is_set else manifest.sizes.logits
+    wanted = (len(manifest.model.token_ids), manifest.limits.depth)
+    if named != wanted or logits != manifest.sizes.logits:
+        raise EarnError(
+            f"The new catalog has {named[0]} trained items or tokens and depth {named[1]}, the model {wanted[0]} and "
+            f"{wanted[1]}. Change the bundle's own catalog, by earn.live_catalog and add_items."
+        )
+
+
+def _with_catalog(manifest: Manifest, changed: Path, versions: CatalogVersions, before: int, after: int) -> Manifest:
+    """Lists a folder's new catalog and the kept ones in its manifest; files that follow from the old one change too.
+
+    Args:
+        manifest: the bundle's, as it was.
+        changed: the folder that takes the bundle's place.
+        versions: of the new catalog.
+        before: items of the old catalog.
+        after: of the new one.
+    """
+    former = {*NO_MODEL, *(manifest.catalog.files if manifest.catalog else ())} - {TAGS_FILE}
+    for name in NO_MODEL - {CATALOG_FILE, TAGS_FILE}:
+        (changed / name).unlink(missing_ok=True)
+    files = {name: entry for name, entry in manifest.files.items() if name not in former}
+    files |= {name: FileEntry.of(changed / name) for name in (CATALOG_FILE, *versions.files)}
+    manifest = replace(manifest, files=files, catalog=versions)
+    if TAGS_FILE in files and before != after:
+        manifest = _with_tags(manifest, changed, Tags.load(changed / TAGS_FILE, before).resized(after))
+    manifest.save(changed)
+    return manifest
+
+
+def _with_tags(manifest: Manifest, changed: Path, tags: Tags) -> Manifest:
+    """Writes tags into a folder and lists them."""
+    tags.save(changed / TAGS_FILE)
+    return replace(manifest, files={**manifest.files, TAGS_FILE: FileEntry.of(changed / TAGS_FILE)})

@@ -11,14 +11,18 @@ then a finished item could not be told from an unfinished one.
 and beside these, not to be computed at every loading,
     slots        int32, the hash table of the ids (see earn.texts)
     trie.*       int32, the arrays of the identifiers' trie (see earn.trie)
-The last two are built where they are missing, as in older files, and checked where they are there. Nothing is packed:
-the arrays are mapped into memory, and items become Python objects one by one as they are asked for.
+and, once it was changed without a new training (see earn.live_catalog),
+    status       uint8 [items]: 0 offered, 1 blocked, 2 removed; all are offered where it is missing
+    read_as      int32 [added]: of each item that was added last, the trained item whose row a history reads for it;
+                 only of models with a row per item
+`slots` and `trie.*` are built where they are missing, as in older files, and checked where they are there. Nothing is
+packed: the arrays are mapped into memory, and items become Python objects one by one as they are asked for.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields
 from pathlib import Path
 from typing import Any, overload
@@ -32,7 +36,7 @@ from earn.files import read_json, written_whole
 from earn.identifier_tokens import unwrapped
 from earn.quantizer import QUANTIZER_FILE, Quantizer
 from earn.texts import TextIndex, Texts
-from earn.trie import Codes, ItemTrie
+from earn.trie import Codes, Ints, ItemTrie
 
 CATALOG_FILE = "catalog.npz"
 _TEXT, _NUMBERS = ArrayForm("|u1", 1), ArrayForm("<i4", 1)
@@ -40,7 +44,10 @@ _TRIE = {f"trie.{part.name}": part.name for part in fields(ItemTrie)}
 _FORMS = {
     **{"tokens": _TEXT, "item_ids": _TEXT, "titles": _TEXT, "identifiers": ArrayForm("<i4", 2), "slots": _NUMBERS},
     **dict.fromkeys(_TRIE, _NUMBERS),
+    **{"status": ArrayForm("|u1", 1), "read_as": _NUMBERS},
 }
+OFFERED, BLOCKED, REMOVED = 0, 1, 2  # an item's status
+Status = NDArray[np.uint8]
 MOST_DEPTH = 64  # tokens of an identifier
 # A catalog's file may unpack to so many bytes, and so many times its own size besides: titles compress 3 to 10 times.
 MOST_UNPACKED, MOST_COMPRESSION = 64 << 20, 64
@@ -136,6 +143,8 @@ class Catalog:
     identifiers: Sequence[tuple[str, ...]]  # one per item, tokens as text
     titles: Sequence[str]  # one per item, on one line each, "" where unknown
     quantizer: Quantizer | None = field(default=None, compare=False)  # makes digits of new items, where items have any
+    status: Status = field(default_factory=lambda: np.zeros(0, np.uint8), compare=False, repr=False)  # [items]
+    read_as: Codes = field(default_factory=lambda: np.zeros(0, np.int32), compare=False, repr=False)  # [added]
     stored: InitVar[Mapping[str, NDArray[Any]] | None] = None  # a file's arrays, with the index and the trie if it can
     index: TextIndex = field(init=False, compare=False, repr=False)  # from an item's id to its index
     trie: ItemTrie = field(init=False, compare=False, repr=False)  # of the identifiers
@@ -154,6 +163,12 @@ class Catalog:
         titles = _texts(self.titles if isinstance(self.titles, Texts) else tuple(map(one_line, self.titles)))
         index, trie = _index(item_ids, stored or {}), _trie(identifiers.codes, stored or {})
         _refuse_prefixes(item_ids, identifiers, trie)
+        status = self.status if len(self.status) else np.zeros(len(item_ids), np.uint8)
+        if len(status) != len(item_ids) or status.max() > REMOVED:
+            raise EarnError(f"The catalog has {len(item_ids)} items and {len(status)} statuses of 0 to {REMOVED}.")
+        if len(self.read_as) and not 0 <= self.read_as.min() <= self.read_as.max() < self.trained:
+            raise EarnError(f"The catalog's added items are read as others than its {self.trained} trained ones.")
+        object.__setattr__(self, "status", status)
         arrays = {"item_ids": item_ids, "identifiers": identifiers, "titles": titles}
         parts = {"index": index, "trie": trie, "codes": identifiers.codes, "tokens": identifiers.tokens}
         for name, value in {**arrays, **parts}.items():
@@ -164,13 +179,52 @@ class Catalog:
         """The length of the longest identifier."""
         return int(self.codes.shape[1])
 
+    @property
+    def trained(self) -> int:
+        """How many items, the first ones, the model has a row of, where it has a row per item."""
+        return len(self.item_ids) - len(self.read_as)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether it says more than identifiers can: items that are withdrawn, or read as others."""
+        return bool(self.status.any()) or len(self.read_as) > 0
+
     def __len__(self) -> int:
         return len(self.item_ids)
+
+    def find(self, item_ids: Collection[str | int], unknown: str = "error") -> Ints:
+        """The indices of these ids, in their order; removed and blocked items have theirs still.
+
+        Args:
+            item_ids: the ids.
+            unknown: "error" refuses ids that the catalog lacks, "skip" leaves them out.
+
+        Raises:
+            EarnError: an unknown item, or no collection of ids.
+        """
+        if unknown not in ("error", "skip"):
+            raise EarnError(f'unknown is {unknown!r}. Take "error" or "skip".')
+        if isinstance(item_ids, str):
+            raise EarnError(f"Got the text {item_ids!r} where a list of item ids belongs. Write [{item_ids!r}].")
+        if not isinstance(item_ids, Collection) or isinstance(item_ids, (bytes, bytearray, memoryview)):
+            raise EarnError(f"Got {item_ids!r} where a list of item ids belongs.")
+        indices = self.index.find(item_ids)
+        is_known = indices >= 0
+        if unknown == "error" and not is_known.all():
+            missing = list(item_ids)[int(is_known.argmin())]
+            raise EarnError(
+                f'The catalog has no item {str(missing)!r}. Check the id, or skip it: unknown="skip" (--unknown skip).'
+            )
+        return indices[is_known]
 
     def save(self, path: Path) -> None:
         """Writes `catalog.npz` (format above), whole or not at all, and the quantizer beside it."""
         if self.quantizer is not None:
             self.quantizer.save(path.with_name(QUANTIZER_FILE))
+        self.save_items(path)
+
+    def save_items(self, path: Path) -> None:
+        """`save` without the quantizer."""
         arrays = {
             "tokens": Texts.of(self.tokens).data,
             "item_ids": Texts.of(self.item_ids).data,
@@ -178,6 +232,8 @@ class Catalog:
             "identifiers": self.codes,
             "slots": self.index.slots,
             **{name: getattr(self.trie, part) for name, part in _TRIE.items()},
+            **({"status": self.status} if self.status.any() else {}),
+            **({"read_as": self.read_as} if len(self.read_as) else {}),
         }
         with written_whole(path) as beside, beside.open("wb") as file:
             write_arrays(file, arrays)
@@ -195,7 +251,9 @@ class Catalog:
             identifiers = Identifiers(arrays["identifiers"], tuple(Texts(arrays["tokens"]).check())).check()
             forget_pages(arrays)
             beside = path.with_name(QUANTIZER_FILE)
-            return cls(item_ids, identifiers, titles, Quantizer.load(beside) if beside.is_file() else None, arrays)
+            quantizer = Quantizer.load(beside) if beside.is_file() else None
+            changed = {name: arrays[name] for name in ("status", "read_as") if name in arrays}
+            return cls(item_ids, identifiers, titles, quantizer, **changed, stored=arrays)
         except (OSError, KeyError, ValueError, IndexError) as error:
             raise EarnError(
                 f"{path}: not a readable catalog ({error}). Write the checkpoint or bundle again."

@@ -42,7 +42,7 @@ class Digits:
                 "The catalog's identifiers are no digits: they differ in length, or a token stands at two places. "
                 "Build new ones, or train with another method."
             )
-        return cls(codes, starts, stops - starts, _weights(stops - starts, len(catalog)))
+        return cls(codes, starts, stops - starts, _weights(stops - starts, catalog.trained))
 
 
 def _weights(sizes: NDArray[np.int64], items: int) -> NDArray[np.float64]:

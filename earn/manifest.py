@@ -7,6 +7,7 @@ A bundle is a folder:
     catalog.npz     items, identifiers, titles (see catalog)
     quantizer.npz   what makes digits of new items, where items have digits (see quantizer)
     tags.npz        tags of the items (see tags), where there are any
+    catalogs/3.npz  version 3 of the catalog, of one that was changed since (see bundle_edit)
     recommend.onnx  the whole search as one graph, where it was asked for (see earn.export.one_graph)
     items.json      {"beams": 20, "item_ids": [...], "titles": [...], "example": {"history": [...], "items": [...]}}
                     beside it, for readers in other languages; the example is a list that the graph must give
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -53,6 +54,7 @@ ONE_GRAPH_FILE = "recommend.onnx"
 ITEMS_FILE = "items.json"
 MOBILE_FILES = ("recommend.ort", "recommend.required_operators.config")
 MOST_MANIFEST = 64 << 20  # bytes
+NO_MODEL = {CATALOG_FILE, TAGS_FILE, ONE_GRAPH_FILE, ITEMS_FILE, *MOBILE_FILES}  # files that follow from the catalog
 
 # What no bundle goes beyond, whatever its manifest says: least and most of each of its sizes and limits.
 RANGES: Mapping[str, tuple[int, int]] = {
@@ -91,6 +93,28 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class CatalogVersions:
+    """Which version the catalog is, in a bundle whose catalog was changed, and what it can be rolled back to."""
+
+    version: int  # how often the catalog was changed since the export, rollbacks included
+    kept: tuple[int, ...]  # earlier versions whose catalogs the bundle holds, the newest first
+
+    @staticmethod
+    def file(version: int) -> str:
+        """The path below the bundle of a version that is kept."""
+        return f"catalogs/{version}.npz"
+
+    @property
+    def files(self) -> list[str]:
+        """The paths of those that are kept."""
+        return [self.file(version) for version in self.kept]
+
+    def kept_in(self, files: Collection[str]) -> CatalogVersions:
+        """The same with those alone whose files are among these."""
+        return replace(self, kept=tuple(version for version in self.kept if self.file(version) in files))
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything that the runtime must know beside the graphs and the catalog."""
 
@@ -104,6 +128,7 @@ class Manifest:
     parity: float | None = None  # largest relative difference from torch, on real histories, when it was exported
     accuracy: Mapping[str, Any] | None = None  # the gate's figures, where another precision was judged by it
     calibration: Mapping[str, Any] | None = None  # how that precision was reached: engine, samples, float layers
+    catalog: CatalogVersions | None = None  # None, and no key in the file: as it was exported
 
     def save(self, folder: Path) -> None:
         """Writes manifest.json, with the tensor table for readers in other languages.
@@ -112,15 +137,16 @@ class Manifest:
             EarnError: a size or a limit is beyond what any bundle may have.
         """
         refuse(f"{folder / MANIFEST_FILE}: {problem}. Export with smaller limits." for problem in _beyond(self))
-        write_json(folder / MANIFEST_FILE, {"schema": SCHEMA, **to_json(self), "tensors": self._tensors()})
+        value = {name: part for name, part in to_json(self).items() if name != "catalog" or part is not None}
+        write_json(folder / MANIFEST_FILE, {"schema": SCHEMA, **value, "tensors": self._tensors()})
 
     @classmethod
-    def load(cls, folder: Path, verify: bool = True) -> Manifest:
+    def load(cls, folder: Path, verify: bool | Collection[str] = True) -> Manifest:
         """Reads manifest.json and checks the bundle's files against it.
 
         Args:
             folder: the bundle.
-            verify: compare SHA-256 sums too, not sizes alone; reads every file once.
+            verify: compare SHA-256 sums too, not sizes alone: of every file, which is read once, or of those named.
 
         Raises:
             EarnError: no bundle, another schema, unknown keys, or a file that is missing, changed or outside.
@@ -149,15 +175,26 @@ class Manifest:
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST_FILE]
         paths = [path for path in paths if not _is_built(path, folder)]
         entries = {path.relative_to(folder).as_posix(): FileEntry.of(path) for path in paths}
-        return replace(self, files=entries)
+        return replace(self, files=entries, catalog=self.catalog and self.catalog.kept_in(entries))
 
     @property
     def fingerprint(self) -> str:
         """What tells this bundle from every other: a SHA-256 of the manifest with the sums of all files but the tags.
 
-        A model that is no bundle yet lists none, and shares its fingerprint with others of its shape.
+        Nor do earlier catalogs count, and the number of this one: a catalog that was rolled back is what it was before.
+        A model that is no bundle yet lists no files, and shares its fingerprint with others of its shape.
         """
-        value = to_json(replace(self, files={name: self.files[name] for name in self.files if name != TAGS_FILE}))
+        return self._fingerprint({TAGS_FILE})
+
+    @property
+    def model_fingerprint(self) -> str:
+        """What tells this bundle's model from every other: `fingerprint` without what follows from the catalog."""
+        return self._fingerprint(NO_MODEL)
+
+    def _fingerprint(self, left_out: Collection[str]) -> str:
+        names = set(self.files) - {*left_out, *(self.catalog.files if self.catalog else ())}
+        value = to_json(replace(self, files={name: self.files[name] for name in self.files if name in names}))
+        del value["catalog"]
         if self.model.method == BEAMS:  # which older manifests leave unsaid; their saved sessions stay good
             value["model"] = {name: part for name, part in value["model"].items() if name not in SET_FIELDS}
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -236,6 +273,8 @@ def _from_json(value: dict[str, Any], where: str) -> Manifest:
         model = value.pop("model")
         ready["model"] = from_json(EarnConfig, {**model, "prompt": from_json(Prompt, model["prompt"], where)}, where)
         ready["files"] = {name: from_json(FileEntry, entry, where) for name, entry in value.pop("files").items()}
+        if "catalog" in value:
+            ready["catalog"] = from_json(CatalogVersions, value.pop("catalog"), where)
     except (KeyError, AttributeError, TypeError) as error:
         raise EarnError(f"{where}: incomplete ({error}). Export the checkpoint again.") from error
     manifest = from_json(Manifest, {**value, **ready}, where)
@@ -255,6 +294,7 @@ def _check_consistent(manifest: Manifest, where: str) -> None:
     """Refuses a manifest whose parts contradict each other: the runtime would compute something else without a word."""
     check_scoring(manifest.scoring)
     model, sizes, limits = manifest.model, manifest.sizes, manifest.limits
+    changes = manifest.catalog or CatalogVersions(1, ())
     tokens = {*constant_head(model), *prompt_end(model), *model.prompt.separator, *model.token_ids}
     facts = {
         f"precision {manifest.precision!r} is known": manifest.precision in PRECISIONS,
@@ -262,6 +302,9 @@ def _check_consistent(manifest: Manifest, where: str) -> None:
         "tokens have rows in the embedding": min(tokens) >= 0 and max(tokens) < sizes.embedding_rows,
         "identifier tokens have rows in the item head": model.method == SET or len(model.token_ids) <= sizes.logits,
         "early layers agree": model.early_layers == sizes.early_layers <= sizes.layers,
+        "earlier catalogs are older and listed": changes.version > max((*changes.kept, 0))
+        and [*changes.kept] == sorted({*changes.kept}, reverse=True)
+        and {*changes.files} <= {*manifest.files},
         "limits follow from the prompt": limits == limits_of(model, limits.depth, limits.batch, limits.beams),
     }
     if broken := [fact for fact, holds in facts.items() if not holds]:
@@ -282,7 +325,7 @@ def _beyond(manifest: Manifest) -> Iterator[str]:
         yield f"the caches of one user would take {caches} bytes; a bundle may ask for {MOST_CACHE}"
 
 
-def _check_files(folder: Path, files: Mapping[str, FileEntry], verify: bool) -> None:
+def _check_files(folder: Path, files: Mapping[str, FileEntry], verify: bool | Collection[str]) -> None:
     remedy = "Copy the bundle again, or export the checkpoint again."
     if missing := {*GRAPH_FILES.values(), CATALOG_FILE} - set(files):
         raise EarnError(f"{folder / MANIFEST_FILE}: lists no {min(missing)}. {remedy}")
@@ -300,7 +343,8 @@ def _check_files(folder: Path, files: Mapping[str, FileEntry], verify: bool) -> 
             if path.stat().st_size != entry.bytes:
                 raise EarnError(f"{path}: has {path.stat().st_size} bytes, the manifest says {entry.bytes}. {remedy}")
             # a link may lead elsewhere, as in the Hugging Face cache, but only to what the manifest says
-            is_certain = not verify and path.resolve() == folder.resolve().joinpath(*PurePosixPath(name).parts)
+            is_wanted = verify if isinstance(verify, bool) else name in verify
+            is_certain = not is_wanted and path.resolve() == folder.resolve().joinpath(*PurePosixPath(name).parts)
             if not is_certain and sha256(path) != entry.sha256:
                 raise EarnError(f"{path}: its SHA-256 is not the manifest's, so it was changed. {remedy}")
         except (OSError, RuntimeError) as error:  # a RuntimeError where links go round in a circle
@@ -323,44 +367,3 @@ def check_graphs(folder: Path, manifest: Manifest) -> None:
     for name in (*GRAPH_FILES.values(), ONE_GRAPH_FILE):
         if name in manifest.files:
             check_graph_file(folder / name, manifest.files)
-
-
-@dataclass(frozen=True)
-class Moment:
-    """What tells a bundle at one moment from whatever stands at its path at another."""
-
-    manifest: bytes
-    files: tuple[tuple[object, ...], ...]  # each with inode, size and time
-    folder: tuple[int, int]  # device and inode
-    entries_ns: int  # when an entry was last made in the folder
-    changed_ns: int  # when the folder itself was last changed: renamed, too
-
-    @classmethod
-    def of(cls, folder: Path) -> Moment:
-        """The bundle as it now is.
-
-        Raises:
-            EarnError: there is nothing, or it cannot be read.
-        """
-        try:
-            files = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
-            own = folder.stat()
-            return cls(
-                (folder / MANIFEST_FILE).read_bytes(),
-                tuple((name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in files),
-                (own.st_dev, own.st_ino),
-                own.st_mtime_ns,
-                own.st_ctime_ns,
-            )
-        except OSError as error:
-            raise EarnError(f"{folder}: there is no bundle that can be read ({error}). Check the path.") from error
-
-    def is_still(self, folder: Path) -> bool:
-        """Whether the same bundle has stood there ever since."""
-        try:
-            now = Moment.of(folder)
-        except EarnError:  # between the two steps of an exchange that is not atomic
-            return False
-        # a folder that was exchanged and exchanged back has another time of its own; so has one that got engines/
-        was_moved = self.changed_ns != now.changed_ns and self.entries_ns == now.entries_ns
-        return (self.manifest, self.files, self.folder) == (now.manifest, now.files, now.folder) and not was_moved

@@ -13,7 +13,7 @@ from typing import Any
 
 from earn.config import BEAMS, SCORING_RULES, SET, EarnConfig, Prompt
 from earn.files import write_json
-from earn.manifest import PRECISIONS, RANGES, SCHEMA, FileEntry, Manifest
+from earn.manifest import PRECISIONS, RANGES, SCHEMA, CatalogVersions, FileEntry, Manifest
 from earn.specs import STAGES, Limits, Sizes
 
 SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
@@ -33,6 +33,8 @@ _OWN: Mapping[str, Any] = {  # what a field's type does not say
     "method": {"enum": [BEAMS, SET]},
     "positions": {"const": "original"},
     "bytes": {"type": "integer", "minimum": 0},
+    "version": {"type": "integer", "minimum": 1},
+    "kept": {"type": "array", "items": {"type": "integer", "minimum": 0}},
     "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
 }
 
@@ -41,6 +43,7 @@ def manifest_schema() -> dict[str, Any]:
     """The schema as JSON values."""
     parts = {"Sizes": _object(Sizes, RANGES), "Limits": _object(Limits, RANGES), "Prompt": _object(Prompt)}
     parts["EarnConfig"] = _object(EarnConfig, parts=parts)
+    parts["CatalogVersions | None"] = _object(CatalogVersions)  # or no such key
     parts["Mapping[str, FileEntry]"] = {"type": "object", "additionalProperties": _object(FileEntry)}
     whole = _object(Manifest, parts=parts)
     whole["properties"] |= {"schema": {"const": SCHEMA}, "tensors": _object_of(dict.fromkeys(STAGES, _stage()))}

@@ -12,16 +12,62 @@ Only a commit, in full, names the same bundle for ever.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from earn.errors import EarnError, to_install
-from earn.manifest import ENGINES_FOLDER
+from earn.manifest import ENGINES_FOLDER, MANIFEST_FILE
 from earn.packed import unpacked
 
 HUB = "hf://"
+LOAD_TRIES = 5
+
+T = TypeVar("T")
 _REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What tells a bundle at one moment from whatever stands at its path at another."""
+
+    manifest: bytes
+    files: tuple[tuple[object, ...], ...]  # each with inode, size and time
+    folder: tuple[int, int]  # device and inode
+    entries_ns: int  # when an entry was last made in the folder
+    changed_ns: int  # when the folder itself was last changed: renamed, too
+
+    @classmethod
+    def of(cls, folder: Path) -> Moment:
+        """The bundle as it now is.
+
+        Raises:
+            EarnError: there is nothing, or it cannot be read.
+        """
+        try:
+            files = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+            own = folder.stat()
+            return cls(
+                (folder / MANIFEST_FILE).read_bytes(),
+                tuple((name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in files),
+                (own.st_dev, own.st_ino),
+                own.st_mtime_ns,
+                own.st_ctime_ns,
+            )
+        except OSError as error:
+            raise EarnError(f"{folder}: there is no bundle that can be read ({error}). Check the path.") from error
+
+    def is_still(self, folder: Path) -> bool:
+        """Whether the same bundle has stood there ever since."""
+        try:
+            now = Moment.of(folder)
+        except EarnError:  # between the two steps of an exchange that is not atomic
+            return False
+        # a folder that was exchanged and exchanged back has another time of its own; so has one that got engines/
+        was_moved = self.changed_ns != now.changed_ns and self.entries_ns == now.entries_ns
+        return (self.manifest, self.files, self.folder) == (now.manifest, now.files, now.folder) and not was_moved
 
 
 @contextmanager
@@ -38,6 +84,32 @@ def bundle_at(place: str | Path) -> Iterator[Path]:
             yield folder
     else:
         yield Path(place)
+
+
+def opened(place: str | Path, open_now: Callable[[Path], T]) -> T:
+    """What is opened from the folder of a bundle, whose files were the same ones from the first to the last.
+
+    Args:
+        place: where the bundle is.
+        open_now: opens it; called again where the bundle was replaced meanwhile.
+
+    Raises:
+        EarnError: it cannot be opened, or was replaced during every try; or see `bundle_at`.
+    """
+    with bundle_at(place) as folder:
+        if not (folder / MANIFEST_FILE).is_file():
+            return open_now(folder)  # says what to do
+        for _ in range(LOAD_TRIES):
+            before = Moment.of(folder)
+            try:
+                made = open_now(folder)
+            except (EarnError, OSError):
+                if before.is_still(folder):
+                    raise
+            else:
+                if before.is_still(folder):
+                    return made
+        raise EarnError(f"{folder}: was replaced {LOAD_TRIES} times while it was being loaded. Load it again later.")
 
 
 def _fetched(place: str) -> Path:

@@ -42,14 +42,9 @@ def read_tags(
         EarnError: no such table or column, no row of any item, or what `tags_of_table` raises.
     """
     bands = bands or {}
-    with open_text(path) as file:
-        header = file.readline()
-        delimiter = "\t" if header.count("\t") > header.count(",") else ","
-        names = next(csv.reader([header], delimiter=delimiter), [])
-        item_column = item_column or (names[0] if names else "")
-        if missing := [name for name in (item_column, *columns, *bands) if name not in names]:
-            raise EarnError(f"{path}: has no column {missing[0]!r}. Its columns are {', '.join(names)}.")
-        table = list(csv.DictReader(file, names, delimiter=delimiter, restval=""))
+    names, table = _read(path)
+    item_column = item_column or (names[0] if names else "")
+    _check_columns(path, names, (item_column, *columns, *bands))
     indices = catalog.index.find([row[item_column] for row in table]).tolist()
     rows: dict[int, Mapping[str, str]] = {index: row for index, row in zip(indices, table, strict=True) if index >= 0}
     if not rows:
@@ -58,6 +53,31 @@ def read_tags(
         return tags_of_table(rows, columns, bands, len(catalog))
     except EarnError as error:
         raise EarnError(f"{path}: {error}") from error
+
+
+def read_columns(path: Path, needed: Sequence[str], others: Sequence[str] = ()) -> dict[str, list[str]]:
+    """The cells of a table's columns, row by row; of `others` those that it has.
+
+    Raises:
+        EarnError: no such table, or a column that is needed is not there.
+    """
+    names, table = _read(path)
+    _check_columns(path, names, needed)
+    return {name: [row[name].strip() for row in table] for name in (*needed, *others) if name in names}
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """A table's columns and rows."""
+    with open_text(path) as file:
+        header = file.readline()
+        delimiter = "\t" if header.count("\t") > header.count(",") else ","
+        names = next(csv.reader([header], delimiter=delimiter), [])
+        return names, list(csv.DictReader(file, names, delimiter=delimiter, restval=""))
+
+
+def _check_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> None:
+    if missing := [name for name in needed if name not in names]:
+        raise EarnError(f"{path}: has no column {missing[0]!r}. Its columns are {', '.join(names)}.")
 
 
 def tags_of_table(

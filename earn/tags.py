@@ -64,9 +64,14 @@ class Tags:
             bits[row] = np.packbits(held)
         return cls(tuple(having), bits, items)
 
-    def with_more(self, items: int) -> Tags:
-        """Tags of a catalog to which items without tags were added, so that it has so many."""
-        return Tags(self.names, np.pad(self.bits, ((0, 0), (0, -(-items // 8) - self.bits.shape[1]))), items)
+    def resized(self, items: int) -> Tags:
+        """Tags of a catalog that has so many items now: those added last have no tags, those cut off had theirs."""
+        width, kept = -(-items // 8), min(items, self.items)
+        bits = np.zeros((len(self.names), width), np.uint8)
+        bits[:, : self.bits.shape[1]] = self.bits[:, :width]
+        if kept % 8:
+            bits[:, kept // 8] &= 0xFF << (8 - kept % 8) & 0xFF
+        return Tags(self.names, bits, items)
 
     @cached_property
     def _row(self) -> Mapping[str, int]:

@@ -46,7 +46,8 @@ from earn.export.one_graph_set import score_all
 from earn.files import folder_written_whole, link_files, write_json, written_whole
 from earn.manifest import GRAPH_FILES, ITEMS_FILE, MOBILE_FILES, ONE_GRAPH_FILE, FileEntry, Manifest
 from earn.runtime.one_graph import METADATA
-from earn.runtime.recommender import DEFAULT_BEAMS, Recommender
+from earn.runtime.recommender import Recommender
+from earn.runtime.request import DEFAULT_BEAMS
 
 DEFAULT_K = 10
 
@@ -122,6 +123,11 @@ def compose(folder: Path, form: str | None = None, beams: int | None = None, k: 
 
 
 def _model(recommender: Recommender, folder: Path, choices: Choices) -> ModelProto:
+    if recommender.catalog.is_changed:
+        raise EarnError(
+            f"{folder}: items of its catalog were removed, blocked or added since it was exported, which one graph "
+            "cannot say. Train and export again, or compose an earlier catalog: earn catalog rollback."
+        )
     stages = {stage: onnx.load(folder / name, load_external_data=False) for stage, name in GRAPH_FILES.items()}
     graphs = {name: model.graph for name, model in stages.items()}
     request = Request(recommender, graphs, choices.beams, choices.k)

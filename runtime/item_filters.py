@@ -143,9 +143,15 @@ class _Filtered:
 class ItemFilters:
     """A catalog's filters, the newest of them kept ready. Threads may share it."""
 
-    def __init__(self, items: int, tags: Tags, indices: Callable[[Collection[str | int], str], list[int]]) -> None:
-        """Takes the number of items, their tags, and what gives the indices of item ids."""
-        self._items, self._tags, self._indices = items, tags, indices
+    def __init__(
+        self,
+        items: int,
+        tags: Tags,
+        indices: Callable[[Collection[str | int], str], list[int]],
+        offered: Mask | None = None,
+    ) -> None:
+        """Takes the number of items, their tags, what gives the indices of ids, and what is offered (None: all)."""
+        self._items, self._tags, self._indices, self._offered = items, tags, indices, offered
         self._kept: OrderedDict[tuple[Filter, str], ItemFilter] = OrderedDict()
         self._lock = threading.Lock()
         self._most = max(2, min(MOST_EXPRESSIONS, MOST_KEPT // (32 * items)))  # a mask, indices, counts of nodes
@@ -167,7 +173,8 @@ class ItemFilters:
             single = distinct([*single, *self._indices(blocked.item_ids, unknown)])
             blocked = NOTHING
         both = allowed if blocked == NOTHING else ~blocked if allowed == EVERYTHING else allowed & ~blocked
-        return single if both == EVERYTHING else Unwanted(single, self._of(both, unknown))
+        is_everything = both == EVERYTHING and self._offered is None
+        return single if is_everything else Unwanted(single, self._of(both, unknown))
 
     def check(self, allow: Wanted, block: Wanted, unknown: str = "error") -> None:
         """Says whether these are filters of this catalog; None is one.
@@ -185,6 +192,8 @@ class ItemFilters:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         held = mask(expression, self._items, self._tags.having, lambda item_ids: self._indices(item_ids, unknown))
+        if self._offered is not None:
+            held = held & self._offered
         made = ItemFilter(held)
         with self._lock:
             made = self._kept.setdefault(key, made)

@@ -84,6 +84,10 @@ class OneGraphRecommender(Recommender):
         """The one width that there is: "exact" cannot widen it."""
         return [self.search_width(k, None)]
 
+    def _over(self, manifest: Manifest, catalog: Catalog, tags: Tags | None) -> Recommender:
+        """Refused: the graph holds its catalog."""
+        raise EarnError(f"The engine {ONE_GRAPH} has its catalog in its graph. Take another one, such as cpu.")
+
     def session(self, history: Sequence[str | int] = (), unknown: str = "error") -> Session:
         """Refused: one call has no state that could be kept."""
         raise EarnError(f"The engine {ONE_GRAPH} keeps no sessions. Take another one, such as cpu.")

@@ -9,22 +9,20 @@ A recommender may be shared by threads: a request keeps its state to itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
-from numbers import Integral
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
 import numpy as np
 
-from earn.catalog import CATALOG_FILE, Catalog
+from earn.catalog import CATALOG_FILE, OFFERED, Catalog
 from earn.config import SCORING_RULES, SET
-from earn.digits import Digits
 from earn.errors import EarnError
-from earn.manifest import MANIFEST_FILE, Manifest, Moment, check_graphs
+from earn.manifest import Manifest, check_graphs
 from earn.new_items import NewItems, with_new_items
-from earn.places import bundle_at
+from earn.places import opened
 from earn.prompts import history_tokens
 from earn.runtime.beam import Beams
 from earn.runtime.closed import Closed
@@ -33,6 +31,7 @@ from earn.runtime.decoder import Decoder, ReadPrompts
 from earn.runtime.engine import ONE_GRAPH, Engine, check_threads, load_engine
 from earn.runtime.item_filters import Excluded, ItemFilters, Wanted, items_left, wanted_of
 from earn.runtime.onnx_engine import session_options
+from earn.runtime.request import EXACT, in_order, one_each, width_of
 from earn.runtime.search import Search
 from earn.runtime.session import Session
 from earn.runtime.set_scores import SetScores
@@ -40,13 +39,6 @@ from earn.runtime.trie import distinct
 from earn.specs import generated_rows
 from earn.tags import TAGS_FILE, Tags, no_tags
 from earn.trie import Ints
-
-DEFAULT_BEAMS = 20  # as in the paper
-EXACT = "exact"  # in place of a number of beams
-
-LOAD_TRIES = 5
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,16 +74,17 @@ class Recommender:
         Raises:
             EarnError: the catalog is not the manifest's.
         """
-        is_set = manifest.model.method == SET
-        self._set = SetScores.of(catalog, manifest.sizes.logits) if is_set else None
-        tokens, depth = (len(catalog), 1) if is_set else (len(catalog.tokens), catalog.depth)  # of what histories hold
+        self._keep(manifest, catalog, tags)
+        self._lay_out()
+        is_set = self._set is not None
+        tokens, depth = (
+            (catalog.trained, 1) if is_set else (len(catalog.tokens), catalog.depth)
+        )  # of what histories hold
         if (tokens, depth) != (len(manifest.model.token_ids), manifest.limits.depth):
             raise EarnError(
                 f"The catalog has {tokens} tokens and depth {depth}, the manifest "
                 f"{len(manifest.model.token_ids)} and {manifest.limits.depth}. Export the checkpoint again."
             )
-        self._keep(manifest, catalog, tags)
-        self._read_as = np.arange(len(catalog) if is_set else 0)  # the item whose row a history reads for each
         self.decoder = Decoder(engine, manifest)
         self.lookahead = lookahead
 
@@ -99,7 +92,21 @@ class Recommender:
         """Takes what is no model."""
         self.manifest, self.catalog = manifest, catalog
         self.tags = tags or no_tags(len(catalog))
-        self.filters = ItemFilters(len(catalog), self.tags, self.indices)
+        offered = catalog.status == OFFERED
+        self.filters = ItemFilters(len(catalog), self.tags, self.indices, None if offered.all() else offered)
+
+    def _lay_out(self) -> None:
+        """Of a model that names all codes at once: the items' digits, and whose row a history reads for each item."""
+        catalog, is_set = self.catalog, self.manifest.model.method == SET
+        self._set = SetScores.of(catalog, self.manifest.sizes.logits) if is_set else None
+        self._read_as = np.concatenate((np.arange(catalog.trained), catalog.read_as)) if is_set else np.arange(0)
+
+    def _over(self, manifest: Manifest, catalog: Catalog, tags: Tags | None) -> Recommender:
+        """Another recommender over the same model."""
+        other = copy(self)
+        other._keep(manifest, catalog, tags)
+        other._lay_out()
+        return other
 
     @classmethod
     def load(
@@ -130,8 +137,7 @@ class Recommender:
         def open_now(folder: Path) -> Recommender:
             manifest = Manifest.load(folder, verify)
             check_graphs(folder, manifest)
-            catalog = Catalog.load(folder / CATALOG_FILE)
-            tags = Tags.load(folder / TAGS_FILE, len(catalog)) if TAGS_FILE in manifest.files else None
+            catalog, tags = _items_of(folder, manifest)
             if engine == ONE_GRAPH:
                 from earn.runtime.one_graph import OneGraphRecommender
 
@@ -140,8 +146,28 @@ class Recommender:
             loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
             return cls(loaded, manifest, catalog, tags=tags)
 
-        with bundle_at(folder) as found:
-            return _of_one_moment(found, open_now)
+        return opened(folder, open_now)
+
+    def with_catalog(self, place: str | Path) -> Recommender:
+        """A recommender over the same model with the catalog and tags that a bundle has now; no graph is loaded.
+
+        This one stays as it is, and so do the sessions that it has opened.
+
+        Args:
+            place: where the bundle is, as for `load`: the one that was loaded, after `earn catalog`.
+
+        Raises:
+            EarnError: the bundle has another model, or is damaged.
+        """
+
+        def read(folder: Path) -> tuple[Manifest, Catalog, Tags | None]:
+            manifest = Manifest.load(folder, verify=(CATALOG_FILE, TAGS_FILE))
+            return manifest, *_items_of(folder, manifest)
+
+        manifest, catalog, tags = opened(place, read)
+        if manifest.model_fingerprint != self.manifest.model_fingerprint:
+            raise EarnError(f"{place}: is a bundle of another model. Load it: Recommender.load.")
+        return self._over(manifest, catalog, tags)
 
     def recommend(
         self,
@@ -195,8 +221,8 @@ class Recommender:
         """
         widths = self._widths(k) if beams == EXACT else [self.search_width(k, beams)]
         users = len(histories)
-        exclude = _one_each(exclude, (), users, "exclude")
-        allow, block = _one_each(allow, None, users, "allow"), _one_each(block, None, users, "block")
+        exclude = one_each(exclude, (), users, "exclude")
+        allow, block = one_each(allow, None, users, "allow"), one_each(block, None, users, "block")
         known = [self.history(history, unknown) for history in in_order(histories, "histories")]
         for user, history in enumerate(known):
             if not history:
@@ -274,37 +300,18 @@ class Recommender:
         Raises:
             EarnError: more or fewer than the bundle allows.
         """
-        most = self.manifest.limits.beams
-        if not isinstance(k, int | Integral) or not isinstance(beams, int | Integral | None):
-            raise EarnError(
-                f'k is {k!r} and beams {beams!r}. Give whole numbers; beams may be "{EXACT}" for a history.'
-            )
-        if beams is None:
-            beams = min(DEFAULT_BEAMS, most)
-        for name, value, allows in (("k", k, f"returns 1 to {most} items"), ("beams", beams, f"takes 1 to {most}")):
-            if not 1 <= value <= most:
-                raise EarnError(f"{name} is {value}. This bundle {allows}; export with a larger --max-beams for more.")
-        return max(int(k), int(beams))  # numpy's small integers would overflow in sums
+        return width_of(k, beams, self.manifest.limits.beams)
 
     def with_new_items(self, items: NewItems) -> Recommender:
         """A recommender over the same model that recommends new items too; this one stays as it is.
 
-        See earn.new_items for how they are scored. A history may hold them; the model then reads the known item that
-        is most like each.
+        See earn.new_items for how they are named and scored. A history may hold them.
 
         Raises:
-            EarnError: the bundle searches with beams or has no quantizer, or items cannot be added.
+            EarnError: items cannot be added, see `earn.new_items.with_new_items`.
         """
-        if self._set is None:
-            raise EarnError(
-                "This model names items code by code, and knows none of new items. Train with --method set for that."
-            )
-        grown = copy(self)
-        catalog, alike = with_new_items(self.catalog, items)
-        grown._keep(self.manifest, catalog, self.tags.with_more(len(catalog)))
-        grown._set = SetScores.over(replace(Digits.of(catalog), weights=self._set.weights))
-        grown._read_as = np.concatenate((self._read_as, self._read_as[alike]))
-        return grown
+        catalog = with_new_items(self.catalog, items, self.manifest.model.method == SET)
+        return self._over(self.manifest, catalog, self.tags.resized(len(catalog)))
 
     def history(self, item_ids: Sequence[str | int], unknown: str = "error") -> list[int]:
         """`indices` of a history, whose order counts."""
@@ -312,31 +319,15 @@ class Recommender:
 
     def indices(self, item_ids: Collection[str | int], unknown: str = "error") -> list[int]:
         """The catalog's item indices of these ids; see `recommend` for `unknown`."""
-        known: list[int] = self._known(item_ids, unknown).tolist()
+        known: list[int] = self.catalog.find(item_ids, unknown).tolist()
         return known
 
     def excluded(self, item_ids: Collection[str | int], history: Sequence[int] = (), unknown: str = "error") -> Ints:
         """The indices of these ids and of a history of indices, ascending, each once."""
-        known = self._known(item_ids, unknown)
+        known = self.catalog.find(item_ids, unknown)
         if not len(known):
             return distinct(history)
         return distinct(np.concatenate((known, np.array(history, np.int64))))
-
-    def _known(self, item_ids: Collection[str | int], unknown: str) -> Ints:
-        if unknown not in ("error", "skip"):
-            raise EarnError(f'unknown is {unknown!r}. Take "error" or "skip".')
-        if isinstance(item_ids, str):
-            raise EarnError(f"Got the text {item_ids!r} where a list of item ids belongs. Write [{item_ids!r}].")
-        if not isinstance(item_ids, Collection) or isinstance(item_ids, (bytes, bytearray, memoryview)):
-            raise EarnError(f"Got {item_ids!r} where a list of item ids belongs.")
-        indices = self.catalog.index.find(item_ids)
-        is_known = indices >= 0
-        if unknown == "error" and not is_known.all():
-            missing = list(item_ids)[int(is_known.argmin())]
-            raise EarnError(
-                f'The catalog has no item {str(missing)!r}. Check the id, or skip it: unknown="skip" (--unknown skip).'
-            )
-        return indices[is_known]
 
     def tokens(self, items: Sequence[int], follows: bool = False) -> list[int]:
         """The tokens of a history of item indices, beyond the model's limit those of the newest.
@@ -382,46 +373,7 @@ class Recommender:
         return Recommendations((Recommendation(ids[item], score, titles[item]) for item, score in ranked), is_exact)
 
 
-def _one_each(values: Sequence[T] | None, default: T, users: int, name: str) -> Sequence[T]:
-    """The values, if there is one for each user; the default for all of them where none are given.
-
-    Raises:
-        EarnError: there are more or fewer.
-    """
-    if values is None:
-        return [default] * users
-    if len(values) != users:
-        raise EarnError(f"There are {users} histories but {len(values)} entries of {name}. Give one for each.")
-    return values
-
-
-def in_order(values: T, what: str) -> T:
-    """The values, if they have an order.
-
-    Raises:
-        EarnError: they are a set or a mapping.
-    """
-    if isinstance(values, (Set, Mapping)):
-        raise EarnError(f"Got a {type(values).__name__} as {what}, where the order counts. Give a list, oldest first.")
-    return values
-
-
-def _of_one_moment(folder: Path, open_now: Callable[[Path], T]) -> T:
-    """What was opened, if the bundle's files were the same ones from the first to the last; else tried again.
-
-    Raises:
-        EarnError: it cannot be opened, or the bundle was replaced during every try.
-    """
-    if not (folder / MANIFEST_FILE).is_file():
-        return open_now(folder)  # says what to do
-    for _ in range(LOAD_TRIES):
-        before = Moment.of(folder)
-        try:
-            opened = open_now(folder)
-        except (EarnError, OSError):
-            if before.is_still(folder):
-                raise
-        else:
-            if before.is_still(folder):
-                return opened
-    raise EarnError(f"{folder}: was replaced {LOAD_TRIES} times while it was being loaded. Load it again later.")
+def _items_of(folder: Path, manifest: Manifest) -> tuple[Catalog, Tags | None]:
+    """The catalog of a bundle, and its tags where it has any."""
+    catalog = Catalog.load(folder / CATALOG_FILE)
+    return catalog, Tags.load(folder / TAGS_FILE, len(catalog)) if TAGS_FILE in manifest.files else None

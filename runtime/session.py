@@ -32,6 +32,7 @@ from earn.runtime.decoder import ReadPrompts
 from earn.runtime.item_filters import Wanted, as_filter
 
 if TYPE_CHECKING:
+    from earn.manifest import Manifest
     from earn.runtime.recommender import Recommendation, Recommender
 
 FORMAT = 2  # of saved sessions; the one before had no filters
@@ -181,6 +182,7 @@ class Session:
             header = {
                 "format": FORMAT,
                 "bundle": self._recommender.manifest.fingerprint,
+                "model": self._recommender.manifest.model_fingerprint,
                 "items": self._ids(0),
                 "start": self._start,
                 "allow": to_json(self.allow),
@@ -197,19 +199,23 @@ class Session:
 
     @classmethod
     def from_bytes(cls, recommender: Recommender, saved: bytes) -> Session:
-        """The session that `to_bytes` saved; nothing is computed.
+        """The session that `to_bytes` saved. Nothing is computed if the catalog is the same; else the history is read.
 
         Raises:
-            EarnError: these are no session's bytes, they are damaged, or another bundle's.
+            EarnError: these are no session's bytes, they are damaged or another bundle's, or the catalog lacks an item.
         """
         arrays = _arrays(saved)
-        header = _header(arrays, recommender.manifest.fingerprint)
+        header, is_same = _header(arrays, recommender.manifest)
         items, start = _history(header)
         session = cls(recommender)
         session._allow, session._block = (from_json(header[name]) if name in header else empty for name, empty in _OWN)
         session._items, session._start = recommender.history(items), start
-        if items:
+        if items and not 0 < len(items) - start <= session._most:
+            raise EarnError(f"The saved session's window starts at {start} of {len(items)} items. {_REMEDY}")
+        if items and is_same:
             session._restore(arrays.get("cache"), arrays.get("hidden"))
+        elif items:
+            session._ready()
         return session
 
     def _restore(self, cache: Any, hidden: Any) -> None:
@@ -217,7 +223,6 @@ class Session:
         manifest, decoder = self._recommender.manifest, self._recommender.decoder
         rows = self._head + decoder.prompt_rows(len(self._recommender.tokens(self._items[self._start :])))
         wanted = {
-            "window": (0 < len(self._items) - self._start <= self._most, True),
             "cache": (np.shape(cache), (rows, *self._cache.past.shape[1:])),
             "hidden": (np.shape(hidden), (1, manifest.limits.readout, manifest.sizes.hidden)),
         }
@@ -262,8 +267,8 @@ def _arrays(saved: bytes) -> Mapping[str, Any]:
         raise EarnError(f"This is no saved session, or a damaged one ({error}). {_REMEDY}") from error
 
 
-def _header(arrays: Mapping[str, Any], bundle: str) -> dict[str, Any]:
-    """The header of a session that was saved with this bundle."""
+def _header(arrays: Mapping[str, Any], manifest: Manifest) -> tuple[dict[str, Any], bool]:
+    """The header of a session that was saved with this bundle's model, and whether with its catalog too."""
     try:
         header: dict[str, Any] = json.loads(arrays["header"].tobytes())
         form, of = header["format"], header["bundle"]
@@ -271,9 +276,10 @@ def _header(arrays: Mapping[str, Any], bundle: str) -> dict[str, Any]:
         raise EarnError(f"This is no saved session ({error!r}). {_REMEDY}") from error
     if form not in (1, FORMAT):
         raise EarnError(f"The session was saved in format {form}, this is {FORMAT}. {_REMEDY}")
-    if of != bundle:
+    is_same = of == manifest.fingerprint
+    if not is_same and header.get("model") != manifest.model_fingerprint:
         raise EarnError(f"The session was saved with another bundle. {_REMEDY}")
-    return header
+    return header, is_same
 
 
 def _history(header: Mapping[str, Any]) -> tuple[list[str], int]:

@@ -111,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
     for place in args.bundles:
         engine = chosen_engine(args.engine, place)
         load = partial(Recommender.load, place, engine, args.threads, arena=True)
-        bundles.append(ServedBundle(place.resolve().name, load))
+        renew = partial(Recommender.with_catalog, place=place)
+        bundles.append(ServedBundle(place.resolve().name, load, renew))
     listening = _listening(args.host, args.port)
     service = Service(bundles, limits)
     app = create_app(service, token, args.app, (*LOOPBACK, args.host, *args.allow_host))

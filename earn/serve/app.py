@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 import earn
+from earn.catalog import OFFERED
 from earn.errors import EarnError
 from earn.filters import EVERYTHING, NOTHING, Filter, from_json
 from earn.runtime.item_filters import as_filter
@@ -186,8 +187,8 @@ def items(
     """Items whose title holds a text, or whose id it is, in the catalog's order."""
     catalog = service.bundle(bundle).current.recommender.catalog
     part, found = query.casefold(), list[Item]()
-    for item_id, title in zip(catalog.item_ids, catalog.titles, strict=True):
-        if part in title.casefold() or part == item_id.casefold():
+    for item_id, title, status in zip(catalog.item_ids, catalog.titles, catalog.status, strict=True):
+        if status == OFFERED and (part in title.casefold() or part == item_id.casefold()):
             found.append(Item(item_id=item_id, title=title))
             if len(found) == limit:
                 break

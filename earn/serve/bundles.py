@@ -28,14 +28,16 @@ class Version:
 class ServedBundle:
     """A named bundle of which one version answers; the one before stays loaded, so that rolling back is at once."""
 
-    def __init__(self, name: str, load: Callable[[], Recommender]) -> None:
-        """Loads the bundle.
+    def __init__(
+        self, name: str, load: Callable[[], Recommender], renew: Callable[[Recommender], Recommender] | None = None
+    ) -> None:
+        """Loads the bundle; `renew` gives a loaded one its new catalog without loading graphs, or raises EarnError.
 
         Raises:
             EarnError: it cannot be loaded, or gives no list.
         """
         self.name = name
-        self._load = load
+        self._load, self._renew = load, renew
         self._lock = threading.Lock()
         self.current = self._loaded()
         self.previous: Version | None = None
@@ -49,7 +51,7 @@ class ServedBundle:
         """
         with self._alone():
             try:
-                version = self._loaded()
+                version = self._renewed() or self._loaded()
             except (EarnError, OSError) as error:
                 raise Refusal(409, f"The bundle {self.name} stays as it is: {error}") from error
             if version.fingerprint == self.current.fingerprint:
@@ -68,9 +70,21 @@ class ServedBundle:
                 raise Refusal(409, f"The bundle {self.name} has no version before this one. Reload it first.")
             self.previous, self.current = self.current, self.previous
 
+    def _renewed(self) -> Version | None:
+        """The current version with the bundle's new catalog; None where more than the catalog is another one."""
+        if self._renew is None:
+            return None
+        try:
+            return self._tried(self._renew(self.current.recommender))
+        except EarnError:
+            return None
+
     def _loaded(self) -> Version:
+        """The bundle, loaded as a whole."""
+        return self._tried(self._load())
+
+    def _tried(self, recommender: Recommender) -> Version:
         """The bundle, after it has answered once."""
-        recommender = self._load()
         recommender.recommend(recommender.catalog.item_ids[:1], k=1)
         return Version(recommender)
 

@@ -91,9 +91,9 @@ def test_what_cannot_be_added_is_refused(items: NewItems, message: str) -> None:
 
 def test_models_without_a_quantizer_are_refused() -> None:
     items = NewItems(["new"], ["red apple"])
-    with pytest.raises(EarnError, match="does not hold what makes digits"):
+    with pytest.raises(EarnError, match="does not hold what makes codes"):
         torch_recommender(model("items")).with_new_items(items)
-    with pytest.raises(EarnError, match="names items code by code"):
+    with pytest.raises(EarnError, match="Give each one's identifier"):
         torch_recommender(small_model()).with_new_items(items)
     with pytest.raises(EarnError, match="2 new items"):
         NewItems(["a", "b"], ["one"])

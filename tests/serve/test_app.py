@@ -15,9 +15,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from earn.bundle_edit import set_tags
+from earn.bundle_edit import edit_catalog, set_tags
 from earn.export.bundle import export_bundle
 from earn.filters import Items, Tag
+from earn.live_catalog import removed
 from earn.runtime.recommender import Recommendations, Recommender
 from earn.serve.app import create_app
 from earn.serve.bundles import ServedBundle
@@ -184,6 +185,27 @@ def test_a_bundle_is_swapped_under_its_sessions_and_rolled_back(serve: Serve, bu
     assert client("POST", "/catalog/rollback", {}, TOKEN).json()["version"] == swapped["previous"]
     assert ids(client("POST", "/recommend", body)) == before
     assert ids(client("POST", f"{path}/recommend", {"k": 4}, TOKEN)) == before
+
+
+def test_a_changed_catalog_is_served_without_loading_the_graphs(bundle: Path) -> None:
+    loads = []
+
+    def load() -> Recommender:
+        loads.append(bundle)
+        return Recommender.load(bundle, threads=1)
+
+    served = ServedBundle("toy", load, partial(Recommender.with_catalog, place=bundle))
+    edit_catalog(bundle, lambda catalog: removed(catalog, ["3"]))
+    assert served.reload()
+    assert not served.reload()
+    assert len(loads) == 1
+    assert "3" not in {item.item_id for item in served.current.recommender.recommend(["1", "3"], 8)}
+    client = Client(create_app(Service([served], Limits())))
+    assert "3" not in {item["item_id"] for item in client("GET", "/items").json()}
+    client.close()
+    export_bundle(small_model("tiny-llama", early_layers=2, max_history=6), bundle, [["1", "2"]])
+    assert served.reload()
+    assert len(loads) == 2
 
 
 def test_changes_of_state_need_the_token(serve: Serve) -> None:

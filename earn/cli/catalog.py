@@ -1,0 +1,172 @@
+"""`earn catalog`: changes a bundle's catalog without an export, as a new version that can be rolled back."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from earn.catalog import BLOCKED, CATALOG_FILE, REMOVED, Catalog
+from earn.cli.arguments import ITEM_IDS_HELP, add_bundle, add_json, command, command_group, item_ids
+from earn.console import pairs, show, show_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from earn.cli.arguments import Subparsers
+    from earn.new_items import NewItems
+
+ITEMS_HELP = "a csv or tsv file with a header: item_id, and title, metadata, identifier where they are known"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declares the command and its subcommands."""
+    own = command_group(
+        subparsers,
+        "catalog",
+        "add, remove, rename and block items without an export",
+        "Each change writes the catalog's next version into the bundle, which is replaced in one step; the five "
+        "versions before stay in it, to be rolled back to. Apps take it by Recommender.with_catalog, servers by "
+        "POST /catalog/reload.",
+        """
+        earn catalog add BUNDLE items.csv
+        earn catalog remove BUNDLE 50,172
+        earn catalog rename BUNDLE titles.csv
+        earn catalog block BUNDLE @adult.txt
+        earn catalog rollback BUNDLE
+        earn catalog list BUNDLE
+        """,
+    )
+    add = command(
+        own,
+        "add",
+        run_add,
+        "add items",
+        "Adds items, or brings removed ones back. An identifier is of codes that the model knows, with spaces between "
+        "them: <a_1> <b_2>. Where items have none, they are made of --vectors or of title and metadata; a bundle of "
+        "the method set with digits of vectors holds what that takes.",
+        """
+        earn catalog add BUNDLE items.csv
+        earn catalog add BUNDLE items.csv --vectors items.npy
+        """,
+    )
+    add_bundle(add)
+    add.add_argument("items", metavar="FILE", type=Path, help=ITEMS_HELP)
+    add.add_argument("--vectors", metavar="FILE", type=Path, help="the items' vectors [items,c], an .npy file")
+    add_json(add)
+    for name, run, what in (
+        ("remove", run_remove, "remove items: they stay readable in histories"),
+        ("block", run_block, "recommend items no more, or again"),
+    ):
+        parser = command(
+            own, name, run, what, f"Takes items out of all lists: {what}.", f"earn catalog {name} BUNDLE 7"
+        )
+        add_bundle(parser)
+        parser.add_argument("ids", metavar="IDS", type=item_ids, help=ITEM_IDS_HELP)
+        if name == "block":
+            parser.add_argument("--undo", action="store_true", help="let them free again")
+        add_json(parser)
+    rename = command(
+        own, "rename", run_rename, "give items other titles", "Changes titles.", "earn catalog rename B t.csv"
+    )
+    add_bundle(rename)
+    rename.add_argument("items", metavar="FILE", type=Path, help="a csv or tsv file with a header: item_id, title")
+    add_json(rename)
+    for name, run, what in (
+        ("rollback", run_rollback, "return to the catalog before the last change"),
+        ("list", run_list, "show the catalog's version and what is withdrawn"),
+    ):
+        parser = command(own, name, run, what, f"{what.capitalize()}.", f"earn catalog {name} BUNDLE")
+        add_bundle(parser)
+        add_json(parser)
+
+
+def run_add(args: argparse.Namespace) -> int:
+    """Adds items."""
+    from earn.bundle_edit import add_items
+
+    add_items(args.bundle, _new_items(args.items, args.vectors))
+    return run_list(args)
+
+
+def run_remove(args: argparse.Namespace) -> int:
+    """Removes items."""
+    from earn.live_catalog import removed
+
+    return _edit(args, lambda catalog: removed(catalog, args.ids))
+
+
+def run_block(args: argparse.Namespace) -> int:
+    """Blocks items, or lets them free."""
+    from earn.live_catalog import blocked
+
+    return _edit(args, lambda catalog: blocked(catalog, args.ids, not args.undo))
+
+
+def run_rename(args: argparse.Namespace) -> int:
+    """Changes titles."""
+    from earn.live_catalog import renamed
+    from earn.tag_table import read_columns
+
+    table = read_columns(args.items, ("item_id", "title"))
+    titles = dict(zip(table["item_id"], table["title"], strict=True))
+    return _edit(args, lambda catalog: renamed(catalog, titles))
+
+
+def run_rollback(args: argparse.Namespace) -> int:
+    """Returns to the catalog before."""
+    from earn.bundle_edit import roll_back_catalog
+
+    roll_back_catalog(args.bundle)
+    return run_list(args)
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """Shows version and counts."""
+    from earn.manifest import CatalogVersions, Manifest
+
+    manifest, catalog = Manifest.load(args.bundle, verify=False), Catalog.load(args.bundle / CATALOG_FILE)
+    versions = manifest.catalog or CatalogVersions(0, ())
+    ids = {
+        status: [catalog.item_ids[i] for i in (catalog.status == status).nonzero()[0]] for status in (BLOCKED, REMOVED)
+    }
+    facts = {"version": versions.version, "kept": list(versions.kept), "items": len(catalog)}
+    if args.json:
+        show_json({**facts, "blocked": ids[BLOCKED], "removed": ids[REMOVED]})
+        return 0
+    kept = ", ".join(map(str, versions.kept)) or "none"
+    counts = [
+        ("items", f"{len(catalog):,}"),
+        ("blocked", f"{len(ids[BLOCKED]):,}"),
+        ("removed", f"{len(ids[REMOVED]):,}"),
+    ]
+    show(pairs([("version", f"{versions.version}"), ("earlier ones kept", kept), *counts]))
+    return 0
+
+
+def _edit(args: argparse.Namespace, change: Callable[[Catalog], Catalog]) -> int:
+    """Changes the bundle's catalog and shows it."""
+    from earn.bundle_edit import edit_catalog
+
+    edit_catalog(args.bundle, change)
+    return run_list(args)
+
+
+def _new_items(path: Path, vectors: Path | None) -> NewItems:
+    """The items of a table, with vectors from another file."""
+    import numpy as np
+
+    from earn.errors import EarnError
+    from earn.new_items import NewItems
+    from earn.tag_table import read_columns
+
+    table = read_columns(path, ("item_id",), ("title", "metadata", "identifier"))
+    given = None
+    if vectors is not None:
+        try:
+            given = np.load(vectors, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise EarnError(f"{vectors}: is no array of numpy ({error}). Write it by numpy.save.") from error
+    identifiers = [cell.replace("><", "> <").split() for cell in table.get("identifier", ())]
+    titles, metadata = table.get("title", ()), table.get("metadata", ())
+    return NewItems(table["item_id"], titles, metadata, given, identifiers if any(identifiers) else ())

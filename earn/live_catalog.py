@@ -1,0 +1,71 @@
+"""Changes of a catalog under a finished model: items are removed, blocked and renamed. (earn.new_items adds some.)
+
+Each change gives another catalog; the one before stays as it is. An item's index and identifier stay for ever, so a
+history may hold whatever was once recommended:
+
+    offered   may be recommended
+    blocked   may not, until it is let free again; everything else stays
+    removed   may not; it is read in histories all the same, and comes back when it is added again
+
+Scores of the other items do not change: what is withdrawn counts as excluded. earn.bundle_edit changes a bundle's
+catalog so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from earn.catalog import BLOCKED, OFFERED, REMOVED, Catalog, Status, one_line
+from earn.errors import EarnError
+from earn.trie import Ints
+
+
+def present(catalog: Catalog, item_ids: Collection[str | int]) -> Ints:
+    """The indices of items that were not removed.
+
+    Raises:
+        EarnError: there is none of an id, or none any more.
+    """
+    indices = catalog.find(item_ids)
+    gone = catalog.status[indices] == REMOVED
+    if gone.any():
+        item_id = list(item_ids)[int(gone.argmax())]
+        raise EarnError(f"The item {str(item_id)!r} was removed from the catalog. Add it again first.")
+    return indices
+
+
+def removed(catalog: Catalog, item_ids: Collection[str | int]) -> Catalog:
+    """The catalog without these items.
+
+    Raises:
+        EarnError: there is none of an id, or none any more.
+    """
+    return replace(catalog, status=_marked(catalog, item_ids, REMOVED))
+
+
+def blocked(catalog: Catalog, item_ids: Collection[str | int], is_blocked: bool = True) -> Catalog:
+    """The catalog with these items blocked, or let free again.
+
+    Raises:
+        EarnError: there is none of an id, or none any more.
+    """
+    return replace(catalog, status=_marked(catalog, item_ids, BLOCKED if is_blocked else OFFERED))
+
+
+def renamed(catalog: Catalog, titles: Mapping[str, str]) -> Catalog:
+    """The catalog with other titles, by item id.
+
+    Raises:
+        EarnError: there is none of an id, or none any more.
+    """
+    changed = list(catalog.titles)
+    for item, title in zip(present(catalog, tuple(titles)).tolist(), titles.values(), strict=True):
+        changed[item] = one_line(title)
+    return replace(catalog, titles=changed)
+
+
+def _marked(catalog: Catalog, item_ids: Collection[str | int], status: int) -> Status:
+    marked = catalog.status.copy()
+    marked[present(catalog, item_ids)] = status
+    return marked
