@@ -65,9 +65,9 @@ SIDES: Mapping[str, Side] = {  # in the order of training
     "set": Side("all at once, EARN", ("--method", "set"), "set-int8"),
     "dense": Side("beams, dense", (*_BEAMS, "--dense")),
 }
-SHOWN_SIDES = ("dense", "earn", "set")
+SHOWN_SIDES = ("dense", "earn", "set")  # in the order of the table
 EPOCHS = 4  # of trainings with beams
-SET_EPOCHS = 1  # of all codes at once: from scratch it starts as a neighbours' mean, and more add little
+SET_EPOCHS = 1  # of all codes at once: from scratch it starts as a neighbours' mean, which one epoch refines
 VALIDATION_USERS = 300
 FROM_SCRATCH = "tiny-"  # how names of such backbones start; the table, in earn.model.families, takes seconds to load
 LAYERS = 3  # of a backbone from scratch with beams, as many as all codes at once has; the usual eight take far longer
@@ -124,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
     import onnxruntime  # noqa: F401
 
     from earn.data.dataset import load_dataset
+    from earn.files import write_json
     from earn.report.page import check_installed
 
     check_installed()
@@ -151,7 +152,10 @@ def run(args: argparse.Namespace) -> int:
             summary[name] = _side(args, name, dataset, users)
     steps(f"Time {TIMED_REQUESTS} requests to each bundle, in turn")
     bundles = _time(args, summary, dataset.histories(users))
-    return _finish(args, steps, summary, bundles, dataset, users)
+    summary["seconds"] = round(steps.seconds, 1)
+    write_json(args.out / SUMMARY, summary)
+    _report(args, summary, bundles, dataset, users)
+    return 0
 
 
 def _options(args: argparse.Namespace, name: str) -> list[object]:
@@ -206,23 +210,6 @@ def _time(
             "bundle_bytes": manifest.bundle_bytes,
         }
     return {name: bundles[f"{name}-bundle"] for name in SIDES}
-
-
-def _finish(
-    args: argparse.Namespace,
-    steps: Steps,
-    summary: dict[str, Any],
-    bundles: Mapping[str, Recommender],
-    dataset: Dataset,
-    users: Sequence[Example],
-) -> int:
-    """Writes and prints the summary."""
-    from earn.files import write_json
-
-    summary["seconds"] = round(steps.seconds, 1)
-    write_json(args.out / SUMMARY, summary)
-    _report(args, summary, bundles, dataset, users)
-    return 0
 
 
 def _refuse_foreign_folder(out: Path) -> None:
