@@ -72,6 +72,7 @@ class CalibrationSettings:
     mixed: MixedPrecision | None = None  # try this alone
     requests: int = 30  # to time each candidate with, and as many to the float bundle, in turn; 0: it is not timed
     seed: int = 0
+    threads: int | None = None  # of every graph that runs; ONNX Runtime's own choice if None
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def calibrate(
     precisions = [row for row, _ in wanted + compared]
     out.resolve().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-calibration.", dir=out.resolve().parent) as folder:
-        variants = GraphVariants(source, Path(folder))
+        variants = GraphVariants(source, Path(folder), settings.threads)
         settings = replace(settings, beams=min(settings.beams, variants.manifest.limits.beams))
         before: Mapping[str, StageRanges] = {}
         after: Mapping[str, StageRanges] = {}

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
 from earn.calibration.linear_layers import activations, linear_layers
@@ -94,4 +93,4 @@ def _session(variants: GraphVariants, variant: str, stage: str) -> tuple[Any, li
     )
     path = variants.path(f"{variant}.collect", stage)  # its weights are the variant's, which lie beside it
     onnx.save(graph, str(path))
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]), tensors
+    return variants.session(path), tensors

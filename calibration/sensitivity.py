@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from earn.calibration.linear_layers import EMBEDDING, HEAD
 from earn.calibration.variants import GraphVariants, MixedPrecision
-from earn.runtime.engine import Engine, load_engine
+from earn.runtime.engine import Engine
 from earn.runtime.memory import HOST, Array
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
@@ -51,7 +49,7 @@ def layer_sensitivities(
         base, quantized: variants; the layers but one are taken from the base.
         histories: of these, HISTORIES are replayed.
     """
-    recorder = Recorder(load_engine("cpu", variants.source, variants.manifest))
+    recorder = Recorder(variants.engine(variants.source))
     recommender = Recommender(recorder, variants.manifest, variants.catalog)
     for history in histories[:HISTORIES]:
         recommender.recommend(history, beams, beams)  # with k below the beams the search could end early
@@ -60,14 +58,15 @@ def layer_sensitivities(
     for done, layer in enumerate(layers, start=1):
         stage = {HEAD: "late", EMBEDDING: "early"}.get(layer, layer.partition(".")[0])
         others = MixedPrecision(float_layers=tuple(other for other in layers if other != layer))
-        errors[layer] = _error(variants.write_mixed(base, quantized, stage, others), recorder.calls[stage])
+        errors[layer] = _error(
+            variants.session(variants.write_mixed(base, quantized, stage, others)), recorder.calls[stage]
+        )
         progress(done, len(layers))
     return errors
 
 
-def _error(path: Path, calls: Sequence[Call]) -> float:
+def _error(session: Any, calls: Sequence[Call]) -> float:
     """||actual - expected|| / ||expected|| of the graph's first output over all calls."""
-    session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name = session.get_outputs()[0].name
     difference = size = 0.0
     for feeds, expected in calls:

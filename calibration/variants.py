@@ -10,8 +10,10 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
+import onnxruntime
 from onnx import TensorProto
 
 from earn.calibration.linear_layers import EMBEDDING, LinearLayer, linear_layers
@@ -20,7 +22,8 @@ from earn.calibration.refine import refine
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.export.weights import lay_out_weights
 from earn.manifest import GRAPH_FILES, Manifest
-from earn.runtime.engine import load_engine
+from earn.runtime.engine import Engine, load_engine
+from earn.runtime.onnx_engine import session_options
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
 
@@ -38,9 +41,10 @@ class MixedPrecision:
 class GraphVariants:
     """The variants of a bundle's graphs."""
 
-    def __init__(self, source: Path, folder: Path) -> None:
+    def __init__(self, source: Path, folder: Path, threads: int | None = None) -> None:
         self.source = source
         self.folder = folder
+        self.threads = threads  # of every graph that runs; ONNX Runtime's own choice if None
         self.manifest = Manifest.load(source)
         self.catalog = Catalog.load(source / CATALOG_FILE)
         for stage in STAGES:
@@ -93,7 +97,16 @@ class GraphVariants:
 
     def recommender(self, folder: Path) -> Recommender:
         """Recommends by the graphs in a folder of `write_bundle_graphs`, or in the source."""
-        return Recommender(load_engine("cpu", folder, self.manifest), self.manifest, self.catalog)
+        return Recommender(self.engine(folder), self.manifest, self.catalog)
+
+    def engine(self, folder: Path) -> Engine:
+        """Runs the graphs in a folder, likewise."""
+        return load_engine("cpu", folder, self.manifest, self.threads)
+
+    def session(self, path: Path) -> Any:
+        """An ONNX Runtime session of one graph alone."""
+        options = session_options(self.threads, spinning=False, arena=True)
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def _write(self, variant: str, stage: str, graph: onnx.ModelProto) -> None:
         lay_out_weights(graph, self.path(variant, stage), external_data_bytes=0)

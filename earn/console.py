@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from typing import Any
 
 _NUMBER = re.compile(r"[-+]?[\d.,]*( ?(%|ms|[KMG]iB|bytes))?|-")
+CLEAR_LINE = "\r\x1b[K"
 LOG_SHARE, LOG_SECONDS = 0.1, 30.0  # a redirected log gets a line of progress after so much of the work, or so long
 
 
@@ -26,6 +27,11 @@ def note(text: str) -> None:
     """Prints a line that is no result to stderr."""
     if _is_first_process():
         print(text, file=sys.stderr, flush=True)
+
+
+def detail(text: str) -> None:
+    """Prints a line of a step, in place of the progress that a terminal shows."""
+    note(f"{CLEAR_LINE if sys.stderr.isatty() else ''}      {text}")
 
 
 def complain(text: str) -> None:

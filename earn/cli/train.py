@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from earn.cli.arguments import DATA_HELP, above_zero, command, from_zero, natural, positive, share
 from earn.cli.data import advice_line
 from earn.config import EarnConfig
-from earn.console import Steps, note, progress, results_kept_clean, show
+from earn.console import Steps, detail, note, progress, results_kept_clean, show
 from earn.errors import EarnError
 from earn.files import check_writable
 from earn.prompts import Template
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from earn.data.dataset import Dataset
     from earn.model.earn_model import EarnModel
 
-CLEAR_LINE = "\r\x1b[K"
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME"}  # by type of a setting
 REGISTERS = 1  # at each end of the prompt, as in the paper
 
@@ -247,13 +245,8 @@ def fit(
     validate = search_validation(dataset, settings.exclude_history, settings.validation_users, shown)
     with results_kept_clean():
         return train(
-            model, dataset.split.train, out, validate, settings, dataset.source, resume, progress("steps"), _say
+            model, dataset.split.train, out, validate, settings, dataset.source, resume, progress("steps"), detail
         )
-
-
-def _say(text: str) -> None:
-    """A line about an epoch, in place of the progress that a terminal shows."""
-    note(f"{CLEAR_LINE if sys.stderr.isatty() else ''}      {text}")
 
 
 def describe(model: EarnModel) -> str:

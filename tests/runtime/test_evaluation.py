@@ -10,7 +10,7 @@ from earn.data import Example
 from earn.errors import EarnError
 from earn.metrics import NOT_FOUND
 from earn.runtime.engine import load_engine
-from earn.runtime.evaluation import median_ms, target_ranks
+from earn.runtime.evaluation import median_ms, session_median_ms, target_ranks
 from earn.runtime.recommender import Recommender
 
 
@@ -43,3 +43,32 @@ def test_all_are_asked_in_turn_and_warm_ups_do_not_count(toy_bundle: Path, monke
     assert asked == ["one", "two"] * 4
     # Request number n starts at tick 2n and ends at 2n + 1: it takes (2n + 1)^2 - (2n)^2 = 4n + 1 seconds.
     assert taken == {"one": 1000.0 * (4 * 4 + 1), "two": 1000.0 * (4 * 5 + 1)}
+
+
+def test_a_session_is_timed_from_its_last_item_on(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = Recommender.load(toy_bundle)
+    done: list[object] = []
+
+    class Recorded:
+        def __init__(self, history: list[str]) -> None:
+            done.append(("open", *history))
+
+        def append(self, item: str) -> None:
+            done.append(("append", item))
+
+        def recommend(self, k: int, beams: int, exclude_history: bool) -> None:
+            done.append(("recommend", k, beams, exclude_history))
+
+    def clock() -> float:
+        done.append("clock")
+        return float(len(done) ** 2)
+
+    monkeypatch.setattr(side, "session", Recorded)
+    monkeypatch.setattr("earn.runtime.evaluation.time.perf_counter", clock)
+    most = side.manifest.limits.history
+    history = [str(item % 3 + 1) for item in range(2 * most)]
+    taken = session_median_ms({"one": side}, [history], 5, 4, True, requests=1, warm_up=0)
+    window = history[-max(2, most // 2) :]
+    asked = [("open", *window[:-1]), "clock", ("append", window[-1]), ("recommend", 5, 4, True), "clock"]
+    assert done == asked
+    assert taken == {"one": 1000.0 * (5**2 - 2**2)}
