@@ -23,7 +23,7 @@ from earn.errors import EarnError
 class Digits:
     """The digits of a catalog's items."""
 
-    codes: NDArray[np.int64]  # [items,m] indices of the catalog's tokens
+    codes: NDArray[np.int32] | NDArray[np.int64]  # [items,m] indices of the catalog's tokens
     starts: NDArray[np.int64]  # [m] the first token of each digit
     sizes: NDArray[np.int64]  # [m] how many tokens each digit has, which stand side by side
     weights: NDArray[np.float64]  # [m] of each digit in the sum
@@ -35,8 +35,8 @@ class Digits:
         Raises:
             EarnError: identifiers of different lengths, or one token stands for two digits.
         """
-        codes = catalog.codes.astype(np.int64)
-        starts, stops = codes.min(axis=0), codes.max(axis=0) + 1
+        codes = catalog.codes
+        starts, stops = codes.min(axis=0).astype(np.int64), codes.max(axis=0).astype(np.int64) + 1
         if starts[0] != 0 or stops[-1] != len(catalog.tokens) or (starts[1:] != stops[:-1]).any():
             raise EarnError(
                 "The catalog's identifiers are no digits: they differ in length, or a token stands at two places. "

@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from earn.arrays import forget_pages
 from earn.catalog import Catalog
 from earn.digits import Digits
 from earn.errors import EarnError
@@ -31,7 +33,7 @@ Bounds = NDArray[np.uint16]
 
 TABLE_ROWS = 1 << 16  # of digits that share a table; 128 KB
 BLOCK = 1 << 15  # items
-CHUNKS = 1 << 14  # parts of a large catalog, of whose highest bounds the k-th is asked
+CHUNKS = 1 << 12  # parts of a large catalog, of whose highest bounds the k-th is asked
 MOST = np.iinfo(np.uint16).max
 
 
@@ -40,6 +42,7 @@ class Table:
     """Digits that are looked up together."""
 
     digits: range
+    sizes: tuple[int, ...]  # values of each
     rows: NDArray[Any]  # [items] unsigned: the item's row, whose last digit counts fastest
 
 
@@ -69,10 +72,16 @@ class SetScores:
     @classmethod
     def over(cls, digits: Digits) -> SetScores:
         """Lays digits out."""
-        codes = digits.codes - digits.starts
-        most = min(TABLE_ROWS, len(codes))
-        groups = _groups(digits.sizes.tolist(), most)
-        tables = tuple(Table(group, _rows(codes, digits.sizes, group)) for group in groups)
+        items, sizes = len(digits.codes), digits.sizes.tolist()
+        groups = _groups(sizes, min(TABLE_ROWS, items))
+        tables = tuple(_table(group, tuple(sizes[group.start : group.stop]), items) for group in groups)
+        for start in range(0, items, BLOCK):
+            block = slice(start, start + BLOCK)
+            codes = digits.codes[block].T - digits.starts[:, None]
+            for table in tables:
+                own = tuple(codes[table.digits.start : table.digits.stop])
+                table.rows[block] = np.ravel_multi_index(own, table.sizes)
+            forget_pages({"codes": digits.codes})
         return cls(tables, digits.starts, digits.sizes, digits.weights)
 
     def __len__(self) -> int:
@@ -133,8 +142,8 @@ class SetScores:
         digits = np.split(values, self.starts[1:])
         scores = np.zeros(len(items))
         for table in self.tables:
-            rows, shape = table.rows[items], tuple(len(digits[digit]) for digit in table.digits)
-            codes = np.unravel_index(rows, shape) if len(shape) > 1 else (rows,)
+            rows = table.rows[items]
+            codes = np.unravel_index(rows, table.sizes) if len(table.sizes) > 1 else (rows,)
             for digit, code in zip(table.digits, codes, strict=True):
                 scores += digits[digit][code]
         return scores
@@ -151,14 +160,11 @@ def _groups(sizes: Sequence[int], most: int) -> list[range]:
     return [*groups, range(start, len(sizes))]
 
 
-def _rows(codes: Items, sizes: Items, group: range) -> NDArray[Any]:
-    """Every item's row [items] in the table of these digits: as few bytes as hold it, or as gathers want it."""
-    chosen = slice(group.start, group.stop)
-    rows = np.ravel_multi_index(tuple(codes[:, chosen].T), tuple(sizes[chosen]))
-    small = len(codes) <= BLOCK  # its few bytes need not be turned into indices at every request
-    kind = np.dtype(np.intp) if small else np.min_scalar_type(int(sizes[chosen].prod()) - 1)
-    narrow: NDArray[Any] = rows.astype(kind)
-    return narrow
+def _table(digits: range, sizes: tuple[int, ...], items: int) -> Table:
+    """A table without its rows: room for as few bytes as hold them, or as gathers want them."""
+    small = items <= BLOCK  # its few bytes need not be turned into indices at every request
+    kind = np.dtype(np.intp) if small else np.min_scalar_type(prod(sizes) - 1)
+    return Table(digits, sizes, np.empty(items, kind))
 
 
 def _sums_of_all(first: Bounds, second: Bounds) -> Bounds:
@@ -169,6 +175,8 @@ def _sums_of_all(first: Bounds, second: Bounds) -> Bounds:
 
 def _kth_of_chunks(bounds: Bounds, k: int) -> int:
     """What at least k items reach, and not many more: the k-th highest of the highest in each chunk."""
-    size = max(1, len(bounds) // max(CHUNKS, 4 * k))
-    highest = bounds[: len(bounds) // size * size].reshape(-1, size).max(1)
-    return int(np.partition(highest, len(highest) - k)[len(highest) - k])
+    chunks = min(
+        len(bounds), max(CHUNKS, 4 * k)
+    )  # an item is in the chunk of its number modulo so many: rows are compared whole
+    highest = bounds[: len(bounds) // chunks * chunks].reshape(-1, chunks).max(0)
+    return int(np.partition(highest, chunks - k)[chunks - k])
