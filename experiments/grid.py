@@ -82,15 +82,17 @@ class Data:
     source: str  # for earn.data, found by $EARN_DATA
     settings: Mapping[str, Any]  # fields of TrainSettings that differ
     build_identifiers: bool = False  # in spite of those that the data brings
+    set_settings: Mapping[str, Any] = field(default_factory=dict)  # of the method "set", that differ from its own
 
 
+_FOUR = {"epochs": 4, "validation_users": 1000}
 _TWELVE = {"epochs": 12, "batch_size": 64}
 DATA: Mapping[str, Data] = {
-    "walks": Data("walks", {"epochs": 6, "learning_rate": 1e-2, "dropout": 0.0}),
+    "walks": Data("walks", {"epochs": 6, "learning_rate": 1e-2, "dropout": 0.0}, set_settings={"epochs": 2}),
     "ml-100k": Data("ml-100k", {"epochs": 4, "dropout": 0.0}),
-    "beauty": Data("amazon-beauty-letter", _TWELVE),
+    "beauty": Data("amazon-beauty-letter", _TWELVE, set_settings=_FOUR),
     "beauty-built": Data("amazon-beauty-letter", _TWELVE, build_identifiers=True),
-    "games": Data("amazon-games-atspeed", {"epochs": 6, "batch_size": 64}),
+    "games": Data("amazon-games-atspeed", {"epochs": 6, "batch_size": 64}, set_settings=_FOUR),
     "beauty-by-time": Data("amazon-beauty-atspeed", _TWELVE),
 }
 
@@ -128,6 +130,7 @@ _SLOW = {"learning_rate": 1e-3}
 BACKBONES: Mapping[str, Backbone] = {
     "toy-llama": Backbone("tiny-llama", _TOY),
     "toy-qwen2": Backbone("tiny-qwen2", _TOY),
+    "set-qwen2": Backbone("tiny-qwen2"),  # of the sizes of the method "set"
     "tiny-llama": Backbone("tiny-llama"),
     "tiny-qwen2": Backbone("tiny-qwen2"),
     "wide-llama": Backbone("tiny-llama", _WIDE),
@@ -167,12 +170,14 @@ SEEDS = (0, 1, 2)
 LLAMA, EARN = ("tiny-llama",), ("earn",)
 TINY = ("tiny-llama", "tiny-qwen2")
 SMALL = ("small-llama", "small-qwen2")
+SET = ("set-qwen2",)
 SPLITS = (1, 3, 4, 6, 8)  # beside the usual k = 2
 PRESETS: Mapping[str, Preset] = {
     "smoke": Preset(
         [
             *grid("walks", ("toy-llama",), (*TWINS, *ABLATIONS), (1,)),
             *grid("walks", ("toy-qwen2",), TWINS, (1,), method="lcrec"),
+            *grid("walks", SET, TWINS, (1,), method="set"),
         ],
         users=64,
     ),
@@ -189,6 +194,13 @@ PRESETS: Mapping[str, Preset] = {
             *grid("beauty", LLAMA, EARN, (1, 4)),
             *grid("ml-100k", LLAMA, EARN, SPLITS, (1, 2)),
             *grid("ml-100k", LLAMA, ABLATIONS, seeds=(1, 2)),
+        ],
+    ),
+    "set": Preset(
+        [
+            *grid("ml-100k", SET, TWINS, (1,), SEEDS, "set"),
+            *grid("beauty", SET, TWINS, (1,), SEEDS, "set"),
+            *grid("games", SET, TWINS, (1,), SEEDS, "set"),
         ],
     ),
     "tuning": Preset(

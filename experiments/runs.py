@@ -19,7 +19,7 @@ from earn.data.dataset import Dataset, load_dataset
 from earn.errors import EarnError
 from earn.files import folder_written_whole, read_json, write_json
 from earn.metrics import bootstrap_interval, ndcg, recall, summarise
-from earn.settings import TrainSettings
+from earn.settings import SET_SETTINGS, TrainSettings
 from experiments.grid import BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, Preset, Run
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def train(run: Run, dataset: Dataset, preset: Preset, out: Path) -> None:
         settings = replace(settings, titles=settings.titles and any(model.catalog.titles))
         note(f"{run.name}: train {model.num_parameters() / 1e6:.2f} million parameters, {settings.epochs} epochs")
         resume = (checkpoint / RUN_FOLDER / PLAN_FILE).is_file()
-        validate = search_validation(dataset, settings.exclude_history)
+        validate = search_validation(dataset, settings.exclude_history, settings.validation_users)
         train_model(model, dataset.split.train, checkpoint, validate, settings, dataset.source, resume)
 
 
@@ -175,14 +175,15 @@ def made_of(run: Run, preset: Preset) -> dict[str, Any]:
 
 
 def settings_of(run: Run, preset: Preset) -> Mapping[str, Any]:
-    """Fields of TrainSettings: the recipe's go before the preset's, the backbone's, and the data's.
+    """Fields of TrainSettings: the recipe's go before the preset's, the backbone's, the data's, and the method's.
 
     Titles are learned by the method that reads words, where the data has any.
     """
+    data = DATA[run.data]
     return {
+        **(asdict(SET_SETTINGS) | data.set_settings if run.method == "set" else data.settings),
         "titles": run.method == "lcrec",
         "exclude_history": True,
-        **DATA[run.data].settings,
         **BACKBONES[run.backbone].settings,
         **preset.settings,
         **(RECIPES[run.recipe] if run.recipe else {}),
@@ -192,18 +193,25 @@ def settings_of(run: Run, preset: Preset) -> Mapping[str, Any]:
 
 def new_model(run: Run, dataset: Dataset) -> EarnModel:
     """A run's model before training."""
-    from earn.model.methods import build_model
+    from earn.data.digits import DEFAULT_DIGITS
+    from earn.data.neighbours import neighbour_vectors
+    from earn.model.methods import SET_SIZES, build_model
 
     variant, backbone = VARIANTS[run.variant], BACKBONES[run.backbone]
+    digits, vectors = "", None
+    if run.method == "set":
+        width = SET_SIZES["hidden_size"]
+        digits, vectors = DEFAULT_DIGITS, neighbour_vectors(dataset.interactions, dataset.split.train, width, run.seed)
     return build_model(
         run.method,
         _packaged(backbone.package, backbone.source) if backbone.package else backbone.source,
-        dataset.catalog(run.seed, DATA[run.data].build_identifiers),
+        dataset.catalog(run.seed, DATA[run.data].build_identifiers, digits=digits),
         run.early_layers or None,
         variant.registers,
         variant.max_history,
         sizes=backbone.sizes,
         seed=run.seed,
+        vectors=vectors,
     )
 
 
