@@ -16,8 +16,8 @@ class Run:
     """One row of the results: a model, how it came to be, and how it is asked."""
 
     data: str  # key of DATA
-    backbone: str  # key of BACKBONES
-    method: str = "tiger"  # one of earn.model.methods.METHODS
+    backbone: str  # key of BACKBONES; of a rival ""
+    method: str = "tiger"  # one of earn.model.methods.METHODS, or of RIVALS
     variant: str = "earn"  # key of VARIANTS
     early_layers: int = 0  # k; 0: all layers, which is the dense model
     seed: int = 0
@@ -28,7 +28,8 @@ class Run:
         """The run's name on the command line, and its folder below OUT."""
         split = "" if self.variant == "dense" else f"-k{self.early_layers}"
         recipe = f"-{self.recipe}" if self.recipe else ""
-        return f"{self.data}/{self.method}-{self.backbone}/{self.variant}{split}{recipe}-seed{self.seed}"
+        model = "-".join(filter(None, (self.method, self.backbone)))
+        return f"{self.data}/{model}/{self.variant}{split}{recipe}-seed{self.seed}"
 
     @property
     def trained(self) -> Run:
@@ -108,6 +109,15 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "epochs-16-hidden-dropout-0.1": {"epochs": 16, "hidden_dropout": 0.1},
     "epochs-24-hidden-dropout-0.2": {"epochs": 24, "hidden_dropout": 0.2},
 }
+# What EARN is compared with (see experiments.rivals), and fields of RivalSettings that differ: what was tried of SASRec.
+RIVALS = ("popularity", "item-knn", "sasrec")
+RIVAL_RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "dropout-0.3": {"dropout": 0.3},
+    "width-128": {"width": 128},
+    "width-128-dropout-0.3": {"width": 128, "dropout": 0.3},
+    "rate-0.0005": {"learning_rate": 5e-4},
+    "blocks-3": {"blocks": 3},
+}
 LONGER = ("epochs-16-hidden-dropout-0.1", "epochs-24-hidden-dropout-0.2")
 BEST = LONGER[0]  # on Beauty, by the validation users, of what has been run
 
@@ -166,6 +176,12 @@ def grid(
     ]
 
 
+def rivals(data: str) -> list[Run]:
+    """The runs of all RIVALS, with all that is tried of SASRec."""
+    plain = [Run(data, "", method, "dense") for method in RIVALS]
+    return [*plain, *(Run(data, "", "sasrec", "dense", recipe=recipe) for recipe in RIVAL_RECIPES)]
+
+
 SEEDS = (0, 1, 2)
 LLAMA, EARN = ("tiny-llama",), ("earn",)
 TINY = ("tiny-llama", "tiny-qwen2")
@@ -178,6 +194,7 @@ PRESETS: Mapping[str, Preset] = {
             *grid("walks", ("toy-llama",), (*TWINS, *ABLATIONS), (1,)),
             *grid("walks", ("toy-qwen2",), TWINS, (1,), method="lcrec"),
             *grid("walks", SET, TWINS, (1,), method="set"),
+            *rivals("walks")[: len(RIVALS)],
         ],
         users=64,
     ),
@@ -201,6 +218,9 @@ PRESETS: Mapping[str, Preset] = {
             *grid("ml-100k", SET, TWINS, (1,), SEEDS, "set"),
             *grid("beauty", SET, TWINS, (1,), SEEDS, "set"),
             *grid("games", SET, TWINS, (1,), SEEDS, "set"),
+            *rivals("ml-100k"),
+            *rivals("beauty"),
+            *rivals("games"),
         ],
     ),
     "tuning": Preset(

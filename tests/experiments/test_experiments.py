@@ -20,7 +20,8 @@ from earn.settings import TrainSettings
 from experiments import __main__ as experiments
 from experiments import afterwards, grid, runs
 from experiments.afterwards import LOOKS
-from experiments.grid import ABLATIONS, PRESETS, VARIANTS, Run
+from experiments.grid import ABLATIONS, PRESETS, RIVALS, VARIANTS, Run
+from experiments.rivals import RivalSettings
 from tests.test_scripts import ENVIRONMENT, ROOT
 
 COMMAND = [sys.executable, "-m", "experiments", "smoke"]
@@ -39,7 +40,7 @@ def test_every_run_is_made_of_what_there_is() -> None:
             assert run.dense in everything or run.recipe, run.name  # what it is compared with
             found = runs.settings_of(run.trained, preset)
             assert settings.setdefault(run.trained.name, found) == found  # equal names mean equal trainings
-            TrainSettings(**found)
+            (RivalSettings if run.method in RIVALS else TrainSettings)(**found)
 
 
 def test_a_run_asks_the_checkpoint_that_its_variant_names() -> None:
