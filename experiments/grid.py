@@ -109,7 +109,8 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "epochs-16-hidden-dropout-0.1": {"epochs": 16, "hidden_dropout": 0.1},
     "epochs-24-hidden-dropout-0.2": {"epochs": 24, "hidden_dropout": 0.2},
 }
-# What EARN is compared with (see experiments.rivals), and fields of RivalSettings that differ: what was tried of SASRec.
+# What EARN is compared with (see experiments.rivals).
+# What was tried of SASRec: fields of RivalSettings that differ.
 RIVALS = ("popularity", "item-knn", "sasrec")
 RIVAL_RECIPES: Mapping[str, Mapping[str, Any]] = {
     "dropout-0.3": {"dropout": 0.3},

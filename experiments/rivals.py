@@ -1,11 +1,11 @@
 """What EARN is compared with on the same splits, users and rules: popularity, item-kNN and SASRec.
 
     popularity   most training interactions first
-    item-knn     score(j) = sum over the history of DECAY^age cos(i, j), the cosine of the items' sets of training users;
-                 DECAY is chosen from DECAYS by the validation users' NDCG@10
-    sasrec       a causal transformer over item and position embeddings whose output is multiplied by the item embeddings;
-                 the loss is the cross entropy over all items at every position (Kang and McAuley, arXiv 1808.09781;
-                 with full cross entropy: Klenitskiy and Vasilev, arXiv 2309.07602)
+    item-knn     score(j) = sum over the history of decay^age cos(i, j), the cosine of the items' sets of
+                 training users; the decay is one of DECAYS, chosen by the validation users' NDCG@10
+    sasrec       a causal transformer over item and position embeddings; item embeddings times the output are the logits
+                 of all items, and the loss is their cross entropy at every position
+                 (Kang and McAuley, arXiv 1808.09781; with this loss: Klenitskiy and Vasilev, arXiv 2309.07602)
 
 `python -m experiments set` trains and asks them. Lists leave the history out; ties keep the items' order.
 """
@@ -65,7 +65,10 @@ class Measured:
 
 
 def measure_popularity(
-    dataset: Dataset, users: Sequence[Example], settings: RivalSettings, folder: Path  # noqa: ARG001  (one signature)
+    dataset: Dataset,
+    users: Sequence[Example],
+    settings: RivalSettings,
+    folder: Path,
 ) -> Measured:
     """Everybody gets the most popular items that the history lacks."""
     items = len(dataset.interactions.item_ids)
@@ -73,7 +76,10 @@ def measure_popularity(
 
 
 def measure_knn(
-    dataset: Dataset, users: Sequence[Example], settings: RivalSettings, folder: Path  # noqa: ARG001  (one signature)
+    dataset: Dataset,
+    users: Sequence[Example],
+    settings: RivalSettings,
+    folder: Path,
 ) -> Measured:
     """Items chosen by the same users as those of the history (module docstring)."""
     cosines = item_cosines(dataset.split.train, len(dataset.interactions.item_ids))

@@ -216,7 +216,8 @@ def made_of(run: Run, preset: Preset) -> dict[str, Any]:
 def settings_of(run: Run, preset: Preset) -> Mapping[str, Any]:
     """Fields of TrainSettings: the recipe's go before the preset's, the backbone's, the data's, and the method's.
 
-    Of a rival: fields of RivalSettings, of the recipe alone. Titles are learned by the method that reads words, where the data has any.
+    Of a rival: fields of RivalSettings, of the recipe alone. Titles are learned by the method that reads words, where
+    the data has any.
     """
     if run.method in RIVALS:
         return {**(RIVAL_RECIPES[run.recipe] if run.recipe else {}), "seed": run.seed}
