@@ -248,7 +248,7 @@ def train(
         for batch in batches(windows, settings.batch_size, np.random.default_rng((settings.seed, epoch))):
             optimizer.zero_grad()
             loss = model.loss(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         state["seconds"] += time.monotonic() - began
         by_epoch.append(_ndcg(model.scores, judges))
