@@ -2,11 +2,13 @@
 
     python -m experiments smoke                      # every kind of run on made-up data: a minute
     python -m experiments cpu --jobs 2               # what docs/results.md shows: hours on two cores
+    python -m experiments set --jobs 2               # all codes at once, and its rivals: hours on two cores
     python -m experiments tuning                     # what was tried to rank better on Beauty: a night on two cores
     python -m experiments pretrained                 # a pretrained backbone, instructions in words: minutes on a GPU
     python -m experiments paper                      # the paper's data, larger models: hours on a GPU
     python -m experiments cpu --list                 # what there is, and what is done
     python -m experiments cpu --analyze              # then: attention of the dense models, and their k
+    python -m experiments set --rare                 # then: the users whose item is rare in training
     python -m experiments cpu --speed                # then: latency of what was trained, one after the other
     python -m experiments cpu --quantize --only beauty/tiger-tiny-llama/earn-k2-seed0    # then: int8 bundles
 
@@ -15,11 +17,12 @@ share the cores; $OMP_NUM_THREADS sets the threads of each.
 
 Each run has a folder below OUT: checkpoint/ (an interrupted training goes on from its last checkpoint), made.json with
 what that is made of, result.json, ranks.npy with the place of each user's item, attention.json, speed.json,
-int8.json with the gate's verdict beside bundle/, int8-bundle/ and int8-report.html, log.txt. What is done is not done
-again, so the same command goes on with what is missing. `python -m experiments.results` makes the tables of
+rare.json, int8.json with the gate's verdict beside bundle/, int8-bundle/ and int8-report.html, log.txt. What is done is
+not done again, so the same command goes on with what is missing. `python -m experiments.results` makes the tables of
 docs/results.md from these folders.
 
-Every figure is by constrained search over the whole catalog with 20 beams, for all test users; lists leave out the
+Every figure is over the whole catalog for all test users, by constrained search with 20 beams, or exact lists of all
+codes at once and of the rivals (see experiments.rivals); lists leave out the
 history, for nobody in these data sets chooses an item twice. Weights are chosen by NDCG@10 on validation users.
 """
 

@@ -1,4 +1,4 @@
-"""What is looked at once a model is trained: its attention, its speed, its int8 bundle. One after the other."""
+"""What is looked at once a model is trained: attention, speed, rare items, an int8 bundle. One after the other."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import numpy as np
 from earn.console import note, progress
 from earn.data.dataset import sample
 from earn.files import write_json
-from experiments.grid import VARIANTS, Run
-from experiments.runs import RANKS, RESULT, asked_of, load_data, load_model
+from earn.metrics import summarise
+from experiments.grid import RIVALS, VARIANTS, Run
+from experiments.runs import RANKS, RESULT, asked_of, intervals, load_data, load_model
 
 INT8_RANKS = "int8-ranks.npy"  # the place of each test user's item by the int8 bundle
 BUNDLE, INT8_BUNDLE = "bundle", "int8-bundle"
 REPORT = "int8-report.html"  # the calibration's; its figures stand beside it as .json
+RARE = 5  # an item with fewer training interactions is rare
 TIMED_USERS = 256
 K, BEAMS, BATCH = 10, 20, 64
 REQUESTS, ROUNDS = 200, 3
@@ -49,12 +51,25 @@ def attention(run: Run, out: Path) -> dict[str, Any]:
     return analyze(model, load_data(run, out).questions(model.catalog), progress(run.name)).as_json()
 
 
+def rare(run: Run, out: Path) -> dict[str, Any]:
+    """Figures over the test users whose item is rare; without intervals where there are none."""
+    dataset, ranks = load_data(run, out), np.load(out / run.name / RANKS)
+    counts = np.bincount(np.concatenate(dataset.split.train), minlength=len(dataset.interactions.item_ids))
+    targets = [example.target for example in dataset.examples(users=len(ranks))]
+    chosen = ranks[counts[targets] < RARE]
+    return {"users": len(chosen), **summarise(chosen), "interval": intervals(chosen) if len(chosen) else {}}
+
+
 def _is_timed(run: Run, out: Path) -> bool:
     """One seed of each shape and scoring rule, if its dense twin was trained: other weights take as long."""
     variant, dense = VARIANTS[run.variant], VARIANTS["dense"]
     own_graph = variant.scoring != dense.scoring or not variant.of
     alike = variant.max_history == dense.max_history and (out / run.dense.name / RESULT).is_file()
     return run.variant != "dense" and run.seed == 0 and own_graph and alike
+
+
+def _is_analyzed(run: Run, out: Path) -> bool:
+    return run.variant == "dense" and run.method not in RIVALS
 
 
 def speed(run: Run, out: Path) -> dict[str, Any]:
@@ -141,7 +156,8 @@ def int8(run: Run, out: Path) -> dict[str, Any]:
 
 # By the option that asks for it.
 LOOKS: Mapping[str, Look] = {
-    "analyze": Look("attention.json", lambda run, out: run.variant == "dense", attention),
+    "analyze": Look("attention.json", _is_analyzed, attention),
+    "rare": Look("rare.json", lambda run, out: True, rare),
     "speed": Look("speed.json", _is_timed, speed),
     "quantize": Look("int8.json", lambda run, out: run.variant != "dense" and run.trained == run, int8),
 }

@@ -16,8 +16,8 @@ class Run:
     """One row of the results: a model, how it came to be, and how it is asked."""
 
     data: str  # key of DATA
-    backbone: str  # key of BACKBONES
-    method: str = "tiger"  # one of earn.model.methods.METHODS
+    backbone: str  # key of BACKBONES; of a rival ""
+    method: str = "tiger"  # one of earn.model.methods.METHODS, or of RIVALS
     variant: str = "earn"  # key of VARIANTS
     early_layers: int = 0  # k; 0: all layers, which is the dense model
     seed: int = 0
@@ -28,7 +28,8 @@ class Run:
         """The run's name on the command line, and its folder below OUT."""
         split = "" if self.variant == "dense" else f"-k{self.early_layers}"
         recipe = f"-{self.recipe}" if self.recipe else ""
-        return f"{self.data}/{self.method}-{self.backbone}/{self.variant}{split}{recipe}-seed{self.seed}"
+        model = "-".join(filter(None, (self.method, self.backbone)))
+        return f"{self.data}/{model}/{self.variant}{split}{recipe}-seed{self.seed}"
 
     @property
     def trained(self) -> Run:
@@ -82,15 +83,17 @@ class Data:
     source: str  # for earn.data, found by $EARN_DATA
     settings: Mapping[str, Any]  # fields of TrainSettings that differ
     build_identifiers: bool = False  # in spite of those that the data brings
+    set_settings: Mapping[str, Any] = field(default_factory=dict)  # of the method "set", that differ from its own
 
 
+_FOUR = {"epochs": 4, "validation_users": 1000}
 _TWELVE = {"epochs": 12, "batch_size": 64}
 DATA: Mapping[str, Data] = {
-    "walks": Data("walks", {"epochs": 6, "learning_rate": 1e-2, "dropout": 0.0}),
+    "walks": Data("walks", {"epochs": 6, "learning_rate": 1e-2, "dropout": 0.0}, set_settings={"epochs": 2}),
     "ml-100k": Data("ml-100k", {"epochs": 4, "dropout": 0.0}),
-    "beauty": Data("amazon-beauty-letter", _TWELVE),
+    "beauty": Data("amazon-beauty-letter", _TWELVE, set_settings=_FOUR),
     "beauty-built": Data("amazon-beauty-letter", _TWELVE, build_identifiers=True),
-    "games": Data("amazon-games-atspeed", {"epochs": 6, "batch_size": 64}),
+    "games": Data("amazon-games-atspeed", {"epochs": 6, "batch_size": 64}, set_settings=_FOUR),
     "beauty-by-time": Data("amazon-beauty-atspeed", _TWELVE),
 }
 
@@ -105,6 +108,16 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "hidden-dropout-0.1": {"hidden_dropout": 0.1},
     "epochs-16-hidden-dropout-0.1": {"epochs": 16, "hidden_dropout": 0.1},
     "epochs-24-hidden-dropout-0.2": {"epochs": 24, "hidden_dropout": 0.2},
+}
+# What EARN is compared with (see experiments.rivals).
+# What was tried of SASRec: fields of RivalSettings that differ.
+RIVALS = ("popularity", "item-knn", "sasrec")
+RIVAL_RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "dropout-0.3": {"dropout": 0.3},
+    "width-128": {"width": 128},
+    "width-128-dropout-0.3": {"width": 128, "dropout": 0.3},
+    "rate-0.0005": {"learning_rate": 5e-4},
+    "blocks-3": {"blocks": 3},
 }
 LONGER = ("epochs-16-hidden-dropout-0.1", "epochs-24-hidden-dropout-0.2")
 BEST = LONGER[0]  # on Beauty, by the validation users, of what has been run
@@ -128,6 +141,7 @@ _SLOW = {"learning_rate": 1e-3}
 BACKBONES: Mapping[str, Backbone] = {
     "toy-llama": Backbone("tiny-llama", _TOY),
     "toy-qwen2": Backbone("tiny-qwen2", _TOY),
+    "set-qwen2": Backbone("tiny-qwen2"),  # of the sizes of the method "set"
     "tiny-llama": Backbone("tiny-llama"),
     "tiny-qwen2": Backbone("tiny-qwen2"),
     "wide-llama": Backbone("tiny-llama", _WIDE),
@@ -163,16 +177,25 @@ def grid(
     ]
 
 
+def rivals(data: str) -> list[Run]:
+    """The runs of all RIVALS, with all that is tried of SASRec."""
+    plain = [Run(data, "", method, "dense") for method in RIVALS]
+    return [*plain, *(Run(data, "", "sasrec", "dense", recipe=recipe) for recipe in RIVAL_RECIPES)]
+
+
 SEEDS = (0, 1, 2)
 LLAMA, EARN = ("tiny-llama",), ("earn",)
 TINY = ("tiny-llama", "tiny-qwen2")
 SMALL = ("small-llama", "small-qwen2")
+SET = ("set-qwen2",)
 SPLITS = (1, 3, 4, 6, 8)  # beside the usual k = 2
 PRESETS: Mapping[str, Preset] = {
     "smoke": Preset(
         [
             *grid("walks", ("toy-llama",), (*TWINS, *ABLATIONS), (1,)),
             *grid("walks", ("toy-qwen2",), TWINS, (1,), method="lcrec"),
+            *grid("walks", SET, TWINS, (1,), method="set"),
+            *rivals("walks")[: len(RIVALS)],
         ],
         users=64,
     ),
@@ -189,6 +212,16 @@ PRESETS: Mapping[str, Preset] = {
             *grid("beauty", LLAMA, EARN, (1, 4)),
             *grid("ml-100k", LLAMA, EARN, SPLITS, (1, 2)),
             *grid("ml-100k", LLAMA, ABLATIONS, seeds=(1, 2)),
+        ],
+    ),
+    "set": Preset(
+        [
+            *grid("ml-100k", SET, TWINS, (1,), SEEDS, "set"),
+            *grid("beauty", SET, TWINS, (1,), SEEDS, "set"),
+            *grid("games", SET, TWINS, (1,), SEEDS, "set"),
+            *rivals("ml-100k"),
+            *rivals("beauty"),
+            *rivals("games"),
         ],
     ),
     "tuning": Preset(

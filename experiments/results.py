@@ -27,7 +27,7 @@ from experiments.afterwards import INT8_RANKS, LOOKS
 from experiments.grid import RUNS, Run
 from experiments.pictures import draw_all
 from experiments.runs import MEASURES, RANKS, RESULT, asked_of
-from experiments.tables import TABLES, Row, run_name, table
+from experiments.tables import TABLES, Row, groups, run_name, table
 
 DECIMALS = 6  # enough for any share of users
 DOCS = Path(__file__).parent.parent / "docs"
@@ -102,6 +102,11 @@ def collect(out: Path) -> dict[str, Row]:
             rows[name] = {**read_json(folder / RESULT), **looks, **_difference(out, run)}
             if "int8" in looks and (folder / INT8_RANKS).is_file():
                 rows[name]["int8"]["difference"] = _paired(folder / INT8_RANKS, folder / RANKS)
+    best = _best_sasrec(rows.values())
+    for name, row in rows.items():
+        rival = best.get(RUNS[name].data)
+        if rival and RUNS[name].method != "sasrec" and asked_of(RUNS[name]) == asked_of(RUNS[rival]):
+            row["to_sasrec"] = _paired(out / name / RANKS, out / rival / RANKS)
     if not rows:
         raise EarnError(f"{out}: holds no finished run of real data. First: python -m experiments PRESET --out {out}")
     return rows
@@ -116,6 +121,12 @@ def _difference(out: Path, run: Run) -> Row:
     return {"difference": _paired(own / RANKS, dense / RANKS)} if alike else {}
 
 
+def _best_sasrec(rows: Iterable[Row]) -> dict[str, str]:
+    """Of each data set the name of the SASRec run that the validation users put first."""
+    tried = groups((row for row in rows if RUNS[run_name(row)].method == "sasrec"), "data")
+    return {data: run_name(max(found, key=lambda row: row["valid_ndcg@10"])) for (data,), found in tried.items()}
+
+
 def _paired(own: Path, other: Path) -> dict[str, list[float]]:
     """Figures of one file of ranks minus those of another, user by user: mean and ends of the 95 % interval."""
     own_ranks, other_ranks = np.load(own), np.load(other)
@@ -127,16 +138,19 @@ def merged(known: Iterable[Row], found: Mapping[str, Row]) -> list[Row]:
     """The rows in the presets' order, what is found in the place of what was known of the same run.
 
     What was looked at afterwards is kept where it was not found anew and the run's figures are still the same, those
-    of its dense twin too. Rows of runs that the grid no longer has are kept, last.
+    of its dense twin and of SASRec too. Rows of runs that the grid no longer has are kept, last.
     """
     rows = {run_name(row): row for row in known}
     rounded: dict[str, Row] = json.loads(json.dumps(found), parse_float=lambda text: round(float(text), DECIMALS))
     changed = {name for name in rounded if any(rounded[name][key] != rows.get(name, {}).get(key) for key in MEASURES)}
+    again = {RUNS[name].data for name in changed & RUNS.keys() if RUNS[name].method == "sasrec"}
     for name, row in rounded.items():
         rows[name] = {**({} if name in changed else rows[name]), **row}
     for name, row in rows.items():
         if name in RUNS and RUNS[name].dense.name in changed and "difference" not in rounded.get(name, {}):
             row.pop("difference", None)
+        if name in RUNS and RUNS[name].data in again and "to_sasrec" not in rounded.get(name, {}):
+            row.pop("to_sasrec", None)
     order = {name: index for index, name in enumerate(RUNS)}
     return [rows[name] for name in sorted(rows, key=lambda name: order.get(name, len(order)))]
 

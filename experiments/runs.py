@@ -5,22 +5,23 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from earn.config import to_json
 from earn.console import note, progress
 from earn.data.dataset import Dataset, load_dataset
 from earn.errors import EarnError
 from earn.files import folder_written_whole, read_json, write_json
-from earn.metrics import bootstrap_interval, ndcg, recall, summarise
-from earn.settings import TrainSettings
-from experiments.grid import BACKBONES, DATA, PRESETS, RECIPES, VARIANTS, Preset, Run
+from earn.metrics import Example, bootstrap_interval, ndcg, recall, summarise
+from earn.settings import SET_SETTINGS, TrainSettings
+from experiments.grid import BACKBONES, DATA, PRESETS, RECIPES, RIVAL_RECIPES, RIVALS, VARIANTS, Preset, Run
 
 if TYPE_CHECKING:
     from earn.model.earn_model import EarnModel
@@ -35,43 +36,78 @@ MEASURES: Mapping[str, Callable[..., Any]] = {"recall@10": recall, "ndcg@10": nd
 
 def measure(run: Run, preset: str, out: Path) -> None:
     """Trains what a run needs and is not there yet, asks the test users, and writes the run's result."""
+    folder, asked = out / run.name, asked_of(run)
+    if (folder / RESULT).is_file():
+        return
+    dataset = load_data(run, out)
+    users = dataset.examples(users=PRESETS[preset].users)
+    ranks, facts = (_ask_rival if run.method in RIVALS else _ask_model)(run, PRESETS[preset], dataset, users, out)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / MADE, made_of(run, PRESETS[preset]))
+    np.save(folder / RANKS, ranks)
+    result = {
+        **asdict(run),
+        "users": len(ranks),
+        **summarise(ranks),
+        "interval": intervals(ranks),
+        "asked": asked,
+        **facts,
+        "command": f"python -m experiments {preset} --only {run.name}",
+    }
+    write_json(folder / RESULT, result)
+
+
+def intervals(ranks: NDArray[np.int64]) -> dict[str, tuple[float, float]]:
+    """The interval of each of MEASURES over users with these ranks."""
+    return {name: bootstrap_interval(measure(ranks, 10)) for name, measure in MEASURES.items()}
+
+
+def _ask_model(
+    run: Run, preset: Preset, dataset: Dataset, users: Sequence[Example], out: Path
+) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    """The users' ranks by one of our models, trained first if need be, and what a result says of the model."""
     import torch
 
     from earn.export.stages import torch_recommender
     from earn.runtime.evaluation import target_ranks
 
-    folder, asked = out / run.name, asked_of(run)
-    if (folder / RESULT).is_file():
-        return
-    dataset = load_data(run, out)
-    train(run.trained, dataset, PRESETS[preset], out)
+    asked = asked_of(run)
+    train(run.trained, dataset, preset, out)
     model = load_model(run, out)
     torch.nn.Module.to(model.eval(), "cuda" if torch.cuda.is_available() else "cpu")
-    users = dataset.examples(users=PRESETS[preset].users)
     note(f"{run.name}: ask {len(users)} users")
     recommender, item_ids = torch_recommender(model, asked["scoring"]), dataset.interactions.item_ids
     ranks = target_ranks(recommender, users, item_ids, asked["exclude_history"], progress("users"))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / MADE, made_of(run, PRESETS[preset]))
-    np.save(folder / RANKS, ranks)
     trained, is_own = read_json(out / run.trained.name / CHECKPOINT / "training.json"), run.trained == run
-    result = {
-        **asdict(run),
+    return ranks, {
         "early_layers": model.earn.early_layers,  # of a dense model all
         "layers": model.config.num_hidden_layers,
         "registers": [len(model.earn.prefix_ids), len(model.earn.suffix_ids)],
-        "users": len(ranks),
-        **summarise(ranks),
-        "interval": {name: bootstrap_interval(measure(ranks, 10)) for name, measure in MEASURES.items()},
         "parameters": model.num_parameters(),
-        "asked": asked,
         "settings": {name: trained["settings"][name] for name in SHOWN},
         # of a run that asks another's checkpoint these would be the other's
         "valid_ndcg@10": trained["ndcg@10"] if is_own else None,
         "training_seconds": trained["seconds"] if is_own else None,
-        "command": f"python -m experiments {preset} --only {run.name}",
     }
-    write_json(folder / RESULT, result)
+
+
+def _ask_rival(
+    run: Run, preset: Preset, dataset: Dataset, users: Sequence[Example], out: Path
+) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    """The users' ranks by one of RIVALS, and what a result says of it."""
+    from experiments.rivals import MEASURES as RIVAL_MEASURES
+    from experiments.rivals import RivalSettings
+
+    settings, folder = RivalSettings(**settings_of(run, preset)), out / run.name
+    with _alone(folder):
+        write_json(folder / MADE, made_of(run, preset))
+        measured = RIVAL_MEASURES[run.method](dataset, users, settings, folder)
+    return measured.ranks, {
+        "settings": asdict(settings),
+        "parameters": measured.parameters,
+        "valid_ndcg@10": measured.valid_ndcg,
+        "training_seconds": measured.seconds,
+    }
 
 
 def load_data(run: Run, out: Path) -> Dataset:
@@ -96,7 +132,7 @@ def train(run: Run, dataset: Dataset, preset: Preset, out: Path) -> None:
         settings = replace(settings, titles=settings.titles and any(model.catalog.titles))
         note(f"{run.name}: train {model.num_parameters() / 1e6:.2f} million parameters, {settings.epochs} epochs")
         resume = (checkpoint / RUN_FOLDER / PLAN_FILE).is_file()
-        validate = search_validation(dataset, settings.exclude_history)
+        validate = search_validation(dataset, settings.exclude_history, settings.validation_users)
         train_model(model, dataset.split.train, checkpoint, validate, settings, dataset.source, resume)
 
 
@@ -160,7 +196,10 @@ def asked_of(run: Run) -> dict[str, Any]:
 
 def made_of(run: Run, preset: Preset) -> dict[str, Any]:
     """All that a run's figures depend on, but for the versions of what is installed."""
-    data, backbone = DATA[run.data], BACKBONES[run.backbone]
+    data = DATA[run.data]
+    if run.method in RIVALS:
+        return {"source": data.source, "method": run.method, "users_asked": preset.users, **settings_of(run, preset)}
+    backbone = BACKBONES[run.backbone]
     return {
         "source": data.source,
         "build_identifiers": data.build_identifiers,
@@ -175,14 +214,18 @@ def made_of(run: Run, preset: Preset) -> dict[str, Any]:
 
 
 def settings_of(run: Run, preset: Preset) -> Mapping[str, Any]:
-    """Fields of TrainSettings: the recipe's go before the preset's, the backbone's, and the data's.
+    """Fields of TrainSettings: the recipe's go before the preset's, the backbone's, the data's, and the method's.
 
-    Titles are learned by the method that reads words, where the data has any.
+    Of a rival: fields of RivalSettings, of the recipe alone. Titles are learned by the method that reads words, where
+    the data has any.
     """
+    if run.method in RIVALS:
+        return {**(RIVAL_RECIPES[run.recipe] if run.recipe else {}), "seed": run.seed}
+    data = DATA[run.data]
     return {
+        **(asdict(SET_SETTINGS) | data.set_settings if run.method == "set" else data.settings),
         "titles": run.method == "lcrec",
         "exclude_history": True,
-        **DATA[run.data].settings,
         **BACKBONES[run.backbone].settings,
         **preset.settings,
         **(RECIPES[run.recipe] if run.recipe else {}),
@@ -192,18 +235,25 @@ def settings_of(run: Run, preset: Preset) -> Mapping[str, Any]:
 
 def new_model(run: Run, dataset: Dataset) -> EarnModel:
     """A run's model before training."""
-    from earn.model.methods import build_model
+    from earn.data.digits import DEFAULT_DIGITS
+    from earn.data.neighbours import neighbour_vectors
+    from earn.model.methods import SET_SIZES, build_model
 
     variant, backbone = VARIANTS[run.variant], BACKBONES[run.backbone]
+    digits, vectors = "", None
+    if run.method == "set":
+        width = SET_SIZES["hidden_size"]
+        digits, vectors = DEFAULT_DIGITS, neighbour_vectors(dataset.interactions, dataset.split.train, width, run.seed)
     return build_model(
         run.method,
         _packaged(backbone.package, backbone.source) if backbone.package else backbone.source,
-        dataset.catalog(run.seed, DATA[run.data].build_identifiers),
+        dataset.catalog(run.seed, DATA[run.data].build_identifiers, digits=digits),
         run.early_layers or None,
         variant.registers,
         variant.max_history,
         sizes=backbone.sizes,
         seed=run.seed,
+        vectors=vectors,
     )
 
 

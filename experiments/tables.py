@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.grid import REAL
+from experiments.grid import REAL, RIVALS, TWINS
 from experiments.runs import MEASURES, SHOWN
 
 MODEL = ("data", "method", "backbone", "recipe")  # what a dense model and its EARN twins share
@@ -40,7 +40,9 @@ class Line(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What was trained and asked."""
+        """What was trained and asked; of a rival, which has no variants, what was trained."""
+        if self.first["method"] in RIVALS:
+            return self.model
         split = "" if self.first["variant"] == "dense" else ", k = {early_layers} of {layers}".format(**self.first)
         return f"{self.model}: {self.first['variant']}{split}"
 
@@ -138,6 +140,37 @@ def _tuning(rows: Sequence[Row]) -> Lines:
             yield Line([row])
 
 
+def _methods(rows: Sequence[Row]) -> Lines:
+    """Every method on the data that was trained all codes at once: its EARN and its dense model.
+
+    Where several models of a method were tried, the one with the highest validation NDCG@10.
+    """
+    data = {row["data"]: None for row in rows if row["method"] == "set"}
+    chosen = [row for row in rows if row["data"] in data and row["variant"] in TWINS]
+    for of_data in groups(chosen, "data").values():
+        for tried in groups(of_data, "method", "variant").values():
+            models = groups(tried, *MODEL, "early_layers").values()
+            yield Line(max(models, key=lambda found: max(row["valid_ndcg@10"] or 0.0 for row in found)))
+
+
+def _to_sasrec(rows: Sequence[Row]) -> Lines:
+    """The same, where users were asked that SASRec was asked too."""
+    return (line for line in _methods(rows) if any("to_sasrec" in row for row in line.rows))
+
+
+def _rare(rows: Sequence[Row]) -> Lines:
+    """The same, where users of rare items were looked at."""
+    for line in _methods(rows):
+        if looked_at := [row for row in line.rows if row.get("rare", {}).get("users")]:
+            yield Line([{**row, **row["rare"]} for row in looked_at])
+
+
+def _sasrec(rows: Sequence[Row]) -> Lines:
+    """What was tried of SASRec on each data set, the best first."""
+    tried = sorted((row for row in rows if row["method"] == "sasrec"), key=lambda row: -row["valid_ndcg@10"])
+    yield from (Line([row]) for of_data in groups(tried, "data").values() for row in of_data)
+
+
 def _with(part: str) -> Callable[[Sequence[Row]], Lines]:
     """A line for every row that has this part."""
     return lambda rows: (Line([row]) for row in rows if part in row)
@@ -172,9 +205,13 @@ def _figure(measure: str) -> Cell:
     return cell
 
 
-def _difference(rows: Iterable[Row], measure: str) -> str:
+def _mean(measure: str) -> Cell:
+    return lambda line: _short(mean(line.rows, measure))
+
+
+def _difference(rows: Iterable[Row], measure: str, part: str = "difference") -> str:
     """A paired difference with the ends of its interval, averaged over seeds."""
-    paired = [row["difference"][measure] for row in rows if row.get("difference")]
+    paired = [row[part][measure] for row in rows if row.get(part)]
     return "{:+.4f} ({:+.4f} to {:+.4f})".format(*np.mean(paired, axis=0)) if paired else ""
 
 
@@ -189,6 +226,16 @@ def _form(form: str, part: str = "variant") -> Cell:
     def cell(line: Line) -> str:
         row = next((row for row in line.rows if row.get(part) is not None), None)
         return form.format(**row) if row else ""
+
+    return cell
+
+
+def _setting(name: str) -> Cell:
+    """A setting of the training; nothing where a model has none of that name, or none was trained."""
+
+    def cell(line: Line) -> str:
+        row = line.first
+        return f"{row['settings'][name]:g}" if row["training_seconds"] and name in row["settings"] else ""
 
     return cell
 
@@ -214,10 +261,14 @@ def _kept_finer(line: Line) -> str:
 # Header -> what stands in the cell of a line.
 COLUMNS: Mapping[str, Cell] = {
     "": lambda line: line.name,
-    "NDCG@10, validation": lambda line: _short(mean(line.rows, "valid_ndcg@10")),
+    "NDCG@10, validation": _mean("valid_ndcg@10"),
     "Recall@10": _figure("recall@10"),
     "NDCG@10": _figure("ndcg@10"),
+    "users": _form("{users:,}"),
+    **{f"{name}@{cut}": _mean(f"{name.lower()}@{cut}") for name in ("Recall", "NDCG") for cut in (5, 20)},
     "seeds, Recall@10": _seeds,
+    "Recall@10 to SASRec": lambda line: _difference(line.rows, "recall@10", "to_sasrec"),
+    "NDCG@10 to SASRec": lambda line: _difference(line.rows, "ndcg@10", "to_sasrec"),
     "Recall@10 to dense": lambda line: _difference(line.rows, "recall@10"),
     "NDCG@10 to dense": lambda line: _difference(line.rows, "ndcg@10"),
     "Recall@10, share": lambda line: _percent(line.share("recall@10")),
@@ -246,7 +297,7 @@ COLUMNS: Mapping[str, Cell] = {
     "not run": lambda line: str(sum(not run["known"] for run in line.rows)),
     "command": _form("`{command}`"),
     "million parameters": lambda line: f"{line.first['parameters'] / 1e6:.2f}",
-    **{name.replace("_", " "): _form(f"{{settings[{name}]:g}}", "training_seconds") for name in SHOWN},
+    **{name.replace("_", " "): _setting(name) for name in SHOWN},
     "minutes": lambda line: f"{line.first['training_seconds'] / 60:.0f}" if line.first["training_seconds"] else "",
 }
 _FIGURES = ("Recall@10", "NDCG@10", "seeds, Recall@10")
@@ -262,6 +313,24 @@ TABLES: Mapping[str, tuple[Callable[[Sequence[Row]], Lines], Sequence[str]]] = {
     "suggested": (_analyzed, ("dense model", "suggested k, by seed", "trained k", "smallest good enough")),
     "ablations": (ablations, ("", *_FIGURES, "Recall@10, share", "the paper's share")),
     "tuning": (_tuning, ("", "NDCG@10, validation", "Recall@10", "NDCG@10", "epochs", "minutes")),
+    "methods": (
+        _methods,
+        (
+            "",
+            "Recall@5",
+            "Recall@10",
+            "Recall@20",
+            "NDCG@5",
+            "NDCG@10",
+            "NDCG@20",
+            "seeds, Recall@10",
+            "million parameters",
+            "minutes",
+        ),
+    ),
+    "to sasrec": (_to_sasrec, ("", "Recall@10 to SASRec", "NDCG@10 to SASRec")),
+    "rare items": (_rare, ("", "users", "Recall@10", "NDCG@10")),
+    "sasrec": (_sasrec, ("", "NDCG@10, validation", "Recall@10", "NDCG@10", "minutes")),
     "speed": (
         _with("speed"),
         ("", "one request", "faster", "cache smaller", "in batches", "codes/s (dense)", "one sequence's cache smaller"),

@@ -16,11 +16,13 @@ import pytest
 from earn.data.dataset import load_dataset
 from earn.errors import EarnError
 from earn.files import read_json
+from earn.metrics import recall
 from earn.settings import TrainSettings
 from experiments import __main__ as experiments
 from experiments import afterwards, grid, runs
 from experiments.afterwards import LOOKS
-from experiments.grid import ABLATIONS, PRESETS, VARIANTS, Run
+from experiments.grid import ABLATIONS, PRESETS, RIVALS, VARIANTS, Run
+from experiments.rivals import RivalSettings
 from tests.test_scripts import ENVIRONMENT, ROOT
 
 COMMAND = [sys.executable, "-m", "experiments", "smoke"]
@@ -39,7 +41,7 @@ def test_every_run_is_made_of_what_there_is() -> None:
             assert run.dense in everything or run.recipe, run.name  # what it is compared with
             found = runs.settings_of(run.trained, preset)
             assert settings.setdefault(run.trained.name, found) == found  # equal names mean equal trainings
-            TrainSettings(**found)
+            (RivalSettings if run.method in RIVALS else TrainSettings)(**found)
 
 
 def test_a_run_asks_the_checkpoint_that_its_variant_names() -> None:
@@ -128,6 +130,17 @@ def test_dense_models_are_analyzed(measured: Path) -> None:
     found = read_json(measured / WALKS / "dense-seed0/attention.json")
     assert len(found["layers"]) == len(found["cut"]) == 4
     assert not (measured / WALKS / "earn-k1-seed0/attention.json").exists()
+
+
+def test_users_of_rare_items_are_looked_at(measured: Path) -> None:
+    experiments.main(["smoke", "--out", str(measured), "--rare", "--only", f"{WALKS}/dense-seed0"])
+    folder = measured / WALKS / "dense-seed0"
+    found, dataset = read_json(folder / "rare.json"), load_dataset(str(measured / "walks-data"))
+    counts = Counter(np.concatenate(dataset.split.train).tolist())
+    is_rare = np.array([counts[user.target] < afterwards.RARE for user in dataset.examples(users=64)])
+    assert found["users"] == is_rare.sum()
+    if is_rare.any():
+        assert found["recall@10"] == recall(np.load(folder / "ranks.npy")[is_rare], 10).mean()
 
 
 def test_speed_is_that_of_bundles(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:

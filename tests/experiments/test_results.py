@@ -96,6 +96,33 @@ def test_new_rows_take_the_place_of_old_ones_of_the_same_run() -> None:
     assert [each["recall@10"] for each in found] == [0.06, 0.07]  # in the grid's order
 
 
+def rival(method: str, recall: float, valid: float | None, recipe: str = "", **others: Any) -> Row:
+    run = Run("beauty", "", method, "dense", recipe=recipe)
+    command = f"python -m experiments set --only {run.name}"
+    own = {"method": method, "backbone": "", "recipe": recipe, "valid_ndcg@10": valid, "command": command, "users": 9}
+    return {**row("dense", recall, 0), **{f"{name}@{n}": recall for name in ("recall", "ndcg") for n in (5, 20)}, **own,
+            "training_seconds": valid and 90.0, "settings": {"learning_rate": 1e-3, "width": 64}, **others}  # fmt: skip
+
+
+def test_methods_stand_beside_their_rivals() -> None:
+    ours = {"method": "set", "backbone": "set-qwen2", "layers": 3, "recall@5": 0.07, "ndcg@5": 0.04, "recall@20": 0.2,
+            "ndcg@20": 0.1, "to_sasrec": {"recall@10": [0.02, 0.01, 0.03], "ndcg@10": [0.01, 0.0, 0.02]},
+            "rare": {"users": 4, "recall@10": 0.01, "ndcg@10": 0.005,
+                     "interval": {"recall@10": [0.0, 0.02], "ndcg@10": [0.0, 0.01]}}}  # fmt: skip
+    worse, better = rival("sasrec", 0.09, 0.05), rival("sasrec", 0.08, 0.06, "width-128")
+    rows = [row("earn", 0.1, 1, **ours), rival("popularity", 0.01, None), worse, better]
+    methods = table("methods", rows)
+    assert "| beauty, set, set-qwen2: earn, k = 1 of 3 | .0700 | .1000 (.0900 to .1100) | .2000 | .0400 |" in methods
+    assert "| beauty, popularity | .0100 | .0100 (.0000 to .0200) |" in methods
+    assert "beauty, sasrec, width-128 | .0800 |" in methods  # validation chooses, and not the test users
+    assert "beauty, sasrec |" not in methods
+    assert "| +0.0200 (+0.0100 to +0.0300) | +0.0100 (+0.0000 to +0.0200) |" in table("to sasrec", rows)
+    assert "k = 1 of 3 | 4 | .0100 (.0000 to .0200) | .0050 (.0000 to .0100) |" in table("rare items", rows)
+    assert "sasrec, width-128 | .0600 |" in table("sasrec", rows).splitlines()[2]
+    assert f"| `{better['command']}` | 0.90 |  |  | 0.001 |  |  | 2 |" in page(*rows)
+    assert table("methods", [row("earn", 0.1), better]) == "Not run yet."  # no data set with all codes at once
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_what_was_looked_at_afterwards_is_kept_with_the_figures_it_belongs_to(same: bool) -> None:
     dense, earn = row("dense", 0.05, 8), row("earn", 0.07, speed={"batch_speedup": 2})
@@ -104,6 +131,9 @@ def test_what_was_looked_at_afterwards_is_kept_with_the_figures_it_belongs_to(sa
     assert ("speed" in found) == same
     again = row("dense", 0.05 if same else 0.06, 8)
     assert ("difference" in results.merged([dense, earn], {run_name(again): again})[1]) == same
+    known, again = rival("sasrec", 0.05, 0.05), rival("sasrec", 0.05 if same else 0.06, 0.05)
+    beside = row("earn", 0.07, to_sasrec={"recall@10": [0.02, 0.01, 0.03]})
+    assert ("to_sasrec" in results.merged([beside, known], {run_name(again): again})[0]) == same
 
 
 def test_what_was_measured_is_collected(tmp_path: Path) -> None:
@@ -120,6 +150,19 @@ def test_what_was_measured_is_collected(tmp_path: Path) -> None:
     assert rows[names[1]]["speed"] == {"speedup": 2}
     assert "difference" not in rows[names[2]]  # the dense one is asked without the history
     assert rows.keys() <= RUNS.keys()
+
+
+def test_the_difference_to_sasrec_is_to_the_one_that_validation_chose(tmp_path: Path) -> None:
+    rows = {"beauty/set-set-qwen2/earn-k1-seed0": (0.0, [0, 1, -1]), "beauty/sasrec/dense-seed0": (0.1, [-1, -1, 1]),
+            "beauty/sasrec/dense-width-128-seed0": (0.2, [0, -1, -1])}  # fmt: skip
+    for name, (valid, ranks) in rows.items():
+        (tmp_path / name).mkdir(parents=True)
+        result = {"command": f"--only {name}", "data": "beauty", "valid_ndcg@10": valid}
+        write_json(tmp_path / name / "result.json", result)
+        np.save(tmp_path / name / "ranks.npy", np.array(ranks))
+    found = results.collect(tmp_path)
+    assert found["beauty/set-set-qwen2/earn-k1-seed0"]["to_sasrec"]["recall@10"][0] == pytest.approx(1 / 3)
+    assert not any("to_sasrec" in found[name] for name in rows if "sasrec" in name)
 
 
 def test_the_page_in_the_docs_is_what_its_file_says(

@@ -20,7 +20,8 @@ from earn.config import BEAMS, SET, to_json
 from earn.digits import Digits
 from earn.errors import EarnError
 from earn.export.bundle import export_bundle
-from earn.export.stages import bundle_model, torch_recommender
+from earn.export.stages import TorchEngine, bundle_model, torch_recommender
+from earn.filters import Tag
 from earn.manifest import SET_FIELDS, Manifest
 from earn.model.earn_model import IGNORED, EarnModel, read_earn
 from earn.model.packing import pack
@@ -28,6 +29,7 @@ from earn.model.reference import reference_scores
 from earn.model.set_model import SetModel
 from earn.runtime.recommender import Recommender
 from earn.runtime.set_scores import SetScores
+from earn.tags import Tags
 from tests.support import FAMILIES, assert_close, histories_of, pairs, scramble, small_backbone, small_model
 
 ITEMS = 40
@@ -129,19 +131,27 @@ def test_lists_are_those_of_every_item_scored(family: str, form: str) -> None:
     assert same >= 11
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_300_lists_are_those_of_every_item_scored_in_float64(family: str) -> None:
+@pytest.mark.parametrize(
+    "family",
+    [family if family == "tiny-qwen2" else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES],
+)
+def test_300_filtered_lists_are_those_of_every_item_scored_in_float64(family: str) -> None:
     model = set_model(family, "both", max_history=6)
-    exact = deepcopy(model).double()
+    exact, bundle = deepcopy(model).double(), bundle_model(model)
     histories, generator = histories_of(model.catalog, 300, 8), np.random.default_rng(1)
     excluded = [set(generator.integers(0, ITEMS, 5).tolist()) for _ in histories]
+    tagged = {"even": range(0, ITEMS, 2), "most": range(4, ITEMS), "few": range(20, 27)}
+    tags = Tags.of({name: list(items) for name, items in tagged.items()}, ITEMS)
+    allow = [(None, Tag("even"), Tag("most"), Tag("few"))[user % 4] for user in range(300)]
+    block = [(None, Tag("few"), Tag("even"))[user % 3] for user in range(300)]
+    recommender = Recommender(TorchEngine(bundle.stages), bundle.manifest, model.catalog, tags=tags)
     texts, left_out = ([list(map(str, items)) for items in lists] for lists in (histories, excluded))
-    lists = torch_recommender(model).recommend_batch(texts, 10, exclude=left_out, exclude_history=True)
+    lists = recommender.recommend_batch(texts, 10, None, left_out, exclude_history=True, allow=allow, block=block)
     same = 0
-    for history, items, got in zip(histories, excluded, lists, strict=True):
-        scores = naive_scores(exact, history)
-        want = ranked(scores, 10, {*items, *history})
+    for history, items, allowed, blocked, got in zip(histories, excluded, allow, block, lists, strict=True):
+        scores, left = naive_scores(exact, history), set(tagged[allowed.name] if allowed else range(ITEMS))
+        left -= {*items, *history, *(tagged[blocked.name] if blocked else ())}
+        want = ranked(scores, 10, set(range(ITEMS)) - left)
         assert_lists(want, pairs(got), scores)  # near ties of float32 alone may change places
         same += [item for item, _ in want] == [item for item, _ in pairs(got)]
     assert same >= 295
