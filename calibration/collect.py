@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from earn.calibration.linear_layers import activations, linear_layers
 from earn.calibration.variants import GraphVariants
 from earn.runtime.memory import HOST, Array
+from earn.runtime.onnx_engine import session_options
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
 
@@ -94,4 +95,5 @@ def _session(variants: GraphVariants, variant: str, stage: str) -> tuple[Any, li
     )
     path = variants.path(f"{variant}.collect", stage)  # its weights are the variant's, which lie beside it
     onnx.save(graph, str(path))
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]), tensors
+    options = session_options(threads=None, spinning=False, arena=True)  # they wait while numpy works
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), tensors

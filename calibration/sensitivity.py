@@ -13,6 +13,7 @@ from earn.calibration.linear_layers import EMBEDDING, HEAD
 from earn.calibration.variants import GraphVariants, MixedPrecision
 from earn.runtime.engine import Engine, load_engine
 from earn.runtime.memory import HOST, Array
+from earn.runtime.onnx_engine import session_options
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
 
@@ -67,7 +68,8 @@ def layer_sensitivities(
 
 def _error(path: Path, calls: Sequence[Call]) -> float:
     """||actual - expected|| / ||expected|| of the graph's first output over all calls."""
-    session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = session_options(threads=None, spinning=False, arena=True)  # they wait while numpy works
+    session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_outputs()[0].name
     difference = size = 0.0
     for feeds, expected in calls:
