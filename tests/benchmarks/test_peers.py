@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -37,9 +36,7 @@ def test_it_prints_its_line_of_json(tmp_path: Path) -> None:
     index = dict(zip(items.item_ids, items.identifiers, strict=True))
     (tmp_path / "T.index.json").write_text(json.dumps(index))
     (tmp_path / "T.inter.json").write_text(json.dumps({"user": list(index)[:5]}))
-    few = "it.SESSION_HISTORIES, it.HISTORIES, it.QUICK = 2, 1, it.Plan((it.HEADLINE,), 1, 1)"
-    program = f"import benchmarks.peers as it; {few}; it.main()"
-    command = [sys.executable, "-c", program, "--quick", "--all-sides", "--shape", "tiny", "--threads", "1"]
+    command = [sys.executable, "benchmarks/peers.py", "--quick", "--all-sides", "--shape", "tiny", "--threads", "1"]
     done = subprocess.run([*command, "--data", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["prompt"], result["beams"], result["items"]) == (200, 20, 120)
@@ -57,14 +54,6 @@ def test_it_prints_its_line_of_json(tmp_path: Path) -> None:
     assert result["operation_ratio_vs_dense"] > 1
     assert 0 < result["search_share"] < 1
     assert 0 < result["prefill_share_of_gemm_rate"] < 1
-
-
-def test_it_runs_as_a_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["peers.py", "--help"])
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if path and Path(path) != ROOT])
-    with pytest.raises(SystemExit, match=r"^0$"):
-        runpy.run_path(str(ROOT / "benchmarks/peers.py"), run_name="__main__")
-    assert "--all-sides" in capsys.readouterr().out
 
 
 def test_all_sides_read_as_many_tokens() -> None:
