@@ -11,11 +11,24 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import shutil
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from earn.export.bundle import export_bundle
 from earn.model.earn_model import EarnModel
 from tests.support import small_model
+
+
+class OneThread(onnxruntime.SessionOptions):  # type: ignore[misc]
+    """ONNX Runtime's options with one thread, where the test does not say how many: more wait for each other, at full
+    speed, longer than they work on a tiny model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.intra_op_num_threads = 1
+
+
+onnxruntime.SessionOptions = OneThread
 
 
 @pytest.fixture(scope="session")

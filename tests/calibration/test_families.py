@@ -14,16 +14,16 @@ from earn.manifest import Manifest
 from earn.model.families import TINY_BACKBONES
 from earn.runtime.recommender import Recommender
 from tests.calibration.conftest import make_case
-from tests.calibration.test_calibrate import QUICK
+from tests.calibration.test_calibrate import ONCE
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", TINY_BACKBONES)
 def test_an_int8_bundle_of_each_family_recommends(family: str, tmp_path: Path) -> None:
     case = make_case(family, tmp_path / "fp32")
-    settings = replace(QUICK, force=True, explain=False, requests=0)
-    histories = case.held_out.histories[:16]
-    held_out = HeldOut(histories, case.held_out.targets[:16])
+    settings = replace(ONCE, force=True)
+    histories = case.held_out.histories[:8]
+    held_out = HeldOut(histories, case.held_out.targets[:8])
     calibrate(case.bundle, tmp_path / "int8", case.histories, held_out, "int8", settings)
     assert Manifest.load(tmp_path / "int8").precision == "int8"
     plain, int8 = (Recommender.load(tmp_path / name, threads=1) for name in ("fp32", "int8"))

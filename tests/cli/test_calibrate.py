@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from earn.calibration import calibrate
 from earn.calibration.precisions import PRECISIONS
 from earn.manifest import Manifest
 from tests.cli.conftest import USERS, Earn
@@ -55,6 +56,8 @@ def test_a_bundle_that_fails_is_not_written_unless_forced(
     exported: Path, data: Path, earn: Earn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PRECISIONS, "int8", replace(PRECISIONS["int8"], weight_bits=4, per_channel=False))
+    monkeypatch.setattr(calibrate, "LEVELS", ())
+    monkeypatch.setattr(calibrate, "MOST_FLOAT", 0.0)  # one attempt
     argv = ("calibrate", exported, data, "--out", tmp_path / "bad", "--precision", "int8", "--samples", 32)
     options = ("--min-overlap", "0.9999", "--no-compare")
     outcome = earn(*argv, *options)

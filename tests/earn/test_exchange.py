@@ -89,7 +89,7 @@ def test_a_killed_writer_leaves_the_old_or_the_new_folder(tmp_path: Path, way: s
     folder, chance, missing = tmp_path / "folder", random.Random(0), 0
     write(folder, "start")
     (folder / "two").write_text("start")
-    for number in range(30 if way == "exchange" else 10):
+    for number in range(12 if way == "exchange" else 8):
         child = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(folder), way, str(number)], stdout=subprocess.PIPE, text=True
         )

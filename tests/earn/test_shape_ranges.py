@@ -188,7 +188,7 @@ CATALOGS = {
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 def test_all_that_the_runtime_asks_for_lies_within_a_profile(data: st.DataObject) -> None:
     def number(least: int, most: int) -> int:
         return data.draw(st.integers(least, most))

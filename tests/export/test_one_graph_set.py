@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from earn.calibration.calibrate import CalibrationSettings, calibrate
 from earn.calibration.gate import HeldOut
+from earn.calibration.variants import MixedPrecision
 from earn.errors import EarnError
 from earn.export.bundle import export_bundle
 from earn.export.one_graph import compose, compose_bundle
@@ -22,7 +23,7 @@ from earn.runtime.recommender import Recommendation, Recommender
 from tests.model.test_set_model import ITEMS, set_model
 from tests.support import histories_of
 
-HISTORIES = 300
+HISTORIES = 100
 
 
 def made(folder: Path, family: str = "tiny-llama", form: str = "digits") -> Path:
@@ -78,7 +79,7 @@ def test_its_lists_are_those_of_the_stages_in_fp32_and_int8(tmp_path: Path, fami
     packed = [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.UINT8]
     assert {numpy_helper.to_array(tensor).shape for tensor in packed} == {(ITEMS,)}
     users = tuple(tuple(map(str, history)) for history in histories_of(Recommender.load(bundle).catalog, 8, 6))
-    settings = CalibrationSettings(compare=False, explain=False, force=True, requests=0)
+    settings = CalibrationSettings(compare=False, explain=False, force=True, requests=0, mixed=MixedPrecision())
     calibrate(bundle, tmp_path / "int8", users, HeldOut(users, ("1",) * len(users)), "int8", settings)
     compose_bundle(tmp_path / "int8")
     check(tmp_path / "int8")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from onnx import TensorProto, helper
 from earn.shape_ranges import profiles
 from earn.specs import STAGES
 from tests.export.tensorrt_graphs import CASES, VARIANTS, manifest_of, written
+from tests.support import FAMILIES
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
-# Each backbone in every precision; whatever else changes a graph in fp32.
-EVERY = [(case, "fp32") for case in CASES] + [(case, one) for case in list(CASES)[:3] for one in VARIANTS[1:]]
+# Each backbone in int8, and the backbones in turn in the other precisions; whatever else changes a graph in fp32.
+EVERY = [(case, "fp32") for case in CASES] + [(case, "int8") for case in FAMILIES]
+EVERY += zip(cycle(FAMILIES), (one for one in VARIANTS if one not in ("fp32", "int8")), strict=False)
 FEW = [("tiny-qwen3", "int8")]
 
 pytestmark = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="no tensorrt-rtx for this platform")

@@ -51,11 +51,11 @@ def check_same(want: Sequence[Recommendation], got: Sequence[Recommendation]) ->
     assert [item.score for item in got] == pytest.approx([item.score for item in want])
 
 
-@pytest.mark.parametrize("users", [1, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("users", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scoring", RULES)
 def test_a_sessions_list_is_that_of_a_fresh_request(model: EarnModel, scoring: str, users: int) -> None:
     recommender, agreement = watched_recommender(model, scoring)[0], Agreement()
-    for history in histories_of(model.catalog, users, 30):  # beyond the limit, so that windows slide
+    for history in histories_of(model.catalog, users, 2 * LIMIT + 4):  # beyond the limit, so that windows slide
         session = recommender.session(history[:1])
         for item in history[1:]:
             session.append(item)
