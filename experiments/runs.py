@@ -224,7 +224,7 @@ def settings_of(run: Run, preset: Preset) -> Mapping[str, Any]:
         return {**(RIVAL_RECIPES[run.recipe] if run.recipe else {}), "seed": run.seed}
     data = DATA[run.data]
     return {
-        **(asdict(SET_SETTINGS) | data.set_settings if run.method == "set" else data.settings),
+        **({**asdict(SET_SETTINGS), **data.set_settings} if run.method == "set" else data.settings),
         "titles": run.method == "lcrec",
         "exclude_history": True,
         **BACKBONES[run.backbone].settings,
