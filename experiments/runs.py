@@ -83,8 +83,9 @@ def load_data(run: Run, out: Path) -> Dataset:
 def train(run: Run, dataset: Dataset, preset: Preset, out: Path) -> None:
     """Trains a run's checkpoint if it is not there, or goes on with it."""
     from earn.export.validation import search_validation
-    from earn.model.training import PLAN_FILE, RUN_FOLDER, TRAINING_FILE
+    from earn.model.training import TRAINING_FILE
     from earn.model.training import train as train_model
+    from earn.model.training_run import PLAN_FILE, RUN_FOLDER
 
     checkpoint = out / run.name / CHECKPOINT
     with _alone(out / run.name):

@@ -269,7 +269,7 @@ def describe(model: EarnModel) -> str:
 def _check(args: argparse.Namespace, method: str) -> None:
     from earn.data.digits import DigitForm
     from earn.model.families import TINY_BACKBONES
-    from earn.model.training import RUN_FOLDER
+    from earn.model.training_run import RUN_FOLDER
 
     for name in ("digits", "temperature"):
         if getattr(args, name) is not None and method != "set":

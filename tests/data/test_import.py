@@ -5,10 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -17,43 +14,16 @@ import pytest
 from pyarrow import parquet
 
 from earn.data import Interactions, load_interactions
-from earn.data.download import FILES, cache_folder
-from earn.data.identifiers import build_catalog
-from earn.data.splits import split_of
 from earn.data.tables.files import import_files
 from earn.data.tables.folder import read_import, write_import
 from earn.data.tables.options import Columns, ImportOptions
 from earn.errors import EarnError
+from tests.data.tables import HEADER, RATED, TWO, packed, read, sequences, write
 
-HEADER = "user_id,item_id,timestamp\n"
 ROW = HEADER + "u,x,1\n"
 
 
-def sequences(data: Interactions) -> dict[str, list[str]]:
-    return {
-        user: [data.item_ids[item] for item in sequence]
-        for user, sequence in zip(data.user_ids, data.sequences, strict=True)
-    }
-
-
-def write(path: Path, content: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else str(content).encode())
-    return path
-
-
-def read(path: Path, items: Path | None = None, **options: Any) -> tuple[Interactions, str]:
-    """What was read, and what was said."""
-    said: list[str] = []
-    return import_files([path], items, ImportOptions(**options), said.append).interactions(), "\n".join(said)
-
-
-def packed(text: str) -> bytes:
-    return gzip.compress(text.encode(), mtime=0)
-
-
 UX = {"u": ["x", "y"]}
-TWO = HEADER + "u,y,2\nu,x,1\n"
 TABBED = "196\t242\t3\t881250949\n196\t302\t3\t881250940\n"
 JSONL = '{"user_id": "u", "parent_asin": "y", "timestamp": 2}\n{"user_id": "u", "parent_asin": "x", "timestamp": 1}\n'
 
@@ -231,12 +201,6 @@ def test_columns_may_be_named_or_counted(tmp_path: Path) -> None:
         read(path, columns=Columns("1", "1", "2"))
 
 
-RATED = (
-    "user_id,item_id,timestamp,rating\n"
-    "u,a,2020-01-01,5\nu,b,2020-01-02,1\nu,c,2020-01-03,3.5\nu,a,2020-01-04,5\nu,a,2020-01-05,5\nv,a,2020-01-06,4\n"
-)
-
-
 @pytest.mark.parametrize(
     ("options", "want"),
     [
@@ -314,31 +278,6 @@ def test_titles_come_from_a_second_table(
     assert "1 of 2 items are not in it" in said
 
 
-def test_movielens_1m_is_read_from_its_three_files(tmp_path: Path) -> None:
-    ratings = write(tmp_path / "ml-1m/ratings.dat", "1::2::5::978300761\n1::1::3::978300760\n")
-    movies = "1::Toy Story (1995)::Animation|Children's\n2::Misérables, Les (1995)::Drama\n".encode("latin-1")
-    items = write(tmp_path / "ml-1m/movies.dat", movies)
-    data, _ = read(ratings, items, encoding="latin-1")
-    assert (data.item_ids, data.titles) == (("1", "2"), ("Toy Story (1995)", "Misérables, Les (1995)"))
-    with pytest.raises(EarnError, match=r"movies\.dat, line 2: byte 0xe9 is not UTF-8"):
-        read(ratings, items)
-
-
-def test_a_folder_is_read_where_its_tables_belong_together(tmp_path: Path) -> None:
-    write(tmp_path / "ratings-1.csv", TWO)
-    write(tmp_path / "ratings-2.csv.gz", packed(HEADER + "v,x,1\nu,z,0\n"))
-    write(tmp_path / "movies.csv", "movieId,title\nx,Ex\ny,Why\nz,Zed\n")
-    write(tmp_path / "links.csv", "movieId,imdb\nx,1\n")
-    data = load_interactions(tmp_path)
-    assert sequences(data) == {"u": ["z", "x", "y"], "v": ["x"]}
-    assert data.titles == ("Ex", "Why", "Zed")
-    write(tmp_path / "tags.csv", "userId,movieId,tag,timestamp\nu,x,t,1\n")
-    with pytest.raises(
-        EarnError, match=r"different columns: ratings-1\.csv, ratings-2\.csv\.gz, tags\.csv\. Name one file"
-    ):
-        load_interactions(tmp_path)
-
-
 def test_files_of_different_units_are_refused(tmp_path: Path) -> None:
     paths = [write(tmp_path / "a.csv", TWO), write(tmp_path / "b.csv", HEADER + "u,z,881250949\n")]
     with pytest.raises(EarnError, match=r"b\.csv: its times are numbers without a unit"):
@@ -384,51 +323,6 @@ def test_batches_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sequences(load_interactions(tmp_path / "b")) == want
 
 
-@pytest.mark.skipif(
-    not all((cache_folder() / "ml-100k" / name).is_file() for name in FILES),
-    reason="MovieLens 100k is not in the cache; fetch it with earn.data.download.fetch_ml100k()",
-)
-def test_movielens_is_the_same_in_every_form(tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas")
-    source = cache_folder() / "ml-100k"
-    want = load_interactions("ml-100k")
-    frame = pandas.read_csv(source / "ml-100k.inter", sep="\t")
-    frame.columns = [name.partition(":")[0] for name in frame.columns]
-    frame.to_csv(tmp_path / "ratings.csv", index=False)
-    frame.to_csv(tmp_path / "u.data", sep="\t", header=False, index=False)
-    frame.to_parquet(tmp_path / "ratings.parquet")
-    for name in ("ratings.csv", "u.data", "ratings.parquet"):
-        got, said = read(tmp_path / name, source / "ml-100k.item")
-        assert "75,772 of 100,000 interactions share their time" in said
-        assert got.user_ids == want.user_ids
-        assert (got.item_ids, got.titles, got.metadata) == (want.item_ids, want.titles, want.metadata)
-        assert all(np.array_equal(a, b) for a, b in zip(got.sequences, want.sequences, strict=True))
-    assert sequences(Interactions.from_dataframe(frame)) == sequences(want)
-
-
-def test_an_address_is_fetched_and_read_as_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fsspec = pytest.importorskip("fsspec")
-    monkeypatch.setenv("EARN_CACHE", str(tmp_path / "cache"))
-    path = write(tmp_path / "served" / "ratings.csv", RATED)
-    want = sequences(load_interactions(path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(path.parent))) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        assert sequences(load_interactions(f"{address}/ratings.csv")) == want
-        assert import_files([f"{address}/ratings.csv"]).name == "ratings"
-        with pytest.raises(EarnError, match=r"/none\.csv: cannot be fetched \(HTTP Error 404.*Check the address"):
-            load_interactions(f"{address}/none.csv")
-        server.shutdown()
-    assert sequences(load_interactions(path.as_uri())) == want
-    with fsspec.open("memory://bucket/ratings.csv", "wb") as file:
-        file.write(path.read_bytes())
-    assert sequences(load_interactions("memory://bucket/ratings.csv")) == want
-    with pytest.raises(EarnError, match=r"nowhere://a/b\.csv: cannot be fetched"):
-        load_interactions("nowhere://a/b.csv")
-    with pytest.raises(EarnError, match="names no file"):
-        load_interactions("s3://bucket/")
-
-
 def test_a_quote_in_the_middle_of_a_large_file_changes_no_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [f"u{number % 3},i{number % 5},{number}\n" for number in range(40)]
     want = sequences(load_interactions(write(tmp_path / "plain.csv", HEADER + "".join(rows))))
@@ -444,24 +338,3 @@ def test_a_quote_in_the_middle_of_a_large_file_changes_no_cell(tmp_path: Path, m
     path = write(tmp_path / "time.csv", (HEADER + "".join(rows)).replace('"', ""))
     with pytest.raises(EarnError, match="line 38: the time 'now' is not a number"):
         load_interactions(path)
-
-
-def test_one_table_in_every_form_gives_the_same_histories_and_identifiers(tmp_path: Path) -> None:
-    """Which is all that a training knows of it, so that bundles of the same seed give the same lists."""
-    pandas = pytest.importorskip("pandas")
-    generator = np.random.default_rng(0)
-    rows = generator.integers(1, 30, (200, 3))
-    frame = pandas.DataFrame(rows, columns=["user_id", "item_id", "rating"])
-    frame["timestamp"] = 880_000_000 + generator.integers(0, 50, 200)  # with ties
-    frame.to_csv(tmp_path / "a.csv", index=False)
-    frame.to_csv(tmp_path / "u.data", sep="\t", header=False, index=False)
-    frame.to_parquet(tmp_path / "a.parquet")
-    typed = [f"{name}:{'float' if name in ('rating', 'timestamp') else 'token'}" for name in frame.columns]
-    frame.to_csv(tmp_path / "a.inter", sep="\t", header=typed, index=False)
-    want = load_interactions(tmp_path / "a.inter")
-    others = [load_interactions(tmp_path / name) for name in ("a.csv", "u.data", "a.parquet")]
-    for got in (*others, Interactions.from_dataframe(frame)):
-        assert sequences(got) == sequences(want)
-        assert (got.user_ids, got.item_ids, got.titles) == (want.user_ids, want.item_ids, want.titles)
-        built, expected = (build_catalog(data, split_of(data).train) for data in (got, want))
-        assert built.identifiers == expected.identifiers

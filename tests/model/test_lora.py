@@ -11,13 +11,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from earn.errors import EarnError
 from earn.export.stages import torch_recommender
 from earn.files import read_json, write_json
-from earn.model.backbones import load_backbone
-from earn.model.checkpoint_facts import checkpoint_facts
 from earn.model.earn_model import EarnModel
 from earn.model.lora import add_adapters, merge_adapters
 from earn.model.packing import pack
@@ -282,24 +280,14 @@ def test_a_rank_as_large_as_a_matrix_is_refused() -> None:
     add_adapters(new_model(), replace(LORA, lora=16, lora_targets="q,gate"))
 
 
-# A folder with an adapter
-
-
-def adapter_folder(tmp_path: Path, targets: tuple[str, ...] = ("q_proj", "up_proj"), tied: bool = True) -> Path:
-    """tmp_path/base with a model and tmp_path/adapter with one for it, both written by Hugging Face's own code."""
-    from peft import LoraConfig, get_peft_model
-
-    backbone: Any = small_backbone("tiny-llama", vocab_size=20, tie_word_embeddings=tied)
-    scramble(backbone)
-    backbone.save_pretrained(tmp_path / "base")
-    model: Any = get_peft_model(backbone, LoraConfig(r=2, lora_alpha=3, target_modules=list(targets)))
-    torch.manual_seed(0)
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(weight)
-    model.save_pretrained(tmp_path / "adapter")
-    change_config(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "base"))
-    return tmp_path / "adapter"
+def test_a_training_in_bfloat16_leaves_later_ones_as_they_are(tmp_path: Path) -> None:
+    train(new_model(), sequences(), tmp_path / "first", score(0.1), replace(LORA, dtype="bfloat16", epochs=1))
+    model = new_model()
+    train(model, sequences(), tmp_path / "second", score(0.1), TrainSettings(epochs=1, batch_size=8))
+    loaded = EarnModel.from_pretrained(tmp_path / "second")
+    with torch.no_grad():
+        losses = [float(each.eval()(**batch(each))["loss"]) for each in (model, loaded)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 def test_the_command_trains_adapters(tmp_path: Path) -> None:
@@ -310,103 +298,3 @@ def test_the_command_trains_adapters(tmp_path: Path) -> None:
     args = build_parser().parse_args(["train", "any", "--out", str(tmp_path), "--backbone", "folder", *options])
     _check(args, "tiger")
     assert (args.lora, args.lora_targets, args.gradient_checkpointing, args.dtype) == (4, "q,v", True, "bfloat16")
-
-
-def change_config(adapter: Path, **values: Any) -> None:
-    path = adapter / "adapter_config.json"
-    write_json(path, {**read_json(path), **values})
-
-
-def test_an_adapter_is_merged_into_the_folder_that_it_names(tmp_path: Path) -> None:
-    adapter = adapter_folder(tmp_path)
-    weights = load_file(adapter / "adapter_model.safetensors")
-    base, merged = (dict(load_backbone(tmp_path / name).named_parameters()) for name in ("base", "adapter"))
-    for name, parameter in base.items():
-        weight: Tensor = parameter
-        key = f"base_model.model.{name.removesuffix('.weight')}"
-        if f"{key}.lora_A.weight" in weights:
-            delta = weights[f"{key}.lora_B.weight"] @ weights[f"{key}.lora_A.weight"] * 3 / 2  # alpha by rank
-            assert delta.abs().max() > 0.1
-            weight = weight + delta
-        assert_close(weight, merged[name], 1e-5, name)
-        assert merged[name].requires_grad
-    change_config(adapter, base_model_name_or_path="../base")  # from the adapter's own folder
-    model = EarnModel.from_backbone(adapter, CATALOG, max_history=4)
-    model.save_pretrained(tmp_path / "ckpt")
-    assert_close(logits(model), logits(EarnModel.from_pretrained(tmp_path / "ckpt")), 1e-6)
-
-
-def test_an_adapter_that_names_no_folder_is_refused_with_the_command_that_merges(tmp_path: Path) -> None:
-    adapter = adapter_folder(tmp_path)
-    for base in ("someone/on-the-hub", None, str(tmp_path / "missing")):
-        change_config(adapter, base_model_name_or_path=base)
-        with pytest.raises(EarnError, match=r"there is no such folder with a model.*merge_and_unload"):
-            load_backbone(adapter)
-
-
-def test_without_peft_an_adapter_is_refused_with_the_command_that_merges(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    adapter = adapter_folder(tmp_path)
-    monkeypatch.setattr("earn.model.adapters.find_spec", lambda name: None)
-    with pytest.raises(EarnError, match=r"pip install peft.*merge_and_unload"):
-        load_backbone(adapter)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"peft_type": "LOHA"}, "of the type 'LOHA'"),
-        ({"of_the_future": 1}, "does not know 'of_the_future'"),
-        ({"target_modules": ["q_proj"]}, "no place for"),
-        ({"target_modules": ["q_proj", "up_proj", "v_proj"]}, "lacks weights"),
-        ({"r": 3}, "does not fit"),
-    ],
-)
-def test_an_adapter_that_would_be_merged_in_part_is_refused(
-    values: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    adapter = adapter_folder(tmp_path)
-    change_config(adapter, **values)
-    with pytest.raises(EarnError, match=message):
-        load_backbone(adapter)
-
-
-def test_an_adapter_of_a_shared_table_is_refused(tmp_path: Path) -> None:
-    adapter = adapter_folder(tmp_path / "tied", ("q_proj", "lm_head"))
-    with pytest.raises(EarnError, match="changes lm_head, and embedding and head of its model share a table"):
-        load_backbone(adapter)
-    load_backbone(adapter_folder(tmp_path / "untied", ("q_proj", "lm_head"), tied=False))
-
-
-def test_a_damaged_adapter_is_refused(tmp_path: Path) -> None:
-    adapter = adapter_folder(tmp_path)
-    (adapter / "adapter_model.safetensors").write_bytes(b"none")
-    with pytest.raises(EarnError, match="does not fit its model"):
-        load_backbone(adapter)
-    (adapter / "adapter_model.safetensors").unlink()
-    with pytest.raises(EarnError, match=r"there is no adapter_model\.safetensors"):
-        load_backbone(adapter)
-    (adapter / "adapter_config.json").write_text("[")
-    with pytest.raises(EarnError, match="cannot be read"):
-        load_backbone(adapter)
-
-
-def test_an_adapter_is_described_by_the_model_that_it_is_for(tmp_path: Path) -> None:
-    adapter = adapter_folder(tmp_path)
-    facts = checkpoint_facts(adapter)
-    assert facts.kind.startswith("LoRA adapter over ")
-    assert facts.family == "llama"
-    assert not facts.obstacles
-    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
-    assert "elsewhere" in checkpoint_facts(adapter).obstacles[0]
-
-
-def test_a_training_in_bfloat16_leaves_later_ones_as_they_are(tmp_path: Path) -> None:
-    train(new_model(), sequences(), tmp_path / "first", score(0.1), replace(LORA, dtype="bfloat16", epochs=1))
-    model = new_model()
-    train(model, sequences(), tmp_path / "second", score(0.1), TrainSettings(epochs=1, batch_size=8))
-    loaded = EarnModel.from_pretrained(tmp_path / "second")
-    with torch.no_grad():
-        losses = [float(each.eval()(**batch(each))["loss"]) for each in (model, loaded)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-6)

@@ -157,7 +157,7 @@ def test_a_training_that_is_interrupted_within_an_epoch_goes_on_from_its_last_st
     settings = replace(SETTINGS, epochs=2)
     whole = untrained()
     steps = train(whole, sequences(), tmp_path / "whole", Validation(0.1, 0.2), settings)["steps"]
-    monkeypatch.setattr("earn.model.training.SAVE_SECONDS", 0)
+    monkeypatch.setattr("earn.model.training_callbacks.SAVE_SECONDS", 0)
 
     def stop(done: int, _: int) -> None:
         if done == steps // 2 + 2:  # in the second epoch
