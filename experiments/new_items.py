@@ -1,7 +1,7 @@
 """Whether items that training never saw reach those who chose them, from their titles and metadata alone.
 
-    python benchmarks/new_items.py                  # ml-100k, a tenth of the items held out, about five minutes
-    python benchmarks/new_items.py --epochs 1 --users 50   # a check that everything runs
+    python -m experiments.new_items                  # ml-100k, a tenth of the items held out, about five minutes
+    python -m experiments.new_items --epochs 1 --users 50   # a check that everything runs
 
 Held-out items are taken out of the catalog, of all histories and of what identifiers are made of; a small model of
 `--method set` is trained on the rest. Then they are added by their words. Everybody who chose one is asked, with
@@ -26,9 +26,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
-if not __package__:  # run as a script, for which Python looks in this folder alone
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from earn.console import note, show, show_json, table
 from earn.data.dataset import Dataset, load_dataset, sample

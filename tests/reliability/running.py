@@ -130,7 +130,7 @@ def swaps(old: Path, new: Path, work: Path, count: int) -> dict[str, Any]:
     right = {name: lists(Recommender.load(path, threads=1)) for name, path in (("old", old), ("new", new))}
     replace(folder, old)
     script = (
-        "import sys, time; from pathlib import Path; from benchmarks.reliability.running import replace\n"
+        "import sys, time; from pathlib import Path; from tests.reliability.running import replace\n"
         "for index in range(int(sys.argv[4])):\n"
         "    replace(Path(sys.argv[1]), Path(sys.argv[2 + index % 2])); time.sleep(.5)"
     )

@@ -1,7 +1,7 @@
 """What each choice of the calibration keeps: overlap with the float bundle, one row a choice, all else the same.
 
-    python benchmarks/quantization.py runs/movies-bundle ml-100k --exclude-history
-    python benchmarks/quantization.py runs/beauty-bundle data/Beauty --users 1000
+    python -m experiments.quantization runs/movies-bundle ml-100k --exclude-history
+    python -m experiments.quantization runs/beauty-bundle data/Beauty --users 1000
 
 Every row is calibrated and judged as `earn calibrate` does it, without its ladder of finer and finer tries. Prints a
 table of means over the held-out users with standard errors, and the size of the graphs beside the float ones, then one

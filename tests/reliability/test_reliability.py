@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.reliability.__main__ import PAGE, PARTS, is_good, written
-from benchmarks.reliability.bad_bundles import KINDS, lists
 from earn.errors import EarnError
 from earn.runtime.recommender import Recommender
+from tests.reliability.__main__ import PAGE, PARTS, is_good, written
+from tests.reliability.bad_bundles import KINDS, lists
 
 
 def test_there_are_at_least_500_bad_bundles() -> None:
@@ -29,7 +29,7 @@ def test_a_bad_bundle_is_refused_or_right(toy_bundle: Path, tmp_path: Path, name
 
 
 def test_lists_are_items_and_scores(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.reliability.bad_bundles.HISTORIES", (["1"], ["2", "3"]))
+    monkeypatch.setattr("tests.reliability.bad_bundles.HISTORIES", (["1"], ["2", "3"]))
     recommender = Recommender.load(toy_bundle, threads=1)
     want = [[(item.item_id, item.score) for item in recommender.recommend(ids, 5)] for ids in (["1"], ["2", "3"])]
     assert lists(recommender) == want

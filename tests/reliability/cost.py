@@ -1,7 +1,7 @@
 """What the checks cost: load time and latency of this code beside an older one, alternating, each in its own process.
 
     git worktree add --detach OLD 206cdd5
-    python -m benchmarks.reliability cost --against OLD
+    python -m tests.reliability cost --against OLD
 
 Each side exports the same untrained model over 12,000 items with its own code. A round starts a process of each side,
 in turns; it loads the bundle LOADS times and then answers REQUESTS requests. The figures are medians over all rounds.
@@ -55,7 +55,7 @@ def compare(old: Path, work: Path, rounds: int) -> dict[str, Any]:
     sides = {"old": old.resolve(), "new": HERE}
     times: dict[str, dict[str, list[float]]] = {name: {"load": [], "request": []} for name in sides}
     for name, tree in sides.items():
-        _python(tree, EXPORT, work / name, HERE / "benchmarks/reliability/made.py")
+        _python(tree, EXPORT, work / name, HERE / "tests/reliability/made.py")
     for number in range(rounds):
         for name in sorted(sides, reverse=number % 2 == 1):
             measured = json.loads(_python(sides[name], MEASURE, work / name).splitlines()[-1])

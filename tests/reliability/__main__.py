@@ -1,9 +1,9 @@
 """What bundles and runtime withstand: writes docs/reliability.md and its picture.
 
-    python -m benchmarks.reliability                          # all but the cost
-    python -m benchmarks.reliability bad kills                # some parts
-    python -m benchmarks.reliability endurance --requests 5000
-    python -m benchmarks.reliability cost --against OLD       # see benchmarks/reliability/cost.py
+    python -m tests.reliability                          # all but the cost
+    python -m tests.reliability bad kills                # some parts
+    python -m tests.reliability endurance --requests 5000
+    python -m tests.reliability cost --against OLD       # see tests/reliability/cost.py
 
 Each part stands between markers of its own in the page and is written when it ends; the others stay as they are. One
 line of JSON per part goes to stdout. The exit status is 1 if anything was not as it must be. For Linux, with strace if
@@ -21,10 +21,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability import bad_bundles, cost, running
-from benchmarks.reliability.made import make
 from earn.console import show_json
 from earn.report.plots import COLOURS
+from tests.reliability import bad_bundles, cost, running
+from tests.reliability.made import make
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGE, PICTURE = DOCS / "reliability.md", DOCS / "pictures/memory.svg"
