@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from earn.catalog import Catalog
-from earn.config import Prompt
+from earn.config import SCORING_RULES, Prompt
 from earn.export.stages import TorchEngine, bundle_model
 from earn.model.backbones import load_backbone
 from earn.model.earn_model import EarnModel
@@ -30,7 +30,7 @@ from earn.runtime.recommender import Recommendation, Recommender
 from earn.specs import Axis, StageSpecs
 
 FAMILIES = ("tiny-llama", "tiny-qwen2", "tiny-qwen3")
-RULES = ("trie", "level", "vocab")
+RULES = tuple(SCORING_RULES)
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
