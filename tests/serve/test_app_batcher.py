@@ -24,7 +24,7 @@ QUERY = Query(("1",), (), 5, None)
 class Slow:
     """A recommender whose pass takes PASS_S."""
 
-    def recommend_batch(self, histories: Sequence[Any], *rest: Any) -> list[Recommendations]:
+    def recommend_batch(self, histories: Sequence[Any], *rest: Any, **options: Any) -> list[Recommendations]:
         time.sleep(PASS_S)
         return [Recommendations([], True) for _ in histories]
 
