@@ -79,7 +79,9 @@ class GraphWriter:
         return self.add("Squeeze", tensor, [0])
 
     def range(self, start: Value, stop: Value) -> str:
-        """The whole numbers from start to stop, both []."""
+        """The whole numbers from start to stop, both []; a constant where both are known."""
+        if not isinstance(start, str) and not isinstance(stop, str):
+            return self.constant(np.arange(start, stop))
         return self.add("Range", np.int64(start) if isinstance(start, int) else start, stop, np.int64(1))
 
     def unsqueeze(self, tensor: str, *axes: int) -> str:

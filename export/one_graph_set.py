@@ -21,13 +21,12 @@ def score_all(request: Request) -> Answer:
     is_number = g.add("Greater", scores, np.float32(DEAD / 2))  # which nothing is that is no number
     numbers = g.add("ReduceMin", g.whole(is_number), [1], keepdims=0)
     status, is_answered = request.final_status(g.add("Equal", numbers, np.int64(0)))
-    count = np.int64(len(request.catalog))
     is_allowed = g.add("Equal", g.add("Slice", banned, [0], [len(request.catalog)], [1]), np.int64(0))
     is_allowed = g.add("And", is_allowed, g.unsqueeze(is_answered, 1))
     scores = g.add("Where", is_allowed, scores, np.float32(DEAD))
-    wanted = g.add("Min", g.add("Max", request.wanted, np.int64(0)), count)
-    best, items = g.top(scores, g.unsqueeze(wanted, 0))
-    return Answer(items, best, g.add("Greater", best, np.float32(DEAD / 2)), is_answered, status)
+    best, items, is_wanted = request.best(scores)
+    is_item = g.add("And", g.add("Greater", best, np.float32(DEAD / 2)), is_wanted)
+    return Answer(items, best, is_item, is_answered, status)
 
 
 def _scores(g: GraphWriter, logits: str, digits: Digits) -> str:

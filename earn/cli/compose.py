@@ -36,7 +36,9 @@ def add_parser(subparsers: Subparsers) -> None:
         help=f"write {' and '.join(MOBILE_FILES)} too, for reduced builds of ONNX Runtime",
     )
     parser.add_argument(
-        "--form", metavar="NAME", help="loop (the default) or unrolled; plain where all codes are named at once"
+        "--form",
+        metavar="NAME",
+        help="loop (the default), or unrolled for TensorRT; where all codes are named at once plain or fixed",
     )
     parser.add_argument("--beams", type=positive, metavar="N", help="width of a search with beams (default: 20)")
     parser.add_argument("-k", type=positive, metavar="N", help="items where the caller does not say (default: 10)")
