@@ -9,8 +9,9 @@ A bundle is a folder:
     tags.npz        tags of the items (see tags), where there are any
     catalogs/3.npz  version 3 of the catalog, of one that was changed since (see bundle_edit)
     recommend.onnx  the whole search as one graph, where it was asked for (see earn.export.one_graph)
-    items.json      {"beams": 20, "item_ids": [...], "titles": [...], "example": {"history": [...], "items": [...]}}
-                    beside it, for readers in other languages; the example is a list that the graph must give
+    items.json      {"form": "loop", "beams": 20, "item_ids": [...], "titles": [...],
+                    "example": {"history": [...], "items": [...]}} beside it, for readers in other languages; the
+                    example is a list that the graph must give
     recommend.ort   the same graph in ONNX Runtime's own format, with its weights; beside it
                     recommend.required_operators.config, the operators of a reduced build (see earn.export.mobile)
     engines/        what the machine that runs it has built from the graphs; no part of the bundle as it is delivered

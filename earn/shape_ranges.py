@@ -6,6 +6,8 @@ bundle's limits:
 
     decode     passes of generated rows; also a session's new item, or another prompt of few rows
     prefill    the constant head, a prompt, or a piece of it
+
+The one graph has a profile for each of a few lengths, to which histories are padded.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from dataclasses import asdict, dataclass
 from earn.specs import PIECE, Axis, Limits, Sizes, TensorSpec, stage_specs
 
 Shape = tuple[int, ...]
+
+MOST_EXCLUDED = 65_536  # items that a request of the one graph's engine may exclude
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,19 @@ def whole_profile(stage: str, sizes: Sizes, limits: Limits) -> OptimizationProfi
     }
     axes["s+m"] = _sum("s+m", axes["s"], axes["m"])
     return OptimizationProfile("all", {spec.name: _range(spec, axes) for spec in inputs})
+
+
+def one_graph_profiles(limits: Limits) -> tuple[OptimizationProfile, ...]:
+    """The ranges of the one graph's inputs: a quarter, half and all of the longest history, shortest first."""
+    lengths = sorted({max(1, limits.history // part) for part in (4, 2, 1)})
+    excluded, k = Range((1, 1), (1, limits.history), (limits.batch, MOST_EXCLUDED)), Range((1,), (1,), (1,))
+    return tuple(
+        OptimizationProfile(
+            f"{length} items",
+            {"history": Range((1, length), (1, length), (limits.batch, length)), "excluded": excluded, "k": k},
+        )
+        for length in lengths
+    )
 
 
 def profile_for(stage: Sequence[OptimizationProfile], shapes: Mapping[str, Sequence[int]]) -> int:

@@ -2,35 +2,37 @@
 
 Networks are strongly typed: precision is what the graph says, in TensorRT 10 as in 11. fp16 bundles hold float16
 weights and products with norms and softmax in float32, int8 and int4 bundles explicit Q/DQ, so no builder flag is
-needed for either. TF32 is off: fp32 means fp32. Every stage has two optimization profiles (see earn.shape_ranges).
+needed for either. TF32 is off: fp32 means fp32. Optimization profiles are those of earn.shape_ranges.
 
-The engines stand in the bundle under engines/tensorrt/, with a record of what they are for (see
+The engines stand in the bundle under engines/, with a record of what they are for (see
 earn.runtime.engine_files). Timings of kernels are kept beside them, so that building again is short.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from earn.errors import EarnError
 from earn.files import folder_written_whole, sha256
-from earn.manifest import GRAPH_FILES, FileEntry, Manifest
+from earn.manifest import FileEntry, Manifest
 from earn.runtime.engine_files import (
-    ENGINE_FILES,
     HARDWARE,
-    TENSORRT_FOLDER,
+    ONE_ENGINE,
+    STAGE_ENGINES,
+    EngineKind,
     EngineRecord,
     Target,
     check_form,
+    check_one_graph,
     graph_hash,
     ranges_hash,
 )
 from earn.runtime.tensorrt_api import last_error, make_log, tensorrt, this_machine
-from earn.shape_ranges import OptimizationProfile, profiles
-from earn.specs import STAGES
+from earn.shape_ranges import OptimizationProfile
 
 TIMING_CACHE = "timing.cache"
 LEVELS = range(6)  # of the builder's search for fast kernels; 3 is TensorRT's own choice
@@ -49,35 +51,46 @@ class BuildSettings:
 
 
 def build_engines(
-    folder: str | Path, settings: BuildSettings | None = None, progress: Progress | None = None
+    folder: str | Path,
+    settings: BuildSettings | None = None,
+    progress: Progress | None = None,
+    kind: EngineKind = STAGE_ENGINES,
 ) -> EngineRecord:
-    """Builds both stages of a bundle; engines that stood there are replaced when both are done.
+    """Builds both stages of a bundle, or its one graph; engines that stood there are replaced when all are done.
 
     Args:
         folder: the bundle.
         progress: called while TensorRT works.
+        kind: what is built.
 
     Raises:
-        EarnError: the bundle is damaged or in another engine's form, there is no GPU, a package
-            is missing, or TensorRT refuses a graph.
+        EarnError: the bundle is damaged or in another engine's form, its one graph is missing or in another form,
+            there is no GPU, a package is missing, or TensorRT refuses a graph.
         KeyboardInterrupt: the user broke it off; nothing has changed.
     """
     folder, settings = Path(folder), settings or BuildSettings()
     check_settings(settings)
     manifest = Manifest.load(folder)
     check_form(manifest, folder)
+    if kind is ONE_ENGINE:
+        check_one_graph(folder, manifest)
     target = this_machine()
-    out = folder / TENSORRT_FOLDER
+    out = folder / kind.folder
     timings = (out / TIMING_CACHE).read_bytes() if (out / TIMING_CACHE).is_file() else b""
     with folder_written_whole(out) as beside:
-        for stage in STAGES:
-            ranges = profiles(stage, manifest.sizes, manifest.limits)
-            graph = folder / GRAPH_FILES[stage]
-            timings = _build_stage(graph, ranges, settings, timings, beside / ENGINE_FILES[stage], progress)
+        for name, ranges in kind.ranges(manifest).items():
+            what = "one graph" if kind is ONE_ENGINE else f"{name} stage"
+            report = progress and partial(_report, progress, what)
+            graph, file = folder / kind.graphs[name], beside / kind.files[name]
+            timings = _build_engine(graph, ranges, settings, timings, file, report)
         (beside / TIMING_CACHE).write_bytes(timings)
-        record = _record(manifest, settings, target, beside)
+        record = _record(manifest, kind, settings, target, beside)
         record.save(beside)
     return record
+
+
+def _report(progress: Progress, what: str, phase: str, done: int, total: int) -> None:
+    progress(f"{what}: {phase}", done, total)
 
 
 def check_settings(settings: BuildSettings) -> None:
@@ -90,8 +103,10 @@ def check_settings(settings: BuildSettings) -> None:
         raise EarnError(f"The workspace is {settings.workspace_bytes} bytes. Take 1 or more.")
 
 
-def _record(manifest: Manifest, settings: BuildSettings, target: Target, folder: Path) -> EngineRecord:
-    paths = [folder / name for name in ENGINE_FILES.values()]
+def _record(
+    manifest: Manifest, kind: EngineKind, settings: BuildSettings, target: Target, folder: Path
+) -> EngineRecord:
+    paths = [folder / name for name in kind.files.values()]
     return EngineRecord(
         tensorrt=target.tensorrt,
         gpu=target.gpu.name,
@@ -100,21 +115,21 @@ def _record(manifest: Manifest, settings: BuildSettings, target: Target, folder:
         hardware=settings.hardware,
         version_compatible=settings.version_compatible,
         precision=manifest.precision,
-        graphs=graph_hash(manifest),
-        profiles=ranges_hash(manifest),
+        graphs=graph_hash(manifest, kind),
+        profiles=ranges_hash(manifest, kind),
         files={path.name: FileEntry(path.stat().st_size, sha256(path)) for path in paths},
     )
 
 
-def _build_stage(
+def _build_engine(
     graph: Path,
-    ranges: tuple[OptimizationProfile, ...],
+    ranges: Sequence[OptimizationProfile],
     settings: BuildSettings,
     timings: bytes,
     out: Path,
     progress: Progress | None,
 ) -> bytes:
-    """Writes one stage's engine and returns the kernels' timings so far."""
+    """Writes one engine and returns the kernels' timings so far."""
     package, log = tensorrt(), make_log()
     builder = package.Builder(log)
     network = builder.create_network(1 << int(package.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -126,7 +141,7 @@ def _build_stage(
     if cache is None or not config.set_timing_cache(cache, False):  # of another version or GPU
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
-    monitor = _make_monitor(f"{graph.stem} stage", progress)
+    monitor = _make_monitor(progress)
     config.progress_monitor = monitor
     built = builder.build_serialized_network(network, config)
     if monitor.stopped_by is not None:
@@ -182,7 +197,7 @@ def _tensorrt_profile(builder: Any, profile: OptimizationProfile) -> Any:
     return tensorrt_profile
 
 
-def _make_monitor(what: str, progress: Progress | None) -> Any:
+def _make_monitor(progress: Progress | None) -> Any:
     """TensorRT's phases as progress; an interrupt stops the build at its next step."""
     package = tensorrt()
 
@@ -200,7 +215,7 @@ def _make_monitor(what: str, progress: Progress | None) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             if report := progress:
-                self._guard(lambda: report(f"{what}: {phase_name}", step + 1, self._steps.get(phase_name, step + 1)))
+                self._guard(lambda: report(phase_name, step + 1, self._steps.get(phase_name, step + 1)))
             return self.stopped_by is None
 
         def _guard(self, work: Callable[[], object]) -> None:

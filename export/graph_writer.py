@@ -50,10 +50,10 @@ class GraphWriter:
         array: NDArray[Any] = np.asarray(value)
         return self._stored(array.astype(np.int64) if array.dtype.kind in "iu" else array)
 
-    def packed(self, values: NDArray[np.int64]) -> str:
-        """Whole numbers from 0 on as int32 indices; an initializer holds them in as few bytes as they need."""
-        most = values.max(initial=0)
-        kind = next(kind for kind in (np.uint8, np.uint16, np.int32) if most <= np.iinfo(kind).max)
+    def indices(self, values: NDArray[np.int64], is_packed: bool) -> str:
+        """Whole numbers from 0 on as int32; packed, an initializer holds them in as few bytes as they need."""
+        most, kinds = values.max(initial=0), (np.uint8, np.uint16, np.int32) if is_packed else (np.int32,)
+        kind = next(kind for kind in kinds if most <= np.iinfo(kind).max)
         return self.add("Cast", self._stored(values.astype(kind)), to=TensorProto.INT32)
 
     def _stored(self, array: NDArray[Any]) -> str:
@@ -79,7 +79,9 @@ class GraphWriter:
         return self.add("Squeeze", tensor, [0])
 
     def range(self, start: Value, stop: Value) -> str:
-        """The whole numbers from start to stop, both []."""
+        """The whole numbers from start to stop, both []; a constant where both are known."""
+        if not isinstance(start, str) and not isinstance(stop, str):
+            return self.constant(np.arange(start, stop))
         return self.add("Range", np.int64(start) if isinstance(start, int) else start, stop, np.int64(1))
 
     def unsqueeze(self, tensor: str, *axes: int) -> str:

@@ -5,7 +5,8 @@
     k         int64 [j]    items wanted, up to the graph's most, as its first number; empty: the graph's default.
                            (An input that may be left out altogether is unknown to ONNX Runtime in browsers.)
 
-    items     int64 [b,k]  item indices, best first; -1 where the catalog has no more
+    items     int64 [b,k]  item indices, best first; -1 where the catalog has no more, or no more were wanted: the
+                           forms for TensorRT give as many columns as a list can have
     scores    float [b,k]  their log-probabilities; minus infinity where there is no item
     count     int64 [b]    items found
     exact     bool  [b]    no beam was ever dropped that could still have made the list: these are the best k items of
@@ -46,11 +47,11 @@ from earn.export.one_graph_search import beam_search, loop, unrolled
 from earn.export.one_graph_set import score_all
 from earn.files import write_json, written_whole
 from earn.manifest import GRAPH_FILES, ITEMS_FILE, MOBILE_FILES, ONE_GRAPH_FILE, FileEntry, Manifest
-from earn.runtime.one_graph import METADATA
 from earn.runtime.recommender import Recommender
 from earn.runtime.request import DEFAULT_BEAMS
 
 DEFAULT_K = 10
+METADATA = "earn"  # key of the graph's metadata, which holds `Choices`
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Form:
     meaning: str
     method: str  # of the models that it is for
     write: Callable[[Request], Answer]
+    is_fixed: bool = False  # shapes follow from the inputs' shapes alone; lists are as wide as the graph's most items
 
 
 FORMS: Mapping[str, Form] = {  # the first one of a method is its default
@@ -69,9 +71,13 @@ FORMS: Mapping[str, Form] = {  # the first one of a method is its default
         partial(beam_search, levels=loop, in_pieces=True),
     ),
     "unrolled": Form(
-        "the levels one after the other: TensorRT", BEAMS, partial(beam_search, levels=unrolled, in_pieces=False)
+        "the levels one after the other: TensorRT",
+        BEAMS,
+        partial(beam_search, levels=unrolled, in_pieces=False),
+        is_fixed=True,
     ),
     "plain": Form("one pass, no loop: everywhere", SET, score_all),
+    "fixed": Form("the same with lists of one width: TensorRT", SET, score_all, is_fixed=True),
 }
 
 
@@ -131,10 +137,10 @@ def _model(recommender: Recommender, folder: Path, choices: Choices) -> ModelPro
         )
     stages = {stage: onnx.load(folder / name, load_external_data=False) for stage, name in GRAPH_FILES.items()}
     graphs = {name: model.graph for name, model in stages.items()}
-    request = Request(recommender, graphs, choices.beams, choices.k)
-    early = stages["early"]
+    form, early = FORMS[choices.form], stages["early"]
+    request = Request(recommender, graphs, choices.beams, choices.k, form.is_fixed)
     model: ModelProto = helper.make_model(
-        _graph(request, FORMS[choices.form].write(request)),
+        _graph(request, form.write(request)),
         opset_imports=early.opset_import,
         ir_version=early.ir_version,
         producer_name="earn-edge",
@@ -185,7 +191,7 @@ def compose_bundle(folder: Path, form: str | None = None, beams: int | None = No
             (beside / name).unlink(missing_ok=True)
         catalog = recommender.catalog
         names = {"item_ids": [*catalog.item_ids], "titles": [*catalog.titles]}
-        write_json(beside / ITEMS_FILE, {"beams": choices.beams, "example": example} | names)
+        write_json(beside / ITEMS_FILE, {"form": choices.form, "beams": choices.beams, "example": example} | names)
         with written_whole(beside / ONE_GRAPH_FILE) as graph:
             onnx.save_model(model, str(graph))
         own = {name: FileEntry.of(beside / name) for name in (ONE_GRAPH_FILE, ITEMS_FILE)}

@@ -41,9 +41,17 @@ class Answer:
 class Request:
     """The inputs `history`, `excluded` and `k`, checked; names of tensors in the graph `g`."""
 
-    def __init__(self, recommender: Recommender, stages: Mapping[str, Any], width: int, k: int) -> None:
-        """Takes the bundle's graphs, the width of a search and the items wanted where the caller does not say."""
+    def __init__(self, recommender: Recommender, stages: Mapping[str, Any], width: int, k: int, is_fixed: bool) -> None:
+        """Takes what the graph is written with.
+
+        Args:
+            stages: the bundle's graphs.
+            width: of a search; the most items.
+            k: items wanted where the caller does not say.
+            is_fixed: whether shapes must follow from the inputs' shapes alone, see `earn.export.one_graph.Form`.
+        """
         self.g = g = GraphWriter("main")
+        self.is_fixed = is_fixed
         self.recommender, self.manifest, self.stages, self.width = recommender, recommender.manifest, stages, width
         self.catalog = recommender.catalog
         self.users = g.size("history", 0)  # [1]
@@ -101,7 +109,10 @@ class Request:
         rows = g.add("Reshape", g.add("Where", is_token, rows, np.int64(0)), flat)
         is_token = g.add("Reshape", is_token, flat)
         length = g.add("ReduceSum", g.whole(is_token), [1], keepdims=1)  # [b,1]
-        longest = g.add("Max", g.add("ReduceMax", length, keepdims=0), np.int64(1))
+        if self.is_fixed:
+            longest = g.scalar(g.size(rows, 1))
+        else:
+            longest = g.add("Max", g.add("ReduceMax", length, keepdims=0), np.int64(1))
         tokens = self._last_ones(rows, is_token, g.unsqueeze(longest, 0))
         if end := prompt_end(model):
             tokens = g.concat(tokens, self.per_user(np.array([end]), 1), axis=1)
@@ -161,6 +172,19 @@ class Request:
         banned = g.add("ScatterElements", banned, index, ones, axis=1)
         unanswered = g.unsqueeze(g.whole(g.add("Not", g.add("Equal", self.status, np.int64(ANSWERED)))), 1)
         return g.add("Max", banned, unanswered)
+
+    def best(self, values: str) -> tuple[str, str, str]:
+        """The largest of values [b,n], as many as are wanted, largest first.
+
+        Returns:
+            Their values [b,k], their places [b,k] and whether each was wanted [k]: with `is_fixed` k is as wide as the
+            graph's lists can be, and what is behind the wanted ones must be left out.
+        """
+        g = self.g
+        wanted = g.add("Max", self.wanted, np.int64(0))
+        most = np.int64(self.width) if self.is_fixed else wanted
+        best, places = g.top(values, g.unsqueeze(g.add("Min", g.scalar(g.size(values, 1)), most), 0))
+        return best, places, g.add("Less", g.range(0, g.scalar(g.size(best, 1))), wanted)
 
     def final_status(self, is_broken: str) -> tuple[str, str]:
         """The status [b] where scores that are no numbers `is_broken` [b], and who is answered [b]."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from earn.config import MASKED, SCORING_RULES
-from earn.export.graph_writer import BOOL, FLOAT, INT64, LAST, GraphWriter
+from earn.export.graph_writer import BOOL, FLOAT, INT64, LAST, GraphWriter, Value
 from earn.export.one_graph_request import DEAD, Answer, Request, State, piece_lengths, read_in_pieces, run_stages
 from earn.manifest import Manifest
 from earn.trie import ItemTrie
@@ -44,12 +44,16 @@ class SearchTables:
     below: Ints  # [c] how many they are
     items_of: Ints  # [c] items that a leaf names
     may_stand: NDArray[np.bool_]  # [depth,v] tokens that may stand at a level
+    open_nodes: Ints  # [depth+1] nodes of a level that a beam goes on from
 
     @classmethod
     def of(cls, trie: ItemTrie, manifest: Manifest) -> SearchTables:
         """The tables of a bundle's trie."""
         children, nodes = np.diff(trie.child_start).astype(np.int64), np.arange(len(trie))
         levels, leaf, below = trie.level(nodes), trie.determined(nodes), trie.below.astype(np.int64)
+        is_open = children > 0
+        if SCORING_RULES[manifest.scoring].finishes_determined:
+            is_open &= leaf < 0
         may_stand = np.zeros((trie.depth, manifest.sizes.logits), bool)
         for level, tokens in enumerate(trie.level_tokens):
             may_stand[level, tokens] = True
@@ -65,6 +69,7 @@ class SearchTables:
             below=below,
             items_of=np.where(children == 0, below, 0),
             may_stand=may_stand,
+            open_nodes=np.bincount(levels[is_open], minlength=trie.depth + 1),
         )
 
     @property
@@ -111,8 +116,12 @@ class Level:
         }
         return {name: rows[name] for name in state}  # type: ignore[misc]
 
-    def write(self, s: GraphWriter, index: str, state: State) -> tuple[str, State]:
-        """Writes the level `index` []; returns whether another one is needed [] and the state after it."""
+    def write(self, s: GraphWriter, index: Value, state: State) -> tuple[str, State]:
+        """Writes the level `index` []; returns whether another one is needed [] and the state after it.
+
+        The index is a tensor's name in a loop. Where it is a number, the level reads as many rows as there can be open
+        beams, so that its shapes do not depend on scores.
+        """
         rows = s.scalar(s.size(state["row_node"], 1))
         logits, caches = run_stages(s, self.stages, state, rows)
         child, total, left, broken = self._children(s, index, state, logits)
@@ -121,10 +130,10 @@ class Level:
         beams["broken"] = s.add("Max", state["broken"], broken)
         return self._next(s, index, state, beams, row_of, is_open, caches)
 
-    def _children(self, s: GraphWriter, index: str, state: State, logits: str) -> tuple[str, str, str, str]:
+    def _children(self, s: GraphWriter, index: Value, state: State, logits: str) -> tuple[str, str, str, str]:
         """All children of the rows, F per row: their nodes, scores and items left below, each [b,r*F]; broken [b,1]."""
         tables, dead = self.tables, np.float32(DEAD)
-        offset = s.range(0, s.add("Gather", s.constant(tables.most_children), index, axis=0))
+        offset = s.range(0, _at(s, tables.most_children, index))
         start = s.unsqueeze(s.add("Gather", tables.child_start, state["row_node"], axis=0), 2)
         count = s.unsqueeze(s.add("Gather", tables.children, state["row_node"], axis=0), 2)
         is_child = s.add("Less", offset, count)
@@ -144,17 +153,17 @@ class Level:
             child = s.add("Gather", tables.finishes, child, axis=0)
         return child, total, left, broken
 
-    def _scores(self, s: GraphWriter, index: str, logits: str, token: str, is_child: str) -> str:
+    def _scores(self, s: GraphWriter, index: Value, logits: str, token: str, is_child: str) -> str:
         """Log-probabilities [b,r,F] of the children, normalised as the bundle's rule says."""
         over, dead = SCORING_RULES[self.manifest.scoring].over, np.float32(DEAD)
         if over == "children":
             own = s.add("Where", is_child, s.add("GatherElements", logits, token, axis=2), dead)
             return s.add("LogSoftmax", own, axis=2)
         if over == "level":
-            logits = s.add("Where", s.add("Gather", self.tables.may_stand, index, axis=0), logits, dead)
+            logits = s.add("Where", _at(s, self.tables.may_stand, index), logits, dead)
         return s.add("GatherElements", s.add("LogSoftmax", logits, axis=2), token, axis=2)
 
-    def _best(self, s: GraphWriter, index: str, state: State, child: str, total: str, left: str) -> tuple[State, str]:
+    def _best(self, s: GraphWriter, index: Value, state: State, child: str, total: str, left: str) -> tuple[State, str]:
         """The best of the finished beams and the children, and the row [b,w] that each child came from."""
         one = s.concat(self.users, [1], axis=0)
         nothing = s.add("Expand", np.array([[0]]), one)  # a dead candidate, so that one is always dropped
@@ -166,8 +175,8 @@ class Level:
         beams = {"node": s.pick(nodes, place), "left": s.pick(lefts, place), "score": score}
         beams["dropped"] = s.add("Max", state["dropped"], dropped)
         finished = s.scalar(s.size(state["node"], 1))
-        fan = s.add("Gather", s.constant(self.tables.most_children), index, axis=0)
-        row = s.add("Div", s.add("Max", s.add("Sub", place, finished), np.int64(0)), fan)
+        after = s.add("Max", s.add("Sub", place, finished), np.int64(0))
+        row = s.add("Div", after, _at(s, self.tables.most_children, index))
         return beams, s.add("Min", row, s.add("Sub", s.size(state["row_node"], 1), np.int64(1)))
 
     def _is_open(self, s: GraphWriter, beams: State) -> str:
@@ -179,11 +188,14 @@ class Level:
         return s.add("And", is_open, s.add("Less", named, self.k))
 
     def _next(
-        self, s: GraphWriter, index: str, state: State, beams: State, row_of: str, is_open: str, caches: State
+        self, s: GraphWriter, index: Value, state: State, beams: State, row_of: str, is_open: str, caches: State
     ) -> tuple[str, State]:
         """The rows of the next pass: the open beams, those of users with fewer filled up with dead ones."""
         most = s.add("ReduceMax", s.add("ReduceSum", s.whole(is_open), [1], keepdims=0), keepdims=0)  # []
-        rows = s.unsqueeze(s.add("Max", most, np.int64(1)), 0)  # [1]
+        if isinstance(index, str):
+            rows = s.unsqueeze(s.add("Max", most, np.int64(1)), 0)  # [1]
+        else:
+            rows = s.constant(np.clip(self.tables.open_nodes[[index + 1]], 1, self.width))
         order = s.range(0, s.scalar(s.size(beams["node"], 1)))
         key = s.add("Where", is_open, s.add("Neg", order), s.add("Sub", np.int64(-(2**30)), order))
         _, chosen = s.top(key, rows)  # [b,r]
@@ -269,18 +281,24 @@ def _items(request: Request, tables: SearchTables, state: State) -> Answer:
     items, is_item = g.add("Reshape", items, flat), g.add("Reshape", is_item, flat)
     is_item = g.add("And", is_item, g.add("Equal", g.pick(request.banned, items), np.int64(0)))
     scores = g.add("Reshape", g.add("Expand", g.unsqueeze(score, 2), [1, 1, len(offset)]), flat)
-    count = g.scalar(g.size(items, 1))
-    place = g.range(0, count)
+    place = g.range(0, g.scalar(g.size(items, 1)))
     key = g.add("Where", is_item, g.add("Neg", place), g.add("Sub", np.int64(-(2**30)), place))
-    _, chosen = g.top(key, g.unsqueeze(g.add("Min", count, g.add("Max", request.wanted, np.int64(0))), 0))
+    _, chosen, is_wanted = request.best(key)
     is_item = g.pick(is_item, chosen)
     scores = g.pick(scores, chosen)
-    worst = g.add("ReduceMin", g.add("Where", is_item, scores, np.float32(DEAD)), [1], keepdims=0)
+    listed = g.add("Where", is_wanted, g.add("Where", is_item, scores, np.float32(DEAD)), np.float32(0))
+    worst = g.add("ReduceMin", listed, [1], keepdims=0)
+    is_item = g.add("And", is_item, is_wanted)
     # With fewer than k items the worst is DEAD, and so is the best dropped where nothing was dropped.
     dropped = g.add("Squeeze", state["dropped"], [1])
     nothing = g.add("Less", dropped, np.float32(DEAD / 2))
     exact = g.add("And", is_answered, g.add("Or", nothing, g.add("Less", dropped, worst)))
     return Answer(g.pick(items, chosen), scores, is_item, exact, status)
+
+
+def _at(s: GraphWriter, table: NDArray[Any], index: Value) -> Value:
+    """The table's entry at `index` []: a tensor in a loop, else a constant."""
+    return s.add("Gather", s.constant(table), index, axis=0) if isinstance(index, str) else table[index]
 
 
 def loop(g: GraphWriter, level: Level, state: State, depth: int) -> State:
@@ -301,10 +319,10 @@ def loop(g: GraphWriter, level: Level, state: State, depth: int) -> State:
 
 
 def unrolled(g: GraphWriter, level: Level, state: State, depth: int) -> State:
-    """The levels one after the other, for builders that refuse state that grows in a loop."""
+    """The levels one after the other, for builders that refuse state that grows in a loop; all shapes are known."""
     for index in range(depth):
         scope = GraphWriter(f"level{index}", g)
-        _, state = level.write(scope, g.constant(np.int64(index)), state)
+        _, state = level.write(scope, index, state)
         g.nodes += scope.nodes
         g.initializers.update(scope.initializers)
     return state

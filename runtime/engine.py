@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from earn.errors import EarnError
 from earn.manifest import Manifest
-from earn.runtime.engine_files import TENSORRT, check_form, engine_paths
+from earn.runtime.engine_files import TENSORRT, TENSORRT_ONE_GRAPH, check_form, engine_paths
 from earn.runtime.memory import Device
 from earn.runtime.onnx_engine import (
     OnnxEngine,
@@ -35,7 +35,8 @@ from earn.runtime.tensorrt_engine import TensorRTEngine
 _log = logging.getLogger(__name__)
 
 AUTO = "auto"
-ONE_GRAPH = "one-graph"  # no row of ENGINES: it runs no stages (see earn.runtime.one_graph)
+ONE_GRAPH = "one-graph"
+ONE_GRAPHS = (ONE_GRAPH, TENSORRT_ONE_GRAPH)  # no rows of ENGINES: they run no stages (see earn.runtime.one_graph)
 MOST_THREADS = 256  # thousands of them take minutes to start
 
 
@@ -118,7 +119,7 @@ def load_engine(
         EarnError: no such engine, it is not available here, or the graphs are not those of the manifest.
     """
     if name not in (*ENGINES, AUTO):
-        raise EarnError(f"There is no engine {name!r}. Take one of: {', '.join((*ENGINES, ONE_GRAPH, AUTO))}.")
+        raise EarnError(f"There is no engine {name!r}. Take one of: {', '.join((*ENGINES, *ONE_GRAPHS, AUTO))}.")
     check_threads(threads)
     if name == AUTO:
         name, why = choose_engine(folder, manifest)

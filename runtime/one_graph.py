@@ -1,6 +1,7 @@
-"""The bundle's one graph (`earn compose`) as a recommender: one call of ONNX Runtime per batch, no search in Python.
+"""The bundle's one graph (`earn compose`) as a recommender: one call per batch, no search in Python.
 
-    recommender = Recommender.load("bundle", engine="one-graph")
+    recommender = Recommender.load("bundle", engine="one-graph")              # ONNX Runtime
+    recommender = Recommender.load("bundle", engine="tensorrt-one-graph")     # after earn engine build --one-graph
 
 It gives the lists that the bundle's stages give. The width of its search is the one it was written with (all codes at
 once have none), and it keeps no sessions. The graph's inputs and outputs are described in `earn.export.one_graph`.
@@ -8,8 +9,7 @@ once have none), and it keeps no sessions. The graph's inputs and outputs are de
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -20,47 +20,75 @@ from numpy.typing import NDArray
 from earn.catalog import Catalog
 from earn.config import SET
 from earn.errors import EarnError
-from earn.manifest import ONE_GRAPH_FILE, Manifest
+from earn.files import read_json
+from earn.manifest import ITEMS_FILE, ONE_GRAPH_FILE, Manifest
 from earn.runtime.closed import Closed
 from earn.runtime.deadline import check_deadline
 from earn.runtime.engine import ONE_GRAPH
+from earn.runtime.engine_files import TENSORRT_ONE_GRAPH
 from earn.runtime.item_filters import Excluded, indices_of
 from earn.runtime.recommender import Recommendations, Recommender
 from earn.runtime.session import Session
+from earn.runtime.tensorrt_graph import TensorRTGraph
 from earn.tags import Tags
 from earn.trie import Ints
 
-METADATA = "earn"  # key of the graph's metadata: {"form", "beams", "k"}
+
+def onnx_session(folder: Path, manifest: Manifest, options: Callable[[], Any]) -> Any:
+    """ONNX Runtime's session over a bundle's one graph.
+
+    Raises:
+        EarnError: it cannot be loaded.
+    """
+    import onnxruntime
+
+    path = folder / ONE_GRAPH_FILE
+    try:
+        return onnxruntime.InferenceSession(str(path), options(), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises classes of its own without a common base
+        raise EarnError(f"{path}: ONNX Runtime cannot load it ({error}). Write it again: earn compose.") from error
+
+
+# What runs the graph, by the engine's name: a session with `run(names of outputs, inputs)`.
+SESSIONS: Mapping[str, Callable[[Path, Manifest, Callable[[], Any]], Any]] = {
+    ONE_GRAPH: onnx_session,
+    TENSORRT_ONE_GRAPH: lambda folder, manifest, options: TensorRTGraph(folder, manifest),
+}
 
 
 class OneGraphRecommender(Recommender):
     """A bundle whose one graph is ready to answer."""
 
-    def __init__(self, session: Any, manifest: Manifest, catalog: Catalog, tags: Tags | None) -> None:
-        """Takes an ONNX Runtime session over the graph; the stages, which `Recommender` drives, are not loaded."""
+    def __init__(
+        self, engine: str, session: Any, beams: int, manifest: Manifest, catalog: Catalog, tags: Tags | None
+    ) -> None:
+        """Takes a session over the graph; the stages, which `Recommender` drives, are not loaded."""
         self._keep(manifest, catalog, tags)
-        self._session = session
-        self.beams: int = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])["beams"]
+        self._engine, self._session, self.beams = engine, session, beams
 
     @classmethod
     def open(
-        cls, folder: Path, manifest: Manifest, options: Any, catalog: Catalog, tags: Tags | None
+        cls,
+        engine: str,
+        folder: Path,
+        manifest: Manifest,
+        options: Callable[[], Any],
+        catalog: Catalog,
+        tags: Tags | None,
     ) -> OneGraphRecommender:
-        """Loads the one graph of a bundle with this manifest, with these options of an ONNX Runtime session.
+        """Loads the one graph of a bundle with this manifest.
+
+        Args:
+            engine: one of SESSIONS.
+            options: makes options of an ONNX Runtime session.
 
         Raises:
             EarnError: the bundle has no such graph, or it cannot be loaded.
         """
-        import onnxruntime
-
         if ONE_GRAPH_FILE not in manifest.files:
             raise EarnError(f"{folder}: has no {ONE_GRAPH_FILE}. Write it: earn compose {folder}")
-        path = folder / ONE_GRAPH_FILE
-        try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises classes of its own without a common base
-            raise EarnError(f"{path}: ONNX Runtime cannot load it ({error}). Write it again: earn compose.") from error
-        return cls(session, manifest, catalog, tags)
+        session = SESSIONS[engine](folder, manifest, options)
+        return cls(engine, session, _beams(folder), manifest, catalog, tags)
 
     def search_width(self, k: int, beams: int | str | None) -> int:
         """The beams of a search for k items: those that the graph was written with. All codes at once have none.
@@ -90,7 +118,7 @@ class OneGraphRecommender(Recommender):
 
     def session(self, history: Sequence[str | int] = (), unknown: str = "error") -> Session:
         """Refused: one call has no state that could be kept."""
-        raise EarnError(f"The engine {ONE_GRAPH} keeps no sessions. Take another one, such as cpu.")
+        raise EarnError(f"The engine {self._engine} keeps no sessions. Take another one, such as cpu.")
 
     def restore_session(self, saved: bytes) -> Session:
         """Refused, see `session`."""
@@ -99,12 +127,16 @@ class OneGraphRecommender(Recommender):
     def _answer(
         self, histories: Sequence[Sequence[int]], excluded: Sequence[Excluded], k: int, width: int
     ) -> list[Recommendations]:
-        feeds = {"history": _padded(histories), "excluded": _padded([indices_of(items) for items in excluded])}
+        most = self.manifest.model.max_history
+        newest = [history[-most:] for history in histories]
+        feeds = {"history": _padded(newest), "excluded": _padded([indices_of(items) for items in excluded])}
         check_deadline()  # once: all of the search is one call
         names = ["items", "scores", "count", "exact", "status"]
         run = self._session.run
         try:
             *answers, status = run(names, {**feeds, "k": np.array([k], np.int64)})
+        except EarnError:
+            raise
         except Exception as error:  # onnxruntime raises classes of its own without a common base
             raise EarnError(f"ONNX Runtime failed in {ONE_GRAPH_FILE} ({error}). Copy the bundle again.") from error
         if status.any():  # histories and items were checked before
@@ -113,6 +145,15 @@ class OneGraphRecommender(Recommender):
             self._list(list(zip(row[:n].tolist(), scores[:n].tolist(), strict=True)), bool(is_exact))
             for row, scores, n, is_exact in zip(*answers, strict=True)
         ]
+
+
+def _beams(folder: Path) -> int:
+    """The width of the search that a bundle's one graph holds, as the file of its items says."""
+    told = read_json(folder / ITEMS_FILE)
+    beams = told.get("beams") if isinstance(told, dict) else None
+    if not isinstance(beams, int) or beams < 1:
+        raise EarnError(f"{folder / ITEMS_FILE}: its beams are {beams!r}. Write it again: earn compose {folder}")
+    return beams
 
 
 def _padded(rows: Sequence[Sequence[int] | Ints]) -> NDArray[np.int64]:

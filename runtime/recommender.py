@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -29,7 +30,7 @@ from earn.runtime.beam import Beams
 from earn.runtime.closed import Closed
 from earn.runtime.deadline import within
 from earn.runtime.decoder import Decoder, ReadPrompts
-from earn.runtime.engine import ONE_GRAPH, Engine, check_threads, load_engine
+from earn.runtime.engine import ONE_GRAPHS, Engine, check_threads, load_engine
 from earn.runtime.item_filters import Excluded, ItemFilters, Wanted, items_left, wanted_of
 from earn.runtime.onnx_engine import session_options
 from earn.runtime.request import EXACT, in_order, one_each, width_of
@@ -142,11 +143,11 @@ class Recommender:
             manifest = Manifest.load(folder, verify)
             check_graphs(folder, manifest)
             catalog, tags = _items_of(folder, manifest)
-            if engine == ONE_GRAPH:
+            if engine in ONE_GRAPHS:
                 from earn.runtime.one_graph import OneGraphRecommender
 
-                options = session_options(check_threads(threads), spinning, arena)
-                return OneGraphRecommender.open(folder, manifest, options, catalog, tags)
+                options = partial(session_options, check_threads(threads), spinning, arena)
+                return OneGraphRecommender.open(engine, folder, manifest, options, catalog, tags)
             loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
             return cls(loaded, manifest, catalog, tags=tags)
 

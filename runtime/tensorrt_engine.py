@@ -26,9 +26,10 @@ from earn.config import MASKED
 from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.runtime.cuda import Block, Cuda, CudaArray, shared_device
-from earn.runtime.engine_files import build_command, engine_paths
+from earn.runtime.engine_files import STAGE_ENGINES, engine_paths
 from earn.runtime.memory import Array
-from earn.runtime.tensorrt_api import last_error, make_log, tensorrt, this_machine
+from earn.runtime.tensorrt_api import make_log, this_machine
+from earn.runtime.tensorrt_context import LoadedEngine, check_engine, load_engines
 from earn.shape_ranges import OptimizationProfile, profile_for, profiles
 from earn.specs import NEW, PAST, StageSpecs, TensorSpec, all_specs
 
@@ -47,25 +48,18 @@ class TensorRTEngine:
         Raises:
             EarnError: there are none, they are not for this bundle and machine, or TensorRT is missing or refuses them.
         """
-        package = tensorrt()
         self.device = shared_device()
         record, paths = engine_paths(folder, manifest, this_machine())
         self._lock = Lock()  # a stage has one scratch memory
-        self._log = make_log()
-        self._runtime = package.Runtime(self._log)
-        self._runtime.engine_host_code_allowed = record.version_compatible  # such engines bring a runtime along
+        log = make_log()
+        self._runtime, engines = load_engines(folder, STAGE_ENGINES, record, paths, log)
         capturing = self.device.new_stream()  # of this engine alone: what others do is not captured with it
         self._stages: dict[str, TensorRTStage] = {}
         for stage, specs in all_specs(manifest.sizes, manifest.limits).items():
-            engine = self._runtime.deserialize_cuda_engine(paths[stage].read_bytes())
-            if engine is None:
-                raise EarnError(
-                    f"{paths[stage]}: TensorRT cannot load it{last_error(self._log)}. "
-                    f"Build it anew: {build_command(folder)}"
-                )
             ranges = profiles(stage, manifest.sizes, manifest.limits)
-            check_engine(engine, specs, ranges, paths[stage])
-            self._stages[stage] = TensorRTStage(engine, specs, ranges, self.device, capturing, self._log)
+            dtypes = {spec.name: spec.dtype for spec in (*specs.inputs, *specs.outputs)}
+            check_engine(engines[stage], dtypes, len(ranges), paths[stage])
+            self._stages[stage] = TensorRTStage(engines[stage], specs, ranges, self.device, capturing, log)
 
     def run(self, stage: str, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Runs the stage; returns when outputs in host memory are there."""
@@ -73,26 +67,7 @@ class TensorRTEngine:
             self._stages[stage].run(feeds, outputs)
 
 
-def check_engine(engine: Any, specs: StageSpecs, ranges: Sequence[OptimizationProfile], path: Path) -> None:
-    """Compares an engine's tensors and ranges with the tables.
-
-    Raises:
-        EarnError: they differ.
-    """
-    package = tensorrt()
-    names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-    types = {"int64": package.DataType.INT64, "float32": package.DataType.FLOAT}
-    table = {spec.name: types[spec.dtype] for spec in (*specs.inputs, *specs.outputs)}
-    wrong = sorted(names ^ table.keys())
-    if not wrong:
-        wrong = [name for name, kind in table.items() if engine.get_tensor_dtype(name) != kind]
-    if engine.num_optimization_profiles != len(ranges):
-        wrong.append(f"{engine.num_optimization_profiles} profiles")
-    if wrong:
-        raise EarnError(f"{path}: not the engine of its manifest: {', '.join(wrong)}. Build it anew.")
-
-
-class TensorRTStage:
+class TensorRTStage(LoadedEngine):
     """One stage's engine with its memory."""
 
     def __init__(
@@ -104,14 +79,10 @@ class TensorRTStage:
         capturing: int,
         log: Any,
     ) -> None:
-        self._engine, self._device, self._capturing, self._log = engine, device, capturing, log
-        self._ranges = ranges
+        super().__init__(engine, device, log)
+        self._capturing, self._ranges = capturing, ranges
         self._types = {spec.name: np.dtype(spec.dtype) for spec in (*specs.inputs, *specs.outputs)}
         self._outputs = {spec.name: spec for spec in specs.outputs}
-        sizes = [int(engine.get_device_memory_size_for_profile_v2(profile)) for profile in range(len(ranges))]
-        self._scratch_size = max(sizes)
-        self._scratch = device.take(self._scratch_size)
-        self._contexts: dict[int, Any] = {}  # by profile, for calls with the shapes that they have
         self._passes: OrderedDict[tuple[int, ...], Pass] = OrderedDict()
         self._blocks: dict[str, Block] = {}  # what all passes read and write, but for the cache
 
@@ -125,9 +96,7 @@ class TensorRTStage:
 
     def _run_once(self, profile: int, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Runs with the shapes as they are."""
-        if profile not in self._contexts:
-            self._contexts[profile] = self._context(profile)
-        context = self._contexts[profile]
+        context = self._shared_context(profile)
         held: list[Block] = []
         for name, array in feeds.items():
             address = self._on_device(name, array, held)
@@ -262,28 +231,6 @@ class TensorRTStage:
         if array.nbytes:
             self._device.upload(np.ascontiguousarray(array, self._types[name]), held[-1].address)
         return held[-1].address
-
-    def _context(self, profile: int) -> Any:
-        """A new execution context for a profile, on the stage's scratch memory."""
-        package = tensorrt()
-        context = self._engine.create_execution_context(package.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if context is None:
-            raise EarnError(f"TensorRT cannot make an execution context{last_error(self._log)}.")
-        context.set_device_memory(self._scratch.address, self._scratch_size)
-        self._must(context.set_optimization_profile_async(profile, self._device.stream), f"profile {profile}")
-        return context
-
-    def _bind(self, context: Any, name: str, address: int, shape: Sequence[int] | None = None) -> None:
-        if shape is not None:
-            self._must(context.set_input_shape(name, tuple(shape)), f"the shape {tuple(shape)} of {name}")
-        self._must(context.set_tensor_address(name, address), f"the address of {name}")
-
-    def _enqueue(self, context: Any, stream: int) -> None:
-        self._must(context.execute_async_v3(stream), "to run")
-
-    def _must(self, is_done: bool, what: str) -> None:
-        if not is_done:
-            raise EarnError(f"TensorRT refuses {what}{last_error(self._log)}.")
 
 
 @dataclass(frozen=True)

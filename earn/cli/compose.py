@@ -39,7 +39,9 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_triton(parser)
     parser.add_argument(
-        "--form", metavar="NAME", help="loop (the default) or unrolled; plain where all codes are named at once"
+        "--form",
+        metavar="NAME",
+        help="loop (the default), or unrolled for TensorRT; where all codes are named at once plain or fixed",
     )
     parser.add_argument("--beams", type=positive, metavar="N", help="width of a search with beams (default: 20)")
     parser.add_argument("-k", type=positive, metavar="N", help="items where the caller does not say (default: 10)")

@@ -11,8 +11,16 @@ from earn.cli.arguments import add_bundle, command, command_group, positive
 from earn.console import note, pairs, progress, show, size, table
 from earn.export.engines import BuildSettings, build_engines, check_settings
 from earn.manifest import Manifest
-from earn.runtime.engine import AUTO, ENGINES, ONE_GRAPH, choose_engine, why_not
-from earn.runtime.engine_files import HARDWARE, TENSORRT, EngineRecord, check_form
+from earn.runtime.engine import AUTO, ENGINES, ONE_GRAPHS, choose_engine, why_not
+from earn.runtime.engine_files import (
+    HARDWARE,
+    ONE_ENGINE,
+    STAGE_ENGINES,
+    EngineKind,
+    EngineRecord,
+    check_form,
+    check_one_graph,
+)
 from earn.runtime.tensorrt_api import this_machine
 
 if TYPE_CHECKING:
@@ -44,10 +52,17 @@ def add_parser(subparsers: Subparsers) -> None:
         "cuda-bindings and a GPU.",
         """
         earn engine build BUNDLE
+        earn engine build BUNDLE --one-graph
         earn engine build BUNDLE --workspace 512 --hardware ampere+ --version-compatible
         """,
     )
     add_bundle(build)
+    build.add_argument(
+        "--one-graph",
+        action="store_true",
+        help="build one engine from recommend.onnx instead; write that with earn compose --form unrolled (fixed "
+        "where all codes are named at once)",
+    )
     add_build_settings(build)
     check = command(
         own,
@@ -89,7 +104,7 @@ def add_engine(parser: argparse._ActionsContainer) -> None:
         "--engine",
         default="cpu",
         metavar="NAME",
-        help=f"what runs it: {', '.join((*ENGINES, ONE_GRAPH))}, or {AUTO} (default: %(default)s)",
+        help=f"what runs it: {', '.join((*ENGINES, *ONE_GRAPHS))}, or {AUTO} (default: %(default)s)",
     )
 
 
@@ -105,10 +120,13 @@ def chosen_engine(name: str, bundle: Path) -> str:
 def run_build(args: argparse.Namespace) -> int:
     """Builds and lists what was written."""
     manifest = Manifest.load(args.bundle, verify=False)
+    kind = ONE_ENGINE if args.one_graph else STAGE_ENGINES
+    if args.one_graph:
+        check_one_graph(args.bundle, manifest)
     check_build(args, manifest)
-    record = build(args, args.bundle)
+    record = build(args, args.bundle, kind)
     show(record_text(record))
-    note(f"Next: earn recommend {args.bundle} --engine {TENSORRT} --history ...")
+    note(f"Next: earn recommend {args.bundle} --engine {kind.name} --history ...")
     return 0
 
 
@@ -121,11 +139,11 @@ def check_build(args: argparse.Namespace, manifest: Manifest | None = None) -> N
     note(f"TensorRT {target.tensorrt} on {target.gpu.name}, architecture {target.gpu.architecture}")
 
 
-def build(args: argparse.Namespace, bundle: Path) -> EngineRecord:
+def build(args: argparse.Namespace, bundle: Path, kind: EngineKind = STAGE_ENGINES) -> EngineRecord:
     """Builds engines, with progress."""
 
     labelled = functools.cache(progress)  # one line of progress for each label
-    return build_engines(bundle, build_settings(args), lambda what, done, total: labelled(what)(done, total))
+    return build_engines(bundle, build_settings(args), lambda what, done, total: labelled(what)(done, total), kind)
 
 
 def build_settings(args: argparse.Namespace) -> BuildSettings:

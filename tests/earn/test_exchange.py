@@ -18,6 +18,8 @@ from earn.errors import EarnError
 from earn.exchange import OLD, exchange, only_writer
 from earn.files import folder_written_whole
 
+fcntl = pytest.importorskip("fcntl")
+
 WRITER = """
 import itertools, sys
 from pathlib import Path
@@ -124,7 +126,7 @@ def test_whoever_locks_a_folder_that_was_just_replaced_is_not_its_only_writer(
     folder, beside = tmp_path / "folder", tmp_path / "beside"
     folder.mkdir()
     beside.mkdir()
-    lock = earn.exchange.fcntl.flock
+    lock = fcntl.flock
 
     def late(*arguments: int) -> None:
         exchange(folder, beside)
@@ -132,6 +134,6 @@ def test_whoever_locks_a_folder_that_was_just_replaced_is_not_its_only_writer(
 
     with only_writer(folder) as is_alone:
         assert is_alone
-    monkeypatch.setattr(earn.exchange.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with only_writer(folder) as is_alone:
         assert not is_alone

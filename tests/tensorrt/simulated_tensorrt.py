@@ -125,6 +125,7 @@ class SimulatedTensorRT:
         session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         tensors = [*session.get_inputs(), *session.get_outputs()]
         types = {"tensor(int64)": self.real.DataType.INT64, "tensor(float)": self.real.DataType.FLOAT}
+        types["tensor(bool)"] = self.real.DataType.BOOL
         return Fake(
             self.real.ICudaEngine,
             num_io_tensors=len(tensors),
@@ -145,6 +146,7 @@ class SimulatedTensorRT:
             set_optimization_profile_async=state.set_profile,
             set_input_shape=state.set_shape,
             set_tensor_address=state.set_address,
+            get_tensor_shape=state.shape_of,
             execute_async_v3=state.run,
         )
 
@@ -183,6 +185,15 @@ class Context:
         assert address % ALIGNED == 0
         self.addresses[name] = address
         return True
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of an output, where it follows from the shapes of int64 inputs: values must not change it."""
+        found = set()
+        for value in (0, -1):
+            feeds = {tensor: np.full(shape, value, np.int64) for tensor, shape in self.shapes.items()}
+            found.add(self.session.run([name], feeds)[0].shape)
+        (shape,) = found
+        return shape  # type: ignore[no-any-return]
 
     def run(self, stream: int) -> bool:
         assert self.cuda.is_stream(stream)
