@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from earn.config import MASKED, SCORING_RULES
+from earn.errors import EarnError
 from earn.export.graph_writer import BOOL, FLOAT, INT64, LAST, GraphWriter, Value
 from earn.export.one_graph_request import DEAD, Answer, Request, State, piece_lengths, read_in_pieces, run_stages
 from earn.manifest import Manifest
@@ -161,6 +162,8 @@ class Level:
             return s.add("LogSoftmax", own, axis=2)
         if over == "level":
             logits = s.add("Where", _at(s, self.tables.may_stand, index), logits, dead)
+        elif over != "vocabulary":
+            raise EarnError(f"The one graph cannot normalise over {over!r}. Write its nodes here.")
         return s.add("GatherElements", s.add("LogSoftmax", logits, axis=2), token, axis=2)
 
     def _best(self, s: GraphWriter, index: Value, state: State, child: str, total: str, left: str) -> tuple[State, str]:
