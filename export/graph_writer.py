@@ -50,10 +50,10 @@ class GraphWriter:
         array: NDArray[Any] = np.asarray(value)
         return self._stored(array.astype(np.int64) if array.dtype.kind in "iu" else array)
 
-    def packed(self, values: NDArray[np.int64]) -> str:
-        """Whole numbers from 0 on as int32 indices; an initializer holds them in as few bytes as they need."""
-        most = values.max(initial=0)
-        kind = next(kind for kind in (np.uint8, np.uint16, np.int32) if most <= np.iinfo(kind).max)
+    def indices(self, values: NDArray[np.int64], is_packed: bool) -> str:
+        """Whole numbers from 0 on as int32; packed, an initializer holds them in as few bytes as they need."""
+        most, kinds = values.max(initial=0), (np.uint8, np.uint16, np.int32) if is_packed else (np.int32,)
+        kind = next(kind for kind in kinds if most <= np.iinfo(kind).max)
         return self.add("Cast", self._stored(values.astype(kind)), to=TensorProto.INT32)
 
     def _stored(self, array: NDArray[Any]) -> str:

@@ -1,9 +1,9 @@
 """Compiles graphs with TensorRT for RTX, whose parser and compiler run on machines without a GPU.
 
-    python -m tests.export.rtx_compiler FOLDER      # of *.onnx, each beside a *.json with its profiles
+    python -m tests.export.rtx_compiler FOLDER      # of *.onnx, each beside a *.json
 
-A profile is {input: [least, usual, most]}. Prints one line of JSON: {graph: what was complained of}. Engines for three
-architectures are made, nothing is run.
+The JSON is {"profiles": [{input: [least, usual, most]}], "architectures": how many of ARCHITECTURES}. Prints one line
+of JSON: {graph: what was complained of}. Nothing is run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import tensorrt_rtx_bindings as tensorrt_rtx
 
-ARCHITECTURES = ("SM80", "SM89", "SM120")  # RTX 30, 40 and 50
+ARCHITECTURES = ("SM89", "SM86", "SM120")  # RTX 40, 30 and 50
 INFORMS = "has Int64 binding"  # of every input in int64: how it will be bound
 
 
@@ -41,10 +41,12 @@ def compile_graph(path: Path) -> list[str]:
     if not parser.parse_from_file(str(path)):
         return [parser.get_error(number).desc() for number in range(parser.num_errors)]
     config = builder.create_builder_config()
-    config.num_compute_capabilities = len(ARCHITECTURES)
-    for number, name in enumerate(ARCHITECTURES):
+    how = json.loads(path.with_suffix(".json").read_text())
+    architectures = ARCHITECTURES[: how["architectures"]]
+    config.num_compute_capabilities = len(architectures)
+    for number, name in enumerate(architectures):
         config.set_compute_capability(getattr(tensorrt_rtx.ComputeCapability, name), number)
-    for ranges in json.loads(path.with_suffix(".json").read_text()):
+    for ranges in how["profiles"]:
         profile = builder.create_optimization_profile()
         for name, (least, usual, most) in ranges.items():
             profile.set_shape(name, least, usual, most)

@@ -70,13 +70,18 @@ def graphs_of(model: EarnModel, rule: str) -> Mapping[str, bytes]:
 @cache
 def written(case: str, stage: str, variant: str, engine: str = "tensorrt") -> ModelProto:
     """A stage's graph as it is written for an engine; not to be changed."""
-    plain = onnx.load_from_string(exported(case)[stage])
+    return in_variant(exported(case)[stage], variant, engine)
+
+
+def in_variant(fp32: bytes, variant: str, engine: str = "tensorrt") -> ModelProto:
+    """A stage's graph in a precision."""
+    plain = onnx.load_from_string(fp32)
     precision = PRECISIONS[variant.split(",")[0].split(" ")[0]]
     if precision.method == "none":
         return plain
     linears = linear_layers(plain)
     ranges = dict.fromkeys(activations(linears), (-4.0, 3.0))
-    graph = quantize(onnx.load_from_string(exported(case)[stage]), precision, find_form(precision, engine), ranges)
+    graph = quantize(onnx.load_from_string(fp32), precision, find_form(precision, engine), ranges)
     if variant == REFINED:
         refine(graph, {linear.name for linear in linears if linear.kind in LEVELS[-1]})
     if variant.endswith(MIXED):

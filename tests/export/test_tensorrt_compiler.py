@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,33 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from earn.shape_ranges import profiles
+from earn.config import SET
+from earn.export.bundle import export_bundle
+from earn.export.one_graph import compose
+from earn.manifest import GRAPH_FILES, Manifest
+from earn.model.earn_model import EarnModel
+from earn.runtime.engine_files import FIXED_FORMS
+from earn.shape_ranges import OptimizationProfile, Range, one_graph_profiles, profiles
 from earn.specs import STAGES
-from tests.export.tensorrt_graphs import CASES, VARIANTS, manifest_of, written
+from tests.export.tensorrt_graphs import CASES, VARIANTS, in_variant, manifest_of, written
+from tests.model.test_set_model import set_model
+from tests.support import small_backbone, toy_catalog
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
 # Each backbone in every precision; whatever else changes a graph in fp32.
 EVERY = [(case, "fp32") for case in CASES] + [(case, one) for case in list(CASES)[:3] for one in VARIANTS[1:]]
 FEW = [("tiny-qwen3", "int8")]
+
+ARCHITECTURES = 3  # all of rtx_compiler's
+# Each backbone and each precision once, for one architecture; the method "set", which is the smallest, for all.
+ONE_GRAPHS = [
+    ("tiny-qwen3", "int8", 1),
+    ("tiny-llama", "fp32", 1),
+    ("tiny-qwen2", "fp16", 1),
+    (SET, "fp32", ARCHITECTURES),
+]
+IDENTIFIERS = ["a b", "a c", "d", "e b", "e c", "e c"]
 
 pytestmark = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="no tensorrt-rtx for this platform")
 
@@ -35,9 +53,12 @@ def compiled(folder: Path) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def save(graph: onnx.ModelProto, ranges: Sequence[Mapping[str, Any]], path: Path) -> None:
+def save(
+    graph: onnx.ModelProto, profiles: Sequence[OptimizationProfile], path: Path, architectures: int = ARCHITECTURES
+) -> None:
     onnx.save(graph, str(path))
-    path.with_suffix(".json").write_text(json.dumps(ranges))
+    ranges = [{name: (own.least, own.usual, own.most) for name, own in one.ranges.items()} for one in profiles]
+    path.with_suffix(".json").write_text(json.dumps({"profiles": ranges, "architectures": architectures}))
 
 
 @pytest.mark.parametrize("graphs", [FEW, pytest.param(EVERY, marks=pytest.mark.slow)], ids=["few", "every"])
@@ -47,16 +68,39 @@ def test_graphs_are_compiled_with_both_profiles_and_without_a_warning(
     for number, (case, variant) in enumerate(graphs):
         manifest = manifest_of(case)
         for stage in STAGES:
-            found = profiles(stage, manifest.sizes, manifest.limits)
-            ranges = [
-                {name: (own.least, own.usual, own.most) for name, own in profile.ranges.items()} for profile in found
-            ]
+            ranges = profiles(stage, manifest.sizes, manifest.limits)
             save(written(case, stage, variant), ranges, tmp_path / f"{number}.{stage}.onnx")
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["a", "b"]) for name in "xy")
     foreign = helper.make_graph([helper.make_node("Multinomial", ["x"], ["y"])], "g", [x], [y])
     opset = helper.make_opsetid("", 18)
-    save(helper.make_model(foreign, opset_imports=[opset], ir_version=9), [{"x": [(1, 1)] * 3}], tmp_path / "odd.onnx")
+    anything = [OptimizationProfile("", {"x": Range((1, 1), (1, 1), (1, 1))})]
+    save(helper.make_model(foreign, opset_imports=[opset], ir_version=9), anything, tmp_path / "odd.onnx")
     found = compiled(tmp_path)
     assert found.pop("odd")  # what it does not take is noticed
     assert len(found) == len(STAGES) * len(graphs)
+    assert {graph: said for graph, said in found.items() if said} == {}
+
+
+def one_graph(case: str, variant: str, bundle: Path) -> tuple[onnx.ModelProto, Sequence[OptimizationProfile]]:
+    """The whole search of a tiny bundle as it is written for TensorRT, and its ranges: two levels, two layers."""
+    if case == SET:
+        model: EarnModel = set_model("tiny-llama", "digits", max_history=6)
+    else:
+        model = EarnModel.from_backbone(small_backbone(case, num_hidden_layers=2), toy_catalog(IDENTIFIERS), 1)
+    export_bundle(model, bundle, [["1", "2"]], max_batch=2, max_beams=4)
+    manifest = Manifest.load(bundle)
+    if variant != "fp32":
+        for path in (bundle / name for name in GRAPH_FILES.values()):
+            onnx.save(in_variant(path.read_bytes(), variant), str(path))
+        manifest.with_files(bundle).save(bundle)
+    return compose(bundle, FIXED_FORMS[manifest.model.method]), one_graph_profiles(manifest.limits)[-1:]
+
+
+@pytest.mark.slow
+def test_one_graphs_are_compiled_without_a_warning(tmp_path: Path) -> None:
+    for case, variant, architectures in ONE_GRAPHS:
+        graph, ranges = one_graph(case, variant, tmp_path / f"{case}-bundle")
+        save(graph, ranges, tmp_path / f"{case}.onnx", architectures)
+    found = compiled(tmp_path)
+    assert len(found) == len(ONE_GRAPHS)
     assert {graph: said for graph, said in found.items() if said} == {}

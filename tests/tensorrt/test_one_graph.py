@@ -35,7 +35,12 @@ def composed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return bundle
 
 
-def test_lists_are_those_of_the_stages(composed: Path, trt: SimulatedTensorRT, earn: Earn) -> None:  # noqa: F811
+def test_lists_are_those_of_the_stages(
+    composed: Path,
+    trt: SimulatedTensorRT,
+    earn: Earn,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert earn("engine", "build", composed, "--one-graph", "--hardware", "ampere+").status == 0
     manifest = Manifest.load(composed)
     files = {path.name for path in (composed / ONE_ENGINE.folder).iterdir()}
@@ -58,18 +63,11 @@ def test_lists_are_those_of_the_stages(composed: Path, trt: SimulatedTensorRT, e
         assert ours.exact == theirs.exact
         agreement.add("batch", pairs(ours), pairs(theirs))
     agreement.check()
-
-
-def test_what_an_engine_cannot_do_is_said(
-    composed: Path, trt: SimulatedTensorRT, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build_engines(composed, kind=ONE_ENGINE)
-    recommender = Recommender.load(composed, "tensorrt-one-graph")
     with pytest.raises(EarnError, match="tensorrt-one-graph keeps no sessions"):
-        recommender.session(["1"])
+        got.session(["1"])
     monkeypatch.setattr(tensorrt_graph, "MOST_EXCLUDED", 2)
     with pytest.raises(EarnError, match="3 items are excluded"):
-        recommender.recommend(["1"], 3, exclude=["1", "2", "3"])
+        got.recommend(["1"], 3, exclude=["1", "2", "3"])
 
 
 def test_a_bundle_without_the_form_says_how_to_write_it(bundle: Path, trt: SimulatedTensorRT) -> None:
