@@ -1,7 +1,7 @@
 """A model repository for NVIDIA Triton Inference Server: the one graph, and the configuration that Triton reads.
 
     DIR/NAME/config.pbtxt     what goes in and out (`ModelConfig` of Triton's model_config.proto)
-    DIR/NAME/1/model.onnx     the bundle's one graph
+    DIR/NAME/1/model.onnx     the bundle's one graph, and beside it large weights under the names that it knows
     DIR/NAME/items.json       ids and titles by index, for clients: Triton leaves other files alone
 
 A call may hold several users, one a row. Triton's own batcher joins requests of one shape alone, and histories are of
@@ -19,7 +19,7 @@ import onnx
 
 from earn.errors import EarnError
 from earn.files import folder_written_whole
-from earn.manifest import ITEMS_FILE, ONE_GRAPH_FILE, Manifest
+from earn.manifest import GRAPH_FILES, ITEMS_FILE, ONE_GRAPH_FILE, Manifest
 
 TYPES = {onnx.TensorProto.INT64: "TYPE_INT64", onnx.TensorProto.FLOAT: "TYPE_FP32", onnx.TensorProto.BOOL: "TYPE_BOOL"}
 
@@ -48,6 +48,8 @@ def write_repository(bundle: Path, repository: Path, name: str | None = None) ->
     with folder_written_whole(folder) as beside:
         (beside / "1").mkdir()
         shutil.copyfile(bundle / ONE_GRAPH_FILE, beside / "1" / "model.onnx")
+        for name in {f"{name}.data" for name in GRAPH_FILES.values()} & set(manifest.files):  # the stages' weights
+            shutil.copyfile(bundle / name, beside / "1" / name)
         shutil.copyfile(bundle / ITEMS_FILE, beside / ITEMS_FILE)
         (beside / "config.pbtxt").write_text(config(name, graph))
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 
 from earn.cli.main import main
 from earn.errors import EarnError
+from earn.export.bundle import export_bundle
 from earn.export.one_graph import compose_bundle
 from earn.export.triton import write_repository
+from earn.model.earn_model import EarnModel
 from earn.runtime.recommender import Recommender
 
 text_format = pytest.importorskip("google.protobuf.text_format")
@@ -47,6 +50,14 @@ def test_what_triton_reads_is_what_the_graph_takes_and_gives(bundle: Path, tmp_p
     (items,) = session.run(["items"], {"history": np.array([[1, 2]]), "excluded": none, "k": np.array([3])})
     ids = Recommender.load(bundle).catalog.item_ids
     assert [ids[item] for item in items[0]] == [item.item_id for item in Recommender.load(bundle).recommend([1, 2], 3)]
+
+
+def test_large_weights_go_with_the_graph(toy_model: EarnModel, tmp_path: Path) -> None:
+    export_bundle(toy_model, tmp_path / "bundle", [["1"]], external_data_bytes=1)
+    compose_bundle(tmp_path / "bundle")
+    folder = write_repository(tmp_path / "bundle", tmp_path / "models")
+    shutil.rmtree(tmp_path / "bundle")
+    onnxruntime.InferenceSession(folder / "1/model.onnx", providers=["CPUExecutionProvider"])
 
 
 def test_nothing_else_is_replaced(bundle: Path, tmp_path: Path) -> None:
