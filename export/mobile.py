@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from earn.bundle_edit import bundle_changed
 from earn.errors import EarnError
-from earn.files import folder_written_whole, link_files
 from earn.manifest import MOBILE_FILES, ONE_GRAPH_FILE, FileEntry, Manifest
 
 
@@ -25,11 +25,10 @@ def convert_bundle(folder: Path) -> Manifest:
         EarnError: the bundle has no such graph, or ONNX Runtime cannot convert it: a file of its format holds less than
             2 GB, and its tools need the package flatbuffers.
     """
-    manifest = Manifest.load(folder, verify=False)
-    if ONE_GRAPH_FILE not in manifest.files:
-        raise EarnError(f"{folder}: has no {ONE_GRAPH_FILE}. Write it: earn compose {folder}")
-    with folder_written_whole(folder) as beside, TemporaryDirectory() as converted:
-        link_files(folder, beside)
+    with bundle_changed(folder) as beside, TemporaryDirectory() as converted:
+        manifest = Manifest.load(beside, verify=False)
+        if ONE_GRAPH_FILE not in manifest.files:
+            raise EarnError(f"{folder}: has no {ONE_GRAPH_FILE}. Write it: earn compose {folder}")
         _convert(folder / ONE_GRAPH_FILE, Path(converted))
         operators = Path(converted) / MOBILE_FILES[1]
         lines = operators.read_text().splitlines(keepends=True)

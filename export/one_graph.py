@@ -37,13 +37,14 @@ import numpy as np
 import onnx
 from onnx import ModelProto, helper
 
+from earn.bundle_edit import bundle_changed
 from earn.config import BEAMS, SET
 from earn.errors import EarnError
 from earn.export.graph_writer import BOOL, FLOAT, INT64
 from earn.export.one_graph_request import Answer, Request
 from earn.export.one_graph_search import beam_search, loop, unrolled
 from earn.export.one_graph_set import score_all
-from earn.files import folder_written_whole, link_files, write_json, written_whole
+from earn.files import write_json, written_whole
 from earn.manifest import GRAPH_FILES, ITEMS_FILE, MOBILE_FILES, ONE_GRAPH_FILE, FileEntry, Manifest
 from earn.runtime.one_graph import METADATA
 from earn.runtime.recommender import Recommender
@@ -175,11 +176,10 @@ def compose_bundle(folder: Path, form: str | None = None, beams: int | None = No
     Raises:
         EarnError: see `compose`; or the bundle's folder cannot be written.
     """
-    recommender = Recommender.load(folder)
-    choices = Choices.of(recommender.manifest, form, beams, k)
-    model, example = _model(recommender, folder, choices), _example(recommender, choices)
-    with folder_written_whole(folder) as beside:
-        link_files(folder, beside)
+    with bundle_changed(folder) as beside:  # first: the graph is of the catalog that it stands beside
+        recommender = Recommender.load(folder)
+        choices = Choices.of(recommender.manifest, form, beams, k)
+        model, example = _model(recommender, folder, choices), _example(recommender, choices)
         manifest = Manifest.load(beside, verify=False)
         for name in MOBILE_FILES:  # of an earlier graph
             (beside / name).unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
+from earn.bundle_edit import edit_catalog
 from earn.catalog import Catalog
 from earn.config import Prompt
 from earn.errors import EarnError
@@ -246,6 +247,8 @@ def test_composing_replaces_the_bundle_at_once_and_leaves_the_old_one_whole(
 
     def fails(*arguments: object) -> None:
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        with pytest.raises(EarnError, match="another process is changing it"):  # else the graph has a former catalog
+            edit_catalog(folder, lambda catalog: catalog)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(onnx, "save_model", fails)
