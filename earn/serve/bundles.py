@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from datetime import datetime, timezone
 from earn.errors import EarnError
 from earn.runtime.recommender import Recommender
 from earn.serve.limits import Refusal
+from earn.tags import TAGS_FILE
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,11 @@ class Version:
 
     @property
     def fingerprint(self) -> str:
-        """What tells its files from those of other versions."""
-        return self.recommender.manifest.fingerprint[:16]
+        """What tells its answers from those of other versions: model, catalog, and tags where there are any."""
+        manifest = self.recommender.manifest
+        if TAGS_FILE not in manifest.files:
+            return manifest.fingerprint[:16]
+        return hashlib.sha256((manifest.fingerprint + manifest.files[TAGS_FILE].sha256).encode()).hexdigest()[:16]
 
 
 class ServedBundle:

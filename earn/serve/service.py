@@ -145,13 +145,13 @@ class Service:
             with opened.lock:
                 started = time.perf_counter()
                 opened.follow()
-                query = checked(opened.version.recommender, opened.session.history, wanted)
+                recommender, session = opened.version.recommender, opened.session
+                query = checked(recommender, session.history, wanted)
+                recommender.filters.check(session.allow, session.block, "skip")  # its tags may be gone
                 assert not isinstance(query.beams, str)
                 beams = query.beams
                 found = faults_of_ours(
-                    lambda: opened.session.recommend(
-                        query.k, beams, query.exclude, allow=query.allow, block=query.block
-                    )
+                    lambda: session.recommend(query.k, beams, query.exclude, allow=query.allow, block=query.block)
                 )
                 ended = time.perf_counter()
             items = found if isinstance(found, Recommendations) else Recommendations(found, False)

@@ -158,6 +158,17 @@ def test_filters_hold_in_lists_and_sessions(serve: Serve, bundle: Path) -> None:
     assert shown["tags"] == ["even", "low"]
 
 
+def test_new_tags_are_served_after_a_reload_and_sessions_are_told_which_are_gone(serve: Serve, bundle: Path) -> None:
+    set_tags(bundle, Tags.of({"old": [0, 1]}, 8))
+    client, token = serve(bundle, "t" * 20), {"Authorization": f"Bearer {'t' * 20}"}
+    key = client("POST", "/session", {"history": ["1"], "allow": {"tag": "old"}}, token).json()["session"]
+    set_tags(bundle, Tags.of({"new": [0, 1]}, 8))
+    reloaded = client("POST", "/catalog/reload", {}, token).json()
+    assert reloaded["tags"] == ["new"]
+    assert reloaded["version"] != reloaded["previous"]
+    assert "no tag 'old'" in error(client("POST", f"/session/{key}/recommend", {}, token), 422)
+
+
 def test_sessions_are_bounded_in_number_and_age(serve: Serve) -> None:
     client = serve(sessions=2, session_age_s=0.2)
     assert [client("POST", "/session", {}).status_code for _ in range(3)] == [201, 201, 503]
