@@ -71,11 +71,22 @@ def recover(folder: Path) -> None:
 def only_writer(folder: Path) -> Iterator[bool]:
     """Holds the folder's lock for a block; yields False if another process has it. Without locks, always True."""
     lock = _lock(folder, wait=False)
+    if lock >= 0 and not _is_at(lock, folder):  # another writer exchanged it just before, so this is the old one
+        os.close(lock)
+        lock = -1
     try:
         yield lock >= 0 or fcntl is None
     finally:
         if lock >= 0:
             os.close(lock)
+
+
+def _is_at(opened: int, folder: Path) -> bool:
+    """Whether an open folder is the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(opened), folder.stat())
+    except OSError:
+        return False
 
 
 def _lock(folder: Path, wait: bool = True) -> int:
