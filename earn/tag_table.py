@@ -71,8 +71,11 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     with open_text(path) as file:
         header = file.readline()
         delimiter = "\t" if header.count("\t") > header.count(",") else ","
-        names = next(csv.reader([header], delimiter=delimiter), [])
-        return names, list(csv.DictReader(file, names, delimiter=delimiter, restval=""))
+        try:
+            names = next(csv.reader([header], delimiter=delimiter), [])
+            return names, list(csv.DictReader(file, names, delimiter=delimiter, restval=""))
+        except csv.Error as error:
+            raise EarnError(f"{path}: is no csv or tsv file ({error}). Check its quotes.") from error
 
 
 def _check_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from earn.errors import EarnError
 from earn.filters import EVERYTHING, NOTHING, AllOf, AnyOf, Filter, Items, Not, Tag, from_json, from_text, mask, to_json
-from earn.tag_table import band_names, read_tags
+from earn.tag_table import band_names, read_columns, read_tags
 from earn.tags import Tags
 from tests.support import toy_catalog
 
@@ -183,3 +183,10 @@ def test_tables_that_say_nothing_are_refused(tmp_path: Path) -> None:
     for edges in ([], [2.0, 1.0], [float("nan")]):
         with pytest.raises(EarnError, match="ascending"):
             band_names("price", edges)
+
+
+def test_a_table_that_csv_cannot_read_is_an_error_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text('item_id,title\n9,"' + "never closed " * 11_000)
+    with pytest.raises(EarnError, match="is no csv or tsv file"):
+        read_columns(path, ("item_id",))
