@@ -17,7 +17,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import ne
 from pathlib import Path
+
+import numpy as np
 
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import SET
@@ -26,9 +29,11 @@ from earn.exchange import only_writer
 from earn.files import folder_written_whole, link_files
 from earn.manifest import NO_MODEL, CatalogVersions, FileEntry, Manifest
 from earn.new_items import NewItems, with_new_items
+from earn.quantizer import QUANTIZER_FILE
 from earn.tags import TAGS_FILE, Tags
 
 MOST_KEPT = 5  # earlier catalogs
+READ = (CATALOG_FILE, QUANTIZER_FILE, TAGS_FILE)  # what a change is made from
 
 
 @contextmanager
@@ -54,9 +59,12 @@ def set_tags(folder: Path, tags: Tags) -> Manifest:
     """Gives a bundle these tags in place of those that it has; its saved sessions stay good.
 
     Raises:
-        EarnError: no bundle, or it cannot be written.
+        EarnError: no bundle, the tags are of another number of items, or it cannot be written.
     """
     with bundle_changed(folder) as changed:
+        items = len(Catalog.load(folder / CATALOG_FILE))
+        if tags.items != items:  # such as of the catalog before another process changed it
+            raise EarnError(f"{folder}: has {items} items, and these are tags of {tags.items}. Make them again.")
         manifest = _with_tags(Manifest.load(folder, verify=False), changed, tags)
         manifest.save(changed)
     return manifest
@@ -76,10 +84,10 @@ def edit_catalog(folder: Path, change: Callable[[Catalog], Catalog]) -> Manifest
             what `change` raises.
     """
     with bundle_changed(folder) as changed:
-        manifest = Manifest.load(folder, verify=(CATALOG_FILE,))
+        manifest = Manifest.load(folder, verify=READ)
         former = Catalog.load(folder / CATALOG_FILE)
         catalog = change(former)
-        _check_fits(manifest, catalog)
+        _check_fits(manifest, former, catalog)
         before = manifest.catalog or CatalogVersions(0, ())
         kept = (before.version, *before.kept)
         target = changed / CatalogVersions.file(before.version)
@@ -115,14 +123,14 @@ def roll_back_catalog(folder: Path) -> Manifest:
             raise EarnError(f"{folder}: has no earlier catalog to roll back to.")
         newest, *older = versions.kept
         earlier = CatalogVersions.file(newest)
-        Manifest.load(folder, verify=(earlier, CATALOG_FILE))
+        Manifest.load(folder, verify=(earlier, *READ))
         before, after = len(Catalog.load(folder / CATALOG_FILE)), len(Catalog.load(folder / earlier))
         os.replace(changed / earlier, changed / CATALOG_FILE)
         return _with_catalog(manifest, changed, CatalogVersions(versions.version + 1, tuple(older)), before, after)
 
 
-def _check_fits(manifest: Manifest, catalog: Catalog) -> None:
-    """Raises EarnError for a catalog that the bundle's model does not know."""
+def _check_fits(manifest: Manifest, former: Catalog, catalog: Catalog) -> None:
+    """Raises EarnError for a catalog that the bundle's model does not know, or that gives items another index."""
     is_set = manifest.model.method == SET
     named = (catalog.trained, 1) if is_set else (len(catalog.tokens), catalog.depth)
     logits = len(catalog.tokens) if is_set else manifest.sizes.logits
@@ -131,6 +139,12 @@ def _check_fits(manifest: Manifest, catalog: Catalog) -> None:
         raise EarnError(
             f"The new catalog has {named[0]} trained items or tokens and depth {named[1]}, the model {wanted[0]} and "
             f"{wanted[1]}. Change the bundle's own catalog, by earn.live_catalog and add_items."
+        )
+    has_same_codes = catalog.tokens == former.tokens and np.array_equal(catalog.codes[: len(former)], former.codes)
+    if not has_same_codes or any(map(ne, former.item_ids, catalog.item_ids)):
+        raise EarnError(
+            "The new catalog lacks items of the former one, or gives them another place, id or identifier, by which "
+            "model, histories and tags know them. Change the bundle's own catalog, by earn.live_catalog and add_items."
         )
 
 
