@@ -21,6 +21,7 @@ packed: the arrays are mapped into memory, and items become Python objects one b
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields
@@ -216,6 +217,11 @@ class Catalog:
                 f'The catalog has no item {str(missing)!r}. Check the id, or skip it: unknown="skip" (--unknown skip).'
             )
         return indices[is_known]
+
+    def sum_of_items(self) -> str:
+        """A SHA-256 of the ids, and of all that a history reads of an item."""
+        arrays = (Texts.of(self.item_ids).data, self.codes, self.read_as)
+        return hashlib.sha256(b"".join(hashlib.sha256(array.tobytes()).digest() for array in arrays)).hexdigest()
 
     def save(self, path: Path) -> None:
         """Writes `catalog.npz` (format above), whole or not at all, and the quantizer beside it."""

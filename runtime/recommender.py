@@ -24,6 +24,7 @@ from earn.manifest import Manifest, check_graphs
 from earn.new_items import NewItems, with_new_items
 from earn.places import opened
 from earn.prompts import history_tokens
+from earn.quantizer import QUANTIZER_FILE
 from earn.runtime.beam import Beams
 from earn.runtime.closed import Closed
 from earn.runtime.deadline import within
@@ -91,15 +92,18 @@ class Recommender:
     def _keep(self, manifest: Manifest, catalog: Catalog, tags: Tags | None) -> None:
         """Takes what is no model."""
         self.manifest, self.catalog = manifest, catalog
+        self.added = ""  # what tells items that were added in memory, by their catalog's sum
         self.tags = tags or no_tags(len(catalog))
         offered = catalog.status == OFFERED
         self.filters = ItemFilters(len(catalog), self.tags, self.indices, None if offered.all() else offered)
+        # of a model with a row per item: whose row a history reads for each item
+        has_rows = manifest.model.method == SET
+        self._read_as = np.concatenate((np.arange(catalog.trained), catalog.read_as)) if has_rows else None
 
     def _lay_out(self) -> None:
-        """Of a model that names all codes at once: the items' digits, and whose row a history reads for each item."""
-        catalog, is_set = self.catalog, self.manifest.model.method == SET
-        self._set = SetScores.of(catalog, self.manifest.sizes.logits) if is_set else None
-        self._read_as = np.concatenate((np.arange(catalog.trained), catalog.read_as)) if is_set else np.arange(0)
+        """Of a model that names all codes at once: the items' digits."""
+        is_set = self.manifest.model.method == SET
+        self._set = SetScores.of(self.catalog, self.manifest.sizes.logits) if is_set else None
 
     def _over(self, manifest: Manifest, catalog: Catalog, tags: Tags | None) -> Recommender:
         """Another recommender over the same model."""
@@ -161,7 +165,7 @@ class Recommender:
         """
 
         def read(folder: Path) -> tuple[Manifest, Catalog, Tags | None]:
-            manifest = Manifest.load(folder, verify=(CATALOG_FILE, TAGS_FILE))
+            manifest = Manifest.load(folder, verify=(CATALOG_FILE, QUANTIZER_FILE, TAGS_FILE))
             return manifest, *_items_of(folder, manifest)
 
         manifest, catalog, tags = opened(place, read)
@@ -311,7 +315,9 @@ class Recommender:
             EarnError: items cannot be added, see `earn.new_items.with_new_items`.
         """
         catalog = with_new_items(self.catalog, items, self.manifest.model.method == SET)
-        return self._over(self.manifest, catalog, self.tags.resized(len(catalog)))
+        other = self._over(self.manifest, catalog, self.tags.resized(len(catalog)))
+        other.added = catalog.sum_of_items()
+        return other
 
     def history(self, item_ids: Sequence[str | int], unknown: str = "error") -> list[int]:
         """`indices` of a history, whose order counts."""
@@ -338,7 +344,7 @@ class Recommender:
         model = self.manifest.model
         separator = list(model.prompt.separator) if follows else []
         newest = np.array(items[-model.max_history :], np.int64)
-        rows = self._read_as[newest, None] if self._set is not None else self.catalog.codes[newest]
+        rows = self.catalog.codes[newest] if self._read_as is None else self._read_as[newest, None]
         return separator + history_tokens([[code for code in row if code >= 0] for row in rows.tolist()], model)
 
     def search(self, prompts: ReadPrompts, excluded: Sequence[Excluded], k: int, width: int) -> list[Recommendations]:

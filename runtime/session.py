@@ -182,6 +182,7 @@ class Session:
             header = {
                 "format": FORMAT,
                 "bundle": self._recommender.manifest.fingerprint,
+                "added": self._recommender.added,
                 "model": self._recommender.manifest.model_fingerprint,
                 "items": self._ids(0),
                 "start": self._start,
@@ -205,7 +206,7 @@ class Session:
             EarnError: these are no session's bytes, they are damaged or another bundle's, or the catalog lacks an item.
         """
         arrays = _arrays(saved)
-        header, is_same = _header(arrays, recommender.manifest)
+        header, is_same = _header(arrays, recommender.manifest, recommender.added)
         items, start = _history(header)
         session = cls(recommender)
         session._allow, session._block = (from_json(header[name]) if name in header else empty for name, empty in _OWN)
@@ -267,7 +268,7 @@ def _arrays(saved: bytes) -> Mapping[str, Any]:
         raise EarnError(f"This is no saved session, or a damaged one ({error}). {_REMEDY}") from error
 
 
-def _header(arrays: Mapping[str, Any], manifest: Manifest) -> tuple[dict[str, Any], bool]:
+def _header(arrays: Mapping[str, Any], manifest: Manifest, added: str) -> tuple[dict[str, Any], bool]:
     """The header of a session that was saved with this bundle's model, and whether with its catalog too."""
     try:
         header: dict[str, Any] = json.loads(arrays["header"].tobytes())
@@ -276,10 +277,10 @@ def _header(arrays: Mapping[str, Any], manifest: Manifest) -> tuple[dict[str, An
         raise EarnError(f"This is no saved session ({error!r}). {_REMEDY}") from error
     if form not in (1, FORMAT):
         raise EarnError(f"The session was saved in format {form}, this is {FORMAT}. {_REMEDY}")
-    is_same = of == manifest.fingerprint
-    if not is_same and header.get("model") != manifest.model_fingerprint:
+    is_bundle = of == manifest.fingerprint
+    if not is_bundle and header.get("model") != manifest.model_fingerprint:
         raise EarnError(f"The session was saved with another bundle. {_REMEDY}")
-    return header, is_same
+    return header, is_bundle and header.get("added", "") == added
 
 
 def _history(header: Mapping[str, Any]) -> tuple[list[str], int]:

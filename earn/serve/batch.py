@@ -68,8 +68,9 @@ def run_batch(
     blocks = list(blocks_of(parquet_files(histories), job.block_users, job.columns))
     if not blocks:
         raise EarnError("The files hold no row. Check the paths.")
+    identity = bundle_identity(job.bundle)
     run = {
-        **bundle_identity(job.bundle),
+        **identity,
         "settings": job.settings(),
         "files": [asdict(file) for file in dict.fromkeys(block.file for block in blocks)],
     }
@@ -85,7 +86,7 @@ def run_batch(
             sum(block.rows for block in blocks),
             sum(block.rows for block in blocks) - sum(block.rows for block in left),
         )
-        for report in _reports(job, left, workers, address):
+        for report in _reports(job, identity, left, workers, address):
             reports.append(report)
             done += report.rows
             if progress:
@@ -115,11 +116,12 @@ def _begin(out: Path, run: Mapping[str, Any]) -> None:
             left.unlink()
 
 
-def _reports(job: Job, blocks: Sequence[Block], workers: int, address: str | None) -> Iterator[BlockReport]:
+def _reports(
+    job: Job, identity: Mapping[str, str], blocks: Sequence[Block], workers: int, address: str | None
+) -> Iterator[BlockReport]:
     """The reports of blocks, as these get done."""
     if not blocks:
         return iter(())
-    identity = bundle_identity(job.bundle)
     if workers == 1 and address is None:
         return map(BlockWorker(job, identity), blocks)
     from earn.serve.batch_ray import reports_of_cluster

@@ -83,10 +83,10 @@ class BlockWorker:
         Raises:
             EarnError: it is another one, damaged, cannot be loaded, or does not allow the job's settings.
         """
-        if bundle_identity(job.bundle) != identity:
-            raise EarnError(f"{job.bundle}: is not the bundle that the run began with. Copy that one here.")
         self._job, self._identity = job, identity
         self._recommender = Recommender.load(job.bundle, job.engine, job.threads, arena=True)
+        if bundle_identity(job.bundle) != identity:  # asked now, for it may have been replaced at any time before
+            raise EarnError(f"{job.bundle}: is not the bundle that the run began with. Copy that one here.")
         self._recommender.search_width(job.k, None if job.beams == EXACT else job.beams)
         self._allow, self._block = AllOf(map(from_text, job.allow)), AnyOf(map(from_text, job.block))
         self._recommender.filters.check(self._allow, self._block, job.unknown)

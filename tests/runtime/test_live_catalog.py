@@ -28,7 +28,7 @@ from earn.model.earn_model import EarnModel
 from earn.model.set_model import SetModel
 from earn.new_items import NewItems, with_new_items
 from earn.runtime.recommender import Recommendation, Recommender
-from earn.tags import Tags
+from earn.tags import TAGS_FILE, Tags
 from tests.model.test_set_model import naive_scores, set_model
 from tests.support import brute_force
 
@@ -266,6 +266,8 @@ def test_what_cannot_be_changed_is_refused_and_changes_nothing(cases: dict[str, 
         (lambda catalog: add(catalog, False, "9", ["a0"]), "of 1 codes; this catalog's have 2 or 3 or 4"),
         (lambda catalog: add(catalog, False, "9", ["a0", "b0", "c0"]), "is the beginning of"),
         (lambda catalog: with_new_items(catalog, NewItems(["9"], ["t"])), "Give each one's identifier"),
+        (lambda catalog: replace(catalog, item_ids=catalog.item_ids[::-1]), "another place, id or identifier"),
+        (lambda catalog: replace(catalog, identifiers=catalog.identifiers[::-1]), "another place, id or identifier"),
     ):
         with pytest.raises(EarnError, match=message):
             edit_catalog(bundle, change)
@@ -283,6 +285,31 @@ def test_tags_follow_the_catalog(bundle: Path) -> None:
     roll_back_catalog(bundle)
     assert len(Recommender.load(bundle).recommend(HISTORY, 8, allow=Tag("all"))) == 8
     assert Tags.of({"a": [0, 9]}, 10).resized(3).resized(10).having("a").tolist() == [True, *[False] * 9]
+
+
+def test_tags_of_another_catalog_and_damaged_ones_are_not_taken_over(bundle: Path) -> None:
+    with pytest.raises(EarnError, match="has 8 items, and these are tags of 9"):
+        set_tags(bundle, Tags.of({"all": [0]}, 9))
+    set_tags(bundle, Tags.of({"all": range(8)}, 8))
+    damaged = bytearray((bundle / TAGS_FILE).read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (bundle / TAGS_FILE).unlink()
+    (bundle / TAGS_FILE).write_bytes(damaged)
+    with pytest.raises(EarnError, match="its SHA-256 is not the manifest's"):
+        edit_catalog(bundle, lambda catalog: add(catalog, False, "9", ["a0", "b0"]))
+
+
+def test_a_session_with_an_item_added_in_memory_is_read_again_where_its_codes_are_others(toy_bundle: Path) -> None:
+    first = Recommender.load(toy_bundle, threads=1)
+    grown, other = (
+        first.with_new_items(NewItems(["9"], identifiers=[identifier]))
+        for identifier in (["a3", "b1", "c1"], ["a1", "b1", "c1"])
+    )
+    saved = grown.session(["1", "9"]).to_bytes()
+    assert grown.restore_session(saved).recommend(8) == grown.session(["1", "9"]).recommend(8)
+    assert other.restore_session(saved).recommend(8) == other.session(["1", "9"]).recommend(8)
+    with pytest.raises(EarnError, match="no item '9'"):
+        first.restore_session(saved)
 
 
 def test_added_items_of_a_model_with_rows_are_read_as_the_one_that_is_most_like_them(cases: dict[str, Case]) -> None:

@@ -12,6 +12,7 @@ from earn.bundle_edit import set_tags
 from earn.cli.main import main
 from earn.errors import EarnError
 from earn.exchange import only_writer
+from earn.export.one_graph import compose_bundle
 from earn.runtime.recommender import Recommender
 from earn.serve import batch, batch_worker
 from earn.serve.batch import run_batch
@@ -82,6 +83,15 @@ def test_bad_rows_are_set_aside_with_their_reason(toy_bundle: Path, tmp_path: Pa
     assert [(row["user"], row["row"]) for row in rejected] == [(users[row], row) for row in range(1, 7)]
     said = ["empty", "empty", "no user", "'99'", "null", "'99'"]
     assert all(text in row["reason"] for text, row in zip(said, rejected, strict=True))
+
+
+def test_the_one_graph_answers_batches_too(bundle: Path, tmp_path: Path, histories: Path) -> None:
+    compose_bundle(bundle)
+    lists = []
+    for engine in ("cpu", "one-graph"):
+        run_batch(job(bundle, tmp_path / engine, engine=engine), [histories])
+        lists.append([row["items"] for row in read(tmp_path / engine / "recs")])
+    assert lists[0] == lists[1]
 
 
 def test_filters_of_the_run_and_of_a_row_hold_together(bundle: Path, tmp_path: Path) -> None:
@@ -169,6 +179,20 @@ def test_another_run_is_refused(bundle: Path, tmp_path: Path, histories: Path) -
     (bundle / "manifest.json").write_text(json.dumps(manifest))  # the same values, but another file
     with pytest.raises(EarnError, match="another bundle"):
         run_batch(job(bundle, tmp_path), [histories])
+
+
+def test_a_bundle_that_is_replaced_while_it_is_loaded_is_refused(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity, load = batch_worker.bundle_identity(str(bundle)), Recommender.load
+
+    def replaced(*arguments: Any, **options: Any) -> Recommender:
+        set_tags(bundle, Tags.of({"new": [0]}, 8))
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(Recommender, "load", replaced)
+    with pytest.raises(EarnError, match="is not the bundle that the run began with"):
+        BlockWorker(job(bundle, tmp_path), identity)
 
 
 def test_changed_histories_are_refused(toy_bundle: Path, tmp_path: Path, histories: Path) -> None:
