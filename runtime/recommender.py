@@ -99,6 +99,8 @@ class Recommender:
         """Of a model that names all codes at once: the items' digits, and whose row a history reads for each item."""
         catalog, is_set = self.catalog, self.manifest.model.method == SET
         self._set = SetScores.of(catalog, self.manifest.sizes.logits) if is_set else None
+        if not is_set:
+            _ = catalog.trie.level_tokens  # made now, not at the first request
         self._read_as = np.concatenate((np.arange(catalog.trained), catalog.read_as)) if is_set else np.arange(0)
 
     def _over(self, manifest: Manifest, catalog: Catalog, tags: Tags | None) -> Recommender:
