@@ -1,14 +1,18 @@
 """What a catalog's size costs: reading it and excluding 100,000 of its items, and filters in a request.
 
     python benchmarks/catalog.py reading                    # 12,000 and 1.5 million items
-    python benchmarks/catalog.py reading --items 10000000
+    python benchmarks/catalog.py reading --items 12000,10000000
     python benchmarks/catalog.py filters                    # 12,000 items
     python benchmarks/catalog.py filters --items 1500000
 
 Identifiers are random, 4 codes of 256. Times are those of the processor, so that other work on the machine counts less.
 
-reading     Each catalog is written and then read in a process of its own. Memory is what the process's peak grows by
-            while the catalog is read (Linux), mapped pages included, and what it holds afterwards without them.
+reading     Each catalog is written, and then read and asked in a process of its own, once for beams and once for the
+            method set. Loading takes what the method asks of a catalog: the trie, or the digits in tables. Memory is
+            what the process has more than before (Linux), mapped pages included: at its peak while it loads, and then.
+            A request of beams is a whole one over a small model with random weights, on one thread. One of the method
+            set is all but the model's pass, which the catalog does not change: history, scores, list. The last column
+            is what excluding 100,000 ids takes before the search begins.
 filters     A small model with random weights answers on one thread; in every round each filter answers one request, in
             turn. Tags hold random items. `first` is the request that evaluates the expression; the others find it kept.
 """
@@ -19,7 +23,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,16 +32,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earn.catalog import CATALOG_FILE, Catalog, Identifiers
+from earn.config import BEAMS, SET
 from earn.console import show, show_json, table
 from earn.filters import Filter, Items, Tag
+from earn.manifest import Manifest
+from earn.runtime.engine import Engine, load_engine
+from earn.runtime.item_filters import indices_of, items_left
 from earn.runtime.recommender import Recommender
-from earn.runtime.trie import Exclusions, distinct
+from earn.runtime.set_scores import SetScores
+from earn.runtime.trie import distinct
 from earn.texts import Texts
+
+Request = Callable[[Sequence[str | int]], object]  # takes item ids
 
 CODES, DEPTH, WIDTH = 256, 4, 256
 EXCLUDED = 100_000
 READINGS, REQUESTS = 9, 40
-COLUMNS = ("items", "file MiB", "load s", "peak MiB", "kept MiB", "look ids up ms", "exclude ms")
+METHODS = (BEAMS, SET)
+COLUMNS = (
+    *("method", "items", "file MiB", "load s", "wall s", "peak MiB", "then MiB"),
+    *("first ms", "later ms", "of the smallest", "exclude ms"),
+)
 SHARES = {"half": 0.5, "tenth": 0.1, "rare": 0.001}
 FILTERS: Mapping[str, Filter | None] = {
     "no filter": None,
@@ -58,48 +73,73 @@ def random_catalog(codes: NDArray[np.int64]) -> Catalog:
     return Catalog(ids, Identifiers((codes + CODES * np.arange(DEPTH)).astype(np.int32), tokens), titles)
 
 
-def write_catalog(items: int, path: Path) -> None:
-    """Writes a random catalog."""
-    random_catalog(np.random.default_rng(0).integers(0, CODES, (items, DEPTH))).save(path)
-
-
-def measure_reading(items: int, path: Path) -> list[float]:
-    """The row of a catalog that was written there."""
-    before, start = _memory(), time.process_time()
+def measure_reading(method: str, folder: Path, path: Path) -> list[float]:
+    """The row of a catalog, over a bundle's graphs."""
+    manifest = Manifest.load(folder, verify=False)
+    engine = load_engine("cpu", folder, manifest, threads=1)
+    before, start, wall = _memory(), time.process_time(), time.perf_counter()
     catalog = Catalog.load(path)
-    seconds, after = time.process_time() - start, _memory()
-    chosen = np.random.default_rng(1).choice(items, min(items, EXCLUDED), replace=False)
-    ids = [str(item) for item in chosen]
-    found = distinct(catalog.index.find(ids))
-    calls = (lambda: catalog.index.find(ids), lambda: Exclusions.of(catalog.trie, [found]))
-    times = [statistics.median(_milliseconds(call) for _ in range(READINGS)) for call in calls]
-    memory = [after["VmHWM"] - before["VmHWM"], after["RssAnon"] - before["RssAnon"]]
-    return [items, path.stat().st_size / 2**20, seconds, *memory, *times]
+    request, exclude = _of_beams(engine, manifest, catalog) if method == BEAMS else _of_set(catalog)
+    seconds, after = [time.process_time() - start, time.perf_counter() - wall], _memory()
+    items = len(catalog)
+    generator = np.random.default_rng(1)
+    times = [_milliseconds(request, generator.integers(0, items, 20).tolist()) for _ in range(REQUESTS + 1)]
+    ids = [str(item) for item in generator.choice(items, min(items, EXCLUDED), replace=False)]
+    excluding = statistics.median(_milliseconds(exclude, ids) for _ in range(READINGS))
+    memory = [after[name] - before["VmRSS"] for name in ("VmHWM", "VmRSS")]
+    mebibytes = path.stat().st_size / 2**20
+    return [items, mebibytes, *seconds, *memory, times[0], statistics.median(times[1:]), excluding]
 
 
-def _milliseconds(call: Callable[[], object]) -> float:
+def _of_beams(engine: Engine, manifest: Manifest, catalog: Catalog) -> tuple[Request, Request]:
+    """What answers a history, and what excludes ids."""
+    recommender = Recommender(engine, manifest, catalog)
+    return recommender.recommend, lambda ids: items_left(catalog.trie, [recommender.excluded(ids)])
+
+
+def _of_set(catalog: Catalog) -> tuple[Request, Request]:
+    """The same of the method set."""
+    scores = SetScores.of(catalog, len(catalog.tokens))
+    logits = np.random.default_rng(2).normal(size=len(catalog.tokens)).astype(np.float32)
+
+    def request(history: Sequence[str | int]) -> list[tuple[str, str, float]]:
+        best = scores.best(logits, 10, catalog.find(history))
+        return [(catalog.item_ids[item], catalog.titles[item], score) for item, score in best]
+
+    return request, lambda ids: indices_of(distinct(catalog.find(ids)))
+
+
+def _milliseconds(call: Request, items: Sequence[str | int]) -> float:
     start = time.process_time()
-    call()
+    call(items)
     return 1000 * (time.process_time() - start)
 
 
 def _memory() -> dict[str, float]:
-    """MiB of the process: at its peak, and of its own pages now."""
+    """MiB of the process: at its peak, and now."""
     lines = (line.split() for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
-    return {line[0].rstrip(":"): int(line[1]) / 1024 for line in lines if line[0] in ("VmHWM:", "RssAnon:")}
+    return {line[0].rstrip(":"): int(line[1]) / 1024 for line in lines if line[0] in ("VmHWM:", "VmRSS:")}
 
 
 def reading(sizes: list[int]) -> None:
     """Writes and reads a catalog of each size; prints a table and one line of JSON."""
-    rows = []
+    rows: list[list[str | float]] = []
+    smallest: dict[str, float] = {}
     for items in sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / CATALOG_FILE
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "bundle"
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                process.submit(write_catalog, items, path).result()
-            with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                rows.append(process.submit(measure_reading, items, path).result())
-    show(table(COLUMNS, [[f"{value:,.1f}" for value in row] for row in rows]))
+                process.submit(write_bundle, items, folder).result()
+            for method in METHODS:
+                path = Path(temporary) / f"{method}.npz"
+                Catalog.load(folder / CATALOG_FILE).save_items(path, with_trie=method != SET)
+                with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                    *row, later, exclude = process.submit(measure_reading, method, folder, path).result()
+                share = later / smallest.setdefault(method, later)
+                rows.append([method, *row, later, share, exclude])
+    show(
+        table(COLUMNS, [[f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row] for row in rows])
+    )
     show_json([dict(zip(COLUMNS, row, strict=True)) for row in rows])
 
 

@@ -13,7 +13,7 @@ import mmap
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -90,6 +90,13 @@ def forget_pages(arrays: Mapping[str, NDArray[Any]]) -> None:
         if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
             mapped.madvise(mmap.MADV_DONTNEED)
             return
+
+
+def row_blocks(array: NDArray[Any], rows: int = 1 << 16) -> Iterator[NDArray[Any]]:
+    """An array's rows, some at a time; those of a mapped one do not stay in memory."""
+    for first in range(0, len(array), rows):
+        yield array[first : first + rows]
+        forget_pages({"": array})
 
 
 def _read(

@@ -10,12 +10,13 @@ then a finished item could not be told from an unfinished one.
     identifiers  int32 [items, depth], indices into tokens, -1 after an identifier's end
 and beside these, not to be computed at every loading,
     slots        int32, the hash table of the ids (see earn.texts)
-    trie.*       int32, the arrays of the identifiers' trie (see earn.trie)
+    trie.*       int32, the arrays of the identifiers' trie (see earn.trie); not for the method set, which has no search
 and, once it was changed without a new training (see earn.live_catalog),
     status       uint8 [items]: 0 offered, 1 blocked, 2 removed; all are offered where it is missing
     read_as      int32 [added]: of each item that was added last, the trained item whose row a history reads for it;
                  only of models with a row per item
-`slots` and `trie.*` are built where they are missing, as in older files, and checked where they are there. Nothing is
+They are checked where they are there. Where they are missing, as in older files, `slots` is built at loading, and the
+trie when it is first asked for, or at loading if identifiers differ in length. Nothing is
 packed: the arrays are mapped into memory, and items become Python objects one by one as they are asked for.
 """
 
@@ -25,13 +26,14 @@ import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.arrays import ArrayForm, forget_pages, map_arrays, write_arrays
+from earn.arrays import ArrayForm, forget_pages, map_arrays, row_blocks, write_arrays
 from earn.errors import EarnError
 from earn.files import read_json, written_whole
 from earn.identifier_tokens import unwrapped
@@ -86,18 +88,21 @@ class Identifiers(Sequence[tuple[str, ...]]):
         if not 1 <= self.codes.shape[1] <= MOST_DEPTH:
             raise ValueError(f"identifiers of {self.codes.shape[1]} tokens, where 1 to {MOST_DEPTH} may be")
         depths = np.full(len(self.tokens), MOST_DEPTH)  # of each token's first appearance
-        goes_on = np.ones(len(self.codes), bool)
-        for depth, column in enumerate(self.codes.T):
-            is_there = column >= 0
-            wrong = (column < -1) | (column >= len(self.tokens)) | (is_there & ~goes_on)
-            if wrong.any():
-                row = int(wrong.argmax())
-                raise ValueError(f"item {row} has the codes {self.codes[row].tolist()} of {len(self.tokens)} tokens")
-            goes_on = is_there
-            used = np.bincount(column[is_there], minlength=len(self.tokens)) > 0
-            depths[used] = np.minimum(depths[used], depth)
-        if not goes_on.any() or not (self.codes[:, 0] >= 0).all():
-            raise ValueError("an item has no identifier, or none has the length that they claim")
+        is_whole = False  # whether some identifier is as long as they claim
+        for codes in row_blocks(self.codes):
+            goes_on = np.ones(len(codes), bool)
+            for depth, column in enumerate(codes.T):
+                is_there = column >= 0
+                wrong = (column < -1) | (column >= len(self.tokens)) | (is_there & ~goes_on)
+                if wrong.any():
+                    raise ValueError(f"the codes {codes[wrong.argmax()].tolist()} are not of {len(self.tokens)} tokens")
+                goes_on, used = is_there, column[is_there]
+                depths[used] = np.minimum(depths[used], depth)
+            is_whole |= bool(goes_on.any())
+            if not (codes[:, 0] >= 0).all():
+                raise ValueError("an item has no identifier")
+        if not is_whole:
+            raise ValueError("no identifier has the length that they claim")
         is_in_order = (np.diff(depths) >= 0).all() and depths[-1] < MOST_DEPTH
         if not is_in_order or len(set(self.tokens)) != len(self.tokens) or not all(self.tokens):
             raise ValueError("its tokens are not those of the identifiers, by the depth of their first appearance")
@@ -148,7 +153,6 @@ class Catalog:
     read_as: Codes = field(default_factory=lambda: np.zeros(0, np.int32), compare=False, repr=False)  # [added]
     stored: InitVar[Mapping[str, NDArray[Any]] | None] = None  # a file's arrays, with the index and the trie if it can
     index: TextIndex = field(init=False, compare=False, repr=False)  # from an item's id to its index
-    trie: ItemTrie = field(init=False, compare=False, repr=False)  # of the identifiers
     codes: Codes = field(init=False, compare=False, repr=False)  # [items, depth] indices into tokens, then -1
     tokens: tuple[str, ...] = field(init=False, compare=False, repr=False)  # the distinct tokens, by depth
 
@@ -162,8 +166,7 @@ class Catalog:
             )
         item_ids, identifiers = _texts(self.item_ids), _identifiers(self.item_ids, self.identifiers)
         titles = _texts(self.titles if isinstance(self.titles, Texts) else tuple(map(one_line, self.titles)))
-        index, trie = _index(item_ids, stored or {}), _trie(identifiers.codes, stored or {})
-        _refuse_prefixes(item_ids, identifiers, trie)
+        index, trie = _index(item_ids, stored or {}), _stored_trie(identifiers.codes, stored or {})
         status = self.status if len(self.status) else np.zeros(len(item_ids), np.uint8)
         if len(status) != len(item_ids) or status.max() > REMOVED:
             raise EarnError(f"The catalog has {len(item_ids)} items and {len(status)} statuses of 0 to {REMOVED}.")
@@ -171,9 +174,16 @@ class Catalog:
             raise EarnError(f"The catalog's added items are read as others than its {self.trained} trained ones.")
         object.__setattr__(self, "status", status)
         arrays = {"item_ids": item_ids, "identifiers": identifiers, "titles": titles}
-        parts = {"index": index, "trie": trie, "codes": identifiers.codes, "tokens": identifiers.tokens}
-        for name, value in {**arrays, **parts}.items():
+        parts = {"index": index, "codes": identifiers.codes, "tokens": identifiers.tokens}
+        for name, value in {**arrays, **parts, **({"trie": trie} if trie else {})}.items():
             object.__setattr__(self, name, value)
+        if any((codes[:, -1] < 0).any() for codes in row_blocks(self.codes)):  # else all are of one length
+            _refuse_prefixes(item_ids, identifiers, self.trie)
+
+    @cached_property
+    def trie(self) -> ItemTrie:
+        """The trie of the identifiers: the file's, or built when it is first asked for."""
+        return ItemTrie.build(self.codes)
 
     @property
     def depth(self) -> int:
@@ -223,13 +233,18 @@ class Catalog:
         arrays = (Texts.of(self.item_ids).data, self.codes, self.read_as)
         return hashlib.sha256(b"".join(hashlib.sha256(array.tobytes()).digest() for array in arrays)).hexdigest()
 
-    def save(self, path: Path) -> None:
-        """Writes `catalog.npz` (format above), whole or not at all, and the quantizer beside it."""
+    def save(self, path: Path, with_trie: bool = True) -> None:
+        """Writes `catalog.npz` (format above), whole or not at all, and the quantizer beside it.
+
+        Args:
+            path: of the file.
+            with_trie: whether the trie is written, which searches want; the method set has no use for it.
+        """
         if self.quantizer is not None:
             self.quantizer.save(path.with_name(QUANTIZER_FILE))
-        self.save_items(path)
+        self.save_items(path, with_trie)
 
-    def save_items(self, path: Path) -> None:
+    def save_items(self, path: Path, with_trie: bool = True) -> None:
         """`save` without the quantizer."""
         arrays = {
             "tokens": Texts.of(self.tokens).data,
@@ -237,7 +252,7 @@ class Catalog:
             "titles": Texts.of(self.titles).data,
             "identifiers": self.codes,
             "slots": self.index.slots,
-            **{name: getattr(self.trie, part) for name, part in _TRIE.items()},
+            **({name: getattr(self.trie, part) for name, part in _TRIE.items()} if with_trie else {}),
             **({"status": self.status} if self.status.any() else {}),
             **({"read_as": self.read_as} if len(self.read_as) else {}),
         }
@@ -326,13 +341,13 @@ def _index(item_ids: Texts, stored: Mapping[str, NDArray[Any]]) -> TextIndex:
     return index
 
 
-def _trie(codes: Codes, stored: Mapping[str, NDArray[Any]]) -> ItemTrie:
-    """The trie of the identifiers; the stored one where there is one."""
-    if _TRIE.keys() <= stored.keys():
-        kept = ItemTrie(**{part: stored[name] for name, part in _TRIE.items()}).check(codes)
-        forget_pages(stored)
-        return kept
-    return ItemTrie.build(codes)
+def _stored_trie(codes: Codes, stored: Mapping[str, NDArray[Any]]) -> ItemTrie | None:
+    """The trie of the identifiers that a file has, if it has one."""
+    if not stored.keys() >= _TRIE.keys():
+        return None
+    kept = ItemTrie(**{part: stored[name] for name, part in _TRIE.items()}).check(codes)
+    forget_pages(stored)
+    return kept
 
 
 def _identifiers(item_ids: Sequence[str], identifiers: Sequence[tuple[str, ...]]) -> Identifiers:

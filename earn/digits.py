@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from earn.arrays import row_blocks
 from earn.catalog import Catalog
 from earn.errors import EarnError
 
@@ -36,7 +37,9 @@ class Digits:
             EarnError: identifiers of different lengths, or one token stands for two digits.
         """
         codes = catalog.codes
-        starts, stops = codes.min(axis=0).astype(np.int64), codes.max(axis=0).astype(np.int64) + 1
+        ends = [(block.min(axis=0), block.max(axis=0)) for block in row_blocks(codes)]
+        least, most = map(np.array, zip(*ends, strict=True))
+        starts, stops = least.min(axis=0).astype(np.int64), most.max(axis=0).astype(np.int64) + 1
         if starts[0] != 0 or stops[-1] != len(catalog.tokens) or (starts[1:] != stops[:-1]).any():
             raise EarnError(
                 "The catalog's identifiers are no digits: they differ in length, or a token stands at two places. "

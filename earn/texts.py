@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]
 Ints = NDArray[np.int64]
+Numbers = NDArray[np.int32] | Ints
 
 LINE_END = 10
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 by the golden ratio, odd
@@ -29,6 +30,7 @@ WORD = 8  # bytes
 LEADING = np.array([(1 << 8 * count) - 1 for count in range(WORD + 1)], np.uint64)  # masks of a word's first bytes
 PIECE = 1 << 16  # strings, and 64 times as many bytes, that are looked at together: temporaries stay small
 FREE = -1
+MOST_SMALL = 1 << 30  # bytes of text, whose places are kept as int32: what is looked up at random is then half as much
 SMALL = 1 << 15  # strings that a dictionary may hold as well: it finds a few of them sooner
 
 
@@ -39,8 +41,9 @@ class Texts(Sequence[str]):
         """Takes the text as it is; `check` looks at it."""
         self.data = data
         step = 64 * PIECE
-        ends = [np.flatnonzero(data[at : at + step] == LINE_END) + at for at in range(0, len(data), step)]
-        self.starts: Ints = np.concatenate(([0], *(end + 1 for end in ends), [len(data) + 1]))  # [n+1]
+        ends = (np.flatnonzero(data[at : at + step] == LINE_END) + at for at in range(0, len(data), step))
+        starts: Ints = np.concatenate(([0], *(end + 1 for end in ends), [len(data) + 1]))
+        self.starts: Numbers = starts.astype(np.int32) if len(data) < MOST_SMALL else starts  # [n+1]
 
     @classmethod
     def of(cls, strings: Sequence[str], errors: str = "strict") -> Texts:
@@ -70,9 +73,15 @@ class Texts(Sequence[str]):
             self.data[start:stop].tobytes().decode("utf-8")  # lines end between characters
         return self
 
-    def lengths(self, texts: Ints) -> Ints:
+    def lengths(self, texts: Numbers) -> Numbers:
         """The bytes of the strings with these numbers."""
         return self.starts[texts + 1] - self.starts[texts] - 1
+
+    @cached_property
+    def small_lengths(self) -> Bytes:
+        """Bytes of each string, 255 where there are more: [n], which is less to look at than `starts`."""
+        lengths: Bytes = np.minimum(np.diff(self.starts) - 1, 255).astype(np.uint8)
+        return lengths
 
     @cached_property
     def shortest_and_longest(self) -> tuple[int, int]:
@@ -80,24 +89,33 @@ class Texts(Sequence[str]):
         steps = np.diff(self.starts)
         return int(steps.min()) - 1, int(steps.max()) - 1
 
-    def hashes(self, texts: Ints) -> Words:
-        """The hashes (module docstring) of the strings with these numbers."""
-        start, left = self.starts[texts], self.lengths(texts)
-        hashes = left.astype(np.uint64) * MULTIPLIER
-        longer = np.flatnonzero(left > 0)
+    def hashes(self, part: slice, longest: int | None = None) -> Words:
+        """The hashes (module docstring) of some strings side by side, none of them empty.
+
+        Args:
+            part: which strings.
+            longest: bytes; longer strings get some number or other, without being read to their end.
+        """
+        start = self.starts[:-1][part].astype(np.int64)
+        left = self.starts[1:][part] - start - 1
+        hashes = _mixed(left.astype(np.uint64) * MULTIPLIER, self.words(start, left))
+        longer = np.flatnonzero(left > WORD if longest is None else (left > WORD) & (left <= longest))
+        start, left = start[longer] + WORD, left[longer] - WORD
         while len(longer):
-            mixed = (hashes[longer] ^ self.words(start[longer], left[longer])) * MULTIPLIER
-            hashes[longer] = mixed ^ (mixed >> HALF)
-            start, left = start + WORD, left - WORD
-            longer = longer[left[longer] > 0]
+            hashes[longer] = _mixed(hashes[longer], self.words(start, left))
+            goes_on = left > WORD
+            longer, start, left = longer[goes_on], start[goes_on] + WORD, left[goes_on] - WORD
         return hashes
 
     def words(self, start: Ints, left: Ints) -> Words:
-        """The 8 bytes from each of these on as one number; those beyond the `left` ones, of which 1 is there, as 0."""
-        word = self._windows[np.minimum(start, len(self._windows) - 1)].astype(np.uint64)
-        beyond = np.maximum(start - (len(self._windows) - 1), 0)  # a window that would leave the text starts before
-        words: Words = (word >> (8 * beyond).astype(np.uint64)) & LEADING[np.minimum(left, WORD)]
-        return words
+        """The 8 bytes from each of these on as one number; those beyond the `left` ones as 0."""
+        last = len(self._windows) - 1
+        if len(start) == 0 or start.max() <= last:
+            word = self._windows[start]
+        else:  # a window that would leave the text starts before
+            beyond = np.clip(start - last, 0, WORD - 1).astype(np.uint64)
+            word = self._windows[np.minimum(start, last)] >> (8 * beyond)
+        return word & LEADING[np.minimum(left, WORD)]
 
     @cached_property
     def _windows(self) -> Words:
@@ -142,16 +160,14 @@ class TextIndex(Mapping[str, int]):
     @classmethod
     def build(cls, texts: Texts) -> TextIndex:
         """The index of these strings; `repeated` tells of one that stands twice."""
-        slots = np.full(1 << (2 * len(texts) - 1).bit_length(), FREE, np.int32)
-        mask = len(slots) - 1
-        left = np.arange(len(texts))
-        slot = _slots(_all_hashes(texts), mask)
+        index = cls(texts, np.full(1 << (2 * len(texts) - 1).bit_length(), FREE, np.int32))
+        slots, left, slot = index.slots, np.arange(len(texts)), index._first_slots(index._hashes)
         while len(left):
             is_free = slots[slot] == FREE
             slots[slot[is_free][::-1]] = left[is_free][::-1]  # of several the first
             stays = slots[slot] != left
-            left, slot = left[stays], (slot[stays] + 1) & mask
-        return cls(texts, slots)
+            left, slot = left[stays], index._next(slot[stays])
+        return index
 
     def check(self) -> TextIndex:
         """Itself, if every string is found under its own number.
@@ -169,20 +185,11 @@ class TextIndex(Mapping[str, int]):
 
     def repeated(self) -> int | None:
         """The number of a string that is not found under this number, as the second of two equal ones is not."""
-        hashes, mask = _all_hashes(self.texts), len(self.slots) - 1
-        for left in _pieces(len(self.texts)):
-            slot = _slots(hashes[left], mask)
-            while len(left):
-                number = self.slots[slot]
-                is_alike = (number != left) & (hashes[number] == hashes[left])
-                is_alike[is_alike] = _are_equal(
-                    self.texts, left[is_alike], self.texts, number[is_alike].astype(np.int64)
-                )
-                wrong = is_alike | (number == FREE)
-                if wrong.any():
-                    return int(left[wrong.argmax()])
-                goes_on = number != left
-                left, slot = left[goes_on], (slot[goes_on] + 1) & mask
+        for part in _parts(len(self.texts)):
+            these = np.arange(part.start, part.stop)
+            wrong = self._numbers(self.texts, these, self._hashes[part]) != these
+            if wrong.any():
+                return int(these[wrong.argmax()])
         return None
 
     def find(self, strings: Collection[object]) -> Ints:
@@ -197,26 +204,39 @@ class TextIndex(Mapping[str, int]):
         except (TypeError, ValueError):  # numbers, or a line break, which none of the strings has
             texts = map(str, strings)
             wanted = Texts.of(tuple("" if "\n" in text else text for text in texts), "surrogatepass")
-        return self._numbers(wanted, np.arange(len(wanted)))
+        longest = self.texts.shortest_and_longest[1]
+        parts = ((np.arange(part.start, part.stop), wanted.hashes(part, longest)) for part in _parts(len(wanted)))
+        return np.concatenate([self._numbers(wanted, *part) for part in parts])
 
     @cached_property
     def _numbers_of_few(self) -> Mapping[str, int]:
         return {text: number for number, text in enumerate(self.texts)}
 
-    def _numbers(self, wanted: Texts, chosen: Ints) -> Ints:
-        """The numbers of the chosen ones of other texts."""
-        found = np.full(len(chosen), FREE, np.int64)
-        left = np.flatnonzero(wanted.lengths(chosen) <= self.texts.shortest_and_longest[1])
-        mask = len(self.slots) - 1
-        slot = _slots(wanted.hashes(chosen[left]), mask)
+    @cached_property
+    def _hashes(self) -> Words:
+        """Of all strings: almost always they tell whether a string is the one that is looked for."""
+        return np.concatenate([self.texts.hashes(part) for part in _parts(len(self.texts))])
+
+    def _numbers(self, wanted: Texts, these: Ints, hashes: Words) -> Ints:
+        """The numbers of these strings of other texts, whose hashes are given."""
+        found = np.full(len(these), FREE, np.int64)
+        left, slot = np.arange(len(these)), self._first_slots(hashes)
         while len(left):
-            number = self.slots[slot].astype(np.int64)
-            is_same = number != FREE
-            is_same[is_same] = _are_equal(wanted, chosen[left[is_same]], self.texts, number[is_same])
-            found[left[is_same]] = number[is_same]
-            goes_on = (number != FREE) & ~is_same
-            left, slot = left[goes_on], (slot[goes_on] + 1) & mask
+            number = self.slots[slot]
+            is_same = (self._hashes[number] == hashes[left]) & (number != FREE)
+            alike = np.flatnonzero(is_same)
+            is_same[alike] = _are_equal(wanted, these[left[alike]], self.texts, number[alike])
+            found[left] = np.where(is_same, number, FREE)
+            goes_on = np.flatnonzero(~is_same & (number != FREE))
+            left, slot = left[goes_on], self._next(slot[goes_on])
         return found
+
+    def _first_slots(self, hashes: Words) -> Ints:
+        """Where the search for strings with these hashes begins."""
+        return (hashes & np.uint64(len(self.slots) - 1)).view(np.int64)
+
+    def _next(self, slots: Ints) -> Ints:
+        return (slots + 1) & (len(self.slots) - 1)
 
     def __getitem__(self, string: str) -> int:
         number = int(self.find([string])[0]) if isinstance(string, str) else FREE
@@ -231,31 +251,34 @@ class TextIndex(Mapping[str, int]):
         return len(self.texts)
 
 
-def _pieces(count: int) -> Iterator[Ints]:
-    """The numbers below `count`, some at a time."""
-    return (np.arange(first, min(first + PIECE, count)) for first in range(0, count, PIECE))
+def _parts(count: int) -> Iterator[slice]:
+    """Some at a time of so many strings."""
+    return (slice(first, min(first + PIECE, count)) for first in range(0, count, PIECE))
 
 
-def _all_hashes(texts: Texts) -> Words:
-    return np.concatenate([texts.hashes(piece) for piece in _pieces(len(texts))])
+def _mixed(hashes: Words, words: Words) -> Words:
+    """The hashes with another word each (module docstring)."""
+    mixed = (hashes ^ words) * MULTIPLIER
+    return mixed ^ (mixed >> HALF)
 
 
-def _slots(hashes: Words, mask: int) -> Ints:
-    """Where the search for strings with these hashes begins."""
-    slots: Ints = (hashes & np.uint64(mask)).astype(np.int64)
-    return slots
+def _are_equal(one: Texts, these: Ints, other: Texts, those: Numbers) -> NDArray[np.bool_]:
+    """Which strings of one text, by number, are the same as those of the other; they have equal hashes in pairs.
 
-
-def _are_equal(one: Texts, these: Ints, other: Texts, those: Ints) -> NDArray[np.bool_]:
-    """Which strings of one text, by number, are the same as those of the other."""
-    left = one.lengths(these)
-    is_equal: NDArray[np.bool_] = left == other.lengths(those)
-    start, beside = one.starts[these], other.starts[those]
-    open_ = np.flatnonzero(is_equal & (left > 0))
+    Strings of one word are equal if they are of one length: each step of the hash can be undone.
+    """
+    length = one.small_lengths[these]
+    is_equal: NDArray[np.bool_] = length == other.small_lengths[those]
+    open_ = np.flatnonzero(is_equal & (length > WORD))
+    if one is other:
+        open_ = open_[these[open_] != those[open_]]
+    start, beside = one.starts[these[open_]].astype(np.int64), other.starts[those[open_]].astype(np.int64)
+    left = one.lengths(these[open_]).astype(np.int64)
+    is_equal[open_] = left == other.lengths(those[open_])
+    start, beside, left, open_ = (array[is_equal[open_]] for array in (start, beside, left, open_))
     while len(open_):
-        rest = left[open_]
-        same = one.words(start[open_], rest) == other.words(beside[open_], rest)
+        same = one.words(start, left) == other.words(beside, left)
         is_equal[open_[~same]] = False
-        start, beside, left = start + WORD, beside + WORD, left - WORD
-        open_ = open_[same & (rest > WORD)]
+        goes_on = same & (left > WORD)
+        open_, start, beside, left = open_[goes_on], start[goes_on] + WORD, beside[goes_on] + WORD, left[goes_on] - WORD
     return is_equal

@@ -62,7 +62,7 @@ def export_bundle(
         check_stages(model.backbone, early, late, bundle.embedded, bundle.predicted)
     with folder_written_whole(out) as folder:
         export_stages(bundle, model.config, folder, external_data_bytes)
-        model.catalog.save(folder / CATALOG_FILE)
+        model.catalog.save(folder / CATALOG_FILE, with_trie=model.earn.method != SET)
         manifest = bundle.manifest.with_files(folder)
         check_graphs(folder, manifest)
         reference, candidate = TorchEngine(bundle.stages), load_engine("cpu", folder, manifest)

@@ -25,7 +25,7 @@ from earn.trie import Codes, Ints, ItemTrie
 
 Mask = NDArray[np.bool_]
 Wanted = Filter | Collection[str | int] | None  # an expression, or item ids
-FEW = 1000  # items that are counted at every request rather than once for all nodes
+FEW = 1000  # items that are looked up at every request rather than counted once for all nodes
 MOST_KEPT = 128 << 20  # bytes of evaluated expressions
 MOST_EXPRESSIONS = 256
 
@@ -61,19 +61,19 @@ class ItemFilter:
         return self._counter(node)
 
     def _counts(self, trie: ItemTrie) -> Callable[[Ints], Ints]:
-        """Counts by the fewer items: those that it holds, or those that it does not."""
-        holds_few = 2 * self.count < len(self.allowed)
-        few = np.flatnonzero(self.allowed) if holds_few else self.forbidden
-        without, whole = Exclusions.of(trie, [few]), Exclusions.of(trie, [()])
+        """Counts by the items that it holds if these are few; else by how many are missing before each sorted item."""
+        if self.count <= FEW:
+            held = Exclusions.of(trie, [np.flatnonzero(self.allowed)])
+            return lambda node: held.left(np.zeros_like(node), node)
+        before = np.zeros(len(self.allowed) + 1, np.int32)
+        np.cumsum(~self.allowed[trie.sorted_items], out=before[1:])
 
         def missing(node: Ints) -> Ints:
-            left = without.left(np.zeros_like(node), node)
-            return left if holds_few else whole.left(np.zeros_like(node), node) - left
+            start = trie.item_start[node].astype(np.int64)
+            counts: Ints = before[start + trie.below[node]].astype(np.int64) - before[start]
+            return counts
 
-        if len(few) <= FEW:
-            return missing
-        table = missing(np.arange(len(trie))).astype(np.int32)
-        return lambda node: table[node].astype(np.int64)
+        return missing
 
 
 @dataclass(frozen=True, eq=False)

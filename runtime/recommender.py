@@ -105,6 +105,8 @@ class Recommender:
         """Of a model that names all codes at once: the items' digits."""
         is_set = self.manifest.model.method == SET
         self._set = SetScores.of(self.catalog, self.manifest.sizes.logits) if is_set else None
+        if not is_set:
+            _ = self.catalog.trie.level_tokens  # made now, not at the first request
 
     def _over(self, manifest: Manifest, catalog: Catalog, tags: Tags | None) -> Recommender:
         """Another recommender over the same model."""

@@ -274,7 +274,7 @@ class EarnModel(PreTrainedModel):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.save_pretrained(folder, **settings)
-        self.catalog.save(folder / CATALOG_FILE)
+        self.catalog.save(folder / CATALOG_FILE, with_trie=self.earn.method != SET)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 

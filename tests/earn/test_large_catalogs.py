@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from earn.catalog import Catalog
 from earn.errors import EarnError
@@ -78,6 +79,33 @@ def test_thousands_of_strings_that_begin_alike_are_found() -> None:
     wanted = ["", "a long beginning, 5000", "a long beginning, ", "x" * 10_000, "\ud800", "1\n2"]
     assert index.find(strings[::-1]).tolist() == list(range(5_000))[::-1]
     assert index.find(wanted).tolist() == [-1] * len(wanted)
+
+
+@given(catalogs())
+@settings(deadline=None, max_examples=20)
+def test_a_file_without_a_trie_gives_the_same_catalog(tmp_path_factory: pytest.TempPathFactory, saved: Catalog) -> None:
+    path = tmp_path_factory.mktemp("catalog") / "catalog.npz"
+    saved.save(path, with_trie=False)
+    assert not any(name.startswith("trie.") for name in np.load(path))
+    loaded = Catalog.load(path)
+    is_of_one_length = len(set(map(len, saved.identifiers))) == 1
+    assert ("trie" in vars(loaded)) != is_of_one_length  # the lengths alone may ask for one
+    for part in ("token", "leaf", "sorted_items"):
+        np.testing.assert_array_equal(getattr(loaded.trie, part), getattr(saved.trie, part))
+
+
+@pytest.mark.parametrize("length", [7, 8, 9, 16, 17])
+def test_strings_of_one_hash_are_told_apart(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every hash is 0: all strings stand in one run of slots, and lengths and bytes alone tell them apart."""
+    monkeypatch.setattr("earn.texts.Texts.hashes", lambda _, part, longest=None: _zeros(part))
+    strings = ["x" * length, "x" * (length + 9)]
+    strings += ["x" * at + "y" + "x" * (length - at - 1) for at in range(8, length)]
+    index = TextIndex.build(Texts.of(strings)).check()
+    assert index.find([*strings, "x" * (length + 10)]).tolist() == [*range(len(strings)), -1]
+
+
+def _zeros(part: slice) -> NDArray[np.uint64]:
+    return np.zeros(part.stop - part.start, np.uint64)
 
 
 def test_a_wrong_trie_or_index_is_refused(tmp_path: Path) -> None:

@@ -85,10 +85,6 @@ def test_exclusions_leave_every_user_what_a_slow_count_says(codes: Codes, data: 
     items = st.lists(st.integers(0, len(codes) - 1), max_size=len(codes) + 3)  # some twice
     excluded = data.draw(st.lists(items, min_size=1, max_size=4))
     exclusions, prefix = Exclusions.of(trie, excluded), prefixes(trie)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("earn.runtime.trie.FEW", 0)
-        many = Exclusions.of(trie, excluded)  # counted as many items are
-    assert (many.key.tolist(), many.gone.tolist()) == (exclusions.key.tolist(), exclusions.gone.tolist())
     assert exclusions.any == any(excluded)
     pairs = [(user, node) for user in range(len(excluded)) for node in range(1, len(trie))]
     pairs = data.draw(st.permutations(pairs))
