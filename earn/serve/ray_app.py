@@ -33,10 +33,10 @@ class Settings(BaseModel):
 
     place: str  # of the bundle: a path that every node sees, its one file, or hf://org/name@revision
     engine: str = "cpu"
-    threads: int = Field(1, ge=1)  # of a request, and the CPUs that a replica takes of its node
-    gpus: float = Field(0, ge=0)  # that a replica takes of its node
-    min_replicas: int = Field(1, ge=0)
-    max_replicas: int = Field(4, ge=1)
+    threads: int = Field(default=1, ge=1)  # of a request, and the CPUs that a replica takes of its node
+    gpus: float = Field(default=0, ge=0)  # that a replica takes of its node
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(default=4, ge=1)
     limits: Limits = Limits()  # of each replica
 
 
