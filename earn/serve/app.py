@@ -214,6 +214,7 @@ def create_app(
     page: Path | None = None,
     hosts: Sequence[str] = LOOPBACK,
     log: Log = log_line,
+    keeps_state: bool = True,
 ) -> FastAPI:
     """The application.
 
@@ -224,6 +225,7 @@ def create_app(
         hosts: names under which clients may ask ("*": any); other sites cannot reach a server of this machine by
             pointing a name of theirs to it.
         log: called with every event.
+        keeps_state: whether there are sessions and swaps; not where requests are spread over several processes.
     """
 
     @asynccontextmanager
@@ -236,7 +238,7 @@ def create_app(
     app = FastAPI(title="earn serve", version=earn.__version__, lifespan=lifespan)
     app.state.service, app.state.token = service, token
     app.add_middleware(Gate, limits=service.limits, hosts=hosts, metrics=service.metrics, log=log)
-    for part in (router, sessions, swaps):
+    for part in (router, sessions, swaps) if keeps_state else (router,):
         app.include_router(part)
     if page is not None:
         app.mount("/app", StaticFiles(directory=page, html=True))
