@@ -21,7 +21,7 @@ class Precision:
     """One row of the table."""
 
     name: str  # one of earn.manifest.PRECISIONS
-    method: Literal["none", "half", "dynamic", "static", "blocks"]  # how weights and activations are rounded
+    method: Literal["none", "half", "dynamic", "static", "weights", "blocks"]  # how weights and activations are rounded
     engines: tuple[str, ...]  # engines that it is written for, the usual one first
     weight_bits: int = 8
     per_channel: bool = True  # a scale for every output column of a weight, instead of one for all
@@ -31,6 +31,11 @@ class Precision:
     def equalizes(self) -> bool:
         """Whether activations are rounded, so that their outliers are better moved into the weights."""
         return self.method in ("static", "dynamic")
+
+    @property
+    def rounds_embedding(self) -> bool:
+        """Whether the token embedding is int8 too, where the engine's form has it so."""
+        return self.equalizes or self.method == "weights"
 
     @property
     def label(self) -> str:
@@ -44,7 +49,8 @@ PRECISIONS: Mapping[str, Precision] = {
         Precision("fp32", "none", ("cpu", "tensorrt")),  # as exported
         Precision("fp16", "half", ("tensorrt",)),  # for GPUs; norms and softmax in fp32
         Precision("int8-dynamic", "dynamic", ("cpu",)),  # activations are rounded by each call's own range
-        Precision("int8", "static", ("cpu", "tensorrt", "portable")),  # activations too, in ranges fixed by calibration
+        Precision("int8", "static", ("cpu", "tensorrt")),  # activations too, in ranges fixed by calibration
+        Precision("int8-weights", "weights", ("cpu",)),  # stored in int8, computed in fp32: the same lists everywhere
         Precision(  # weights alone, a scale for every block
             "int4",
             "blocks",
@@ -65,7 +71,6 @@ class GraphForm:
     signed_activations: bool  # int8 around 0, instead of uint8 between least and largest value
     block_operator: bool  # 4-bit blocks as ONNX Runtime's MatMulNBits, instead of DequantizeLinear of blocks
     int8_embedding: bool  # the lookup of int8 rows needs Gather and Cast on int8
-    seven_bits: bool = False  # weights from -64 to 64: sums of two products then fit into 16 bits
 
     @property
     def runs_on_cpu(self) -> bool:
@@ -77,15 +82,13 @@ FORMS: Mapping[str, GraphForm] = {
     # ONNX Runtime fuses uint8 activations with int8 weights to integer matmuls. Of signed ones it leaves part in float
     # and dequantizes their weights in every call, which is slower than fp32.
     "cpu": GraphForm("cpu", signed_activations=False, block_operator=True, int8_embedding=True),
-    # The same lists on every processor: without VNNI (older x86), ONNX Runtime adds two products of uint8 and int8 in
-    # 16 bits, where those of 8-bit weights overflow.
-    "portable": GraphForm("portable", False, block_operator=True, int8_embedding=True, seven_bits=True),
     # TensorRT takes zero points of 0 only, and no operator outside the standard ONNX domain.
     "tensorrt": GraphForm("tensorrt", signed_activations=True, block_operator=False, int8_embedding=False),
 }
 
 FASTEST = "fastest"  # in place of a precision: the faster of AUTOMATIC that passes the gate
 AUTOMATIC = ("int8", "int8-dynamic")
+PORTABLE = "int8-weights"  # of the quantized precisions the one that gives the same lists on every processor
 
 
 def find_precisions(name: str, engine: str | None) -> list[Precision]:

@@ -38,8 +38,10 @@ def quantize(
     if precision.method == "half":
         return _half(graph)
     linears = linear_layers(graph)
-    if form.int8_embedding and precision.equalizes:
+    if form.int8_embedding and precision.rounds_embedding:
         _quantize_embedding(graph)
+    if precision.method == "weights":
+        return _weights(graph, linears)
     if precision.method == "blocks":
         return _blocks(graph, linears, precision, form)
     if precision.method == "dynamic":
@@ -83,7 +85,7 @@ def _static(
     quantizer = QDQQuantizer(
         _with_types(graph, linears),
         precision.per_channel,
-        form.seven_bits,
+        False,
         QuantType.QInt8 if precision.weight_bits == 8 else QuantType.QInt4,
         QuantType.QInt8 if form.signed_activations else QuantType.QUInt8,
         known,
@@ -120,7 +122,7 @@ def _dynamic(
     quantizer = ONNXQuantizer(
         _with_types(graph, linears),
         precision.per_channel,
-        form.seven_bits,
+        False,
         QuantizationMode.IntegerOps,
         False,
         QuantType.QInt8,
@@ -226,22 +228,53 @@ def _quantize_embedding(graph: onnx.ModelProto) -> None:
     index, node = next((pair for pair in enumerate(graph.graph.node) if pair[1].name == EMBEDDING), (0, None))
     if node is None:  # a late stage has none
         return
-    table = next(tensor for tensor in graph.graph.initializer if tensor.name == node.input[0])
-    rows = numpy_helper.to_array(table)
-    scale = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny).astype(np.float32)
-    scales = f"{table.name}.scale"
-    rounded = numpy_helper.from_array(np.rint(rows / scale).astype(np.int8), f"{table.name}.int8")
-    graph.graph.initializer.extend((rounded, numpy_helper.from_array(scale, scales)))
-    int8_row, float_row, row_scale = f"{EMBEDDING}.int8", f"{EMBEDDING}.cast", f"{EMBEDDING}.scale"
+    rounded, scales = _add_int8(graph, node.input[0], axis=1)
+    int8_row, row_scale = f"{EMBEDDING}.int8", f"{EMBEDDING}.scale"
     ids, result = node.input[1], node.output[0]
-    node.input[0], node.output[0] = rounded.name, int8_row
-    following = (
-        helper.make_node("Gather", [scales, ids], [row_scale], row_scale),
-        helper.make_node("Cast", [int8_row], [float_row], float_row, to=TensorProto.FLOAT),
-        helper.make_node("Mul", [float_row, row_scale], [result], f"{EMBEDDING}.scaled"),
-    )
-    for offset, new in enumerate(following, start=1):
+    node.input[0], node.output[0] = rounded, int8_row
+    lookup = helper.make_node("Gather", [scales, ids], [row_scale], row_scale)
+    for offset, new in enumerate((lookup, *_in_float(int8_row, row_scale, result, EMBEDDING)), start=1):
         graph.graph.node.insert(index + offset, new)
+
+
+def _weights(graph: onnx.ModelProto, linears: list[LinearLayer]) -> onnx.ModelProto:
+    """8-bit weights with a scale per column, in float before they are multiplied; activations stay float.
+
+    By Cast and Mul, which every ONNX Runtime computes once, when it loads the graph. DequantizeLinear it would compute
+    in every call, or put an operator of its own in its place, which fails in a loop's body (1.31).
+    """
+    nodes: list[onnx.NodeProto] = []
+    for weight in dict.fromkeys(linear.weight for linear in linears):
+        rounded, scales = _add_int8(graph, weight, axis=0)
+        nodes += _in_float(rounded, scales, f"{weight}.float", weight)
+    names = {linear.name for linear in linears}
+    for node in graph.graph.node:
+        if node.name in names:
+            node.input[1] = f"{node.input[1]}.float"
+        nodes.append(node)
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    return _finished(graph)
+
+
+def _add_int8(graph: onnx.ModelProto, weight: str, axis: int) -> tuple[str, str]:
+    """Adds a weight in int8, and its scales, which the numbers along `axis` share; returns the names of both."""
+    values = numpy_helper.to_array(next(tensor for tensor in graph.graph.initializer if tensor.name == weight))
+    largest = np.abs(values).max(axis=axis, keepdims=True)
+    scale = np.maximum(largest / 127, np.finfo(np.float32).tiny).astype(np.float32)
+    rounded = np.rint(values / scale).astype(np.int8)
+    names = f"{weight}.int8", f"{weight}.scale"
+    graph.graph.initializer.extend(map(numpy_helper.from_array, (rounded, scale), names))
+    return names
+
+
+def _in_float(rounded: str, scale: str, output: str, prefix: str) -> tuple[onnx.NodeProto, onnx.NodeProto]:
+    """The nodes that compute what int8 numbers stand for."""
+    cast = f"{prefix}.cast"
+    return (
+        helper.make_node("Cast", [rounded], [cast], cast, to=TensorProto.FLOAT),
+        helper.make_node("Mul", [cast, scale], [output], f"{prefix}.scaled"),
+    )
 
 
 def _with_types(graph: onnx.ModelProto, linears: list[LinearLayer]) -> onnx.ModelProto:

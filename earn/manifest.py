@@ -42,7 +42,7 @@ from earn.specs import Limits, Sizes, all_specs
 from earn.tags import TAGS_FILE
 
 SCHEMA = 2
-PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8", "int8-weights", "int4")
 MANIFEST_FILE = "manifest.json"
 _JUDGED = {  # what must stand in a calibrated bundle's parts
     "accuracy": {"passed", "users", "beam_set", "beam_set_overlap", "top10_overlap", "recall@10", "ndcg@10", "limits"},

@@ -49,6 +49,7 @@ ROWS = (
     Row("int8, form for TensorRT", engine="tensorrt"),
     Row("int8-dynamic", "int8-dynamic"),
     Row("int8-dynamic, not equalized", "int8-dynamic", alpha=None),
+    Row("int8-weights", "int8-weights"),
     Row("int4", "int4"),
     Row("fp16", "fp16"),
     Row("int8, down_proj refined", fine=("down_proj",)),

@@ -152,8 +152,9 @@ def cache_folder(folder: Path, engine: str) -> Path:
 def check_form(manifest: Manifest, where: Path) -> None:
     """Raises EarnError where a bundle's graphs are in a form that TensorRT does not take."""
     how = manifest.calibration or {}
-    if manifest.precision == "int8-dynamic" or how.get("engine", "tensorrt") != "tensorrt":
-        precision = "int8" if manifest.precision == "int8-dynamic" else manifest.precision
+    is_for_cpus = manifest.precision in ("int8-dynamic", "int8-weights")
+    if is_for_cpus or how.get("engine", "tensorrt") != "tensorrt":
+        precision = "int8" if is_for_cpus else manifest.precision
         raise EarnError(
             f"{where}: its {manifest.precision} graphs are in the CPU's form. Calibrate the fp32 bundle for TensorRT: "
             f"earn calibrate BUNDLE DATA --precision {precision} --engine tensorrt --out BUNDLE-TENSORRT"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earn.calibration.precisions import FASTEST, PRECISIONS, QUANTIZED
+from earn.calibration.precisions import FASTEST, PORTABLE, PRECISIONS, QUANTIZED
 from earn.cli.arguments import (
     add_bundle,
     add_data,
@@ -42,6 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
         """
         earn calibrate BUNDLE ml-100k --out BUNDLE-INT8
         earn calibrate BUNDLE ml-100k --precision int8 --engine tensorrt --out BUNDLE-TRT
+        earn calibrate BUNDLE ml-100k --portable --out BUNDLE-WEB
         earn calibrate BUNDLE LC-Rec/Instruments --samples 512 --out BUNDLE-INT8 --json
         """,
     )
@@ -49,17 +50,24 @@ def add_parser(subparsers: Subparsers) -> None:
     add_data(parser)
     parser.add_argument("--out", metavar="BUNDLE2", type=Path, required=True, help="folder of the new bundle")
     labels = ", ".join(PRECISIONS[name].label for name in QUANTIZED)
-    parser.add_argument(
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument(
         "--precision",
         default=FASTEST,
         metavar="NAME",
         help=f"{labels}, or {FASTEST}: the faster int8 that passes (default: %(default)s)",
     )
+    choice.add_argument(
+        "--portable",
+        dest="precision",
+        action="store_const",
+        const=PORTABLE,
+        help=f"{PORTABLE}, which gives the same lists on every processor, in browsers and on phones",
+    )
     parser.add_argument(
         "--engine",
         metavar="NAME",
-        help="whose form is written: cpu, portable (cpu, with sums that overflow on no processor) or tensorrt "
-        "(default: the precision's usual one)",
+        help="whose form is written: cpu or tensorrt (default: the precision's usual one)",
     )
     add_report(parser, "BUNDLE2-report.html")
     add_json(parser)

@@ -53,6 +53,7 @@ ARITHMETIC: Mapping[str, Arithmetic] = {
     "fp16": Arithmetic(2, np.float16, np.float16),
     "int8-dynamic": _INT8,  # the same matmul once the rows are rounded
     "int8": _INT8,
+    "int8-weights": Arithmetic(4, np.float32, np.float32),  # they are in float once the graph is loaded
     "int4": Arithmetic(0.5 + 4 / BLOCK, np.float32, np.float32),  # a scale in fp32 for each block
 }
 CACHE_BYTES = 4  # of one number in the cache: fp32 whatever the precision

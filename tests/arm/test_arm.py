@@ -20,10 +20,12 @@ import pytest
 from earn.export.bundle import export_bundle
 from earn.export.one_graph import compose_bundle
 from tests.debian import CACHE, unpacked
+from tests.model.test_set_model import ITEMS, set_model
+from tests.portable import portable_bundle
 from tests.support import histories_of, random_catalog, small_model
 
 ROOT = Path(__file__).parents[2]
-CATALOG = random_catalog(60, codes=3)
+CATALOG = random_catalog(ITEMS, codes=3)
 HISTORIES = [[str(item) for item in history] for history in histories_of(CATALOG, 30, 5)]
 PYTHON = "python3.13"
 PACKAGES = (
@@ -79,7 +81,11 @@ def lists(python: list[str], histories: list[list[str]], bundles: list[Path], fo
 
 
 def test_lists_are_those_of_this_machine(arm: list[str], tmp_path: Path) -> None:
-    bundle = tmp_path / "fp32"
-    export_bundle(small_model("tiny-qwen2", CATALOG, max_history=5), bundle, [["1", "2"]])
-    compose_bundle(bundle)
-    assert lists(arm, HISTORIES, [bundle], tmp_path) == lists([sys.executable], HISTORIES, [bundle], tmp_path)
+    """Of beams in the portable precision, and of all codes at once."""
+    export_bundle(small_model("tiny-qwen2", CATALOG, max_history=5), tmp_path / "fp32", [["1", "2"]])
+    portable_bundle(tmp_path / "fp32", tmp_path / "portable", HISTORIES)
+    export_bundle(set_model(form="both", max_history=5), tmp_path / "set", [["1", "2"]])
+    bundles = [tmp_path / name for name in ("portable", "set")]
+    for bundle in bundles:
+        compose_bundle(bundle)
+    assert lists(arm, HISTORIES, bundles, tmp_path) == lists([sys.executable], HISTORIES, bundles, tmp_path)

@@ -46,7 +46,7 @@ def test_a_layer_by_hand(manifest: Manifest) -> None:
     assert stage_work(manifest, "early", 5, 2, 1) == Work(2 * multiplied, 4 * LAYER + 7 * ROW)
 
 
-@pytest.mark.parametrize(("precision", "each"), [("fp16", 2.0), ("int8", 1.0), ("int8-dynamic", 1.0), ("int4", 0.625)])
+@pytest.mark.parametrize(("precision", "each"), [("fp16", 2.0), ("int8", 1.0), ("int8-weights", 4.0), ("int4", 0.625)])
 def test_weights_are_read_in_their_precision_or_in_float(manifest: Manifest, precision: str, each: float) -> None:
     smaller = replace(manifest, precision=precision)
     assert stage_work(smaller, "late", 2, 1, 1).bytes == each * (2 * LAYER + 40) + 2 * 3 * ROW

@@ -121,7 +121,7 @@ def test_settings_that_this_tensorrt_has_not_are_refused(
         build_engines(bundle, settings)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4", "int8-dynamic"])
+@pytest.mark.parametrize("precision", ["int8", "int4", "int8-dynamic", "int8-weights"])
 def test_the_cpus_forms_are_refused_with_the_command_that_helps(
     precision: str, bundle: Path, trt: SimulatedTensorRT
 ) -> None:

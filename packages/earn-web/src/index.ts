@@ -4,7 +4,8 @@
  *     const earn = await load("/movies-bundle");
  *     const items = await earn.recommend(["50", "172"], { k: 10, excludeHistory: true });
  *
- * The bundle is one that `earn compose` completed. The whole search runs inside its graph, in one call of ONNX Runtime.
+ * The bundle is one that `earn compose` completed, of either method: beams or all codes at once. The whole search runs
+ * inside its graph, in one call of ONNX Runtime.
  */
 
 import * as web from "onnxruntime-web";
@@ -47,7 +48,7 @@ export interface RecommendOptions {
 export interface Recommendation {
   id: string;
   title: string;
-  /** Log-probability of the item's identifier. */
+  /** Log-probability of the item's identifier; where all codes are named at once, the sum of their log-probabilities. */
   score: number;
 }
 
@@ -148,7 +149,7 @@ export class Earn {
   async recommend(history: readonly string[], options: RecommendOptions = {}): Promise<Recommendations> {
     const { k = 10, exclude = [], excludeHistory = false, unknown = "error" } = options;
     if (!Number.isInteger(k) || k < 1 || k > this.#bundle.beams) {
-      throw new EarnError(`k is ${k}. This graph returns 1 to ${this.#bundle.beams} items; write a wider one: earn compose`);
+      throw new EarnError(`k is ${k}. This graph returns 1 to ${this.#bundle.beams} items. For more: earn export --max-beams`);
     }
     const known = this.#indices(history, unknown).slice(-this.#bundle.maxHistory);
     if (known.length === 0) throw new EarnError("The history has no known item. Give at least one item of the catalog.");

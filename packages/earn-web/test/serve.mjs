@@ -6,6 +6,7 @@ import { join, normalize } from "node:path";
 
 export async function serve(folder) {
   const server = createServer(async (request, response) => {
+    response.setHeader("connection", "close"); // an idle connection that the server ends looks like a failed fetch
     try {
       response.end(await readFile(join(folder, normalize(decodeURIComponent(request.url)))));
     } catch {
