@@ -284,6 +284,7 @@ def test_settings_without_a_method_search_with_beams() -> None:
 def test_bundles_with_beams_keep_the_fingerprint_of_before() -> None:
     manifest = bundle_model(small_model()).manifest
     value = to_json(manifest)
+    del value["catalog"]
     for name in SET_FIELDS:
         del value["model"][name]
     assert manifest.fingerprint == hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
