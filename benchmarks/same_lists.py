@@ -1,4 +1,4 @@
-"""The one graph's lists in JavaScript beside the Python runtime's: Node's native build, WebAssembly in Node, Chromium.
+"""The one graph's lists beside those of the stages: in Python, Node's native build, WebAssembly in Node, Chromium.
 
     (cd packages/earn-web && npm install && npm run build && npm install --no-save onnxruntime-node)
     python benchmarks/same_lists.py quickstart/earn-bundle runs/movies-portable --data ml-100k
@@ -6,7 +6,7 @@
 Every bundle is copied, and its graph written, before it is asked for the best 10 items of test users. Chromium runs
 `examples/web`. A side that is not installed is left out: `null` in the JSON.
 
-Prints a table, then one line of JSON: by bundle `lists`, the lists equal to Python's and the median milliseconds of
+Prints a table, then one line of JSON: by bundle `lists`, the lists equal to the stages' and the median milliseconds of
 each side, and the bytes of the files that a browser loads, plain and as gzip would send them.
 """
 
@@ -25,6 +25,8 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 if not __package__:  # run as a script, for which Python looks in this folder alone
@@ -34,6 +36,7 @@ from earn.console import note, show, show_json, table
 from earn.data.dataset import load_dataset
 from earn.export.one_graph import compose_bundle
 from earn.manifest import ITEMS_FILE, ONE_GRAPH_FILE
+from earn.runtime.engine import ONE_GRAPH
 from earn.runtime.recommender import Recommender
 
 PACKAGE = Path(__file__).parents[1] / "packages/earn-web"
@@ -82,6 +85,17 @@ def compare(package: Path, bundle: Path, histories: Histories) -> dict[str, Any]
         figures[name] = {"equal": equal, "ms": round(answer["median"], 2)}
     loaded = [path.read_bytes() for path in (bundle / ONE_GRAPH_FILE, bundle / ITEMS_FILE, *bundle.glob("*.data"))]
     return figures | {"bytes": sum(map(len, loaded)), "gzip_bytes": sum(len(gzip.compress(data)) for data in loaded)}
+
+
+def in_python(_: Path, bundle: Path, histories: Histories) -> Answer:
+    """The lists of Python."""
+    recommender = Recommender.load(bundle, ONE_GRAPH, threads=1)
+    lists, milliseconds = [], []
+    for asked in histories:
+        start = perf_counter()
+        lists.append([item.item_id for item in recommender.recommend(asked, exclude_history=True)])
+        milliseconds.append(1e3 * (perf_counter() - start))
+    return {"lists": lists, "median": median(milliseconds)}
 
 
 def in_node(package: Path, bundle: Path, histories: Histories, runtime: str) -> Answer:
@@ -156,6 +170,7 @@ def in_chromium(package: Path, bundle: Path, histories: Histories) -> Answer:
 
 
 SIDES: dict[str, Callable[[Path, Path, Histories], Answer]] = {
+    "python": in_python,
     "node": partial(in_node, runtime="node"),
     "node_wasm": partial(in_node, runtime="web"),
     "chromium": in_chromium,
