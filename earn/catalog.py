@@ -95,7 +95,9 @@ class Identifiers(Sequence[tuple[str, ...]]):
                 is_there = column >= 0
                 wrong = (column < -1) | (column >= len(self.tokens)) | (is_there & ~goes_on)
                 if wrong.any():
-                    raise ValueError(f"the codes {codes[wrong.argmax()].tolist()} are not of {len(self.tokens)} tokens")
+                    odd = codes[wrong.argmax()]
+                    item = int((self.codes == odd).all(axis=1).argmax())
+                    raise ValueError(f"item {item} has the codes {odd.tolist()} of {len(self.tokens)} tokens")
                 goes_on, used = is_there, column[is_there]
                 depths[used] = np.minimum(depths[used], depth)
             is_whole |= bool(goes_on.any())
