@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import earn.exchange
 import earn.files
 from earn.errors import EarnError
 from earn.exchange import OLD, exchange, only_writer
@@ -118,17 +119,13 @@ def test_a_path_that_leads_nowhere_is_named(tmp_path: Path, name: str) -> None:
         earn.files.read_text(tmp_path / name)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="exchanges folders in one step")
+@pytest.mark.skipif(sys.platform != "linux", reason="locks folders")
 def test_whoever_locks_a_folder_that_was_just_replaced_is_not_its_only_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, beside = tmp_path / "folder", tmp_path / "beside"
     folder.mkdir()
     beside.mkdir()
-<<<<<<< HEAD
-=======
-    fcntl = pytest.importorskip("fcntl")
->>>>>>> r-review
     lock = fcntl.flock
 
     def late(*arguments: int) -> None:
