@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ REQUESTS = 50
 
 def import_serve() -> None:
     """Makes a process of Ray's ready."""
-    import ray.serve._private.proxy
+    importlib.import_module("ray.serve._private.proxy")
 
 
 def test_two_replicas_give_the_lists_of_the_runtime(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
