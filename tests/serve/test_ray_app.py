@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,11 @@ pytest.importorskip("ray.serve", reason=WHY, exc_type=ImportError)
 pytestmark = pytest.mark.slow
 
 REQUESTS = 50
+
+
+def import_serve() -> None:
+    """Makes a process of Ray's ready."""
+    importlib.import_module("ray.serve._private.proxy")
 
 
 def test_two_replicas_give_the_lists_of_the_runtime(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +44,7 @@ def test_two_replicas_give_the_lists_of_the_runtime(toy_bundle: Path, monkeypatc
     url = f"http://127.0.0.1:{port}"
     ray.init(num_cpus=3, include_dashboard=False)
     try:
+        ray.get([ray.remote(import_serve).remote() for _ in range(3)])  # Ray gives its proxy 60 s to start
         serve.start(http_options={"port": port})
         serve.run(deployment(Settings(place=str(toy_bundle), min_replicas=2, max_replicas=2)))
         with ThreadPoolExecutor(8) as clients:
