@@ -37,7 +37,9 @@ def test_the_models_train_in_processes_of_their_own(
     with trainings({name: quickstart._options(args, name) for name in quickstart.SIDES}) as wait:
         for name in quickstart.SIDES:
             wait(name)
-            assert f"      {name}: " in capsys.readouterr().err  # its progress
+    shown = capsys.readouterr().err
+    for name in quickstart.SIDES:
+        assert f"      {name}: " in shown  # its progress
     dense, earn, _ = (read_json(tmp_path / f"{name}-checkpoint" / "training.json") for name in quickstart.SHOWN_SIDES)
     assert dense["settings"] == earn["settings"]
 

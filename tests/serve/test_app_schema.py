@@ -30,10 +30,19 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
+FILTERS = st.recursive(
+    st.builds(lambda tag: {"tag": tag}, st.text(max_size=4)) | st.builds(lambda ids: {"items": ids}, st.lists(IDS)),
+    lambda inner: (
+        st.builds(lambda part: {"not": part}, inner) | st.builds(lambda parts: {"or": parts}, st.lists(inner))
+    ),
+    max_leaves=4,
+)
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "history": st.lists(IDS, max_size=9),
     "exclude": st.lists(IDS, max_size=9),
     "item_id": IDS,
+    "allow": st.none() | st.lists(IDS, max_size=9) | FILTERS,
+    "block": st.none() | st.lists(IDS, max_size=9) | FILTERS,
     "k": st.integers(-1, 30),
     "beams": st.integers(-1, 30) | st.just("exact"),
     "exclude_history": st.booleans(),
