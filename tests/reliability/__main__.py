@@ -194,6 +194,7 @@ def _picture(found: Mapping[str, Any]) -> bytes:
             )
             axes.set_xlabel(what)
             axes.set_ylim(bottom=0)
+            axes.locator_params(axis="x", nbins=4)  # more numbers of six digits would touch
             axes.grid(color=COLOURS["rule"], linewidth=0.6)
         figure.axes[0].set_ylabel("resident memory, MiB")
         figure.savefig(file, format="svg", metadata={"Date": None})
