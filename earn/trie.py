@@ -20,6 +20,7 @@ Bools = NDArray[np.bool_]
 
 MOST_NODES = np.iinfo(np.int32).max
 PIECE = 1 << 18  # items that are checked together
+FEW_NODES = 1 << 17  # of a trie that answers for all its nodes at once, in at most two megabytes
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ class ItemTrie:
 
     def children(self, nodes: Ints) -> tuple[Ints, Ints]:
         """The first child of each of these nodes, and how many there are; they are neighbours."""
-        start = self.child_start[nodes].astype(np.int64)
-        return start, self.child_start[nodes + 1] - start
+        start = self._starts[nodes].astype(np.int64, copy=False)
+        return start, self._starts[nodes + 1] - start
 
     def is_leaf(self, nodes: Ints | Codes) -> Bools:
         """Which nodes end an identifier."""
@@ -159,6 +160,19 @@ class ItemTrie:
 
     def determined(self, nodes: Ints) -> Ints:
         """Of each node the one leaf that all its descendants lead to, -1 where they branch; a leaf is its own."""
+        return self._leaf_below(nodes) if self._leaves is None else self._leaves[nodes]
+
+    @cached_property
+    def _starts(self) -> Ints | Codes:
+        """`child_start`, in the type that searches want where that takes little memory."""
+        return self.child_start.astype(np.int64) if len(self) <= FEW_NODES else self.child_start
+
+    @cached_property
+    def _leaves(self) -> Ints | None:
+        """`determined` of all nodes, where they are few."""
+        return self._leaf_below(np.arange(len(self))) if len(self) <= FEW_NODES else None
+
+    def _leaf_below(self, nodes: Ints) -> Ints:
         start = self.item_start[nodes]
         first = self.leaf[self.sorted_items[start]]
         last = self.leaf[self.sorted_items[start + self.below[nodes] - 1]]
