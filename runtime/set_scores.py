@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.arrays import forget_pages
+from earn.arrays import row_blocks
 from earn.catalog import Catalog
 from earn.digits import Digits
 from earn.errors import EarnError
@@ -75,13 +75,11 @@ class SetScores:
         items, sizes = len(digits.codes), digits.sizes.tolist()
         groups = _groups(sizes, min(TABLE_ROWS, items))
         tables = tuple(_table(group, tuple(sizes[group.start : group.stop]), items) for group in groups)
-        for start in range(0, items, BLOCK):
-            block = slice(start, start + BLOCK)
-            codes = digits.codes[block].T - digits.starts[:, None]
+        for number, rows in enumerate(row_blocks(digits.codes, BLOCK)):
+            codes, block = rows.T - digits.starts[:, None], slice(number * BLOCK, (number + 1) * BLOCK)
             for table in tables:
                 own = tuple(codes[table.digits.start : table.digits.stop])
                 table.rows[block] = np.ravel_multi_index(own, table.sizes)
-            forget_pages({"codes": digits.codes})
         return cls(tables, digits.starts, digits.sizes, digits.weights)
 
     def __len__(self) -> int:
@@ -175,8 +173,6 @@ def _sums_of_all(first: Bounds, second: Bounds) -> Bounds:
 
 def _kth_of_chunks(bounds: Bounds, k: int) -> int:
     """What at least k items reach, and not many more: the k-th highest of the highest in each chunk."""
-    chunks = min(
-        len(bounds), max(CHUNKS, 4 * k)
-    )  # an item is in the chunk of its number modulo so many: rows are compared whole
+    chunks = min(len(bounds), max(CHUNKS, 4 * k))  # an item's is its number modulo so many: rows are compared whole
     highest = bounds[: len(bounds) // chunks * chunks].reshape(-1, chunks).max(0)
     return int(np.partition(highest, chunks - k)[chunks - k])
