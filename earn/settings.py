@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from earn.errors import EarnError
 
 _RANGES: Mapping[str, tuple[float, float]] = {
-    "epochs": (1, 1_000_000),
+    "epochs": (0.001, 1_000_000),
     "batch_size": (1, 1_000_000),
     "learning_rate": (0.0, 1.0),
     "warmup": (0.0, 1.0),
@@ -37,7 +37,7 @@ DTYPES = ("float32", "bfloat16")
 class TrainSettings:
     """How to train. The paper's are AdamW, cosine with warm-up 0.02, batch 128, learning rate 1e-3."""
 
-    epochs: int = 20
+    epochs: float = 20  # passes over the data; 0.5: half of the windows, which are shuffled
     batch_size: int = 16  # windows per step and process
     learning_rate: float = 2e-3
     warmup: float = 0.02  # share of the steps

@@ -131,7 +131,7 @@ def train(run: Run, dataset: Dataset, preset: Preset, out: Path) -> None:
         model = new_model(run, dataset)
         settings = TrainSettings(**settings_of(run, preset))
         settings = replace(settings, titles=settings.titles and any(model.catalog.titles))
-        note(f"{run.name}: train {model.num_parameters() / 1e6:.2f} million parameters, {settings.epochs} epochs")
+        note(f"{run.name}: train {model.num_parameters() / 1e6:.2f} million parameters, {settings.epochs:g} epochs")
         resume = (checkpoint / RUN_FOLDER / PLAN_FILE).is_file()
         validate = search_validation(dataset, settings.exclude_history, settings.validation_users)
         train_model(model, dataset.split.train, checkpoint, validate, settings, dataset.source, resume)

@@ -137,7 +137,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     """One option per field of TrainSettings, with that field's default."""
     rows: dict[str, tuple[Callable[[str], object] | None, str]] = {
         # field: type of its value (None: a switch), help
-        "epochs": (positive, "passes over the data"),
+        "epochs": (above_zero, "passes over the data; 0.5: half of it"),
         "batch_size": (positive, "windows per step and process"),
         "learning_rate": (above_zero, "at its peak"),
         "warmup": (share, "share of the steps in which the learning rate rises"),
@@ -219,7 +219,7 @@ def run(args: argparse.Namespace) -> int:
     model = _model(args, method, catalog, settings.seed, _start(whole, settings.seed) if is_scratch_set else None)
     settings = replace(settings, titles=method == "lcrec" and any(catalog.titles))
     note(f"      {describe(model)}")
-    steps(f"Train (epochs: {settings.epochs})")
+    steps(f"Train (epochs: {settings.epochs:g})")
     try:
         record = fit(model, dataset, args.out, settings, args.resume)
     except KeyboardInterrupt:

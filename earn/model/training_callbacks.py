@@ -87,10 +87,10 @@ class Report(TrainerCallback):
             self._timed_from = time.monotonic()
         elif done == TIMED_STEPS[1] and self._say:
             per_step = (time.monotonic() - self._timed_from) / (TIMED_STEPS[1] - TIMED_STEPS[0])
-            left, epochs = state.max_steps - state.global_step, round(args.num_train_epochs)
+            left = state.max_steps - state.global_step
             self._say(
                 f"about {_duration(per_step * left)} for {left:,} steps of {per_step:.2g} s, beside the validation "
-                f"after each of {epochs} epochs"
+                f"after each of {args.num_train_epochs:g} epochs"
             )
         if self._progress:
             self._progress(state.global_step, state.max_steps)
@@ -103,7 +103,7 @@ class Report(TrainerCallback):
         per_step = (time.monotonic() - self._started) / max(1, state.global_step - self._first_step)
         left = per_step * (state.max_steps - state.global_step)
         self._say(
-            f"epoch {round(state.epoch or 0)} of {round(args.num_train_epochs)}: loss {loss:.3f}, validation "
+            f"epoch {round(state.epoch or 0, 2):g} of {args.num_train_epochs:g}: loss {loss:.3f}, validation "
             f"{BEST_BY.upper()} {values['metrics'][f'eval_{BEST_BY}']:.4f}, {_duration(left)} left"
         )
 

@@ -151,6 +151,16 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None
     assert not (tmp_path / "cut/run").exists()
 
 
+def test_part_of_an_epoch_is_trained_and_validated(tmp_path: Path) -> None:
+    steps = -(-len(sequences()) * 2 // 8)
+    record = train(untrained(), sequences(), tmp_path / "one", Validation(0.1), replace(SETTINGS, epochs=0.5))
+    assert record["steps"] == -(-steps // 2)
+    assert record["ndcg@10"] == 0.1
+    record = train(untrained(), sequences(), tmp_path / "two", Validation(0.2, 0.3), replace(SETTINGS, epochs=1.5))
+    assert record["steps"] == steps - (-steps // 2)
+    assert record["ndcg@10"] == 0.3
+
+
 def test_a_training_that_is_interrupted_within_an_epoch_goes_on_from_its_last_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
