@@ -6,6 +6,7 @@
 
     beams              a fresh request: 20 beams over four codes per item, rule "trie"
     set                a fresh request: one row per item, sixteen digits at once, the whole catalog scored
+    set_int4           the same, its late stage in int4 (the precision int8-int4)
     *_session          an open session: the user chose one more item, show the new list
     ctranslate2_int8   the dense model of the beams in CTranslate2, if it is installed (see benchmarks/peers.py)
     scoring_ms         milliseconds from the digits' logits to the best ten of so many items, on one core
@@ -57,8 +58,10 @@ SCORINGS = 15
 CONTENDERS = {
     "beams": Contender("ours", "earn", "int8", "trie"),
     "set": Contender("ours", "set", "int8", "level"),
+    "set_int4": Contender("ours", "set", "int8-int4", "level"),
     "beams_session": Contender("session", "earn", "int8", "trie"),
     "set_session": Contender("session", "set", "int8", "level"),
+    "set_int4_session": Contender("session", "set", "int8-int4", "level"),
 }
 
 
@@ -133,7 +136,7 @@ def write(task: Task, folder: Path) -> None:
     write_bundles(model, folder / "bundles" / "earn", history, ["int8"])
     del backbone, model
     gc.collect()
-    write_bundles(set_model(task).eval(), folder / "bundles" / "set", history, ["int8"], "level")
+    write_bundles(set_model(task).eval(), folder / "bundles" / "set", history, ["int8", "int8-int4"], "level")
 
 
 def set_model(task: Task) -> SetModel:

@@ -379,7 +379,7 @@ class Runtime:
         operations, rate, share = (statistics.median(column) for column in zip(*columns, strict=True))
         prompt_rows = [call.rows for call in calls[:pieces]]
         pass_rows = [call.rows for call in calls[pieces:] if call.stage == "early"]
-        matmul_rate = MatmulBench(manifest, self._threads).rate(prompt_rows[0])
+        matmul_rate = MatmulBench(manifest, manifest.precision, self._threads).rate(prompt_rows[0])
         return RequestFigures(operations, rate, matmul_rate, share, prompt_rows, pass_rows)
 
     def _folder_of(self, side: Contender) -> Path:

@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from earn.calibration.collect import StageRanges, collect_activations
+from earn.calibration.collect import StageRanges, collect_activations, collect_moments
 from earn.calibration.equalize import ALPHA, equalize
 from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Ranking, Verdict, apply_gate
 from earn.calibration.linear_layers import LinearLayer
@@ -182,7 +182,7 @@ def calibrate(
         if any(row.method == "static" for row in precisions):
             after = collect_activations(variants, EQUALIZED, histories, settings.beams, progress("collect, equalized"))
         for row, form in wanted + compared:
-            _quantize(variants, row, form, after)
+            _quantize(variants, row, form, after, histories, settings.beams, progress)
 
         rankings = held_out.rankings(variants.recommender(source), progress("ask, fp32"))
         timed = settings.requests and any(form.runs_on_cpu for _, form in wanted)
@@ -253,14 +253,24 @@ def _equalize(variants: GraphVariants, ranges: Mapping[str, StageRanges], alpha:
 
 
 def _quantize(
-    variants: GraphVariants, precision: Precision, form: GraphForm, ranges: Mapping[str, StageRanges]
+    variants: GraphVariants,
+    precision: Precision,
+    form: GraphForm,
+    ranges: Mapping[str, StageRanges],
+    histories: Sequence[Sequence[str]],
+    beams: int,
+    progress: Progress,
 ) -> None:
     """Makes the variant of the precision's name."""
+    base, moments = _base(precision), {}
+    if stages := [stage for stage in STAGES if precision.of_stage(stage).method == "blocks"]:
+        moments = collect_moments(variants, base, stages, histories, beams, progress(f"collect, {precision.name}"))
 
     def change(stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
-        return quantize(graph, precision, form, {name: seen.whole for name, seen in ranges.get(stage, {}).items()})
+        spans = {name: seen.whole for name, seen in ranges.get(stage, {}).items()}
+        return quantize(graph, precision.of_stage(stage), form, spans, moments.get(stage, {}))
 
-    variants.derive(_base(precision), precision.name, change)
+    variants.derive(base, precision.name, change)
 
 
 def _judge(trial: _Trial, precision: Precision, form: GraphForm, only_plain: bool = False) -> Candidate:

@@ -16,24 +16,31 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
 from onnxruntime.quantization.quant_utils import QuantizationMode, add_infer_metadata
 
+from earn.calibration.error_feedback import BLOCK, Moments, round_with_feedback
 from earn.calibration.linear_layers import EMBEDDING, LinearLayer, activations, linear_layers, producers
 from earn.calibration.precisions import GraphForm, Precision
 from earn.export.simplify import drop_dead
 
-BLOCK = 32  # weights that share a 4-bit scale
+INT8_ACCURACY = 4  # of MatMulNBits: it rounds activations to 8 bits, a scale for every BLOCK, and sums integers
 
 _FP32_OPERATORS = ("Softmax", "Pow", "ReduceMean", "Sqrt", "Cos", "Sin")  # stay in fp32 in an fp16 graph
 _FP32_NEIGHBOURS = ("Add", "Div")  # of Sqrt: the epsilon, and one over the root
 
 
 def quantize(
-    graph: onnx.ModelProto, precision: Precision, form: GraphForm, ranges: Mapping[str, tuple[float, float]]
+    graph: onnx.ModelProto,
+    precision: Precision,
+    form: GraphForm,
+    ranges: Mapping[str, tuple[float, float]],
+    moments: Moments | None = None,
 ) -> onnx.ModelProto:
     """The stage graph in another precision.
 
     Args:
         graph: with its weights loaded; it is used up.
+        precision: the row of the stage.
         ranges: of what goes into the linear layers, by tensor; only static precisions need them.
+        moments: of the same, for precisions with blocks; where there are none, weights go to their nearest step.
     """
     if precision.method == "half":
         return _half(graph)
@@ -43,7 +50,7 @@ def quantize(
     if precision.method == "weights":
         return _weights(graph, linears)
     if precision.method == "blocks":
-        return _blocks(graph, linears, precision, form)
+        return _blocks(graph, linears, precision, form, moments or {})
     if precision.method == "dynamic":
         return _dynamic(graph, linears, precision, form)
     return _static(graph, linears, precision, form, ranges)
@@ -138,9 +145,9 @@ def _dynamic(
 
 
 def _blocks(
-    graph: onnx.ModelProto, linears: list[LinearLayer], precision: Precision, form: GraphForm
+    graph: onnx.ModelProto, linears: list[LinearLayer], precision: Precision, form: GraphForm, moments: Moments
 ) -> onnx.ModelProto:
-    """4-bit weights with a scale per block of rows; activations stay float."""
+    """4-bit weights with a scale per block of rows; activations go in as floats."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # a slow import
 
     rows = {tensor.name: tensor.dims[0] for tensor in graph.graph.initializer if tensor.dims}
@@ -149,11 +156,18 @@ def _blocks(
         for linear in linears
         if form.block_operator or rows[linear.weight] % BLOCK == 0
     }
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    for linear in linears:
+        if linear.name in names and linear.activation in moments:
+            weight = constants[linear.weight]
+            rounded = round_with_feedback(numpy_helper.to_array(weight), moments[linear.activation])
+            weight.CopyFrom(numpy_helper.from_array(rounded, weight.name))
     quantizer = MatMulNBitsQuantizer(
         graph,
         bits=precision.weight_bits,
         block_size=BLOCK,
         is_symmetric=True,
+        accuracy_level=INT8_ACCURACY,
         quant_format=QuantFormat.QOperator if form.block_operator else QuantFormat.QDQ,
         op_types_to_quantize=("MatMul",),
         nodes_to_exclude=[node.name for node in graph.graph.node if node.name not in names],

@@ -42,7 +42,8 @@ from earn.specs import Limits, Sizes, all_specs
 from earn.tags import TAGS_FILE
 
 SCHEMA = 2
-PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8", "int8-weights", "int4")
+PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8", "int8-weights", "int4", "int8-int4")
+_OF_STAGES = {"int8-int4": {"early": "int8", "late": "int4"}}  # precisions that have another one's graph in each stage
 MANIFEST_FILE = "manifest.json"
 _JUDGED = {  # what must stand in a calibrated bundle's parts
     "accuracy": {"passed", "users", "beam_set", "beam_set_overlap", "top10_overlap", "recall@10", "ndcg@10", "limits"},
@@ -78,6 +79,11 @@ RANGES: Mapping[str, tuple[int, int]] = {
     "depth": (1, MOST_DEPTH),
 }
 MOST_CACHE = 1 << 35  # bytes of one user's caches with the longest prompt and the widest search
+
+
+def stage_precision(precision: str, stage: str) -> str:
+    """The precision of a stage's graph, by that of the bundle: of "int8-int4" the late stage is in "int4"."""
+    return _OF_STAGES.get(precision, {}).get(stage, precision)
 
 
 @dataclass(frozen=True)

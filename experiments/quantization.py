@@ -51,6 +51,7 @@ ROWS = (
     Row("int8-dynamic, not equalized", "int8-dynamic", alpha=None),
     Row("int8-weights", "int8-weights"),
     Row("int4", "int4"),
+    Row("int8-int4", "int8-int4"),
     Row("fp16", "fp16"),
     Row("int8, down_proj refined", fine=("down_proj",)),
     Row("int8, down_proj and head refined", fine=LEVELS[0]),

@@ -18,10 +18,11 @@ from operator import add
 
 import numpy as np
 
-from earn.manifest import Manifest
+from earn.manifest import Manifest, stage_precision
 from earn.profiling.roofline import MatmulBench, Work, least_ms, stage_work
 from earn.profiling.rows import PREFILLS, SEARCH, STEP, TOTAL, Case, Limit, Percentiles, RequestPart
 from earn.runtime.cache import cache_bytes
+from earn.specs import STAGES
 
 LEAST_VALUES = 6  # fewer have no 95 % interval: all lie on one side of the median with a probability of 2 / 2 ** n
 
@@ -129,7 +130,8 @@ class LimitMeter:
 
     def __init__(self, manifest: Manifest, threads: int | None, bandwidth: float) -> None:
         self._manifest, self._bandwidth = manifest, bandwidth
-        self._bench = MatmulBench(manifest, threads)
+        precisions = dict.fromkeys(stage_precision(manifest.precision, stage) for stage in STAGES)
+        self._benches = [MatmulBench(manifest, precision, threads) for precision in precisions]
         self.rates: dict[int, float] = {}  # by rows
 
     def limit(self, parts: Sequence[Sequence[Call]], p50: float) -> Limit:
@@ -139,7 +141,7 @@ class LimitMeter:
         read = round(statistics.median(work.bytes for work in works))
         rows = round(statistics.median(calls[0].rows for calls in parts))
         if rows not in self.rates:
-            self.rates[rows] = self._bench.rate(rows)
+            self.rates[rows] = max(bench.rate(rows) for bench in self._benches)
         least = least_ms(Work(operations, read), self.rates[rows], self._bandwidth)
         return Limit(rows, operations, read, self.rates[rows], least, least / p50)
 

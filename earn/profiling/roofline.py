@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earn.errors import EarnError, to_install
-from earn.manifest import Manifest
+from earn.manifest import Manifest, stage_precision
 from earn.profiling.machine import last_cache_bytes, physical_cores
 from earn.runtime.onnx_engine import session_options
 from earn.specs import Sizes
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import onnx
 
 BLOCK = 32  # weights of int4 that share a scale
+INT8_ACCURACY = 4  # of MatMulNBits, as calibration writes it
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ def stage_work(manifest: Manifest, stage: str, rows: int, cached: int, kept: int
         queries = (layers - 1) * rows + kept
         # Each query is multiplied with every key, and its shares with every value.
         multiplied += 2 * queries * (cached + rows) * sizes.heads * sizes.head_size
-    weights = sum(layer * _weight_bytes(manifest, f"{stage}.{index}") for index in range(layers))
-    weights += head * _weight_bytes(manifest, "head")
+    weights = sum(layer * _weight_bytes(manifest, stage, f"{stage}.{index}") for index in range(layers))
+    weights += head * _weight_bytes(manifest, stage, "head")
     return Work(2 * batch * multiplied, round(weights) + batch * layers * row * CACHE_BYTES * (cached + rows))
 
 
@@ -115,10 +116,10 @@ def weight_bytes(manifest: Manifest) -> int:
     return sum(stage_work(manifest, stage, 0, 0, 0).bytes for stage in ("early", "late"))
 
 
-def _weight_bytes(manifest: Manifest, layer: str) -> float:
+def _weight_bytes(manifest: Manifest, stage: str, layer: str) -> float:
     """Bytes of one weight of a layer or the head; calibration may have left it in float."""
     floats = (manifest.calibration or {}).get("float_layers", ())
-    return ARITHMETIC["fp32" if layer in floats else manifest.precision].weight_bytes
+    return ARITHMETIC["fp32" if layer in floats else stage_precision(manifest.precision, stage)].weight_bytes
 
 
 def least_ms(work: Work, rate: float, bandwidth: float) -> float:
@@ -145,7 +146,7 @@ def memory_bandwidth(threads: int | None = None) -> float:
 
 
 class MatmulBench:
-    """A graph of a model's matmuls alone, and how fast ONNX Runtime's CPU runs it.
+    """A graph of a model's matmuls alone, in one stage's precision, and how fast ONNX Runtime's CPU runs it.
 
     It has the matmuls of several layers, each with weights of its own: in a large model the caches hold nothing of a
     layer when its turn comes again. A model that is smaller has all its layers here.
@@ -154,14 +155,14 @@ class MatmulBench:
         EarnError: onnx is missing.
     """
 
-    def __init__(self, manifest: Manifest, threads: int | None = None) -> None:
+    def __init__(self, manifest: Manifest, precision: str, threads: int | None = None) -> None:
         check_onnx()
         import onnxruntime
 
-        self._arithmetic = ARITHMETIC[manifest.precision]
-        self._shapes = layer_shapes(manifest.sizes) * _layers(manifest)
+        self._arithmetic = ARITHMETIC[precision]
+        self._shapes = layer_shapes(manifest.sizes) * _layers(manifest.sizes, precision)
         options = session_options(threads, spinning=False, arena=False)
-        graph = _graph(manifest.precision, self._shapes).SerializeToString()
+        graph = _graph(precision, self._shapes).SerializeToString()
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def rate(self, rows: int) -> float:
@@ -198,11 +199,11 @@ def fastest(run: Callable[[], object], least: int = 3, seconds: float = SECONDS)
     return min(times)
 
 
-def _layers(manifest: Manifest) -> int:
+def _layers(sizes: Sizes, precision: str) -> int:
     """Layers whose weights no cache holds, or all of them."""
     cold = max(COLD_BYTES, 4 * (last_cache_bytes() or 0))
-    layer = _layer_weights(manifest.sizes) * ARITHMETIC[manifest.precision].weight_bytes
-    return min(manifest.sizes.layers, math.ceil(cold / layer))
+    layer = _layer_weights(sizes) * ARITHMETIC[precision].weight_bytes
+    return min(sizes.layers, math.ceil(cold / layer))
 
 
 def _graph(precision: str, shapes: Sequence[tuple[int, int]]) -> onnx.ModelProto:
@@ -234,7 +235,7 @@ def _graph(precision: str, shapes: Sequence[tuple[int, int]]) -> onnx.ModelProto
             blocks = math.ceil(inner / BLOCK)
             weight = constant(generator.integers(0, 256, (outer, blocks, BLOCK // 2), np.uint8))
             scales = constant(np.full(outer * blocks, 0.01, np.float32))
-            sizes = {"K": inner, "N": outer, "bits": 4, "block_size": BLOCK}
+            sizes = {"K": inner, "N": outer, "bits": 4, "block_size": BLOCK, "accuracy_level": INT8_ACCURACY}
             node("MatMulNBits", [x, weight, scales], y, domain="com.microsoft", **sizes)
         elif arithmetic is _INT8:  # ONNX Runtime fuses it to one integer matmul; the weight has a scale per column
             scale, zero = constant(np.array(0.02, np.float32)), constant(np.array(120, np.uint8))

@@ -19,7 +19,7 @@ from earn.calibration import calibrate as module
 from earn.calibration.calibrate import Calibration, CalibrationSettings, calibrate
 from earn.calibration.collect import ActivationCollector, collect_activations
 from earn.calibration.gate import LEAST_OVERLAP, HeldOut
-from earn.calibration.precisions import PRECISIONS
+from earn.calibration.precisions import PRECISIONS, QUANTIZED
 from earn.calibration.refine import LEVELS
 from earn.calibration.variants import FLOAT, GraphVariants, MixedPrecision
 from earn.catalog import CATALOG_FILE
@@ -177,7 +177,7 @@ def test_the_fastest_that_passes_is_taken(case: Case, tmp_path: Path, monkeypatc
 def test_other_precisions_are_compared(case: Case, tmp_path: Path) -> None:
     settings = replace(QUICK, compare=True, explain=True, requests=2, least_overlap=0.0)
     found = run(few(case), tmp_path / "int8", settings=settings)
-    assert [row.precision.name for row in found.candidates] == ["int8", "int8-dynamic", "int8-weights", "int4"]
+    assert {row.precision.name for row in found.candidates} == {*QUANTIZED} - {"fp16"}
     assert found.chosen is found.candidates[0]
     assert all(row.milliseconds for row in found.candidates)
     assert found.chosen.sensitivity  # for the report, though the gate passed at once
@@ -250,7 +250,7 @@ def test_a_dense_model_and_a_small_catalog(tmp_path: Path) -> None:
     users = [[str(number % 8), str((number * 3 + 1) % 8)] for number in range(40)]
     export_bundle(model, tmp_path / "dense", users[:2], max_batch=4, max_beams=8)
     held_out = HeldOut(tuple(map(tuple, users)), tuple("1" for _ in users))
-    for name in ("int8", "int8-dynamic", "int8-weights", "int4", "fp16"):
+    for name in QUANTIZED:
         settings = replace(ONCE, force=True)
         found = calibrate(tmp_path / "dense", tmp_path / name, users[:4], held_out, name, settings)
         assert found.chosen.verdict.beam_set == 4

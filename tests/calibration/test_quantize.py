@@ -32,7 +32,7 @@ def quantize_variant(
 ) -> None:
     def change(stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
         spans = {tensor: seen.whole for tensor, seen in ranges[stage].items()}
-        return quantize(graph, PRECISIONS[name], find_form(PRECISIONS[name], engine), spans)
+        return quantize(graph, PRECISIONS[name].of_stage(stage), find_form(PRECISIONS[name], engine), spans)
 
     variants.derive(FLOAT, variant, change)
 
@@ -53,16 +53,16 @@ def test_the_manifest_knows_every_row() -> None:
 
 @pytest.mark.parametrize(("name", "engine"), ROWS)
 def test_every_form_recommends(name: str, engine: str, variants: GraphVariants, case: Case, tmp_path: Path) -> None:
-    if (name, engine) == ("int8", "cpu") and int8_sums_saturate():
+    if "int8" in (name, PRECISIONS[name].of_stage("early").name) and engine == "cpu" and int8_sums_saturate():
         pytest.skip("sums of 8-bit products saturate on this CPU")
     variants.write_bundle_graphs(FLOAT, f"{name}-{engine}", MixedPrecision(), tmp_path)
     sides = Recommender.load(case.bundle), variants.recommender(tmp_path)
     lists = [[set(best(side, history)) for side in sides] for history in case.held_out.histories[:16]]
     overlap = [len(before & after) / 20 for before, after in lists]
-    assert np.mean(overlap) > (0.5 if name == "int4" else 0.8)
+    assert np.mean(overlap) > (0.5 if "int4" in name else 0.8)
 
 
-@pytest.mark.parametrize(("name", "engine"), [row for row in ROWS if row != ("int4", "cpu")])
+@pytest.mark.parametrize(("name", "engine"), [row for row in ROWS if "int4" not in row[0] or row[1] != "cpu"])
 def test_graphs_hold_standard_operators_alone(name: str, engine: str, variants: GraphVariants) -> None:
     for stage in STAGES:
         graph = onnx.load(str(variants.path(f"{name}-{engine}", stage)))

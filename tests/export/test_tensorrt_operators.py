@@ -15,8 +15,9 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
+from earn.calibration.error_feedback import BLOCK
 from earn.calibration.precisions import FORMS, PRECISIONS
-from earn.calibration.quantize import BLOCK, quantize
+from earn.calibration.quantize import quantize
 from earn.export.tracing import OPSET
 from earn.model.earn_model import EarnModel
 from earn.runtime.memory import Array

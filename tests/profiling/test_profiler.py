@@ -200,7 +200,7 @@ def test_what_does_not_settle_ends_in_time_and_is_noisy(manifest: Manifest) -> N
 class Bench:
     """Products at a rate that depends on the rows alone."""
 
-    def __init__(self, manifest: Manifest, threads: int | None) -> None:
+    def __init__(self, manifest: Manifest, precision: str, threads: int | None) -> None:
         self.asked: list[int] = []
 
     def rate(self, rows: int) -> float:

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from earn.errors import EarnError
 from earn.export.onnx_stages import export_stages
 from earn.export.stages import bundle_model
-from earn.manifest import GRAPH_FILES, PRECISIONS, Manifest
+from earn.manifest import GRAPH_FILES, PRECISIONS, Manifest, stage_precision
 from earn.profiling import roofline
 from earn.profiling.roofline import (
     MatmulBench,
@@ -53,6 +53,10 @@ def test_weights_are_read_in_their_precision_or_in_float(manifest: Manifest, pre
     assert roofline.weight_bytes(smaller) == each * (3 * LAYER + 40)
     mixed = replace(smaller, calibration={"float_layers": ["late.1", "head"]})
     assert stage_work(mixed, "late", 2, 1, 1).bytes == each * LAYER + 4 * (LAYER + 40) + 2 * 3 * ROW
+
+
+def test_stages_of_a_mixed_precision_have_their_own() -> None:
+    assert {stage_precision(name, stage) for name in PRECISIONS for stage in STAGES} == set(roofline.ARITHMETIC)
 
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -112,22 +116,22 @@ def test_the_limit_is_the_slower_of_matmuls_and_memory() -> None:
     assert least_ms(Work(3_000, 50), rate=1_000, bandwidth=10) == 5000
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", roofline.ARITHMETIC)
 def test_a_rate_is_operations_over_time_in_every_precision(
     manifest: Manifest, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(roofline, "fastest", lambda run: run() or 0.5)
-    bench = MatmulBench(replace(manifest, precision=precision), 1)
+    bench = MatmulBench(manifest, precision, 1)
     assert bench.rate(5) == 2 * 5 * 3 * LAYER / 0.5  # all three layers: the model is small
 
 
 def test_a_large_models_weights_leave_the_caches(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "last_cache_bytes", lambda: None)
     monkeypatch.setattr(roofline, "COLD_BYTES", 4 * LAYER + 1)  # one layer is not enough, two are
-    assert roofline._layers(manifest) == 2
-    assert roofline._layers(replace(manifest, precision="int8")) == 3  # the model has no more
+    assert roofline._layers(manifest.sizes, "fp32") == 2
+    assert roofline._layers(manifest.sizes, "int8") == 3  # the model has no more
     monkeypatch.setattr(roofline, "last_cache_bytes", lambda: 2 * LAYER)
-    assert roofline._layers(manifest) == 2
+    assert roofline._layers(manifest.sizes, "fp32") == 2
 
 
 def test_integer_products_are_fused(tmp_path: Path) -> None:
@@ -158,4 +162,4 @@ def test_the_fastest_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_onnx_the_remedy_is_named(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(EarnError, match=r'pip install "earn-edge\[profile\]"'):
-        MatmulBench(manifest)
+        MatmulBench(manifest, "fp32")

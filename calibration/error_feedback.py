@@ -1,0 +1,56 @@
+"""Rounds a weight to 4 bits such that what the linear layer gives out changes least.
+
+Rounding each number to its nearest step is best for the weight, not for its products with the activations. Here rows
+are rounded one after the other, and the error of each is made up for by those that are still to come, as far as the
+calibration's activations say that they can: channels that go up and down together can stand in for each other.
+
+    GPTQ (Frantar et al., ICLR 2023, arXiv 2210.17323), algorithm 1, with a scale for every BLOCK rows of a column
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 32  # rows of a column that share a scale
+LOWEST, HIGHEST = -8, 7  # of 4 bits
+DAMPING = 0.01  # added to the diagonal of the moments, as a share of its mean (section 3.3)
+
+Floats = NDArray[np.float32]
+Moments = Mapping[str, Floats]  # X^T X, [channels, channels], of tensors that go into linear layers
+
+
+def round_with_feedback(weight: Floats, moments: Floats) -> Floats:
+    """The weight on the steps of its blocks, still as floats: x @ it is near x @ weight.
+
+    Args:
+        weight: [rows, columns].
+        moments: X^T X of the activations X that go in, [rows, rows].
+    """
+    left = weight.astype(np.float64)  # what is still to be rounded, with the errors so far made up for
+    factor = _factor(moments.astype(np.float64))
+    rounded = np.empty_like(left)
+    for start in range(0, len(left), BLOCK):
+        end = min(start + BLOCK, len(left))
+        scale, errors = _scale(left[start:end]), np.empty((end - start, left.shape[1]))
+        for row in range(start, end):
+            rounded[row] = scale * np.clip(np.rint(left[row] / scale), LOWEST, HIGHEST)
+            errors[row - start] = (left[row] - rounded[row]) / factor[row, row]
+            left[row + 1 : end] -= np.outer(factor[row, row + 1 : end], errors[row - start])
+        left[end:] -= factor[start:end, end:].T @ errors
+    return rounded.astype(np.float32)
+
+
+def _factor(moments: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The upper triangular U with U^T U = the inverse of the damped moments."""
+    diagonal = np.diag_indices_from(moments)
+    moments[diagonal] += DAMPING * moments[diagonal].mean() or 1.0  # where nothing goes in nothing is made up for
+    return np.linalg.cholesky(np.linalg.inv(moments)).T
+
+
+def _scale(block: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each column, as ONNX Runtime's quantizer takes it: the largest number becomes LOWEST."""
+    largest = np.take_along_axis(block, np.abs(block).argmax(axis=0)[None], axis=0)[0]
+    return np.where(largest == 0, 1.0, largest / LOWEST)

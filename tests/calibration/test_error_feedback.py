@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from earn.calibration.error_feedback import BLOCK, DAMPING, Floats, round_with_feedback
+
+ROWS, COLUMNS = 2 * BLOCK + 5, 6  # the last block is not full
+
+
+@pytest.fixture
+def weight() -> Floats:
+    return np.random.default_rng(0).standard_normal((ROWS, COLUMNS)).astype(np.float32)
+
+
+@pytest.fixture
+def activation() -> Floats:
+    """Channels that go up and down together."""
+    generator = np.random.default_rng(1)
+    return (generator.standard_normal((300, 8)) @ generator.standard_normal((8, ROWS))).astype(np.float32)
+
+
+def nearest(weight: Floats) -> Floats:
+    return round_with_feedback(weight, np.eye(ROWS, dtype=np.float32))
+
+
+def test_channels_that_have_nothing_in_common_are_rounded_to_the_nearest_step(weight: Floats) -> None:
+    rounded = nearest(weight)
+    for start in range(0, ROWS, BLOCK):
+        block = weight[start : start + BLOCK]
+        largest = block[np.abs(block).argmax(axis=0), np.arange(COLUMNS)]
+        steps = np.clip(np.rint(block / (largest / -8)), -8, 7)
+        np.testing.assert_allclose(rounded[start : start + BLOCK], steps * (largest / -8), rtol=1e-6)
+
+
+def test_it_is_the_slow_algorithm(weight: Floats, activation: Floats) -> None:
+    """Each row's error is shared out by the inverse of the moments of the rows that are left, computed anew."""
+    moments = (activation.T @ activation).astype(np.float64)
+    moments += DAMPING * np.diag(moments).mean() * np.eye(ROWS)
+    left, want = weight.astype(np.float64), np.empty((ROWS, COLUMNS))
+    scale: NDArray[np.float64] = np.ones(COLUMNS)
+    for row in range(ROWS):
+        if row % BLOCK == 0:
+            block = left[row : row + BLOCK]
+            scale = block[np.abs(block).argmax(axis=0), np.arange(COLUMNS)] / -8
+        want[row] = scale * np.clip(np.rint(left[row] / scale), -8, 7)
+        inverse = np.linalg.inv(moments[row:, row:])
+        left[row:] -= np.outer(inverse[0] / inverse[0, 0], left[row] - want[row])
+    np.testing.assert_allclose(round_with_feedback(weight, activation.T @ activation), want, atol=1e-4)
+
+
+def test_products_are_nearer_than_those_of_the_nearest_steps(weight: Floats, activation: Floats) -> None:
+    rounded = round_with_feedback(weight, activation.T @ activation)
+    errors = [np.abs(activation @ (each - weight)).mean() for each in (rounded, nearest(weight))]
+    assert errors[0] < errors[1] / 3
+
+
+def test_where_nothing_goes_in_weights_are_rounded_all_the_same(weight: Floats) -> None:
+    np.testing.assert_array_equal(round_with_feedback(weight, np.zeros((ROWS, ROWS), np.float32)), nearest(weight))
+
+
+def test_zeros_stay(weight: Floats, activation: Floats) -> None:
+    weight[:, 2] = 0
+    assert not round_with_feedback(weight, activation.T @ activation)[:, 2].any()
