@@ -31,6 +31,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of all sides")
     parser.add_argument("--scoring", action="store_true", help="the scoring of catalogs alone")
     arguments = parser.parse_args()
+    os.environ.update(KEEP_MEMORY)
     scoring = {"scoring_ms": {str(items): scoring_ms(items) for items in CATALOGS}}
     asked = {} if arguments.scoring else requests_ms(SHAPES[arguments.shape], arguments.threads)
     about = {"shape": arguments.shape, "history": HEADLINE.history, "beams": HEADLINE.beams, "digits": DIGITS}
@@ -80,22 +82,32 @@ def main() -> None:
 
 
 def scoring_ms(items: int) -> float:
-    """The median time from logits to a list, once the process has its memory: a request that is not the first."""
+    """The median time from logits to a list."""
     note(f"scoring {items:,} items")
-    scores, generator = SetScores.over(random_digits(items)), np.random.default_rng(1)
-    taken = []
-    for _ in range(2 * SCORINGS):
-        logits = (SPREAD * generator.standard_normal(DIGITS * VALUES)).astype(np.float32)
-        milliseconds, _ = timed(partial(scores.best, logits, ITEMS))()
-        taken.append(milliseconds)
-    return round(statistics.median(taken[SCORINGS:]), 2)
+    with OwnProcess(Scoring, items) as scoring:
+        return round(cast(float, scoring.ask("median_ms")[1]), 2)
+
+
+class Scoring:
+    """A catalog of random items, in a process that keeps its memory as the others do."""
+
+    def __init__(self, items: int) -> None:
+        self._scores = SetScores.over(random_digits(items))
+
+    def median_ms(self) -> float:
+        """Of lists for logits that differ each time."""
+        generator, taken = np.random.default_rng(1), []
+        for _ in range(SCORINGS):
+            logits = (SPREAD * generator.standard_normal(DIGITS * VALUES)).astype(np.float32)
+            milliseconds, _ = timed(partial(self._scores.best, logits, ITEMS))()
+            taken.append(milliseconds)
+        return statistics.median(taken)
 
 
 def requests_ms(shape: Shape, threads: int) -> dict[str, float | None]:
     """The medians of all sides' requests."""
     task = sides.make_task(sides.make_catalog(shape), shape, threads)
     histories = np.random.default_rng(0).integers(0, shape.items, (ROUNDS, HEADLINE.history)).tolist()
-    os.environ.update(KEEP_MEMORY)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         write(task, folder)
