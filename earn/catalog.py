@@ -202,6 +202,11 @@ class Catalog:
         """Whether it says more than identifiers can: items that are withdrawn, or read as others."""
         return bool(self.status.any()) or len(self.read_as) > 0
 
+    def is_same(self, other: Catalog) -> bool:
+        """Whether both say the same of the same items, their statuses among it."""
+        arrays = ((self.status, other.status), (self.read_as, other.read_as))
+        return self == other and all(np.array_equal(one, another) for one, another in arrays)
+
     def __len__(self) -> int:
         return len(self.item_ids)
 
