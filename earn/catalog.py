@@ -228,7 +228,9 @@ class Catalog:
             raise EarnError(f"Got {item_ids!r} where a list of item ids belongs.")
         indices = self.index.find(item_ids)
         is_known = indices >= 0
-        if unknown == "error" and not is_known.all():
+        if is_known.all():
+            return indices
+        if unknown == "error":
             missing = list(item_ids)[int(is_known.argmin())]
             raise EarnError(
                 f'The catalog has no item {str(missing)!r}. Check the id, or skip it: unknown="skip" (--unknown skip).'
