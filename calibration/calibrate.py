@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from earn.bundle_edit import bundle_locked
 from earn.calibration.collect import StageRanges, collect_activations, collect_moments
 from earn.calibration.equalize import ALPHA, equalize
 from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Ranking, Verdict, apply_gate
@@ -157,13 +158,15 @@ def calibrate(
 
     Args:
         source: a bundle in fp32.
-        out: folder of the new bundle; a bundle that stands there is replaced.
+        out: folder of the new bundle; a bundle that stands there is replaced. The new one has the source's catalog as
+            it was when the calibration began, with which it was judged.
         histories: item ids of real users to calibrate with (see `samples.choose`).
         held_out: other users, for the gate.
         precision: a row of PRECISIONS, or "fastest": the faster of AUTOMATIC that passes.
 
     Raises:
-        EarnError: the source is not in fp32, `out` is something else than a bundle, or a name is unknown.
+        EarnError: the source is not in fp32, `out` is something else than a bundle, or a name is unknown; or another
+            process is changing the bundle at `out`.
     """
     source, out = Path(source), Path(out)
     settings = settings or CalibrationSettings()
@@ -171,8 +174,12 @@ def calibrate(
     compared = _others(wanted) if settings.compare else []
     precisions = [row for row, _ in wanted + compared]
     out.resolve().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-calibration.", dir=out.resolve().parent) as folder:
+    with (
+        bundle_locked(out),
+        tempfile.TemporaryDirectory(prefix=f".{out.name}-calibration.", dir=out.resolve().parent) as folder,
+    ):
         variants = GraphVariants(source, Path(folder), settings.threads)
+        source = variants.source
         settings = replace(settings, beams=min(settings.beams, variants.manifest.limits.beams))
         before: Mapping[str, StageRanges] = {}
         after: Mapping[str, StageRanges] = {}

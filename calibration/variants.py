@@ -21,7 +21,9 @@ from earn.calibration.quantize import with_float
 from earn.calibration.refine import refine
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.export.weights import lay_out_weights
+from earn.files import link_files
 from earn.manifest import GRAPH_FILES, Manifest
+from earn.places import opened
 from earn.runtime.engine import Engine, load_engine
 from earn.runtime.onnx_engine import session_options
 from earn.runtime.recommender import Recommender
@@ -42,13 +44,19 @@ class GraphVariants:
     """The variants of a bundle's graphs."""
 
     def __init__(self, source: Path, folder: Path, threads: int | None = None) -> None:
-        self.source = source
+        self.source = folder / "source"  # the bundle as it now is, whatever becomes of it meanwhile
         self.folder = folder
         self.threads = threads  # of every graph that runs; ONNX Runtime's own choice if None
-        self.manifest = Manifest.load(source)
-        self.catalog = Catalog.load(source / CATALOG_FILE)
+        self.manifest = opened(source, self._keep)
+        self.catalog = Catalog.load(self.source / CATALOG_FILE)
         for stage in STAGES:
-            self._write(FLOAT, stage, onnx.load(str(source / GRAPH_FILES[stage])))
+            self._write(FLOAT, stage, onnx.load(str(self.source / GRAPH_FILES[stage])))
+
+    def _keep(self, source: Path) -> Manifest:
+        manifest = Manifest.load(source)
+        shutil.rmtree(self.source, ignore_errors=True)
+        link_files(source, self.source)
+        return manifest
 
     def derive(self, base: str, variant: str, change: Callable[[str, onnx.ModelProto], onnx.ModelProto]) -> None:
         """Makes a variant of another one; `change` takes a stage and its graph with weights."""

@@ -1,8 +1,8 @@
 """Changes of a bundle's small files, without a new export: the folder as a whole is exchanged for a changed one.
 
 What stays is linked into the new folder, not copied, so a change costs little beside large graphs. Whoever loads the
-bundle meanwhile gets the old one or the new one. Changes of the same bundle follow each other: one that begins while
-another is being made is refused.
+bundle meanwhile gets the old one or the new one. Changes of the same bundle follow each other, exports and calibrations
+over it among them: one that begins while another is being made is refused.
 
     add_items("bundle", NewItems(["9001"], identifiers=[["<a_1>", "<b_2>"]]))
     edit_catalog("bundle", lambda catalog: removed(catalog, ["50"]))
@@ -46,13 +46,32 @@ def bundle_changed(folder: Path) -> Iterator[Path]:
         EarnError: no bundle, it cannot be written, or another process is changing it.
     """
     Manifest.load(folder, verify=False)  # says what to do where there is none
-    folder = folder.resolve()
-    with only_writer(folder) as is_alone:
+    with bundle_locked(folder), _copy_put_in_place(folder) as beside:
+        yield beside
+
+
+@contextmanager
+def bundle_locked(folder: Path) -> Iterator[None]:
+    """Lets nobody else change or replace a bundle during the block; where there is no folder, nothing is locked.
+
+    Raises:
+        EarnError: another process is changing it.
+    """
+    if not folder.exists():
+        yield
+        return
+    with only_writer(folder.resolve()) as is_alone:
         if not is_alone:
             raise EarnError(f"{folder}: another process is changing it. Try again when that has ended.")
-        with folder_written_whole(folder) as beside:
-            link_files(folder, beside)
-            yield beside
+        yield
+
+
+@contextmanager
+def _copy_put_in_place(folder: Path) -> Iterator[Path]:
+    """`bundle_changed` for whoever has the bundle's lock."""
+    with folder_written_whole(folder) as beside:
+        link_files(folder.resolve(), beside)
+        yield beside
 
 
 def set_tags(folder: Path, tags: Tags) -> Manifest:
@@ -73,7 +92,8 @@ def set_tags(folder: Path, tags: Tags) -> Manifest:
 def edit_catalog(folder: Path, change: Callable[[Catalog], Catalog]) -> Manifest:
     """Gives a bundle a changed catalog as its next version; the former one is kept, to be rolled back to.
 
-    The one graph, which holds a catalog of its own, is left out of the bundle: write it again.
+    A change that changes nothing writes nothing, and the bundle's manifest is returned as it is. The one graph, which
+    holds a catalog of its own, is left out of the bundle: write it again.
 
     Args:
         folder: the bundle.
@@ -83,21 +103,25 @@ def edit_catalog(folder: Path, change: Callable[[Catalog], Catalog]) -> Manifest
         EarnError: no bundle, its catalog is damaged, it cannot be written, the new catalog does not fit the model, or
             what `change` raises.
     """
-    with bundle_changed(folder) as changed:
+    Manifest.load(folder, verify=False)  # says what to do where there is none
+    with bundle_locked(folder):
         manifest = Manifest.load(folder, verify=READ)
         former = Catalog.load(folder / CATALOG_FILE)
         catalog = change(former)
+        if catalog.is_same(former):
+            return manifest
         _check_fits(manifest, former, catalog)
         before = manifest.catalog or CatalogVersions(0, ())
         kept = (before.version, *before.kept)
-        target = changed / CatalogVersions.file(before.version)
-        target.parent.mkdir(exist_ok=True)
-        os.replace(changed / CATALOG_FILE, target)
-        catalog.save_items(changed / CATALOG_FILE, with_trie=manifest.model.method != SET)
-        for version in kept[MOST_KEPT:]:
-            (changed / CatalogVersions.file(version)).unlink()
-        versions = CatalogVersions(before.version + 1, kept[:MOST_KEPT])
-        return _with_catalog(manifest, changed, versions, len(former), len(catalog))
+        with _copy_put_in_place(folder) as changed:
+            target = changed / CatalogVersions.file(before.version)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(changed / CATALOG_FILE, target)
+            catalog.save_items(changed / CATALOG_FILE, with_trie=manifest.model.method != SET)
+            for version in kept[MOST_KEPT:]:
+                (changed / CatalogVersions.file(version)).unlink()
+            versions = CatalogVersions(before.version + 1, kept[:MOST_KEPT])
+            return _with_catalog(manifest, changed, versions, len(former), len(catalog))
 
 
 def add_items(folder: Path, items: NewItems) -> Manifest:

@@ -202,6 +202,11 @@ class Catalog:
         """Whether it says more than identifiers can: items that are withdrawn, or read as others."""
         return bool(self.status.any()) or len(self.read_as) > 0
 
+    def is_same(self, other: Catalog) -> bool:
+        """Whether both say the same of the same items, their statuses among it."""
+        arrays = ((self.status, other.status), (self.read_as, other.read_as))
+        return self == other and all(np.array_equal(one, another) for one, another in arrays)
+
     def __len__(self) -> int:
         return len(self.item_ids)
 
@@ -223,7 +228,9 @@ class Catalog:
             raise EarnError(f"Got {item_ids!r} where a list of item ids belongs.")
         indices = self.index.find(item_ids)
         is_known = indices >= 0
-        if unknown == "error" and not is_known.all():
+        if is_known.all():
+            return indices
+        if unknown == "error":
             missing = list(item_ids)[int(is_known.argmin())]
             raise EarnError(
                 f'The catalog has no item {str(missing)!r}. Check the id, or skip it: unknown="skip" (--unknown skip).'

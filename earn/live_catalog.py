@@ -13,6 +13,7 @@ catalog so.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
@@ -57,10 +58,14 @@ def renamed(catalog: Catalog, titles: Mapping[str, str]) -> Catalog:
     """The catalog with other titles, by item id.
 
     Raises:
-        EarnError: there is none of an id, or none any more.
+        EarnError: there is none of an id, or none any more; or an item has two titles, as of 50 and "50".
     """
     changed = list(catalog.titles)
-    for item, title in zip(present(catalog, tuple(titles)).tolist(), titles.values(), strict=True):
+    items = present(catalog, tuple(titles)).tolist()
+    if len(set(items)) < len(items):
+        item_id = catalog.item_ids[Counter(items).most_common(1)[0][0]]
+        raise EarnError(f"The item {item_id!r} is given two titles. Give it one.")
+    for item, title in zip(items, titles.values(), strict=True):
         changed[item] = one_line(title)
     return replace(catalog, titles=changed)
 

@@ -9,6 +9,7 @@ history.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -79,7 +80,7 @@ def with_new_items(catalog: Catalog, items: NewItems, has_rows: bool = False) ->
     is_known = indices >= 0
     stays = is_known & (catalog.status[indices] != REMOVED)
     if stays.any() or len(set(ids)) < len(ids):
-        twice = ids[int(stays.argmax())] if stays.any() else next(item_id for item_id in ids if ids.count(item_id) > 1)
+        twice = ids[int(stays.argmax())] if stays.any() else Counter(ids).most_common(1)[0][0]
         raise EarnError(f"The item id {twice!r} stands twice in the catalog. Keep one of them.")
     catalog = _brought_back(catalog, indices[is_known], items[np.flatnonzero(is_known).tolist()])
     items = items[np.flatnonzero(~is_known).tolist()]

@@ -86,6 +86,13 @@ def bundle_at(place: str | Path) -> Iterator[Path]:
         yield Path(place)
 
 
+def place_name(place: str | Path) -> str:
+    """The last part of a place: of a folder, a file, or a repository."""
+    if str(place).startswith(HUB):
+        return str(place).partition("@")[0].rpartition("/")[2]
+    return Path(place).resolve().name
+
+
 def opened(place: str | Path, open_now: Callable[[Path], T]) -> T:
     """What is opened from the folder of a bundle, whose files were the same ones from the first to the last.
 

@@ -8,6 +8,7 @@ tag `column:value`; several values in a cell have "|" between them. A column wit
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -45,10 +46,12 @@ def read_tags(
     names, table = _read(path)
     item_column = item_column or (names[0] if names else "")
     _check_columns(path, names, (item_column, *columns, *bands))
-    indices = catalog.index.find([row[item_column] for row in table]).tolist()
+    item_ids = [row[item_column] for row in table]
+    indices = catalog.index.find(item_ids).tolist()
     rows: dict[int, Mapping[str, str]] = {index: row for index, row in zip(indices, table, strict=True) if index >= 0}
     if not rows:
         raise EarnError(f"{path}: no row of the catalog's items by the column {item_column!r}. Name theirs: --item.")
+    refuse_twice(path, [item_id for item_id, index in zip(item_ids, indices, strict=True) if index >= 0])
     try:
         return tags_of_table(rows, columns, bands, len(catalog))
     except EarnError as error:
@@ -66,16 +69,35 @@ def read_columns(path: Path, needed: Sequence[str], others: Sequence[str] = ()) 
     return {name: [row[name].strip() for row in table] for name in (*needed, *others) if name in names}
 
 
+def refuse_twice(path: Path, item_ids: Sequence[str]) -> None:
+    """Raises EarnError for a table in which an item has two rows: one of them would be lost without a word."""
+    counts = Counter(item_ids)
+    if len(counts) < len(item_ids):
+        item_id, rows = counts.most_common(1)[0]
+        raise EarnError(f"{path}: the item {item_id!r} has {rows} rows. Give each item one.")
+
+
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """A table's columns and rows."""
+    """A table's columns and rows.
+
+    Raises:
+        EarnError: no such table, two columns of one name, or a row with more cells than there are columns.
+    """
     with open_text(path) as file:
         header = file.readline()
         delimiter = "\t" if header.count("\t") > header.count(",") else ","
         try:
             names = next(csv.reader([header], delimiter=delimiter), [])
-            return names, list(csv.DictReader(file, names, delimiter=delimiter, restval=""))
+            rows = list(csv.DictReader(file, names, delimiter=delimiter, restval=""))
         except csv.Error as error:
             raise EarnError(f"{path}: is no csv or tsv file ({error}). Check its quotes.") from error
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise EarnError(f"{path}: has the column {twice[0]!r} twice. Keep one of them.")
+    for row in rows:
+        if (more := row.pop(None, None)) is not None:
+            cells = delimiter.join((*row.values(), *more))
+            raise EarnError(f"{path}: a row has more cells than the header, {cells[:80]!r}. Put cells in quotes.")
+    return names, rows
 
 
 def _check_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> None:

@@ -136,6 +136,12 @@ class Texts(Sequence[str]):
             return tuple(self[number] for number in chosen)
         return self.data[self.starts[chosen] : self.starts[chosen + 1] - 1].tobytes().decode("utf-8")
 
+    def take(self, numbers: Sequence[int]) -> list[str]:
+        """The strings with these numbers; faster than one after the other."""
+        chosen, data = np.array(numbers, np.int64), self.data
+        edges = zip(self.starts[chosen].tolist(), self.starts[chosen + 1].tolist(), strict=True)
+        return [data[start : stop - 1].tobytes().decode() for start, stop in edges]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.data.tobytes().decode("utf-8").split("\n"))
 

@@ -13,6 +13,7 @@ from typing import cast
 
 from torch import nn
 
+from earn.bundle_edit import bundle_locked
 from earn.catalog import CATALOG_FILE
 from earn.config import SET
 from earn.export.onnx_stages import export_stages
@@ -49,7 +50,7 @@ def export_bundle(
 
     Raises:
         EarnError: the stages differ from Hugging Face's own code or the graphs from torch (nothing is written then), or
-            `out` is something else than a bundle.
+            `out` is something else than a bundle, or another process is changing the bundle there.
     """
     out = Path(out)
     refuse_foreign_folder(out)
@@ -60,7 +61,7 @@ def export_bundle(
         check_family(model.backbone, "The model")
     else:
         check_stages(model.backbone, early, late, bundle.embedded, bundle.predicted)
-    with folder_written_whole(out) as folder:
+    with bundle_locked(out), folder_written_whole(out) as folder:
         export_stages(bundle, model.config, folder, external_data_bytes)
         model.catalog.save(folder / CATALOG_FILE, with_trie=model.earn.method != SET)
         manifest = bundle.manifest.with_files(folder)

@@ -101,10 +101,14 @@ def best(user: Ints, node: Ints, score: Floats, parent: Ints, width: int, droppe
     Args:
         dropped: [b], what the steps before have dropped.
     """
-    order = np.lexsort((-score, user))
-    rank = rank_in_group(user[order])
-    kept, next_best = order[rank < width], order[rank == width]
-    if dropped.size:
+    if len(dropped) == 1:  # one user
+        order = (-score).argsort(kind="stable")
+        kept, next_best = order[:width], order[width : width + 1]
+    else:
+        order = np.lexsort((-score, user))
+        rank = rank_in_group(user[order])
+        kept, next_best = order[rank < width], order[rank == width]
+    if dropped.size and next_best.size:
         dropped = dropped.copy()
         dropped[user[next_best]] = np.maximum(dropped[user[next_best]], score[next_best])
     return Beams(user[kept], node[kept], score[kept], parent[kept], dropped)
@@ -113,9 +117,9 @@ def best(user: Ints, node: Ints, score: Floats, parent: Ints, width: int, droppe
 def children(trie: ItemTrie, nodes: Ints) -> tuple[Ints, Ints]:
     """All children of the nodes: for each child the index of its parent in `nodes`, and its own node."""
     start, count = trie.children(nodes)
-    parent = np.repeat(np.arange(len(nodes)), count)
-    offset = np.arange(len(parent)) - np.repeat(np.cumsum(count) - count, count)
-    return parent, start[parent] + offset
+    parent = np.arange(len(nodes)).repeat(count)
+    before = count.cumsum() - count
+    return parent, np.arange(len(parent)) + (start - before).repeat(count)
 
 
 def rank_in_group(group: Ints) -> Ints:

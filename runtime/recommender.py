@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -40,7 +41,10 @@ from earn.runtime.set_scores import SetScores
 from earn.runtime.trie import distinct
 from earn.specs import generated_rows
 from earn.tags import TAGS_FILE, Tags, no_tags
+from earn.texts import Texts
 from earn.trie import Ints
+
+NO_ITEMS: Ints = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -333,9 +337,9 @@ class Recommender:
 
     def excluded(self, item_ids: Collection[str | int], history: Sequence[int] = (), unknown: str = "error") -> Ints:
         """The indices of these ids and of a history of indices, ascending, each once."""
-        known = self.catalog.find(item_ids, unknown)
+        known = NO_ITEMS if type(item_ids) is tuple and not item_ids else self.catalog.find(item_ids, unknown)
         if not len(known):
-            return distinct(history)
+            return distinct(history) if len(history) else NO_ITEMS
         return distinct(np.concatenate((known, np.array(history, np.int64))))
 
     def tokens(self, items: Sequence[int], follows: bool = False) -> list[int]:
@@ -368,18 +372,20 @@ class Recommender:
     def _items(self, beams: Beams, user: int, excluded: Excluded, k: int) -> Recommendations:
         """The items that a user's beams name, best first."""
         mine = np.flatnonzero(beams.user == user)
-        ranked = [
-            (item, float(score))
-            for node, score in zip(beams.node[mine], beams.score[mine], strict=True)
+        named = (
+            (item, score)
+            for node, score in zip(beams.node[mine].tolist(), beams.score[mine].tolist(), strict=True)
             for item in wanted_of(self.catalog.trie.items(node), excluded).tolist()
-        ][:k]
+        )
+        ranked = list(islice(named, k))
         dropped = beams.dropped[user]
         return self._list(ranked, bool(np.isneginf(dropped) or (len(ranked) == k and dropped < ranked[-1][1])))
 
     def _list(self, ranked: Sequence[tuple[int, float]], is_exact: bool) -> Recommendations:
         """Items and their scores, best first, with the catalog's ids and titles."""
-        ids, titles = self.catalog.item_ids, self.catalog.titles
-        return Recommendations((Recommendation(ids[item], score, titles[item]) for item, score in ranked), is_exact)
+        items, scores = [item for item, _ in ranked], [score for _, score in ranked]
+        ids, titles = (Texts.of(texts).take(items) for texts in (self.catalog.item_ids, self.catalog.titles))
+        return Recommendations(map(Recommendation, ids, scores, titles), is_exact)
 
 
 def _items_of(folder: Path, manifest: Manifest) -> tuple[Catalog, Tags | None]:

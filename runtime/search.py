@@ -12,6 +12,7 @@ without changing an answer (but for int8-dynamic, whose ranges are those of a ca
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +114,7 @@ class Rows:
             EarnError: one is not finite; any list that followed from it would be arbitrary.
         """
         scores = child_scores(node, logits, self._search.trie, self._search.rule)
-        if not np.isfinite(scores).all():
+        if not isfinite(scores.sum()):  # as is each of them: log-probabilities do not cancel each other
             raise self._decoder.not_finite(self._state, int(self._search.trie.level(node[:1])[0]) + 1)
         return scores
 

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from earn.errors import EarnError
 from earn.files import read_text
 from earn.manifest import MANIFEST_FILE
+from earn.places import HUB
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["Parser"]
 
 Value = TypeVar("Value", int, float)
 
+PLACE_HELP = "folder of earn export or earn calibrate, file of earn pack, or hf://org/name"
 DATA_HELP = (
     "a table (csv, tsv, json lines, parquet), a folder of earn import, LC-Rec, LETTER or AtSpeed, RecBole files, or "
     "ml-100k (fetched when first used); "
@@ -77,6 +79,11 @@ def add_bundle(parser: Parser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help="folder of earn export or earn calibrate")
 
 
+def add_bundle_place(parser: Parser) -> None:
+    """Declares the bundle that a command only reads, wherever it is."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_place, help=PLACE_HELP)
+
+
 def add_data(parser: Parser) -> None:
     """Declares the data set that a command works with."""
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
@@ -132,11 +139,29 @@ fraction = _checked(float, lambda value: 0 <= value <= 1, "a number from 0 to 1"
 def bundle_folder(text: str) -> Path:
     """A folder that may be a bundle; a checkpoint's is refused, lest the advice be to export it onto itself."""
     folder = Path(text)
+    if text.startswith(HUB):
+        repository = text.removeprefix(HUB).partition("@")[0]
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is a repository, and this command takes a folder; fetch it into one: "
+            f"hf download {repository} --local-dir BUNDLE"
+        )
+    if folder.is_file():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is one file, and this command takes a folder; unpack it into one: "
+            f"python -m zipfile -e {text} BUNDLE"
+        )
     if (folder / "config.json").is_file() and not (folder / MANIFEST_FILE).is_file():
         raise argparse.ArgumentTypeError(
             f"{text!r} is a checkpoint, not a bundle; write one into another folder: earn export {text} --out BUNDLE"
         )
     return folder
+
+
+def bundle_place(text: str) -> str | Path:
+    """A folder that may be a bundle, one file, or a repository as `hf://org/name`; see earn.places."""
+    if text.startswith(HUB):
+        return text
+    return path if (path := Path(text)).is_file() else bundle_folder(text)
 
 
 def checkpoint_folder(text: str) -> Path:

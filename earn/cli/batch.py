@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earn.cli.arguments import add_bundle, add_exclude_history, add_filters, add_json, command, positive
+from earn.cli.arguments import add_bundle_place, add_exclude_history, add_filters, add_json, command, positive
 from earn.cli.engine import add_engine, chosen_engine
 from earn.console import pairs, progress, show, show_json
 
@@ -40,7 +40,7 @@ def add_parser(subparsers: Subparsers) -> None:
         earn batch BUNDLE /shared/histories --out /shared/recs --address auto --workers 64
         """,
     )
-    add_bundle(parser)
+    add_bundle_place(parser)
     parser.add_argument(
         "histories", metavar="HISTORIES", type=Path, nargs="+", help="parquet files, or folders that hold them"
     )
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from earn.serve.batch_worker import Job
 
     job = Job(
-        bundle=str(args.bundle.resolve()),
+        bundle=args.bundle if isinstance(args.bundle, str) else str(args.bundle.resolve()),
         out=args.out.resolve(),
         columns=Columns(**{role: getattr(args, f"{role}_column") for role in COLUMNS}),
         k=args.k,

@@ -131,9 +131,23 @@ def run(args: argparse.Namespace) -> int:
         note(f"The gate fails: {reason}.")
     note(f"Report: {page}")
     note(_next(calibration, args))
+    _note_other_catalog(calibration, args)
     if args.json:
         show_json(calibration.summary())
     return 0 if calibration.chosen.verdict.passed else FAILED
+
+
+def _note_other_catalog(calibration: Calibration, args: argparse.Namespace) -> None:
+    """Says so where the bundle's catalog was changed while it was being calibrated."""
+    from earn.catalog import CATALOG_FILE
+    from earn.manifest import Manifest
+
+    written, present = calibration.manifest, Manifest.load(args.bundle, verify=False)
+    if written is not None and written.files[CATALOG_FILE] != present.files[CATALOG_FILE]:
+        note(
+            f"The catalog of {args.bundle} was changed meanwhile. {args.out} has it as it was when the calibration "
+            "began; make the changes there too: earn catalog"
+        )
 
 
 def comparison(calibration: Calibration) -> str:

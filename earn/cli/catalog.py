@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from earn.catalog import BLOCKED, CATALOG_FILE, REMOVED, Catalog
 from earn.cli.arguments import ITEM_IDS_HELP, add_bundle, add_json, command, command_group, item_ids
-from earn.console import pairs, show, show_json
+from earn.console import note, pairs, show, show_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from earn.cli.arguments import Subparsers
+    from earn.manifest import Manifest
     from earn.new_items import NewItems
 
+WITHDRAWN = {"blocked": BLOCKED, "removed": REMOVED}
 ITEMS_HELP = "a csv or tsv file with a header: item_id, and title, metadata, identifier where they are known"
 
 
@@ -85,8 +87,8 @@ def run_add(args: argparse.Namespace) -> int:
     """Adds items."""
     from earn.bundle_edit import add_items
 
-    add_items(args.bundle, _new_items(args.items, args.vectors))
-    return run_list(args)
+    items = _new_items(args.items, args.vectors)
+    return _changed(args, lambda: add_items(args.bundle, items))
 
 
 def run_remove(args: argparse.Namespace) -> int:
@@ -106,9 +108,10 @@ def run_block(args: argparse.Namespace) -> int:
 def run_rename(args: argparse.Namespace) -> int:
     """Changes titles."""
     from earn.live_catalog import renamed
-    from earn.tag_table import read_columns
+    from earn.tag_table import read_columns, refuse_twice
 
     table = read_columns(args.items, ("item_id", "title"))
+    refuse_twice(args.items, table["item_id"])
     titles = dict(zip(table["item_id"], table["title"], strict=True))
     return _edit(args, lambda catalog: renamed(catalog, titles))
 
@@ -117,38 +120,54 @@ def run_rollback(args: argparse.Namespace) -> int:
     """Returns to the catalog before."""
     from earn.bundle_edit import roll_back_catalog
 
-    roll_back_catalog(args.bundle)
-    return run_list(args)
+    return _changed(args, lambda: roll_back_catalog(args.bundle))
 
 
 def run_list(args: argparse.Namespace) -> int:
     """Shows version and counts."""
-    from earn.manifest import CatalogVersions, Manifest
+    from earn.manifest import Manifest
+    from earn.places import opened
 
-    manifest, catalog = Manifest.load(args.bundle, verify=False), Catalog.load(args.bundle / CATALOG_FILE)
-    versions = manifest.catalog or CatalogVersions(0, ())
-    ids = {
-        status: [catalog.item_ids[i] for i in (catalog.status == status).nonzero()[0]] for status in (BLOCKED, REMOVED)
-    }
-    facts = {"version": versions.version, "kept": list(versions.kept), "items": len(catalog)}
+    manifest, catalog = opened(
+        args.bundle, lambda folder: (Manifest.load(folder, verify=False), Catalog.load(folder / CATALOG_FILE))
+    )
+    facts = catalog_facts(manifest, catalog)
     if args.json:
-        show_json({**facts, "blocked": ids[BLOCKED], "removed": ids[REMOVED]})
+        show_json(facts | {name: [catalog.item_ids[i] for i in _of_status(catalog, name)] for name in WITHDRAWN})
         return 0
-    kept = ", ".join(map(str, versions.kept)) or "none"
-    counts = [
-        ("items", f"{len(catalog):,}"),
-        ("blocked", f"{len(ids[BLOCKED]):,}"),
-        ("removed", f"{len(ids[REMOVED]):,}"),
-    ]
-    show(pairs([("version", f"{versions.version}"), ("earlier ones kept", kept), *counts]))
+    kept = ", ".join(map(str, facts["kept"])) or "none"
+    counts = [(name, f"{facts[name]:,}") for name in ("items", *WITHDRAWN)]
+    show(pairs([("version", f"{facts['version']}"), ("earlier ones kept", kept), *counts]))
     return 0
+
+
+def catalog_facts(manifest: Manifest, catalog: Catalog) -> dict[str, Any]:
+    """A catalog's version, the earlier ones that the bundle holds, and counts of its items."""
+    from earn.manifest import CatalogVersions
+
+    versions = manifest.catalog or CatalogVersions(0, ())
+    counts = {name: len(_of_status(catalog, name)) for name in WITHDRAWN}
+    return {"version": versions.version, "kept": list(versions.kept), "items": len(catalog), **counts}
+
+
+def _of_status(catalog: Catalog, name: str) -> list[int]:
+    return [int(item) for item in (catalog.status == WITHDRAWN[name]).nonzero()[0]]
 
 
 def _edit(args: argparse.Namespace, change: Callable[[Catalog], Catalog]) -> int:
     """Changes the bundle's catalog and shows it."""
     from earn.bundle_edit import edit_catalog
 
-    edit_catalog(args.bundle, change)
+    return _changed(args, lambda: edit_catalog(args.bundle, change))
+
+
+def _changed(args: argparse.Namespace, change: Callable[[], Manifest]) -> int:
+    """Makes a change and shows the catalog, and says so where it was so before."""
+    from earn.manifest import Manifest
+
+    before = Manifest.load(args.bundle, verify=False).catalog
+    if change().catalog == before:
+        note("Nothing was written: the catalog is as this change would have it.")
     return run_list(args)
 
 
@@ -158,9 +177,10 @@ def _new_items(path: Path, vectors: Path | None) -> NewItems:
 
     from earn.errors import EarnError
     from earn.new_items import NewItems
-    from earn.tag_table import read_columns
+    from earn.tag_table import read_columns, refuse_twice
 
     table = read_columns(path, ("item_id",), ("title", "metadata", "identifier"))
+    refuse_twice(path, table["item_id"])
     given = None
     if vectors is not None:
         try:

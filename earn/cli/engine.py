@@ -11,6 +11,7 @@ from earn.cli.arguments import add_bundle, command, command_group, positive
 from earn.console import note, pairs, progress, show, size, table
 from earn.export.engines import BuildSettings, build_engines, check_settings
 from earn.manifest import Manifest
+from earn.places import opened
 from earn.runtime.engine import AUTO, ENGINES, ONE_GRAPHS, choose_engine, why_not
 from earn.runtime.engine_files import (
     HARDWARE,
@@ -108,11 +109,11 @@ def add_engine(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def chosen_engine(name: str, bundle: Path) -> str:
+def chosen_engine(name: str, bundle: str | Path) -> str:
     """The engine of that name; of "auto" the one that it means here, said with the reason."""
     if name != AUTO:
         return name
-    chosen, why = choose_engine(bundle, Manifest.load(bundle, verify=False))
+    chosen, why = opened(bundle, lambda folder: choose_engine(folder, Manifest.load(folder, verify=False)))
     note(f"engine {chosen}{f' ({why})' if why else ''}")
     return chosen
 

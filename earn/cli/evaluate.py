@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earn.cli.arguments import add_data, add_exclude_history, add_json, command, positive
+from earn.cli.arguments import PLACE_HELP, add_data, add_exclude_history, add_json, command, positive
 from earn.cli.engine import add_engine, chosen_engine
 from earn.config import SCORING_RULES, check_scoring
 from earn.console import note, progress, show, show_json, table
 from earn.errors import EarnError
 from earn.manifest import MANIFEST_FILE
 from earn.metrics import CUTOFFS
+from earn.places import HUB
 
 if TYPE_CHECKING:
     from earn.cli.arguments import Subparsers
@@ -36,7 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
         earn evaluate BUNDLE ml-100k --json
         """,
     )
-    parser.add_argument("model", metavar="CKPT|BUNDLE", type=Path, help="folder of earn train or earn export")
+    parser.add_argument("model", metavar="CKPT|BUNDLE", help=f"folder of earn train, or {PLACE_HELP}")
     add_data(parser)
     parser.add_argument("--split", choices=("test", "valid"), default="test", help="default: %(default)s")
     add_exclude_history(parser)
@@ -74,18 +75,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_model(folder: Path, scoring: str | None = None, engine: str = "cpu") -> Recommender:
-    """A recommender from a bundle's or a checkpoint's folder.
+def load_model(place: str | Path, scoring: str | None = None, engine: str = "cpu") -> Recommender:
+    """A recommender from a bundle, wherever it is, or from a checkpoint's folder.
 
     Raises:
         EarnError: neither, or a scoring rule for a bundle, or an engine for a checkpoint.
     """
-    if (folder / MANIFEST_FILE).is_file():
+    folder = Path(place)
+    if str(place).startswith(HUB) or folder.is_file() or (folder / MANIFEST_FILE).is_file():
         from earn.runtime.recommender import Recommender
 
         if scoring is not None:
-            raise EarnError(f"{folder}: a bundle has its scoring rule. Leave away --scoring.")
-        return Recommender.load(folder, chosen_engine(engine, folder))
+            raise EarnError(f"{place}: a bundle has its scoring rule. Leave away --scoring.")
+        return Recommender.load(place, chosen_engine(engine, place))
     if not (folder / "config.json").is_file():
         raise EarnError(
             f"{folder}: neither a bundle (no {MANIFEST_FILE}) nor a checkpoint (no config.json). "

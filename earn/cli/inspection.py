@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from earn.cli import inspect_checkpoint, verification
 from earn.cli.arguments import command
+from earn.cli.catalog import WITHDRAWN, catalog_facts
 from earn.config import BEAMS as ONE_BY_ONE
 from earn.config import SCORING_RULES, SET
 from earn.console import pairs, show, show_json, size
@@ -65,10 +66,9 @@ def run(args: argparse.Namespace) -> int:
         return inspect_checkpoint.run(path, args.json)
     if args.verify:
         return verification.run(args.folder, args.json)
-    from earn.places import bundle_at
+    from earn.places import opened
 
-    with bundle_at(args.folder) as folder:
-        facts = _facts(folder)
+    facts = opened(args.folder, _facts)
     show_json(facts) if args.json else show(_text(facts))
     return 0
 
@@ -104,6 +104,7 @@ def describe(manifest: Manifest, catalog: Catalog, record: EngineRecord | None =
         "engines": asdict(record) if record else None,
         "tools": dict(manifest.tools),
         "trie": _trie(catalog),
+        "catalog": catalog_facts(manifest, catalog),
     }
 
 
@@ -147,7 +148,7 @@ def _trie(catalog: Catalog) -> dict[str, Any]:
 def _text(facts: dict[str, Any]) -> str:
     """Names and values; what has no name goes on with the line above."""
     sizes, registers, prompt, limits = (facts[key] for key in ("sizes", "registers", "prompt", "limits"))
-    cache, trie = facts["cache_bytes"], facts["trie"]
+    cache, trie, catalog = facts["cache_bytes"], facts["trie"], facts["catalog"]
     texts = ", ".join(f"{prompt[part]} {part}" for part in ("head", "separator", "tail"))
     files = [f"{name}, {size(count)}" for name, count in facts["files"].items()]
     files.append(f"together {size(facts['bundle_bytes'])}")
@@ -171,6 +172,8 @@ def _text(facts: dict[str, Any]) -> str:
         *(("" if index else "files", file) for index, file in enumerate(files)),
         *_engine_rows(facts["engines"]),
         ("written by", ", ".join(f"{name} {version}" for name, version in facts["tools"].items())),
+        ("catalog", f"version {catalog['version']}, {len(catalog['kept'])} earlier ones kept"),
+        ("", ", ".join(f"{catalog[name]:,} {name}" for name in ("items", *WITHDRAWN))),
         ("trie", f"{trie['items']:,} items, {trie['identifiers']:,} identifiers, {trie['nodes']:,} nodes"),
         ("", f"identifiers of up to {trie['depth']} tokens; determined are {shares} of them"),
     ]

@@ -34,9 +34,10 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Packs the bundle."""
     from earn.packed import pack
+    from earn.places import opened
 
     out = args.out or Path(f"{args.bundle.resolve()}.zip")
-    manifest = pack(args.bundle, out)
+    manifest = opened(args.bundle, lambda folder: pack(folder, out))
     show(pairs([("file", str(out)), ("size", size(out.stat().st_size)), ("fingerprint", manifest.fingerprint)]))
     note(f'Next: Recommender.load("{out.name}"), or earn inspect {out}')
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from earn.cli.arguments import (
     DATA_HELP,
     above_zero,
-    add_bundle,
+    add_bundle_place,
     add_json,
     add_report,
     add_threads,
-    bundle_folder,
+    bundle_place,
     command,
     natural,
     positive,
@@ -23,6 +24,7 @@ from earn.cli.arguments import (
 from earn.cli.engine import add_engine, chosen_engine
 from earn.console import Steps, note, show, show_json, table
 from earn.errors import EarnError
+from earn.places import bundle_at, place_name
 
 if TYPE_CHECKING:
     from earn.cli.arguments import Subparsers
@@ -51,11 +53,11 @@ def add_parser(subparsers: Subparsers) -> None:
         earn profile BUNDLE --data ml-100k --histories 5,20 --beams 10,20 --threads 2 --json
         """,
     )
-    add_bundle(parser)
+    add_bundle_place(parser)
     parser.add_argument(
         "--against",
         metavar="OTHER",
-        type=bundle_folder,
+        type=bundle_place,
         nargs="+",
         default=[],
         help="bundles to measure in turn with it",
@@ -103,22 +105,31 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and reports."""
+    from earn.report.page import check_place
+
+    places = [args.bundle, *args.against]
+    if args.report:
+        check_place(args.report, *(place for place in places if isinstance(place, Path)))
+    with ExitStack() as stack:
+        names = bundle_names(places)
+        folders = [stack.enter_context(bundle_at(place)) for place in places]
+        return _measure(args, dict(zip(names, folders, strict=True)))
+
+
+def _measure(args: argparse.Namespace, folders: Mapping[str, Path]) -> int:
+    """Measures the bundles in these folders, by name, and reports."""
     from earn.data.dataset import load_dataset
     from earn.manifest import Manifest
     from earn.profiling.profiler import load_subjects, parts, profile
-    from earn.report.page import check_place
     from earn.report.profile import profile_page
 
-    folders = [args.bundle, *args.against]
-    if args.report:
-        check_place(args.report, *folders)
-    manifests = [Manifest.load(folder, verify=False) for folder in folders]
+    manifests = [Manifest.load(folder, verify=False) for folder in folders.values()]
     dataset = None if args.data is None else load_dataset(args.data)
-    args.engine = chosen_engine(args.engine, args.bundle)
+    args.engine = chosen_engine(args.engine, next(iter(folders.values())))
     settings = _settings(args, manifests, dataset)
     steps = Steps(1 + parts(settings))
     steps("Load " + ", ".join(map(str, folders)))
-    subjects = load_subjects(dict(zip(bundle_names(folders), folders, strict=True)), settings)
+    subjects = load_subjects(folders, settings)
     result = profile(subjects, _histories(settings, subjects, dataset), settings, steps)
     (note if args.json else show)(_text(result))
     if args.report:
@@ -129,11 +140,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def bundle_names(folders: Sequence[Path]) -> list[str]:
-    """A name for each bundle, after its folder; a name that stands there already gets a number."""
+def bundle_names(places: Sequence[str | Path]) -> list[str]:
+    """A name for each bundle, after its place; a name that stands there already gets a number."""
     names: list[str] = []
-    for folder in folders:
-        name = folder.resolve().name
+    for name in map(place_name, places):
         taken = sum(other == name or other.startswith(f"{name} (") for other in names)
         names.append(f"{name} ({taken + 1})" if taken else name)
     return names

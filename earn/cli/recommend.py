@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from earn.cli.arguments import (
     ITEM_IDS_HELP,
-    add_bundle,
+    add_bundle_place,
     add_exclude_history,
     add_filters,
     add_json,
@@ -47,7 +47,7 @@ def add_parser(subparsers: Subparsers) -> None:
         earn recommend BUNDLE --history 50,172 --allow genre:Comedy --block adult --block '{"items": ["9"]}'
         """,
     )
-    add_bundle(parser)
+    add_bundle_place(parser)
     parser.add_argument("--history", type=item_ids, required=True, metavar="IDS", help=f"oldest first: {ITEM_IDS_HELP}")
     parser.add_argument("-k", type=positive, help="items to recommend (default: 10, or the most that the bundle gives)")
     parser.add_argument(

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earn.cli.arguments import add_threads, bundle_folder, command, positive
+from earn.cli.arguments import PLACE_HELP, add_threads, bundle_place, command, positive
 from earn.cli.engine import add_engine, chosen_engine
 from earn.console import note
 from earn.errors import EarnError
@@ -18,6 +18,7 @@ from earn.files import read_text
 
 if TYPE_CHECKING:
     from earn.cli.arguments import Subparsers
+    from earn.serve.bundles import ServedBundle
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 TOKEN_VARIABLE = "EARN_SERVE_TOKEN"
@@ -45,8 +46,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "bundles",
         metavar="BUNDLE",
         nargs="+",
-        type=bundle_folder,
-        help="folder of earn export or earn calibrate; requests name it by its last part, the first is the default",
+        type=bundle_place,
+        help=f"{PLACE_HELP}; requests name it by its last part, the first is the default",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=positive, default=8000, metavar="N", help="(default: %(default)s)")
@@ -99,20 +100,13 @@ def run(args: argparse.Namespace) -> int:
 
     import uvicorn
 
-    from earn.runtime.recommender import Recommender
     from earn.serve.app import LOOPBACK, create_app
-    from earn.serve.bundles import ServedBundle
     from earn.serve.gate import log_line
     from earn.serve.limits import Limits, Refusal
     from earn.serve.service import Service
 
     limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits) if hasattr(args, field.name)})
-    bundles = []
-    for place in args.bundles:
-        engine = chosen_engine(args.engine, place)
-        load = partial(Recommender.load, place, engine, args.threads, arena=True)
-        renew = partial(Recommender.with_catalog, place=place)
-        bundles.append(ServedBundle(place.resolve().name, load, renew))
+    bundles = [served_bundle(place, args.engine, args.threads) for place in args.bundles]
     listening = _listening(args.host, args.port)
     service = Service(bundles, limits)
     app = create_app(service, token, args.app, (*LOOPBACK, args.host, *args.allow_host))
@@ -145,6 +139,16 @@ def run(args: argparse.Namespace) -> int:
         if not server.should_exit:
             raise
     return 0 if server.started else 2
+
+
+def served_bundle(place: str | Path, engine: str, threads: int | None) -> ServedBundle:
+    """The bundle of a place, which is loaded from there again when it is to be."""
+    from earn.places import place_name
+    from earn.runtime.recommender import Recommender
+    from earn.serve.bundles import ServedBundle
+
+    load = partial(Recommender.load, place, chosen_engine(engine, place), threads, arena=True)
+    return ServedBundle(place_name(place), load, partial(Recommender.with_catalog, place=place))
 
 
 def _listening(host: str, port: int) -> socket.socket:

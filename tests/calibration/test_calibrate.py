@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from earn.bundle_edit import edit_catalog
 from earn.calibration import calibrate as module
 from earn.calibration.calibrate import Calibration, CalibrationSettings, calibrate
 from earn.calibration.collect import ActivationCollector, collect_activations
@@ -22,10 +23,12 @@ from earn.calibration.gate import LEAST_OVERLAP, HeldOut
 from earn.calibration.precisions import PRECISIONS, QUANTIZED
 from earn.calibration.refine import LEVELS
 from earn.calibration.variants import FLOAT, GraphVariants, MixedPrecision
-from earn.catalog import CATALOG_FILE
+from earn.catalog import CATALOG_FILE, Catalog
 from earn.errors import EarnError
+from earn.exchange import only_writer
 from earn.export.bundle import export_bundle
 from earn.files import sha256
+from earn.live_catalog import blocked
 from earn.manifest import MANIFEST_FILE, Manifest
 from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommender
@@ -54,7 +57,7 @@ def int8(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Judged:
     load = GraphVariants.recommender
 
     def noted(variants: GraphVariants, folder: Path) -> Recommender:
-        if folder != case.bundle:
+        if folder != variants.source:
             judged.update({path.name: sha256(path) for path in folder.iterdir()})
         return load(variants, folder)
 
@@ -255,6 +258,33 @@ def test_a_dense_model_and_a_small_catalog(tmp_path: Path) -> None:
         found = calibrate(tmp_path / "dense", tmp_path / name, users[:4], held_out, name, settings)
         assert found.chosen.verdict.beam_set == 4
         assert Recommender.load(tmp_path / name).recommend(["1"], k=3)
+
+
+def test_a_catalog_that_changes_meanwhile_is_written_as_it_was_judged(case: Case, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(case.bundle, tmp_path / "source"))
+    before, labels = Catalog.load(source / CATALOG_FILE), []
+
+    def progress(label: str) -> Callable[[int, int], None]:
+        labels.append(label)
+        edit_catalog(source, lambda catalog: blocked(catalog, [catalog.item_ids[len(labels)]]))
+        return lambda done, total: None
+
+    some = few(case)
+    settings = replace(ONCE, least_overlap=0.0)
+    found = calibrate(source, tmp_path / "int8", some.histories, some.held_out, "int8", settings, progress)
+    assert labels
+    assert Manifest.load(tmp_path / "int8") == found.manifest
+    assert found.manifest is not None
+    assert found.manifest.catalog is None
+    assert Catalog.load(tmp_path / "int8" / CATALOG_FILE).is_same(before)
+    assert not Catalog.load(source / CATALOG_FILE).is_same(before)
+
+
+def test_a_bundle_that_another_process_is_changing_is_not_replaced(case: Case, int8: Judged, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(int8.folder, tmp_path / "int8"))
+    with only_writer(out), pytest.raises(EarnError, match="another process is changing it"):
+        run(few(case), out, settings=ONCE)
+    assert [path.name for path in tmp_path.iterdir()] == ["int8"]
 
 
 def test_an_earlier_bundle_is_kept_when_the_gate_fails(case: Case, int8: Judged, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Earn
 
 
@@ -33,6 +35,54 @@ def test_a_catalog_is_changed_step_by_step_and_rolled_back(bundle: Path, earn: E
     assert (facts["version"], facts["kept"], facts["blocked"]) == (5, [2, 1, 0], ["5"])
     assert earn("catalog", "block", bundle, "5", "--undo", "--json").json["blocked"] == []
     assert "earlier ones kept  5, 2, 1, 0" in earn("catalog", "list", bundle).out
+
+
+def test_a_change_that_changes_nothing_says_so_and_writes_nothing(bundle: Path, earn: Earn) -> None:
+    (bundle.parent / "titles.csv").write_text("item_id,title\n0,Zero\n")
+    (bundle.parent / "none.csv").write_text("item_id,title,identifier\n")
+    assert earn("catalog", "block", bundle, "5", "--json").json["version"] == 1
+    assert earn("catalog", "rename", bundle, bundle.parent / "titles.csv", "--json").json["version"] == 2
+    manifest, inode = (bundle / "manifest.json").read_bytes(), bundle.stat().st_ino
+    for change in (
+        ("block", bundle, "5,5"),
+        ("block", bundle, "6", "--undo"),
+        ("rename", bundle, bundle.parent / "titles.csv"),
+        ("add", bundle, bundle.parent / "none.csv"),
+    ):
+        outcome = earn("catalog", *change, "--json")
+        assert (outcome.status, outcome.json["version"], outcome.json["blocked"]) == (0, 2, ["5"])
+        assert "Nothing was written" in outcome.err
+    assert ((bundle / "manifest.json").read_bytes(), bundle.stat().st_ino) == (manifest, inode)
+
+
+def test_inspect_shows_version_and_counts(bundle: Path, earn: Earn) -> None:
+    assert earn("inspect", bundle, "--json").json["catalog"] == {
+        **{"version": 0, "kept": [], "items": 8, "blocked": 0, "removed": 0}
+    }
+    earn("catalog", "block", bundle, "5,6")
+    earn("catalog", "remove", bundle, "3")
+    facts = earn("inspect", bundle, "--json").json["catalog"]
+    assert facts == {"version": 2, "kept": [1, 0], "items": 8, "blocked": 2, "removed": 1}
+    shown = earn("inspect", bundle).out
+    assert "version 2, 2 earlier ones kept" in shown
+    assert "8 items, 2 blocked, 1 removed" in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "table", "says"),
+    [
+        ("rename", "item_id,title\n0,Zero\n1,One\n1,Two\n", "the item '1' has 2 rows"),
+        ("add", "item_id,identifier\n9,a3 b1 c1\n9,a0 b0\n", "the item '9' has 2 rows"),
+        ("rename", "item_id,title,title\n0,Zero,Null\n", "the column 'title' twice"),
+        ("rename", "item_id,title\n0,Zero, one\n", "more cells than the header, '0,Zero, one'"),
+    ],
+)
+def test_a_table_of_which_something_would_be_lost_is_refused(
+    bundle: Path, earn: Earn, command: str, table: str, says: str
+) -> None:
+    (bundle.parent / "table.csv").write_text(table)
+    assert says in earn("catalog", command, bundle, bundle.parent / "table.csv").error
+    assert earn("catalog", "list", bundle, "--json").json["version"] == 0
 
 
 def test_mistakes_are_one_line(bundle: Path, earn: Earn) -> None:

@@ -180,6 +180,9 @@ def test_tables_that_say_nothing_are_refused(tmp_path: Path) -> None:
         read_tags(path, catalog, ["genre"], item_column="note")
     with pytest.raises(EarnError, match="genre is 'Comedy"):
         read_tags(path, catalog, [], {"genre": [1]})
+    path.write_text(TABLE + "1,Horror,,,\n")
+    with pytest.raises(EarnError, match="the item '1' has 2 rows"):
+        read_tags(path, catalog, ["genre"])
     for edges in ([], [2.0, 1.0], [float("nan")]):
         with pytest.raises(EarnError, match="ascending"):
             band_names("price", edges)

@@ -15,8 +15,7 @@ from earn.manifest import Manifest
 from earn.packed import pack
 from earn.places import bundle_at
 from earn.runtime.recommender import Recommender
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.hub import COMMIT, hub_of
 
 
 @pytest.fixture
@@ -103,18 +102,7 @@ def test_a_damaged_bundle_is_not_packed(bundle: Path, tmp_path: Path) -> None:
 def test_a_repository_is_a_bundle(
     toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str
 ) -> None:
-    hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
-    repository = tmp_path / "models--org--movies"
-    for folder in ("refs", "blobs", f"snapshots/{COMMIT}"):
-        (repository / folder).mkdir(parents=True)
-    for name in ("main", "v1"):
-        (repository / "refs" / name).write_text(COMMIT)
-    for path in toy_bundle.iterdir():
-        shutil.copy(path, repository / "blobs" / path.name)
-        (repository / "snapshots" / COMMIT / path.name).symlink_to(Path("../../blobs", path.name))
-    place = f"hf://org/movies{revision}"
+    place = hub_of(toy_bundle, tmp_path, monkeypatch) + revision
     want = Recommender.load(toy_bundle, threads=1).recommend(["1", "2"])
     assert Recommender.load(place, threads=1).recommend(["1", "2"]) == want
 

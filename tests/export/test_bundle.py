@@ -8,6 +8,7 @@ import pytest
 
 from earn.catalog import Catalog
 from earn.errors import EarnError
+from earn.exchange import only_writer
 from earn.export.bundle import export_bundle
 from earn.manifest import Manifest
 from earn.model.earn_model import EarnModel
@@ -98,6 +99,14 @@ def test_a_bundle_that_stands_there_stays_when_the_export_fails(toy_model: EarnM
         ):
             export_bundle(toy_model, out, HISTORIES)
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert names(bundle.parent) == ["bundle"]
+
+
+def test_a_bundle_that_another_process_is_changing_is_not_replaced(toy_model: EarnModel, bundle: Path) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    with only_writer(bundle), pytest.raises(EarnError, match="another process is changing it"):
+        export_bundle(toy_model, bundle, HISTORIES)
+    assert (bundle / "manifest.json").read_bytes() == before
     assert names(bundle.parent) == ["bundle"]
 
 

@@ -105,9 +105,8 @@ def step(data: st.DataObject, name: str, folder: Path, states: list[State]) -> N
             edit_catalog(folder, lambda catalog: blocked(catalog, ids, what != "undo"))
         status = {"remove": REMOVED, "undo": OFFERED}.get(what, BLOCKED)
         state = {**state, **{item_id: replace(state[item_id], status=status) for item_id in ids}}
-    else:
-        return
-    states.append(state)
+    if state != states[-1]:  # else nothing was written
+        states.append(state)
     del states[: -MOST_KEPT - 1]
 
 
@@ -260,6 +259,7 @@ def test_what_cannot_be_changed_is_refused_and_changes_nothing(cases: dict[str, 
         (lambda catalog: removed(catalog, ["x"]), "no item 'x'"),
         (lambda catalog: blocked(removed(catalog, ["3"]), ["3"]), "'3' was removed"),
         (lambda catalog: renamed(catalog, {"x": ""}), "no item 'x'"),
+        (lambda catalog: renamed(catalog, {"3": "a", 3: "b"}), "'3' is given two titles"),  # type: ignore[dict-item]
         (lambda catalog: add(catalog, False, "3", ["a0", "b0"]), "stands twice"),
         (lambda catalog: add(removed(catalog, ["3"]), False, "3", ["a0", "b0"]), "had the identifier a2 b0 c0 d1"),
         (lambda catalog: add(catalog, False, "9", ["b0", "a0"]), "code 'b0' in place 1"),
