@@ -7,8 +7,8 @@
     items       titles and metadata from a second file
     folder      the folder that `earn import` writes, and its reader
 
-What a caller may choose (columns, filters, repeats, ties) stands in earn.data.import_options; what every reader gives, in
-earn.data.interactions.
+What a caller may choose (columns, filters, repeats, ties) stands in earn.data.import_options, and what every reader
+gives in earn.data.interactions.
 
 pyarrow does the work (extra `tables`). Users and items become int32 codes batch by batch, so that memory is 16 bytes
 per interaction and the ids themselves.
