@@ -21,7 +21,7 @@ from earn.runtime.recommender import Recommendation, Recommender
 from tests.support import FAMILIES, RULES, Agreement, closest_call, small_model, sweep
 
 HISTORIES = 300
-FEW = 60  # histories of the default run, which are among them
+FEW = 30  # histories of the default run, which are among them; of every length
 LONGEST = 25  # items, five more than the models read
 BATCH = 8
 K = 10
@@ -107,7 +107,7 @@ def test_with_exclusions_the_bundle_still_recommends_what_the_reference_search_d
     real: Real, backbone: str, rule: str, users: int
 ) -> None:
     recommender, agreement = real.recommender(backbone, rule), Agreement()
-    numbers = range(0, users, 10)
+    numbers = range(0, users, max(5, users // 30))
     histories = [real.ids(real.histories[number]) for number in numbers]
     # The best items themselves, of which every third user is left alone.
     best = [[item for item, _ in real.oracle(backbone, rule, number)[: number % 3 * 2]] for number in numbers]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from earn.cli.arguments import command, natural
 from earn.console import note, pairs, show
-from earn.data.tables.options import DEDUPE, ORDERS, TIES, UNITS, Columns, ImportOptions
+from earn.data.import_options import DEDUPE, ORDERS, TIES, UNITS, Columns, ImportOptions
 
 if TYPE_CHECKING:
     from earn.cli.arguments import Subparsers

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import runpy
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
@@ -44,6 +43,7 @@ from earn.model.earn_model import EarnModel
 from earn.prompts import prompt_rows
 from earn.runtime.engine import load_engine
 from earn.runtime.recommender import Recommendation
+from tests import forked
 from tests.support import small_model, toy_catalog
 from tests.tensorrt.conftest import bindings, cuda, nothing_stays, trt  # noqa: F401
 from tests.tensorrt.simulated_gpu import SimulatedCuda
@@ -308,20 +308,25 @@ def test_a_machine_without_a_gpu_is_told_so(
     assert "sees no CUDA device" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_machine_without_a_gpu_needs_no_exporter() -> None:
-    run = "import runpy, sys; sys.modules['optimum'] = sys.modules['onnx'] = None; "
-    run += "sys.argv = ['gpu.py', '--shapes', 'tiny']; runpy.run_path('benchmarks/gpu.py', run_name='__main__')"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", run]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "sees no CUDA device" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+@forked.needs_fork
+def test_a_machine_without_a_gpu_needs_no_exporter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--shapes", "tiny"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    def program() -> None:
+        forked.forget("benchmarks", "earn", "optimum", "onnx")
+        sys.modules["optimum"] = sys.modules["onnx"] = None  # type: ignore[assignment]
+        runpy.run_path(str(ROOT / "benchmarks/gpu.py"), run_name="__main__")
+
+    assert forked.run(program, tmp_path / "log") == 2
+    (said,) = (tmp_path / "log").read_text().splitlines()
+    assert "sees no CUDA device" in said
 
 
 @pytest.mark.slow
-def test_all_of_it_but_cuda_runs_on_the_cpu(tmp_path: Path) -> None:
+def test_all_of_it_but_cuda_runs_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     items = catalog()
     index = dict(zip(items.item_ids, items.identifiers, strict=True))
     (tmp_path / "T.index.json").write_text(json.dumps(index))
@@ -331,9 +336,11 @@ def test_all_of_it_but_cuda_runs_on_the_cpu(tmp_path: Path) -> None:
     export_bundle(trained, tmp_path / "trained", [["1", "2"]], max_beams=20)
     options = {"--engines": "cpu", "--shapes": "tiny", "--batches": "3", "--repeats": "1", "--data": str(tmp_path)}
     options |= {"--bundle": str(tmp_path / "trained")}
-    command = [sys.executable, "benchmarks/gpu.py", *(word for pair in options.items() for word in pair)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
+    monkeypatch.setattr("sys.argv", ["gpu.py", *(word for pair in options.items() for word in pair)])
+    capsys.readouterr()
+    gpu.main()
+    said = capsys.readouterr()
+    result = json.loads(said.out.splitlines()[-1])
     assert (result["gpu"], result["engines"]) == (None, ["cpu"])
     assert [(run["precision"], run["batch"]) for run in result["runs"]] == [("fp32", 3), ("fp16", 3)]
     for run in result["runs"]:
@@ -343,4 +350,4 @@ def test_all_of_it_but_cuda_runs_on_the_cpu(tmp_path: Path) -> None:
         assert run["top10_overlap_with_cpu"] >= least
     assert result["runs"][0]["same_order_as_cpu"] == 1
     assert [(run["shape"], run["top10_overlap_with_cpu"]) for run in result["trained"]] == [("trained", 1)]
-    assert "WARNING" not in done.stderr
+    assert "WARNING" not in said.err

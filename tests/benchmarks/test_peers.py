@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,15 +11,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import peers
-from benchmarks.measure import Answer, Side, Step, Timings, measure
+from benchmarks.measure import Answer, OwnProcess, Side, Step, Timings, measure
 from benchmarks.peers import CTRANSLATE2, HEADLINE, SESSIONS, SHAPES, check_same_work, figures
 from benchmarks.sides import SIDES, make_generate, make_task
 from earn.catalog import Catalog
 from earn.prompts import whole_prompt
 from earn.runtime.recommender import Recommendation
 from tests.support import toy_catalog
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 def catalog() -> Catalog:
@@ -31,14 +29,19 @@ def catalog() -> Catalog:
 
 
 @pytest.mark.slow
-def test_it_prints_its_line_of_json(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("in_one_process")
+def test_it_prints_its_line_of_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "SESSION_HISTORIES", peers.HISTORIES)
     items = catalog()
     index = dict(zip(items.item_ids, items.identifiers, strict=True))
     (tmp_path / "T.index.json").write_text(json.dumps(index))
     (tmp_path / "T.inter.json").write_text(json.dumps({"user": list(index)[:5]}))
-    command = [sys.executable, "benchmarks/peers.py", "--quick", "--all-sides", "--shape", "tiny", "--threads", "1"]
-    done = subprocess.run([*command, "--data", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
+    options = ["--quick", "--all-sides", "--shape", "tiny", "--threads", "1", "--data", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["peers.py", *options])
+    peers.main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["prompt"], result["beams"], result["items"]) == (200, 20, 120)
     assert result["speedup_vs_hf"] == round(result["hf_generate_ms"] / result["earn_int8_ms"], 2)
     assert result["speedup_vs_dense"] == round(result["dense_int8_ms"] / result["earn_int8_ms"], 2)
@@ -78,6 +81,13 @@ def test_a_peer_that_is_not_installed_is_left_out_by_name(
     task = make_task(catalog(), SHAPES["tiny"], threads=1)
     assert not peers.write(task, tmp_path, [[0, 1]], SIDES)
     assert "without ctranslate2_int8" in capsys.readouterr().err
+
+
+def test_an_object_is_asked_in_a_process_of_its_own() -> None:
+    with OwnProcess(os.getpid) as process:
+        milliseconds, number = process.ask("__int__")
+    assert number != os.getpid()
+    assert milliseconds >= 0
 
 
 def test_sides_take_turns_and_only_requests_are_counted() -> None:

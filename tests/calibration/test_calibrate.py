@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from earn.manifest import MANIFEST_FILE, Manifest
 from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
+from tests import forked
 from tests.calibration.conftest import Case, best, needs_exact_int8_sums
 from tests.support import small_model
 
@@ -218,32 +217,29 @@ def test_bad_input_is_refused(case: Case, int8: Judged, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="signals")
+@forked.needs_fork
 def test_an_interrupted_calibration_leaves_nothing(case: Case, tmp_path: Path) -> None:
-    script = (
-        "import json, sys\n"
-        "from earn.calibration.calibrate import CalibrationSettings, calibrate\n"
-        "from earn.calibration.gate import HeldOut\n"
-        "def progress(label):\n"
-        "    print(label, flush=True)\n"
-        "    return lambda done, total: None\n"
-        "bundle, out, users = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])\n"
-        "held_out = HeldOut(tuple(map(tuple, users * 100)), ('1',) * 100 * len(users))\n"
-        "calibrate(bundle, out, users, held_out, 'int8', CalibrationSettings(compare=False), progress)\n"
-    )
-    argv = [sys.executable, "-c", script, str(case.bundle), str(tmp_path / "out"), json.dumps(list(case.histories[:4]))]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("ask, int8"):
-            break
-    time.sleep(0.2)
-    assert any(tmp_path.iterdir())  # the working folder
-    process.send_signal(signal.SIGINT)
-    process.wait(timeout=60)
-    assert process.returncode != 0
-    assert list(tmp_path.iterdir()) == []
+    asking = get_context("fork").Event()
+
+    def progress(label: str) -> Callable[[int, int], None]:
+        if label.startswith("ask, int8"):
+            asking.set()
+            time.sleep(60)
+        return lambda done, total: None
+
+    def program() -> None:
+        users = few(case)
+        calibrate(case.bundle, tmp_path / "out" / "int8", users.histories, users.held_out, "int8", QUICK, progress)
+
+    (tmp_path / "out").mkdir()
+    process = forked.start(program, tmp_path / "log")
+    assert asking.wait(60), (tmp_path / "log").read_text()
+    assert any((tmp_path / "out").iterdir())  # the working folder
+    assert process.pid
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 1
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from earn.data import Interactions
+from earn.data.import_options import ImportOptions
 from earn.data.tables.files import import_files
-from earn.data.tables.options import ImportOptions
 
 HEADER = "user_id,item_id,timestamp\n"
 TWO = HEADER + "u,y,2\nu,x,1\n"

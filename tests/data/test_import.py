@@ -14,9 +14,9 @@ import pytest
 from pyarrow import parquet
 
 from earn.data import Interactions, load_interactions
+from earn.data.import_options import Columns, ImportOptions
 from earn.data.tables.files import import_files
 from earn.data.tables.folder import read_import, write_import
-from earn.data.tables.options import Columns, ImportOptions
 from earn.errors import EarnError
 from tests.data.tables import HEADER, RATED, TWO, packed, read, sequences, write
 

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
+import runpy
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,8 @@ from experiments import afterwards, grid, runs
 from experiments.afterwards import LOOKS
 from experiments.grid import ABLATIONS, PRESETS, RIVALS, VARIANTS, Run
 from experiments.rivals import RivalSettings
-from tests.test_scripts import ENVIRONMENT, ROOT
+from tests import forked
 
-COMMAND = [sys.executable, "-m", "experiments", "smoke"]
-THREAD = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
 WALKS = "walks/tiger-toy-llama"
 
 
@@ -182,17 +179,30 @@ def test_a_command_that_cannot_be_followed_is_refused(options: list[str], said: 
         experiments.main(["smoke", "--out", str(tmp_path), *options])
 
 
-@pytest.mark.slow
+class Here(Popen[bytes]):
+    """Stands for a process that trains: here, so that no libraries are imported anew."""
+
+    def __init__(self, command: list[str], **settings: Any) -> None:
+        try:
+            self._status = experiments.main(command[3:])
+        except SystemExit:
+            self._status = 1
+
+    def wait(self, timeout: float | None = None) -> int:
+        return self._status
+
+
 def test_a_failed_training_is_said_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first of two trainings at once fails: its folder has a file where the checkpoint belongs."""
+    """The first of two trainings fails: its folder has a file where the checkpoint belongs."""
     earn = Run("walks", "toy-llama", early_layers=1)
     preset = replace(PRESETS["smoke"], runs=[earn.dense, earn], settings={"epochs": 1})
     monkeypatch.setattr(experiments, "PRESETS", {"smoke": preset})
+    monkeypatch.setattr(experiments, "Popen", Here)
     (tmp_path / earn.dense.name).mkdir(parents=True)
     (tmp_path / earn.dense.name / "checkpoint").write_text("in the way")
-    assert experiments.main(["smoke", "--out", str(tmp_path), "--jobs", "2"]) == 1
+    assert experiments.main(["smoke", "--out", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert f"{earn.dense.name}  failed" in said
     assert f"{earn.name}  done" in said
@@ -200,20 +210,21 @@ def test_a_failed_training_is_said_and_counted(
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_is_ended_ends_its_trainings(tmp_path: Path) -> None:
-    command = [*COMMAND, "--out", str(tmp_path), "--jobs", "2"]
-    scheduler = subprocess.Popen(command, cwd=ROOT, env=THREAD, stderr=subprocess.PIPE)
+@forked.needs_fork
+def test_a_scheduler_that_is_ended_ends_its_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["experiments", "smoke", "--out", str(tmp_path)])
     folder = tmp_path / WALKS / "dense-seed0"
+    scheduler = forked.start(lambda: runpy.run_module("experiments", run_name="__main__"), tmp_path / "log")
     for _ in range(600):  # a minute at the most
         if (folder / "made.json").is_file():
             break
         time.sleep(0.1)
     with pytest.raises(EarnError, match="another process is training"), runs._alone(folder):
         pass
-    scheduler.send_signal(signal.SIGTERM)
-    _, said = scheduler.communicate(timeout=60)
-    assert scheduler.returncode == 1
-    assert b"interrupted; the same command goes on" in said
+    scheduler.terminate()
+    scheduler.join(60)
+    assert scheduler.exitcode == 1
+    assert "interrupted; the same command goes on" in (tmp_path / "log").read_text()
     with runs._alone(folder):
         pass
 

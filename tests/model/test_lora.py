@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from earn.model.lora import add_adapters, merge_adapters
 from earn.model.packing import pack
 from earn.model.training import train
 from earn.settings import TrainSettings
+from tests import forked
 from tests.support import assert_close, scramble, small_backbone, token_identifiers, toy_catalog
 
 pytest.importorskip("peft")
@@ -140,15 +141,18 @@ def test_every_layer_is_adapted_by_default_and_the_trained_rows_are_float32() ->
     assert trained == 4 * sum(4 * (rows + columns) for rows, columns in widths.values()) + 32 * len(trained_ids(model))
 
 
-@pytest.mark.slow
+@forked.needs_fork
 def test_the_checkpoint_loads_where_peft_is_missing(tmp_path: Path) -> None:
-    train(new_model(), sequences(), tmp_path, score(0.1), replace(LORA, epochs=1))
-    code = (
-        "import sys; sys.modules['peft'] = None; from earn.model.earn_model import EarnModel; "
-        f"print(len(EarnModel.from_pretrained({str(tmp_path)!r}).identifiers))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.stdout.strip() == "12", result.stderr
+    train(new_model(), sequences(), tmp_path / "model", score(0.1), replace(LORA, epochs=1))
+
+    def program() -> None:
+        forked.forget("earn", "peft")
+        sys.modules["peft"] = None  # type: ignore[assignment]
+        module = import_module("earn.model.earn_model")
+        print(len(module.EarnModel.from_pretrained(str(tmp_path / "model")).identifiers))
+
+    assert forked.run(program, tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "log").read_text().strip() == "12"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])

@@ -80,7 +80,7 @@ def test_it_returns_k_items_of_as_many_beams_as_it_was_given() -> None:
 
 
 def test_an_unknown_rule_is_refused() -> None:
-    with pytest.raises(EarnError, match=r"no scoring rule 'beam'.*trie, level, vocab"):
+    with pytest.raises(EarnError, match=f"no scoring rule 'beam'.*{', '.join(RULES)}"):
         reference_search(small_model(), [1], scoring="beam")
 
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from earn.data.formats.interactions import Interactions
 from earn.data.formats.lcrec import is_lcrec, read_lcrec
 from earn.data.formats.onerec import is_onerec, read_onerec
 from earn.data.formats.parts import is_in_parts, read_parts
 from earn.data.formats.recbole import is_recbole, read_recbole
 from earn.data.formats.timesplit import is_timesplit, read_timesplit
+from earn.data.interactions import Interactions
 from earn.data.tables.files import holds_tables, read_tables
 from earn.data.tables.folder import is_import, read_import
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from earn.catalog import one_line, read_index
 from earn.console import note
 from earn.data.formats.folders import matches, only_match
-from earn.data.formats.interactions import Interactions, Words, with_words
 from earn.data.formats.tables import read_items_tsv
+from earn.data.interactions import Interactions, Words, with_words
 from earn.data.tables.values import id_text
 from earn.errors import EarnError
 from earn.files import read_json

@@ -20,7 +20,7 @@ import numpy as np
 from earn.catalog import Catalog
 from earn.console import note
 from earn.data.formats.folders import only_one
-from earn.data.formats.interactions import Interactions
+from earn.data.interactions import Interactions
 from earn.errors import EarnError
 
 DOMAINS = {  # name -> the files with its identifiers

@@ -23,9 +23,9 @@ import numpy as np
 
 from earn.catalog import Catalog, read_index
 from earn.data.formats.folders import only_one
-from earn.data.formats.interactions import Interactions, Ties, Words, with_words
 from earn.data.formats.lcrec import read_item_json
 from earn.data.formats.recbole import read_item_file
+from earn.data.interactions import Interactions, Ties, Words, with_words
 from earn.errors import EarnError
 
 PARTS = ("train", "valid", "test")

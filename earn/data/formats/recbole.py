@@ -20,8 +20,8 @@ import numpy as np
 from earn.catalog import Catalog, read_index
 from earn.console import note
 from earn.data.formats.folders import only_one
-from earn.data.formats.interactions import Interactions, Ties, Words, with_words
 from earn.data.formats.tables import Table, read_table, table_words
+from earn.data.interactions import Interactions, Ties, Words, with_words
 from earn.data.tables.columns import NUMBER
 from earn.errors import EarnError
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from earn.catalog import one_line
-from earn.data.formats.interactions import Words
+from earn.data.interactions import Words
 from earn.data.tables.text import unquoted
 from earn.data.tables.values import MISSING
 from earn.errors import EarnError

@@ -24,8 +24,8 @@ import numpy as np
 
 from earn.catalog import Catalog, read_index
 from earn.data.formats.folders import matches, only_match
-from earn.data.formats.interactions import Interactions, with_words
 from earn.data.formats.tables import read_items_tsv
+from earn.data.interactions import Interactions, with_words
 from earn.errors import EarnError
 from earn.files import read_lines
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from earn.data.tables.options import Columns
+from earn.data.import_options import Columns
 from earn.errors import EarnError
 
 ITEM_TITLES = (

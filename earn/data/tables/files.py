@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from earn.console import note
-from earn.data.formats.interactions import Interactions
+from earn.data.import_options import ImportOptions
+from earn.data.interactions import Interactions
 from earn.data.remote import local
 from earn.data.tables.batches import Source
 from earn.data.tables.columns import ITEM_TABLE_TITLES, USUAL_NAMES, given_columns, plain
 from earn.data.tables.importing import Imported, Say, import_sources
 from earn.data.tables.items import read_items
-from earn.data.tables.options import ImportOptions
 from earn.data.tables.sources import Frame, Rows, open_source
 from earn.errors import EarnError
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from earn.data.formats.interactions import Interactions
+from earn.data.import_options import ImportOptions
+from earn.data.interactions import Interactions
 from earn.data.tables.importing import Imported, ties_of
-from earn.data.tables.options import ImportOptions
 from earn.errors import EarnError
 from earn.files import read_json, write_json
 

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.data.formats.interactions import Interactions, Ties
+from earn.data.import_options import ImportOptions
+from earn.data.interactions import Interactions, Ties
 from earn.data.tables.batches import Batch, Source
 from earn.data.tables.columns import USUAL_NAMES, choose, given_columns
 from earn.data.tables.items import Items
-from earn.data.tables.options import ImportOptions
 from earn.data.tables.values import KINDS, Clock, Ids, ratings
 from earn.errors import EarnError
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from earn.catalog import one_line
-from earn.data.formats.interactions import Words
+from earn.data.import_options import ImportOptions
+from earn.data.interactions import Words
 from earn.data.tables.columns import HEADLESS_ITEMS, ITEM_TABLE_TITLES, USUAL_NAMES, choose, given_columns
-from earn.data.tables.options import ImportOptions
 from earn.data.tables.sources import open_source
 from earn.data.tables.values import MISSING, id_text
 from earn.errors import EarnError

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from earn.data.import_options import UNITS
 from earn.data.tables.columns import NUMBER, WHOLE
-from earn.data.tables.options import UNITS
 from earn.errors import EarnError
 
 Where = Callable[[int], str]  # from a row's index in its batch to the words for messages: file and line

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from earn.catalog import Catalog
 from earn.console import note
+from earn.data.import_options import ImportOptions
 from earn.errors import EarnError
-
-if TYPE_CHECKING:
-    from earn.data.tables.options import ImportOptions
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Interactions:
         Args:
             rows: one per interaction, in any order.
             name: of the data set, for messages.
-            options: columns, filters, repeats, ties (`earn.data.tables.options`).
+            options: columns, filters, repeats, ties (`earn.data.import_options`).
             say: gets a line per step.
 
         Raises:

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+
+import pytest
+
+from benchmarks import peers, set_codes
+from benchmarks.measure import Answer, OwnProcess, measure, timed
+
+
+class Here(OwnProcess):
+    """Stands for a process of its own: the object is in this one, so that no libraries are imported anew."""
+
+    def __init__(self, make: Callable[..., object], *arguments: object) -> None:
+        self._object = make(*arguments)
+
+    def __exit__(self, *error: object) -> None:
+        del self._object
+
+    def ask(self, method: str, *arguments: object) -> Answer:
+        return timed(partial(getattr(self._object, method), *arguments))()
+
+
+@pytest.fixture
+def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sides take turns in this process and without pauses: what they say is looked at, not how fast they are."""
+    for module in (peers, set_codes):
+        change: Callable[[ModuleType, str, object], None] = monkeypatch.setattr
+        change(module, "OwnProcess", Here)
+        change(module, "KEEP_MEMORY", {})
+        change(module, "measure", partial(measure, pause=0))
