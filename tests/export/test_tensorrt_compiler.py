@@ -69,11 +69,11 @@ def save(
 def test_graphs_are_compiled_with_both_profiles_and_without_a_warning(
     graphs: Sequence[tuple[str, str]], tmp_path: Path
 ) -> None:
-    for number, ((case, variant), architecture) in enumerate(zip(graphs, cycle(ARCHITECTURES), strict=False)):
+    for number, (case, variant) in enumerate(graphs):
         manifest = manifest_of(case)
         for stage in STAGES:
             ranges = profiles(stage, manifest.sizes, manifest.limits)
-            save(written(case, stage, variant), ranges, tmp_path / f"{number}.{stage}.onnx", [architecture])
+            save(written(case, stage, variant), ranges, tmp_path / f"{number}.{stage}.onnx", ARCHITECTURES)
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["a", "b"]) for name in "xy")
     foreign = helper.make_graph([helper.make_node("Multinomial", ["x"], ["y"])], "g", [x], [y])
     opset = helper.make_opsetid("", 18)
