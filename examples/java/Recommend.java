@@ -14,7 +14,6 @@ import java.util.Arrays;
 import java.util.Map;
 import java.util.Scanner;
 import java.util.Set;
-import java.util.regex.Pattern;
 
 public final class Recommend {
   private static final OrtEnvironment ENVIRONMENT = OrtEnvironment.getEnvironment();
@@ -41,7 +40,7 @@ public final class Recommend {
     try (OrtSession session = ENVIRONMENT.createSession(arguments[0])) {
       Scanner lines = new Scanner(System.in);
       while (lines.hasNextLine()) {
-        long[] history = Pattern.compile("\\s+").splitAsStream(lines.nextLine().trim()).mapToLong(Long::parseLong).toArray();
+        long[] history = new Scanner(lines.nextLine()).tokens().mapToLong(Long::parseLong).toArray();
         Arrays.stream(recommend(session, history, 10)).forEach(item -> System.out.print(item + " "));
         System.out.println();
       }

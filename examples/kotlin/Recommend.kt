@@ -32,7 +32,7 @@ fun recommend(session: OrtSession, history: LongArray, k: Long): LongArray =
 fun main(arguments: Array<String>) {
     environment.createSession(arguments[0]).use { session ->
         for (line in generateSequence(::readlnOrNull)) {
-            val history = line.trim().split(Regex("\\s+")).map(String::toLong).toLongArray()
+            val history = line.split(" ").filter(String::isNotEmpty).map(String::toLong).toLongArray()
             println(recommend(session, history, 10).joinToString(" "))
         }
     }

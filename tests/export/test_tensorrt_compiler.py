@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from earn.export.bundle import export_bundle
 from earn.export.one_graph import compose
 from earn.manifest import GRAPH_FILES, Manifest
 from earn.model.earn_model import EarnModel
+from earn.model.families import TINY_BACKBONES
 from earn.runtime.engine_files import FIXED_FORMS
 from earn.shape_ranges import OptimizationProfile, Range, one_graph_profiles, profiles
 from earn.specs import STAGES
@@ -42,6 +44,8 @@ ONE_GRAPHS = [
     ("tiny-qwen2", "fp16", 1),
     (SET, "fp32", ARCHITECTURES),
 ]
+# Every backbone in every precision, which takes minutes: EARN_ALL_ONE_GRAPHS=1 pytest -m slow -k every_backbone ...
+ALL_ONE_GRAPHS = "EARN_ALL_ONE_GRAPHS"
 IDENTIFIERS = ["a b", "a c", "d", "e b", "e c", "e c"]
 
 pytestmark = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="no tensorrt-rtx for this platform")
@@ -106,3 +110,13 @@ def test_one_graphs_are_compiled_without_a_warning(tmp_path: Path) -> None:
     found = compiled(tmp_path)
     assert len(found) == len(ONE_GRAPHS)
     assert {graph: said for graph, said in found.items() if said} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get(ALL_ONE_GRAPHS), reason=f"only where {ALL_ONE_GRAPHS} is set")
+@pytest.mark.parametrize("variant", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("family", TINY_BACKBONES)
+def test_the_one_graph_of_every_backbone_is_compiled(family: str, variant: str, tmp_path: Path) -> None:
+    graph, ranges = one_graph(family, variant, tmp_path / "bundle")
+    save(graph, ranges, tmp_path / "graph.onnx", architectures=1)
+    assert compiled(tmp_path) == {"graph": []}

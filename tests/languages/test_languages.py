@@ -66,27 +66,25 @@ def _fetch(package: str, members: list[str], folder: Path) -> None:
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ONNX Runtime's Java classes."""
+    if shutil.which("javac") is None:
+        pytest.skip("javac is not installed here")
     folder = tmp_path_factory.mktemp("classes")
     with ZipFile(from_npm(UNITY, [ANDROID]) / ANDROID) as archive:
         return Path(archive.extract("classes.jar", folder))
 
 
-def compiled(command: list[str | Path], **settings: dict[str, str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, **settings)  # type: ignore[call-overload]
+def compiled(command: list[str | Path], environment: dict[str, str] | None = None) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_java(classes: Path, tmp_path: Path) -> None:
-    if shutil.which("javac") is None:
-        pytest.skip("javac is not installed here")
     source = EXAMPLES / "java/Recommend.java"
     compiled(["javac", "-Xlint:all", "-Werror", "-cp", classes, "-d", tmp_path, source])
     assert (tmp_path / "Recommend.class").exists()
 
 
 def test_kotlin(classes: Path, tmp_path: Path) -> None:
-    if shutil.which("java") is None:
-        pytest.skip("java is not installed here")
     files = from_npm(KOTLIN, [KOTLIN_COMPILER, *(f"package/lib/{name}.jar" for name in KOTLIN_NEEDS)])
     compiler = files / KOTLIN_COMPILER
     path = f"{classes}:{compiler.with_name('kotlin-stdlib.jar')}"
@@ -107,6 +105,6 @@ def test_csharp_against_a_written_part_of_the_api(tmp_path: Path) -> None:
     sources = [EXAMPLES / "csharp/Recommend.cs", Path(__file__).parent / "OnnxRuntime.cs"]
     compiled(
         [*command, "-langversion:latest", "-r:System.Core.dll", f"-out:{program}", *sources],
-        env={"MONO_CFG_DIR": str(tmp_path), "MONO_PATH": str(framework)},
+        {"MONO_CFG_DIR": str(tmp_path), "MONO_PATH": str(framework)},
     )
     assert program.exists()
