@@ -172,7 +172,7 @@ def test_every_argument_means_the_same(bundle: Path) -> None:
         return [str(item) for item in generator.choice(items, int(generator.integers(0, most)), replace=False)]
 
     exact = 0
-    for turn in range(40):
+    for turn in range(24):
         users = int(generator.integers(1, 4))
         histories = [[*some(7), "no such item", "1"] for _ in range(users)]
         settings: dict[str, Any] = {
@@ -189,14 +189,11 @@ def test_every_argument_means_the_same(bundle: Path) -> None:
         same(graph.recommend_batch(histories, **settings), want)
         exact += sum(items.exact for items in want)
     assert exact > 0
-    for settings, says in [
-        ({"unknown": "error"}, "no such item"),
-        ({"unknown": "skip", "block": "x =="}, "filter|tag|x"),
-        ({"unknown": "skip", "timeout_s": -1}, "timeout_s"),
-    ]:
-        for side in (stages, graph):
-            with pytest.raises(EarnError, match=says):
-                side.recommend(["1", "no such item"], **settings)
+    for side in (stages, graph):
+        with pytest.raises(EarnError, match="no such item"):
+            side.recommend(["1", "no such item"])
+        with pytest.raises(EarnError, match="timeout_s"):
+            side.recommend(["1"], timeout_s=-1)
 
 
 def test_a_request_ends_within_its_call(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from earn.shape_ranges import OptimizationProfile, Range, one_graph_profiles, pr
 from earn.specs import STAGES
 from tests.export.tensorrt_graphs import CASES, VARIANTS, in_variant, manifest_of, written
 from tests.model.test_set_model import set_model
-from tests.support import FAMILIES, small_backbone, toy_catalog
+from tests.support import FAMILIES, OWN_SIZES, small_backbone, toy_catalog
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -44,7 +44,7 @@ ONE_GRAPHS = [
     ("tiny-qwen2", "fp16", 1),
     (SET, "fp32", ARCHITECTURES),
 ]
-# Every backbone in every precision, which takes minutes: EARN_ALL_ONE_GRAPHS=1 pytest -m slow -k every_backbone ...
+# Where this is set in the environment, every backbone is compiled in every precision, which takes minutes.
 ALL_ONE_GRAPHS = "EARN_ALL_ONE_GRAPHS"
 IDENTIFIERS = ["a b", "a c", "d", "e b", "e c", "e c"]
 
@@ -92,7 +92,9 @@ def one_graph(case: str, variant: str, bundle: Path) -> tuple[onnx.ModelProto, S
     if case == SET:
         model: EarnModel = set_model("tiny-llama", "digits", max_history=6)
     else:
-        model = EarnModel.from_backbone(small_backbone(case, num_hidden_layers=2), toy_catalog(IDENTIFIERS), 1)
+        own = {name: layers[:2] for name, layers in OWN_SIZES.get(case, {}).items()}  # a kind for each layer
+        backbone = small_backbone(case, num_hidden_layers=2, **own)
+        model = EarnModel.from_backbone(backbone, toy_catalog(IDENTIFIERS), 1)
     export_bundle(model, bundle, [["1", "2"]], max_batch=2, max_beams=4)
     manifest = Manifest.load(bundle)
     if variant != "fp32":

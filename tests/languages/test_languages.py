@@ -10,6 +10,7 @@ import fcntl
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import ZipFile
@@ -73,8 +74,8 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(archive.extract("classes.jar", folder))
 
 
-def compiled(command: list[str | Path], environment: dict[str, str] | None = None) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+def compiled(command: Sequence[object], environment: dict[str, str] | None = None) -> None:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
