@@ -1,16 +1,19 @@
-"""The one graph beside the Python runtime: lists, and milliseconds of a request, in one run with the sides in turn.
+"""The one graph beside the Python runtime: lists, memory, and milliseconds of a request, with the sides in turn.
 
-    python benchmarks/one_graph.py quickstart/int8-bundle ml-100k
-    python benchmarks/one_graph.py quickstart/int8-bundle ml-100k --large BUNDLE    # a ready bundle of the 0.5B shape
-    python benchmarks/one_graph.py quickstart/int8-bundle ml-100k --no-large
-    python benchmarks/one_graph.py BUNDLE DATA --package packages/earn-web          # with JavaScript, once it is built
+    python benchmarks/one_graph.py quickstart/int8-bundle ml-100k --large            # writes 4 GB, needs 6 GB of memory
+    python benchmarks/one_graph.py quickstart/int8-bundle ml-100k --large BUNDLE     # a ready bundle of the 0.5B shape
+    python benchmarks/one_graph.py BUNDLE DATA --package packages/earn-web           # with JavaScript, once it is built
 
 The first bundle and data are real: lists are compared over their test histories. The large model has the shape of
 Qwen2.5-0.5B with random weights in int8 (see benchmarks/sides.py) and histories of 20, 50 and 240 items. Every side
 computes with so many threads as `--threads` says; JavaScript with those that it takes. Bundles are copied before the
-graph is written into them.
+graph is written into them. On a machine that does other work too, `--processor-time` counts the time of this process
+alone. Memory is the most that a process of its own holds, which loads the bundle and answers the same histories.
 
-Prints a table, then one line of JSON; `null` stands for what was not measured.
+Prints tables, then one line of JSON; `null` stands for what was not measured:
+
+    {"lists_equal", "lists", "quickstart": {"python_ms", "one_graph_ms", "python_mib", "one_graph_mib"},
+     "qwen2.5-0.5b": {"20": {...}, "50": {...}, "240": {...}}, "node_ms", "wasm_ms", "bytes"}
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,18 +36,20 @@ import numpy as np
 if not __package__:  # run as a script, for which Python looks in this folder alone
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measure import NEAR_TIE, Side, Timings, is_same_list, measure, timed
+from benchmarks.measure import NEAR_TIE, Side, is_same_list, measure, timed
 from benchmarks.peers import write_bundles
 from benchmarks.sides import MOST_ITEMS, SHAPES, make_catalog, make_task
 from earn.console import note, show, show_json, table
 from earn.data.dataset import load_dataset
-from earn.export.one_graph import compose_bundle
+from earn.export.one_graph import DEFAULT_K, compose_bundle
 from earn.manifest import ITEMS_FILE, ONE_GRAPH_FILE
 from earn.model.earn_model import EarnModel
+from earn.profiling.loading import load_fresh
 from earn.runtime.engine import ONE_GRAPH
 from earn.runtime.recommender import Recommender
 
-ENGINES = {"python_ms": "cpu", "one_graph_ms": ONE_GRAPH}
+ENGINES = {"python": "cpu", "one_graph": ONE_GRAPH}
+UNITS = {"ms": "ms", "MiB": "mib"}  # as tables name them, as the JSON does
 LISTS = 300
 LENGTHS = (20, 50, MOST_ITEMS)
 LARGE = "qwen2.5-0.5b"
@@ -57,33 +63,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("data")
-    parser.add_argument("--large", metavar="BUNDLE", type=Path, help="a bundle of the 0.5B shape; written if left out")
-    parser.add_argument("--no-large", action="store_true", help="leave the large model out")
+    parser.add_argument(
+        "--large", metavar="BUNDLE", type=Path, nargs="?", const=Path(), help="the 0.5B shape too; written if not given"
+    )
     parser.add_argument("--package", metavar="FOLDER", type=Path, help="packages/earn-web, built, for JavaScript")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of every Python side (default: 1)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="histories that are timed (default: 5)")
+    parser.add_argument("--processor-time", action="store_true", help="of this process, instead of the wall clock's")
     args = parser.parse_args(argv)
+    clock = time.process_time if args.processor_time else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
         small = Pair.of(args.bundle, Path(folder) / "small", args.threads)
         dataset = load_dataset(args.data)
         histories = dataset.histories(dataset.examples()[:LISTS])
         figures: dict[str, Any] = {"lists_equal": small.same_lists(histories), "lists": len(histories)}
-        timings = {("quickstart", ""): small.times(histories[: 8 * args.rounds])}
-        figures["quickstart"] = medians(timings["quickstart", ""])
-        figures[LARGE] = None
-        if not args.no_large:
-            large = Pair.of(args.large or write_large(Path(folder) / "written"), Path(folder) / "large", args.threads)
-            figures[LARGE] = {}
-            for length in LENGTHS:
-                timings[LARGE, f"{length} items"] = times = large.times(random_histories(large, length, args.rounds))
-                figures[LARGE][str(length)] = medians(times)
+        figures["quickstart"] = small.figures(histories[: 8 * args.rounds], clock)
         figures |= {name: javascript(args.package, small, histories[:50], kind) for name, kind in JAVASCRIPT.items()}
         figures["bytes"] = sum((small.folder / name).stat().st_size for name in (ONE_GRAPH_FILE, ITEMS_FILE))
-    rows = [
-        (*of, *(f"{side.median:.1f}" for side in sides.values()), f"{quotient(sides):.2f}")
-        for of, sides in timings.items()
-    ]
-    show(table(("", "history", "Python ms", "one graph ms", "Python / one graph"), rows))
+        rows = [("quickstart", "", figures["quickstart"])]
+        figures[LARGE] = None
+        if args.large is not None:
+            bundle = args.large if args.large.name else write_large(Path(folder) / "written")
+            large = Pair.of(bundle, Path(folder) / "large", args.threads)
+            figures[LARGE] = {
+                str(length): large.figures(random_histories(large, length, args.rounds), clock) for length in LENGTHS
+            }
+            rows += [(LARGE, f"{length} items", sides) for length, sides in figures[LARGE].items()]
+    titles = ("", "history", *(f"{name} {unit}" for unit in UNITS for name in ENGINES), "ms by ms", "MiB by MiB")
+    show(table(titles, [(model, history, *cells(sides)) for model, history, sides in rows]))
     show_json(figures)
 
 
@@ -92,6 +99,7 @@ class Pair:
     """A bundle with its one graph, in both engines."""
 
     folder: Path
+    threads: int  # of a request
     recommenders: Mapping[str, Recommender]  # by the names of ENGINES
 
     @classmethod
@@ -100,7 +108,7 @@ class Pair:
         shutil.copytree(bundle, folder)
         compose_bundle(folder)
         engines = {name: Recommender.load(folder, engine, threads, verify=False) for name, engine in ENGINES.items()}
-        return cls(folder, engines)
+        return cls(folder, threads, engines)
 
     def same_lists(self, histories: Sequence[History]) -> int:
         """How many lists are the same, but for the order of near ties."""
@@ -108,14 +116,20 @@ class Pair:
         pairs = zip(python, graph, strict=True)
         return sum(is_same_list([item.item_id for item in want], got) and near(want, got) for want, got in pairs)
 
-    def times(self, histories: Sequence[History]) -> dict[str, Timings]:
-        """Milliseconds of a request, one history a round."""
+    def figures(self, histories: Sequence[History], clock: Callable[[], float]) -> dict[str, float | None]:
+        """The median milliseconds of a request of each side, one history a round, and its memory in MiB."""
 
         def side(recommender: Recommender) -> Side:
-            return Side(lambda turn: [timed(lambda: recommender.recommend(histories[turn]))], requests=3)
+            return Side(lambda turn: [timed(lambda: recommender.recommend(histories[turn]), clock)], requests=3)
 
-        sides = {name: side(recommender) for name, recommender in self.recommenders.items()}
-        return measure(sides, len(histories), pause=0)
+        times = measure({name: side(own) for name, own in self.recommenders.items()}, len(histories), pause=0)
+        figures: dict[str, float | None] = {f"{name}_ms": own.median for name, own in times.items()}
+        return figures | {f"{name}_mib": self.memory(engine, histories) for name, engine in ENGINES.items()}
+
+    def memory(self, engine: str, histories: Sequence[History]) -> float | None:
+        """The most MiB that a process holds which loads the bundle and answers; None where the system does not tell."""
+        peak = load_fresh(str(self.folder), engine, self.threads, histories, DEFAULT_K, None).peak_bytes
+        return None if peak is None else round(peak / 2**20, 1)
 
 
 def near(want: Sequence[Any], got: Sequence[Any]) -> bool:
@@ -158,15 +172,12 @@ def javascript(package: Path | None, pair: Pair, histories: Sequence[History], k
     return round(float(json.loads(done.stdout)["median"]), 2)
 
 
-def medians(timings: Mapping[str, Timings]) -> dict[str, float]:
-    """Each side's milliseconds."""
-    return {name: side.median for name, side in timings.items()}
-
-
-def quotient(timings: Mapping[str, Timings]) -> float:
-    """How many times as long Python takes."""
-    python, graph = (timings[name].median for name in ENGINES)
-    return python / graph
+def cells(figures: Mapping[str, float | None]) -> list[str]:
+    """The figures, unit by unit, and what Python takes by what the one graph takes."""
+    pairs = [[figures[f"{name}_{unit}"] for name in ENGINES] for unit in UNITS.values()]
+    quotients = [python / graph if python and graph else None for python, graph in pairs]
+    shown = [(value, 1) for pair in pairs for value in pair] + [(value, 2) for value in quotients]
+    return ["" if value is None else f"{value:.{digits}f}" for value, digits in shown]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The one graph's lists beside those of the stages: in Python, Node's native build, WebAssembly in Node, Chromium.
 
-    (cd packages/earn-web && npm install && npm run build && npm install --no-save onnxruntime-node)
+    (cd packages/earn-web && npm install && npm run build && npm install --no-save --ignore-scripts onnxruntime-node)
     python benchmarks/same_lists.py quickstart/earn-bundle runs/movies-portable --data ml-100k
 
 Every bundle is copied, and its graph written, before it is asked for the best 10 items of test users. Chromium runs

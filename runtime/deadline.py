@@ -37,15 +37,27 @@ def within(timeout_s: float | None) -> Iterator[None]:
         _deadline.reset(before)
 
 
+def seconds_left() -> float | None:
+    """What is left of the time, below 0 where it is over; None where there is no limit."""
+    deadline = _deadline.get()
+    return None if deadline is None else deadline[0] - monotonic()
+
+
+def too_late() -> DeadlineError:
+    """The error of a request whose time is over."""
+    _, given = _deadline.get() or (0.0, 0.0)
+    return DeadlineError(
+        f"The request was not answered within {given:g} s. Give it more time (timeout_s), fewer beams, or a "
+        "shorter history."
+    )
+
+
 def check_deadline() -> None:
     """Ends a request whose time is over.
 
     Raises:
         DeadlineError: it is.
     """
-    deadline = _deadline.get()
-    if deadline is not None and monotonic() >= deadline[0]:
-        raise DeadlineError(
-            f"The request was not answered within {deadline[1]:g} s. Give it more time (timeout_s), fewer beams, or a "
-            "shorter history."
-        )
+    left = seconds_left()
+    if left is not None and left <= 0:
+        raise too_late()

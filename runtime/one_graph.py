@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from earn.errors import EarnError
 from earn.files import read_json
 from earn.manifest import ITEMS_FILE, ONE_GRAPH_FILE, Manifest
 from earn.runtime.closed import Closed
-from earn.runtime.deadline import check_deadline
+from earn.runtime.deadline import check_deadline, seconds_left, too_late
 from earn.runtime.engine import ONE_GRAPH
 from earn.runtime.engine_files import TENSORRT_ONE_GRAPH
 from earn.runtime.item_filters import Excluded, indices_of
@@ -34,24 +35,48 @@ from earn.tags import Tags
 from earn.trie import Ints
 
 
-def onnx_session(folder: Path, manifest: Manifest, options: Callable[[], Any]) -> Any:
-    """ONNX Runtime's session over a bundle's one graph.
+class OnnxGraph:
+    """ONNX Runtime's session over a bundle's one graph. A request whose time is over ends within its call."""
 
-    Raises:
-        EarnError: it cannot be loaded.
-    """
-    import onnxruntime
+    def __init__(self, folder: Path, manifest: Manifest, options: Callable[[], Any]) -> None:
+        """Loads the graph.
 
-    path = folder / ONE_GRAPH_FILE
-    try:
-        return onnxruntime.InferenceSession(str(path), options(), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes of its own without a common base
-        raise EarnError(f"{path}: ONNX Runtime cannot load it ({error}). Write it again: earn compose.") from error
+        Raises:
+            EarnError: it cannot be loaded.
+        """
+        import onnxruntime
+
+        path = folder / ONE_GRAPH_FILE
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options(), providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises classes of its own without a common base
+            raise EarnError(f"{path}: ONNX Runtime cannot load it ({error}). Write it again: earn compose.") from error
+        self._run_options = onnxruntime.RunOptions
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
+        """The outputs of these names.
+
+        Raises:
+            DeadlineError: the time is over.
+        """
+        left = seconds_left()
+        if left is None:
+            return list(self._session.run(names, feeds))
+        options = self._run_options()
+        timer = Timer(left, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            return list(self._session.run(names, feeds, options))
+        except Exception as error:
+            raise too_late() if options.terminate else error from None
+        finally:
+            timer.cancel()
 
 
 # What runs the graph, by the engine's name: a session with `run(names of outputs, inputs)`.
 SESSIONS: Mapping[str, Callable[[Path, Manifest, Callable[[], Any]], Any]] = {
-    ONE_GRAPH: onnx_session,
+    ONE_GRAPH: OnnxGraph,
     TENSORRT_ONE_GRAPH: lambda folder, manifest, options: TensorRTGraph(folder, manifest),
 }
 
@@ -130,7 +155,7 @@ class OneGraphRecommender(Recommender):
         most = self.manifest.model.max_history
         newest = [history[-most:] for history in histories]
         feeds = {"history": _padded(newest), "excluded": _padded([indices_of(items) for items in excluded])}
-        check_deadline()  # once: all of the search is one call
+        check_deadline()
         names = ["items", "scores", "count", "exact", "status"]
         run = self._session.run
         try:

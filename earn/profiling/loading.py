@@ -35,7 +35,7 @@ class Load:
 
 
 def load_fresh(
-    folder: str, engine: str, threads: int | None, histories: Sequence[Sequence[str]], k: int, beams: int
+    folder: str, engine: str, threads: int | None, histories: Sequence[Sequence[str]], k: int, beams: int | None
 ) -> Load:
     """`load_here` in a new process.
 
@@ -70,7 +70,7 @@ def summarise(loads: Sequence[Load]) -> Loading:
 
 
 def load_here(
-    folder: str, engine: str, threads: int | None, histories: Sequence[Sequence[str]], k: int, beams: int
+    folder: str, engine: str, threads: int | None, histories: Sequence[Sequence[str]], k: int, beams: int | None
 ) -> Load:
     """Loads the bundle in this process, which should have done nothing before, and asks it for recommendations."""
     started = time.perf_counter()

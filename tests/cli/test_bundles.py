@@ -1,4 +1,4 @@
-"""`earn pack` and `earn inspect --verify`."""
+"""`earn pack`, `earn compose` and `earn inspect --verify`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from earn.cli.verification import CHECKS, PASSED
+from earn.manifest import ITEMS_FILE, MOBILE_FILES, ONE_GRAPH_FILE
 from tests.cli.conftest import Earn
 
 
@@ -19,6 +20,15 @@ def test_a_packed_bundle_is_inspected_as_its_folder_is(bundle: Path, earn: Earn)
     for place in (bundle, packed):
         checked = earn("inspect", place, "--verify", "--json")
         assert (checked.status, checked.json) == (0, {"passed": True, "checks": dict.fromkeys(CHECKS, PASSED)})
+
+
+def test_the_one_graph_and_its_mobile_form_belong_to_the_bundle(bundle: Path, earn: Earn) -> None:
+    outcome = earn("compose", bundle, "--mobile", "--beams", 2, "-k", 2)
+    assert outcome.status == 0
+    for name in (ONE_GRAPH_FILE, ITEMS_FILE, *MOBILE_FILES):
+        assert name in outcome.out
+        assert (bundle / name).exists()
+    assert earn("inspect", bundle, "--verify").status == 0
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,14 @@ from onnx import numpy_helper
 from earn.bundle_edit import edit_catalog
 from earn.catalog import Catalog
 from earn.config import Prompt
-from earn.errors import EarnError
+from earn.errors import DeadlineError, EarnError
 from earn.export.bundle import export_bundle
 from earn.export.mobile import convert_bundle
 from earn.export.one_graph import compose, compose_bundle
 from earn.export.one_graph_request import EMPTY, NO_NUMBER, OUT_OF_RANGE, piece_lengths
 from earn.graph_files import MOST_ROUNDS
 from earn.manifest import MOBILE_FILES, Manifest, check_graphs
-from earn.runtime.recommender import Recommendation, Recommender
+from earn.runtime.recommender import Recommendations, Recommender
 from tests.support import RULES, histories_of, random_catalog, small_model, toy_catalog
 
 CATALOGS = {"odd": random_catalog(60, codes=3), "single": toy_catalog(["a0"]), "flat": toy_catalog(["a", "b", "c"])}
@@ -55,10 +56,11 @@ def check(bundle: Path, histories: Sequence[Sequence[int]], k: int, beams: int) 
         same([graph.recommend(history, k, exclude=excluded) for history in histories], want)
 
 
-def same(got: Sequence[list[Recommendation]], want: Sequence[list[Recommendation]]) -> None:
+def same(got: Sequence[Recommendations], want: Sequence[Recommendations]) -> None:
     assert [[item.item_id for item in items] for items in got] == [[item.item_id for item in items] for items in want]
     for some, others in zip(got, want, strict=True):
         np.testing.assert_allclose([item.score for item in some], [item.score for item in others], atol=1e-4)
+        assert some.exact == others.exact
 
 
 @pytest.mark.parametrize(
@@ -160,6 +162,53 @@ def test_what_is_no_number_is_no_answer(bundle: Path, tmp_path: Path) -> None:
     Manifest.load(bundle).with_files(folder).save(folder)
     with pytest.raises(EarnError, match="no number"):
         Recommender.load(folder, engine="one-graph").recommend(["1"])
+
+
+def test_every_argument_means_the_same(bundle: Path) -> None:
+    stages, graph = Recommender.load(bundle), Recommender.load(bundle, engine="one-graph")
+    generator, items = np.random.default_rng(7), len(stages.catalog)
+
+    def some(most: int) -> list[str]:
+        return [str(item) for item in generator.choice(items, int(generator.integers(0, most)), replace=False)]
+
+    exact = 0
+    for turn in range(24):
+        users = int(generator.integers(1, 4))
+        histories = [[*some(7), "no such item", "1"] for _ in range(users)]
+        settings: dict[str, Any] = {
+            "k": int(generator.integers(1, 21)),
+            "beams": 20 if turn % 2 else None,
+            "exclude": [[*some(40), "no such item"] for _ in range(users)],
+            "exclude_history": bool(turn % 3),
+            "unknown": "skip",
+            "allow": [some(50) if turn % 5 == 0 else None for _ in range(users)],
+            "block": [some(20) if turn % 4 == 0 else None for _ in range(users)],
+            "timeout_s": 600,
+        }
+        want = stages.recommend_batch(histories, **settings)
+        same(graph.recommend_batch(histories, **settings), want)
+        exact += sum(items.exact for items in want)
+    assert exact > 0
+    for side in (stages, graph):
+        with pytest.raises(EarnError, match="no such item"):
+            side.recommend(["1", "no such item"])
+        with pytest.raises(EarnError, match="timeout_s"):
+            side.recommend(["1"], timeout_s=-1)
+
+
+def test_a_request_ends_within_its_call(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recommender = Recommender.load(bundle, engine="one-graph")
+    before = recommender.recommend(["1"])
+
+    class AtOnce(Timer):
+        def start(self) -> None:
+            self.function(*self.args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("earn.runtime.one_graph.Timer", AtOnce)
+        with pytest.raises(DeadlineError, match="within 60 s"):
+            recommender.recommend(["1"], timeout_s=60)
+    assert recommender.recommend(["1"], timeout_s=60) == before
 
 
 def test_its_example_is_what_the_bundle_recommends(bundle: Path) -> None:

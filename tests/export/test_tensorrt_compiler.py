@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,12 +21,13 @@ from earn.export.bundle import export_bundle
 from earn.export.one_graph import compose
 from earn.manifest import GRAPH_FILES, Manifest
 from earn.model.earn_model import EarnModel
+from earn.model.families import TINY_BACKBONES
 from earn.runtime.engine_files import FIXED_FORMS
 from earn.shape_ranges import OptimizationProfile, Range, one_graph_profiles, profiles
 from earn.specs import STAGES
 from tests.export.tensorrt_graphs import CASES, VARIANTS, in_variant, manifest_of, written
 from tests.model.test_set_model import set_model
-from tests.support import FAMILIES, small_backbone, toy_catalog
+from tests.support import FAMILIES, OWN_SIZES, small_backbone, toy_catalog
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -44,6 +46,8 @@ ONE_GRAPHS = [
     ("tiny-qwen2", "fp16", ARCHITECTURES[:1]),
     (SET, "fp32", ARCHITECTURES),
 ]
+# Where this is set in the environment, every backbone is compiled in every precision, which takes minutes.
+ALL_ONE_GRAPHS = "EARN_ALL_ONE_GRAPHS"
 IDENTIFIERS = ["a b", "a c", "d", "e b", "e c", "e c"]
 
 pytestmark = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="no tensorrt-rtx for this platform")
@@ -90,7 +94,9 @@ def one_graph(case: str, variant: str, bundle: Path) -> tuple[onnx.ModelProto, S
     if case == SET:
         model: EarnModel = set_model("tiny-llama", "digits", max_history=6)
     else:
-        model = EarnModel.from_backbone(small_backbone(case, num_hidden_layers=2), toy_catalog(IDENTIFIERS), 1)
+        own = {name: layers[:2] for name, layers in OWN_SIZES.get(case, {}).items()}  # a kind for each layer
+        backbone = small_backbone(case, num_hidden_layers=2, **own)
+        model = EarnModel.from_backbone(backbone, toy_catalog(IDENTIFIERS), 1)
     export_bundle(model, bundle, [["1", "2"]], max_batch=2, max_beams=4)
     manifest = Manifest.load(bundle)
     if variant != "fp32":
@@ -108,3 +114,13 @@ def test_one_graphs_are_compiled_without_a_warning(tmp_path: Path) -> None:
     found = compiled(tmp_path)
     assert len(found) == len(ONE_GRAPHS)
     assert {graph: said for graph, said in found.items() if said} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get(ALL_ONE_GRAPHS), reason=f"only where {ALL_ONE_GRAPHS} is set")
+@pytest.mark.parametrize("variant", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("family", TINY_BACKBONES)
+def test_the_one_graph_of_every_backbone_is_compiled(family: str, variant: str, tmp_path: Path) -> None:
+    graph, ranges = one_graph(family, variant, tmp_path / "bundle")
+    save(graph, ranges, tmp_path / "graph.onnx", architectures=1)
+    assert compiled(tmp_path) == {"graph": []}
