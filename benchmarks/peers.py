@@ -6,8 +6,10 @@
     python benchmarks/peers.py --prompts 1000 --beams 10   # some of these beside the headline setting
     python benchmarks/peers.py --quick --all-sides         # what the rules and the kinds of int8 give, too
     python benchmarks/peers.py --quick --shape tiny        # a minute's check that everything runs
+    python benchmarks/peers.py --trained CKPT              # a trained model's weights, its data's histories
 
-Weights are random, the catalog is real: its identifiers decide how early a beam is determined.
+Without --trained weights are random, and the catalog is real: its identifiers decide how early a beam is determined.
+`benchmarks/trained.py` says what is measured of a checkpoint: prompts as they come, of 200 and of 400 tokens.
 
     hf_generate        Hugging Face's generate, dense fp32, beams constrained to the catalog
     ctranslate2_int8   CTranslate2, dense int8, beams over the whole vocabulary (it takes no trie); also with the
@@ -33,7 +35,7 @@ What is not fair to whom:
     this runtime   random weights draw beams to where items are determined, which "trie" makes the most of:
                    earn_int8_vocab is the bound that owes nothing to that
     the session    has read the history before the clock starts; the others start from nothing
-Nothing here is about accuracy: weights are random, and no gate is asked.
+Nothing here is about accuracy: no gate is asked.
 
 `speedup_vs_*` are the other side's time by that of earn_int8, `vocab_*` and `session_*` by those of these sides.
 `operation_ratio_vs_dense` is how many times fewer operations EARN needs: `speedup_vs_dense`, if all ran at one rate.
