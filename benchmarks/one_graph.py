@@ -37,8 +37,8 @@ if not __package__:  # run as a script, for which Python looks in this folder al
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measure import NEAR_TIE, Side, is_same_list, measure, timed
-from benchmarks.peers import write_bundles
 from benchmarks.sides import MOST_ITEMS, SHAPES, make_catalog, make_task
+from benchmarks.written import write_bundles
 from earn.console import note, show, show_json, table
 from earn.data.dataset import load_dataset
 from earn.export.one_graph import DEFAULT_K, compose_bundle
@@ -144,7 +144,7 @@ def write_large(folder: Path) -> Path:
     task = make_task(make_catalog(shape), shape, threads=2)
     history = task.item_ids(np.random.default_rng(0).integers(0, shape.items, 50).tolist())
     model = EarnModel(task.backbone(), task.splits["earn"], task.catalog).eval()
-    write_bundles(model, folder, history, ["int8"])
+    write_bundles(model, folder, [history, history[::-1]], ["int8"])
     del model
     gc.collect()
     return folder / "int8"

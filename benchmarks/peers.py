@@ -6,8 +6,10 @@
     python benchmarks/peers.py --prompts 1000 --beams 10   # some of these beside the headline setting
     python benchmarks/peers.py --quick --all-sides         # what the rules and the kinds of int8 give, too
     python benchmarks/peers.py --quick --shape tiny        # a minute's check that everything runs
+    python benchmarks/peers.py --trained CKPT              # a trained model's weights, its data's histories
 
-Weights are random, the catalog is real: its identifiers decide how early a beam is determined.
+Without --trained weights are random, and the catalog is real: its identifiers decide how early a beam is determined.
+`benchmarks/trained.py` says what is measured of a checkpoint: prompts as they come, of 200 and of 400 tokens.
 
     hf_generate        Hugging Face's generate, dense fp32, beams constrained to the catalog
     ctranslate2_int8   CTranslate2, dense int8, beams over the whole vocabulary (it takes no trie); also with the
@@ -33,7 +35,7 @@ What is not fair to whom:
     this runtime   random weights draw beams to where items are determined, which "trie" makes the most of:
                    earn_int8_vocab is the bound that owes nothing to that
     the session    has read the history before the clock starts; the others start from nothing
-Nothing here is about accuracy: weights are random, and no gate is asked.
+Nothing here is about accuracy: no gate is asked.
 
 `speedup_vs_*` are the other side's time by that of earn_int8, `vocab_*` and `session_*` by those of these sides.
 `operation_ratio_vs_dense` is how many times fewer operations EARN needs: `speedup_vs_dense`, if all ran at one rate.
@@ -46,7 +48,6 @@ Prints a table per setting, then one line of JSON.
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 import tempfile
@@ -54,52 +55,28 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 if not __package__:  # run as a script, for which Python looks in this folder alone
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import sides
+from benchmarks import engines, sides
+from benchmarks.engines import CTranslate2, RequestFigures, Runtime
 from benchmarks.measure import OwnProcess, Side, Step, Timings, is_same_list, measure, versions
-from benchmarks.sides import (
-    DEPTH,
-    HEAD,
-    ITEMS,
-    MOST_ITEMS,
-    SIDES,
-    Contender,
-    CTranslate2,
-    RequestFigures,
-    Runtime,
-    Task,
-)
-from earn.calibration.calibrate import CalibrationSettings, calibrate
-from earn.calibration.gate import HeldOut
-from earn.calibration.refine import LEVELS
-from earn.calibration.variants import MixedPrecision
-from earn.console import note, progress, show, show_json, table
+from benchmarks.sides import AS_THEY_COME, HISTORIES, ITEMS, SIDES, Contender, Task
+from benchmarks.trained import make_trained_task
+from benchmarks.written import write
+from earn.console import progress, show, show_json, table
 from earn.data.dataset import load_dataset
 from earn.errors import EarnError
-from earn.export.bundle import export_bundle
-from earn.model.earn_model import EarnModel
 from earn.profiling.machine import this_machine
 from earn.runtime.cache import cache_bytes
 from earn.runtime.recommender import Recommendation
 
 SHAPES = {"qwen2.5-0.5b": sides.SHAPES["0.5b"], "tiny": sides.SHAPES["tiny"]}
-CALIBRATED = {  # a bundle's name: the precision, and what is not plainly quantized
-    "int8": ("int8", MixedPrecision()),
-    "int8-refined": ("int8", MixedPrecision(refined_kinds=LEVELS[0])),
-    "int8-dynamic": ("int8-dynamic", MixedPrecision()),
-}
-HISTORIES = 3
-SESSION_HISTORIES = 12  # of each length: how many passes a request takes varies more than what they should show
+ROUNDS = 3  # histories of a request; of a session there are more
 SESSIONS = {"session_ms_history_10": 10, "session_ms_history_200": 200}  # items of further sessions' histories
-NEAR = {"float32": 0.001, "int8": 0.3}  # mean difference of log-probabilities from torch's, beside their spread
 SAME_LIST = 0.8  # share of a list that two ways to the same answer must have in common in int8
 CTRANSLATE2 = tuple(name for name, side in SIDES.items() if side.kind == "ctranslate2")
 ALIKE = (("earn_int8_session", "earn_int8"), CTRANSLATE2)
@@ -117,13 +94,17 @@ Items = Sequence[int]  # item indices
 class Setting:
     """What a table is about."""
 
-    prompt: int  # tokens
+    prompt: int  # tokens; AS_THEY_COME: those of the users' own histories
     beams: int
 
+    def histories(self, task: Task) -> list[list[int]]:
+        """The histories that fill the prompt."""
+        return task.histories(task.items_in(self.prompt) if self.prompt else AS_THEY_COME)
+
     @property
-    def history(self) -> int:
-        """Items that fill the prompt: head, items, tail, suffix register."""
-        return (self.prompt - HEAD - 2) // DEPTH
+    def name(self) -> str:
+        """For a table."""
+        return f"{f'prompt {self.prompt}' if self.prompt else 'prompts as they come'}, {self.beams} beams"
 
 
 @dataclass(frozen=True)
@@ -136,8 +117,9 @@ class Plan:
 
 
 HEADLINE = Setting(200, 20)
-QUICK = Plan((HEADLINE,), HISTORIES, 5)
-PROMPTS, BEAMS = (100, 200, 400, 1000), (10, 20, 50)
+QUICK = Plan((HEADLINE,), ROUNDS, 5)
+PROMPTS, BEAMS = [100, 200, 400, 1000], [10, 20, 50]
+TRAINED_PROMPTS, TRAINED_BEAMS = [AS_THEY_COME, 400], [20]
 
 
 def main() -> None:
@@ -156,10 +138,13 @@ def parse() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the headline setting alone")
-    parser.add_argument("--prompts", type=sizes, default=PROMPTS, metavar="N,N,...", help="tokens (default: all four)")
-    parser.add_argument("--beams", type=sizes, default=BEAMS, metavar="N,N,...", help="default: 10,20,50")
+    parser.add_argument("--prompts", type=sizes, metavar="N,N,...", help="tokens; 0: as they come (default: all)")
+    parser.add_argument("--beams", type=sizes, metavar="N,N,...", help="default: 10,20,50; of a checkpoint 20")
+    parser.add_argument("--trained", type=Path, metavar="CKPT", help="EARN's weights and its data's histories")
+    parser.add_argument("--dense", type=Path, metavar="CKPT", help="the weights of its dense twin")
+    parser.add_argument("--int8", type=Path, metavar="BUNDLE", help="its bundle in int8, instead of one made here")
     parser.add_argument("--all-sides", action="store_true", help="fp32 under vocab, refined and dynamic int8 too")
-    parser.add_argument("--data", default="ml-100k", help="whose items make the catalog (default: %(default)s)")
+    parser.add_argument("--data", help="whose items make the catalog (default: ml-100k, or a checkpoint's)")
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
     parser.add_argument("--threads", type=int, default=None, help="threads of all sides (default: all cores)")
     return parser.parse_args()
@@ -167,40 +152,37 @@ def parse() -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures every setting and prints its table; then the line of JSON."""
-    threads, plan = arguments.threads or os.cpu_count() or 1, QUICK
-    chosen = {name: side for name, side in SIDES.items() if arguments.all_sides or not side.is_extra}
-    if not arguments.quick:
-        asked = [Setting(prompt, beams) for prompt in arguments.prompts for beams in arguments.beams]
-        plan = Plan(tuple(dict.fromkeys((HEADLINE, *asked))), 1, 3)
-    task = sides.make_task(load_dataset(arguments.data).catalog(), SHAPES[arguments.shape], threads)
-    histories = np.random.default_rng(0).integers(0, len(task.catalog), (SESSION_HISTORIES, MOST_ITEMS)).tolist()
+    threads = arguments.threads or os.cpu_count() or 1
+    task, plan, chosen = make_plan(arguments, threads)
     os.environ.update(KEEP_MEMORY)
     timings: dict[Setting, dict[str, Timings]] = {}
     generate_bytes: dict[Setting, int] = {}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        has_ctranslate2 = write(task, folder, histories, chosen)
+        has_ctranslate2 = write(task, folder, HEADLINE.histories(task), chosen, arguments.int8)
         peers = {
-            "hf": OwnProcess(sides.make_generate, task),
+            "hf": OwnProcess(engines.make_generate, task),
             "ours": OwnProcess(Runtime, folder / "bundles", threads),
         }
         if has_ctranslate2:
-            peers["ctranslate2"] = OwnProcess(CTranslate2, folder / "ctranslate2", threads, "int8")
+            model = folder / "ctranslate2"
+            peers["ctranslate2"] = OwnProcess(CTranslate2, model, threads, "int8", task.catalog.depth)
         for peer in peers.values():
             stack.enter_context(peer)
         for setting in plan.settings:
-            title = f"{arguments.shape}, prompt {setting.prompt}, {setting.beams} beams"
-            asked_sides = make_sides(task, peers, setting, plan, chosen, histories)
-            timings[setting] = measure(asked_sides, SESSION_HISTORIES, finished=progress(title))
+            title = f"{arguments.trained or arguments.shape}, {setting.name}"
+            asked_sides = make_sides(task, peers, setting, plan, chosen)
+            timings[setting] = measure(asked_sides, HISTORIES, finished=progress(title))
             _, generate_bytes[setting] = peers["hf"].ask("cache_bytes")
-            check_answers(task, peers["ours"], setting, timings[setting], histories)
-            show(f"{title}, {DEPTH} codes\n{timings_table(timings[setting])}\n")
-        result = {**figures(timings[HEADLINE]), **shares(task, peers["ours"], histories, plan.requests)}
+            check_answers(task, peers["ours"], setting, timings[setting])
+            show(f"{title}, {task.catalog.depth} codes\n{timings_table(timings[setting])}\n")
+        result = {**figures(timings[HEADLINE]), **shares(task, peers["ours"], plan.requests)}
     others = {setting: own for setting, own in timings.items() if setting != HEADLINE}
     about = {
         "hf_cache_bytes": generate_bytes[HEADLINE],
-        "settings": [{"prompt": it.prompt, "beams": it.beams, **medians(own)} for it, own in others.items()],
-        "shape": arguments.shape,
+        "settings": [{"prompt": it.prompt, "beams": it.beams, **figures(own)} for it, own in others.items()],
+        "shape": None if arguments.trained else arguments.shape,
+        "trained": str(arguments.trained) if arguments.trained else None,
         "prompt": HEADLINE.prompt,
         "beams": HEADLINE.beams,
         "items": len(task.catalog),
@@ -211,52 +193,23 @@ def run(arguments: argparse.Namespace) -> None:
     show_json({**result, **about})
 
 
-def write(task: Task, folder: Path, histories: Sequence[Items], chosen: Mapping[str, Contender]) -> bool:
-    """Writes bundles, and the model for CTranslate2 if it is installed; says whether it is."""
-    backbone, items = task.backbone(), [history[: HEADLINE.history] for history in histories]
-    if has_ctranslate2 := find_spec("ctranslate2") is not None:
-        note("converting for ctranslate2")
-        sides.convert(backbone, folder / "ctranslate2")
-        sequences = [[*task.prompt(history), *task.identifiers[history[0]]] for history in items]
-        want = sides.log_probabilities(backbone, sequences)
-        check_ctranslate2(folder / "ctranslate2", task.threads, sequences, want)
+def make_plan(arguments: argparse.Namespace, threads: int) -> tuple[Task, Plan, dict[str, Contender]]:
+    """The task, how much of it is measured, and by which sides."""
+    chosen = {name: side for name, side in SIDES.items() if arguments.all_sides or not side.is_extra}
+    prompts, beams = (TRAINED_PROMPTS, TRAINED_BEAMS) if arguments.trained else (PROMPTS, BEAMS)
+    if arguments.trained:
+        task: Task = make_trained_task(arguments.trained, arguments.dense, arguments.data, threads)
+    elif arguments.dense or arguments.int8:
+        raise EarnError("--dense and --int8 go with --trained. Give the checkpoint, or leave them away.")
     else:
-        note("without ctranslate2_int8, which is not installed: pip install ctranslate2")
-    precisions = {side.precision for side in chosen.values()}
-    history = task.item_ids(items[0])
-    for split, config in task.splits.items():
-        model = EarnModel(backbone, config, task.catalog).eval()
-        write_bundles(model, folder / "bundles" / split, history, [name for name in CALIBRATED if name in precisions])
-    return has_ctranslate2
-
-
-def write_bundles(
-    model: EarnModel, folder: Path, history: list[str], calibrated: Sequence[str], scoring: str = "vocab"
-) -> None:
-    """Exports to folder/fp32 and calibrates to folder/<name>.
-
-    No gate is asked: calibration only gives the graphs their form and ranges, for which one history serves.
-    """
-    note(f"exporting {folder.name}")
-    export_bundle(model, folder / "fp32", [history], scoring)
-    gc.collect()  # the exporter leaves copies of the weights in cycles
-    users = HeldOut((tuple(history),), (history[0],))
-    for name in calibrated:
-        note(f"calibrating {folder.name} to {name}")
-        precision, mixed = CALIBRATED[name]
-        settings = CalibrationSettings(least_overlap=0, mixed=mixed, explain=False, compare=False, requests=0)
-        calibrate(folder / "fp32", folder / name, [history, history[::-1]], users, precision, settings)
-        gc.collect()
-
-
-def check_ctranslate2(folder: Path, threads: int, sequences: Sequence[Sequence[int]], want: Any) -> None:
-    """Stops where it computes other log-probabilities than torch."""
-    for kind, near in NEAR.items():
-        got = CTranslate2(folder, threads, kind).log_probabilities(sequences)
-        error = float(np.abs(got - want).mean() / want.std())
-        note(f"ctranslate2 in {kind}: log-probabilities differ from torch's by {error:.2g} of their spread")
-        if error > near:
-            sys.exit("CTranslate2 does not compute the same model, so its times say nothing.")
+        catalog = load_dataset(arguments.data or "ml-100k").catalog()
+        task = sides.make_task(catalog, SHAPES[arguments.shape], threads)
+    if arguments.int8:  # whose head has the rows of the rule that it was exported with
+        chosen = {name: side for name, side in chosen.items() if (side.split, side.rule) != ("earn", "vocab")}
+    if arguments.quick:
+        return task, QUICK, chosen
+    asked = [Setting(prompt, width) for prompt in arguments.prompts or prompts for width in arguments.beams or beams]
+    return task, Plan(tuple(dict.fromkeys((HEADLINE, *asked))), 1, 3), chosen
 
 
 def make_sides(
@@ -265,16 +218,17 @@ def make_sides(
     setting: Setting,
     plan: Plan,
     chosen: Mapping[str, Contender],
-    histories: Sequence[Items],
 ) -> dict[str, Side]:
     """All sides of a setting; a round is a history."""
-    beams = setting.beams
+    beams, own = setting.beams, setting.histories(task)
 
     def hugging_face(contender: Contender, history: Items) -> list[Step]:
         return [partial(peers["hf"].ask, "search", [task.item_ids(history)], beams)]
 
     def ctranslate2(contender: Contender, history: Items) -> list[Step]:
-        return [partial(peers["ctranslate2"].ask, "search", task.prompt(history), beams, contender.static)]
+        return [
+            partial(peers["ctranslate2"].ask, "search", task.prompt(history), beams, contender.is_static * task.head)
+        ]
 
     def request(contender: Contender, history: Items) -> list[Step]:
         return [partial(peers["ours"].ask, "recommend", contender, task.item_ids(history), beams)]
@@ -291,29 +245,26 @@ def make_sides(
         "session": session,
     }
 
-    def side(contender: Contender, items: int, requests: int, rounds: int, warm_up: int = 1) -> Side:
+    def side(contender: Contender, histories: Sequence[Items], requests: int, rounds: int, warm_up: int = 1) -> Side:
         ask = steps[contender.kind]
-        return Side(lambda turn: ask(contender, histories[turn][:items]), requests, rounds, warm_up)
+        return Side(lambda turn: ask(contender, histories[turn]), requests, rounds, warm_up)
 
     found = {}
     for name, contender in chosen.items():
         if contender.kind == "hf":
-            found[name] = side(contender, setting.history, 1, plan.generate_histories, warm_up=0)
+            found[name] = side(contender, own, 1, plan.generate_histories, warm_up=0)
         elif contender.kind != "ctranslate2" or "ctranslate2" in peers:
-            found[name] = side(contender, setting.history, plan.requests, HISTORIES)
+            found[name] = side(contender, own, plan.requests, ROUNDS)
     if setting == HEADLINE:
         open_session = SIDES["earn_int8_session"]
-        found |= {name: side(open_session, items, 2, SESSION_HISTORIES) for name, items in SESSIONS.items()}
+        found |= {name: side(open_session, task.histories(items), 2, HISTORIES) for name, items in SESSIONS.items()}
     return found
 
 
-def check_answers(
-    task: Task, runtime: OwnProcess, setting: Setting, timings: Mapping[str, Timings], histories: Sequence[Items]
-) -> None:
+def check_answers(task: Task, runtime: OwnProcess, setting: Setting, timings: Mapping[str, Timings]) -> None:
     """Stops where generate and this runtime recommend different items, or two ways of one side do."""
-    for history, (want,) in zip(histories, timings["hf_generate"].answers, strict=False):
-        items = task.item_ids(history[: setting.history])
-        _, got = runtime.ask("recommend", SIDES["dense_fp32_vocab"], items, setting.beams)
+    for history, (want,) in zip(setting.histories(task), timings["hf_generate"].answers, strict=False):
+        _, got = runtime.ask("recommend", SIDES["dense_fp32_vocab"], task.item_ids(history), setting.beams)
         check_same_work(want, got)
     for one, other in ALIKE:
         for pair in zip(timings[one].answers, timings[other].answers, strict=True) if one in timings else ():
@@ -344,9 +295,9 @@ def medians(timings: Mapping[str, Timings]) -> dict[str, float]:
     return {name if name in SESSIONS else f"{name}_ms": side.median for name, side in timings.items()}
 
 
-def shares(task: Task, runtime: OwnProcess, histories: Sequence[Items], requests: int) -> dict[str, Any]:
+def shares(task: Task, runtime: OwnProcess, requests: int) -> dict[str, Any]:
     """What EARN leaves out, how near its prefill comes to bare matmuls, what the search costs."""
-    items = [task.item_ids(history[: HEADLINE.history]) for history in histories]
+    items = list(map(task.item_ids, HEADLINE.histories(task)))
     own: dict[str, RequestFigures] = {}
     held: dict[str, int] = {}
     for name in ("dense", "earn"):
@@ -381,7 +332,7 @@ def figures(timings: Mapping[str, Timings]) -> dict[str, Any]:
         "ctranslate2_faster": faster,
         "speedup_vs_hf": ratio(ms["hf_generate"], ms["earn_int8"]),
         "speedup_vs_ctranslate2": ratio(peer, ms["earn_int8"]),
-        "vocab_speedup_vs_ctranslate2": ratio(peer, ms["earn_int8_vocab"]),
+        "vocab_speedup_vs_ctranslate2": ratio(peer, ms.get("earn_int8_vocab")),
         "session_speedup_vs_ctranslate2": ratio(peer, ms["earn_int8_session"]),
         "speedup_vs_dense": ratio(ms["dense_int8"], ms["earn_int8"]),
         "session_append_ms": append,
@@ -389,9 +340,9 @@ def figures(timings: Mapping[str, Timings]) -> dict[str, Any]:
     }
 
 
-def ratio(other: float | None, ours: float) -> float | None:
+def ratio(other: float | None, ours: float | None) -> float | None:
     """How many times as long the other takes."""
-    return None if other is None else round(other / ours, 2)
+    return round(other / ours, 2) if other and ours else None
 
 
 if __name__ == "__main__":

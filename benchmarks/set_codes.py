@@ -39,9 +39,11 @@ if not __package__:  # run as a script, for which Python looks in this folder al
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import sides
+from benchmarks.engines import CTranslate2, Runtime
 from benchmarks.measure import OwnProcess, Side, Step, measure, timed, versions
-from benchmarks.peers import HEADLINE, KEEP_MEMORY, PACKAGES, SHAPES, write_bundles
-from benchmarks.sides import HEAD, ITEMS, Contender, CTranslate2, Runtime, Shape, Task
+from benchmarks.peers import HEADLINE, KEEP_MEMORY, PACKAGES, SHAPES
+from benchmarks.sides import ITEMS, Contender, RandomTask, Shape
+from benchmarks.written import convert, write_bundles
 from earn.catalog import Catalog
 from earn.config import SET
 from earn.console import note, progress, show, show_json, table
@@ -51,6 +53,7 @@ from earn.model.set_model import SetModel
 from earn.profiling.machine import this_machine
 from earn.runtime.set_scores import SetScores
 
+HISTORY = 37  # items: with beams a prompt of 200 tokens
 DIGITS, VALUES = 16, 256
 CATALOGS = (12_000, 1_500_000)  # items whose scoring is timed
 SPREAD = 1.0  # of the logits that are scored
@@ -76,7 +79,7 @@ def main() -> None:
     os.environ.update(KEEP_MEMORY)
     scoring = {"scoring_ms": {str(items): scoring_ms(items) for items in CATALOGS}}
     asked = {} if arguments.scoring else requests_ms(SHAPES[arguments.shape], arguments.threads)
-    about = {"shape": arguments.shape, "history": HEADLINE.history, "beams": HEADLINE.beams, "digits": DIGITS}
+    about = {"shape": arguments.shape, "history": HISTORY, "beams": HEADLINE.beams, "digits": DIGITS}
     machine = {"threads": arguments.threads, "machine": this_machine().cpu, "versions": versions(*PACKAGES)}
     show_json({**asked, **scoring, **about, **machine})
 
@@ -107,7 +110,7 @@ class Scoring:
 def requests_ms(shape: Shape, threads: int) -> dict[str, float | None]:
     """The medians of all sides' requests."""
     task = sides.make_task(sides.make_catalog(shape), shape, threads)
-    histories = np.random.default_rng(0).integers(0, shape.items, (ROUNDS, HEADLINE.history)).tolist()
+    histories = np.random.default_rng(0).integers(0, shape.items, (ROUNDS, HISTORY)).tolist()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         write(task, folder)
@@ -116,7 +119,8 @@ def requests_ms(shape: Shape, threads: int) -> dict[str, float | None]:
         if (folder / "ctranslate2").is_dir():
             peer = stack.enter_context(OwnProcess(CTranslate2, folder / "ctranslate2", threads, "int8"))
             asked["ctranslate2_int8"] = Side(
-                lambda turn: [partial(peer.ask, "search", task.prompt(histories[turn]), HEADLINE.beams, HEAD)], REQUESTS
+                lambda turn: [partial(peer.ask, "search", task.prompt(histories[turn]), HEADLINE.beams, task.head)],
+                REQUESTS,
             )
         timings = measure(asked, ROUNDS, finished=progress("rounds"))
     base = timings["set"].median
@@ -137,21 +141,22 @@ def steps(ours: OwnProcess, row: Contender, histories: Sequence[Sequence[int]], 
     return [partial(ours.ask, "append", items[-1]), partial(ours.ask, "show", HEADLINE.beams)]
 
 
-def write(task: Task, folder: Path) -> None:
+def write(task: RandomTask, folder: Path) -> None:
     """Writes both models' bundles, and the dense one for CTranslate2 where that is installed."""
     backbone = task.backbone()
     if find_spec("ctranslate2") is not None:
         note("converting for ctranslate2")
-        sides.convert(backbone, folder / "ctranslate2")
-    history = list(map(str, range(HEADLINE.history)))
+        convert(backbone, folder / "ctranslate2")
+    history = list(map(str, range(HISTORY)))
+    calibrated_on = [history, history[::-1]]
     model = EarnModel(backbone, task.splits["earn"], task.catalog).eval()
-    write_bundles(model, folder / "bundles" / "earn", history, ["int8"])
+    write_bundles(model, folder / "bundles" / "earn", calibrated_on, ["int8"])
     del backbone, model
     gc.collect()
-    write_bundles(set_model(task).eval(), folder / "bundles" / "set", history, ["int8", "int8-int4"], "level")
+    write_bundles(set_model(task).eval(), folder / "bundles" / "set", calibrated_on, ["int8", "int8-int4"], "level")
 
 
-def set_model(task: Task) -> SetModel:
+def set_model(task: RandomTask) -> SetModel:
     """The shape with digits: a prompt of as many other tokens."""
     catalog = digit_catalog(len(task.catalog))
     own = sides.make_task(catalog, task.shape, task.threads, depth=DIGITS)

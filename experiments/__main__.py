@@ -3,6 +3,7 @@
     python -m experiments smoke                      # every kind of run on made-up data: a minute
     python -m experiments cpu --jobs 2               # what docs/results.md shows: hours on two cores
     python -m experiments set --jobs 2               # all codes at once, and its rivals: hours on two cores
+    python -m experiments recbole                    # RecBole's SASRec and GRU4Rec, in an environment of their own
     python -m experiments tuning                     # what was tried to rank better on Beauty: a night on two cores
     python -m experiments pretrained                 # a pretrained backbone, instructions in words: minutes on a GPU
     python -m experiments paper                      # the paper's data, larger models: hours on a GPU

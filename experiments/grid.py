@@ -111,7 +111,8 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 }
 # What EARN is compared with (see experiments.rivals).
 # What was tried of SASRec: fields of RivalSettings that differ.
-RIVALS = ("popularity", "item-knn", "sasrec")
+OWN_RIVALS, RECBOLE = ("popularity", "item-knn", "sasrec"), ("recbole-sasrec", "recbole-gru4rec")
+RIVALS = (*OWN_RIVALS, *RECBOLE)
 RIVAL_RECIPES: Mapping[str, Mapping[str, Any]] = {
     "dropout-0.3": {"dropout": 0.3},
     "width-128": {"width": 128},
@@ -178,8 +179,8 @@ def grid(
 
 
 def rivals(data: str) -> list[Run]:
-    """The runs of all RIVALS, with all that is tried of SASRec."""
-    plain = [Run(data, "", method, "dense") for method in RIVALS]
+    """The runs of OWN_RIVALS, with all that is tried of SASRec."""
+    plain = [Run(data, "", method, "dense") for method in OWN_RIVALS]
     return [*plain, *(Run(data, "", "sasrec", "dense", recipe=recipe) for recipe in RIVAL_RECIPES)]
 
 
@@ -195,7 +196,7 @@ PRESETS: Mapping[str, Preset] = {
             *grid("walks", ("toy-llama",), (*TWINS, *ABLATIONS), (1,)),
             *grid("walks", ("toy-qwen2",), TWINS, (1,), method="lcrec"),
             *grid("walks", SET, TWINS, (1,), method="set"),
-            *rivals("walks")[: len(RIVALS)],
+            *rivals("walks")[: len(OWN_RIVALS)],
         ],
         users=64,
     ),
@@ -223,6 +224,9 @@ PRESETS: Mapping[str, Preset] = {
             *rivals("beauty"),
             *rivals("games"),
         ],
+    ),
+    "recbole": Preset(
+        [Run(data, "", method, "dense") for data in ("ml-100k", "beauty", "games") for method in RECBOLE]
     ),
     "tuning": Preset(
         [

@@ -1,4 +1,4 @@
-"""What EARN is compared with on the same splits, users and rules: popularity, item-kNN and SASRec.
+"""What EARN is compared with on the same splits, users and rules: popularity, item-kNN, SASRec, and RecBole's models.
 
     popularity   most training interactions first
     item-knn     score(j) = sum over the history of decay^age cos(i, j), the cosine of the items' sets of
@@ -7,7 +7,10 @@
                  of all items, and the loss is their cross entropy at every position
                  (Kang and McAuley, arXiv 1808.09781; with this loss: Klenitskiy and Vasilev, arXiv 2309.07602)
 
-`python -m experiments set` trains and asks them. Lists leave the history out; ties keep the items' order.
+    recbole-*    RecBole's own models (see experiments.recbole_models)
+
+`python -m experiments set` trains and asks them, `python -m experiments recbole` those of RecBole. Lists leave the
+history out; what they give where it may return stands beside. Ties keep the items' order.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +30,9 @@ from torch.nn import functional
 
 from earn.console import note
 from earn.data.dataset import Dataset, sample
-from earn.data.splits import popularity_ranks
 from earn.files import written_whole
 from earn.metrics import CUTOFFS, NOT_FOUND, Example, ndcg
+from experiments.recbole_models import measure_recbole
 
 DECAYS = (1.0, 0.8, 0.6)
 ASKED_AT_ONCE = 256  # users
@@ -58,7 +62,7 @@ class RivalSettings:
 class Measured:
     """What a rival gave."""
 
-    ranks: NDArray[np.int64]  # of each test user's item, from 0
+    scores: Scores
     valid_ndcg: float | None  # NDCG@10 of the validation users, where something was chosen by it
     parameters: int
     seconds: float | None  # of training
@@ -72,7 +76,8 @@ def measure_popularity(
 ) -> Measured:
     """Everybody gets the most popular items that the history lacks."""
     items = len(dataset.interactions.item_ids)
-    return Measured(popularity_ranks(dataset.split, items, users), None, items, None)
+    counts = np.bincount(np.concatenate(dataset.split.train), minlength=items).astype(np.float32)
+    return Measured(lambda chosen: np.tile(counts, (len(chosen), 1)), None, items, None)
 
 
 def measure_knn(
@@ -87,7 +92,7 @@ def measure_knn(
     by_decay = {decay: _ndcg(knn_scores(cosines, decay), judges) for decay in DECAYS}
     best = max(by_decay, key=lambda decay: by_decay[decay])
     note(f"item-knn: NDCG@10 of validation users by decay: {by_decay}")
-    return Measured(target_ranks(knn_scores(cosines, best), users), by_decay[best], cosines.nnz, None)
+    return Measured(knn_scores(cosines, best), by_decay[best], cosines.nnz, None)
 
 
 def measure_sasrec(dataset: Dataset, users: Sequence[Example], settings: RivalSettings, folder: Path) -> Measured:
@@ -96,23 +101,31 @@ def measure_sasrec(dataset: Dataset, users: Sequence[Example], settings: RivalSe
     judges = sample(dataset.examples("valid"), settings.validation_users)
     best, seconds = train(model, dataset.split.train, judges, settings, folder / STATE)
     parameters = sum(weight.numel() for weight in model.parameters())
-    return Measured(target_ranks(model.scores, users), best, parameters, seconds)
+    return Measured(model.scores, best, parameters, seconds)
 
 
 MEASURES: dict[str, Callable[[Dataset, Sequence[Example], RivalSettings, Path], Measured]] = {
     "popularity": measure_popularity,
     "item-knn": measure_knn,
     "sasrec": measure_sasrec,
+    "recbole-sasrec": partial(measure_recbole, "SASRec"),
+    "recbole-gru4rec": partial(measure_recbole, "GRU4Rec"),
 }
 
 
-def target_ranks(scores: Scores, users: Sequence[Example]) -> NDArray[np.int64]:  # [users]
-    """The rank of each target among the items that the history lacks, from 0; NOT_FOUND beyond the widest cutoff."""
+def target_ranks(
+    scores: Scores, users: Sequence[Example], exclude_history: bool = True
+) -> NDArray[np.int64]:  # [users]
+    """The rank of each target, from 0, among the items that the history lacks or among all.
+
+    NOT_FOUND beyond the widest cutoff.
+    """
     ranks: list[int] = []
     for start in range(0, len(users), ASKED_AT_ONCE):
         chosen = users[start : start + ASKED_AT_ONCE]
         for example, row in zip(chosen, scores(chosen), strict=True):
-            row[example.history] = -np.inf
+            if exclude_history:
+                row[example.history] = -np.inf
             own = row[example.target]
             ahead = int((row > own).sum() + (row[: example.target] == own).sum())
             ranks.append(ahead if ahead < max(CUTOFFS) and own > -np.inf else NOT_FOUND)

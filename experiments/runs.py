@@ -96,14 +96,16 @@ def _ask_rival(
 ) -> tuple[NDArray[np.int64], dict[str, Any]]:
     """The users' ranks by one of RIVALS, and what a result says of it."""
     from experiments.rivals import MEASURES as RIVAL_MEASURES
-    from experiments.rivals import RivalSettings
+    from experiments.rivals import RivalSettings, target_ranks
 
     settings, folder = RivalSettings(**settings_of(run, preset)), out / run.name
     with _alone(folder):
         write_json(folder / MADE, made_of(run, preset))
         measured = RIVAL_MEASURES[run.method](dataset, users, settings, folder)
-    return measured.ranks, {
+        ranks, freely = (target_ranks(measured.scores, users, exclude) for exclude in (True, False))
+    return ranks, {
         "settings": asdict(settings),
+        "history_returns": {name: float(each(freely, 10).mean()) for name, each in MEASURES.items()},
         "parameters": measured.parameters,
         "valid_ndcg@10": measured.valid_ndcg,
         "training_seconds": measured.seconds,

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import peers
+from benchmarks import peers, sides, written
+from benchmarks.engines import make_generate
 from benchmarks.measure import Answer, OwnProcess, Side, Step, Timings, measure
 from benchmarks.peers import CTRANSLATE2, HEADLINE, SESSIONS, SHAPES, check_same_work, figures
-from benchmarks.sides import SIDES, make_generate, make_task
+from benchmarks.sides import SIDES, make_task
 from earn.catalog import Catalog
 from earn.prompts import whole_prompt
 from earn.runtime.recommender import Recommendation
@@ -33,7 +34,8 @@ def catalog() -> Catalog:
 def test_it_prints_its_line_of_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(peers, "SESSION_HISTORIES", peers.HISTORIES)
+    monkeypatch.setattr(peers, "HISTORIES", 3)
+    monkeypatch.setattr(sides, "HISTORIES", 3)
     items = catalog()
     index = dict(zip(items.item_ids, items.identifiers, strict=True))
     (tmp_path / "T.index.json").write_text(json.dumps(index))
@@ -61,7 +63,7 @@ def test_it_prints_its_line_of_json(
 
 def test_all_sides_read_as_many_tokens() -> None:
     task = make_task(catalog(), SHAPES["tiny"], threads=1)
-    history = list(range(HEADLINE.history))
+    history = HEADLINE.histories(task)[0]
     earn = whole_prompt([task.identifiers[item] for item in history], task.splits["earn"])
     assert task.prompt(history) == earn
     assert len(earn) == HEADLINE.prompt == 200
@@ -77,9 +79,9 @@ def test_a_peer_that_is_not_installed_is_left_out_by_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
-    monkeypatch.setattr(peers, "write_bundles", lambda *arguments: None)
+    monkeypatch.setattr(written, "write_bundles", lambda *arguments: None)
     task = make_task(catalog(), SHAPES["tiny"], threads=1)
-    assert not peers.write(task, tmp_path, [[0, 1]], SIDES)
+    assert not written.write(task, tmp_path, [[0, 1]], SIDES)
     assert "without ctranslate2_int8" in capsys.readouterr().err
 
 

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from earn.data.dataset import load_dataset
+from earn.errors import EarnError
 from earn.metrics import NOT_FOUND, Example
+from experiments import recbole_models
+from experiments.recbole_models import PARTS, write_benchmark
 from experiments.rivals import (
+    MEASURES,
     RivalSettings,
     Sasrec,
     batches,
@@ -19,6 +24,7 @@ from experiments.rivals import (
     train,
     windows_of,
 )
+from experiments.runs import write_walks
 
 TINY = RivalSettings(width=16, heads=2, dropout=0.0, learning_rate=1e-2, batch_size=8, max_history=6, epochs=30)
 
@@ -34,6 +40,31 @@ def test_ranks_leave_the_history_out_and_ties_keep_the_items_order() -> None:
     assert ranks.tolist() == [0, 2, 1, NOT_FOUND]  # the last one's target is in its history
     wide = target_ranks(lambda chosen: np.zeros((len(chosen), 50), np.float32), [example([0], 20), example([0], 21)])
     assert wide.tolist() == [19, NOT_FOUND]
+
+
+def test_the_history_may_return_where_it_is_let_in() -> None:
+    row = np.array([0.9, 0.5, 0.7, 0.5, 0.1], np.float32)
+    users = [example([0], 2), example([0, 2], 0)]
+    ranks = target_ranks(lambda chosen: np.tile(row, (len(chosen), 1)), users, exclude_history=False)
+    assert ranks.tolist() == [1, 0]
+
+
+def test_recbole_gets_every_target_with_the_newest_items_before_it(tmp_path: Path) -> None:
+    sequences = [np.array([3, 1, 4, 1]), np.array([5])]
+    write_benchmark(tmp_path, sequences, [example([3, 1, 4], 9)], [example([2, 6, 5], 8), example([7], 0)], most=2)
+    lines = {part: (tmp_path / f"data.{part}.inter").read_text().splitlines()[1:] for part in PARTS}
+    assert lines == {
+        "train": ["u0\t1\t3", "u0\t4\t3 1", "u0\t1\t1 4"],
+        "valid": ["valid0\t9\t1 4"],
+        "test": ["test0\t8\t6 5", "test1\t0\t7"],
+    }
+
+
+def test_without_recbole_its_models_say_where_to_run_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recbole_models, "find_spec", lambda name: None)
+    data = load_dataset(str(write_walks(tmp_path / "walks")))
+    with pytest.raises(EarnError, match="environment"):
+        MEASURES["recbole-sasrec"](data, data.examples(), TINY, tmp_path)
 
 
 def test_item_knn_by_hand() -> None:
