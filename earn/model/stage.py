@@ -23,7 +23,9 @@ kv_groups = h/g heads that share keys and values, d hidden, e head size, r kept 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from functools import partial
+from types import MethodType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,11 +76,12 @@ class Stage(nn.Module):
             kind = rotary_kind(layer)
             if kind not in rotations:
                 rotations[kind] = rotary_rotation(self.rotary, position_ids, kind)
-            inputs = (layer, hidden, rotations[kind], own_bias, past, own_keep)
+            compute = layer if getattr(layer, "computes_in_forward", False) else partial(run_layer, layer)
+            inputs = (hidden, rotations[kind], own_bias, past, own_keep)
             if layer.training and getattr(layer, "is_recomputed", False):  # which a training may have set
-                hidden, key_value = checkpoint(run_layer, *inputs, use_reentrant=False)
+                hidden, key_value = checkpoint(compute, *inputs, use_reentrant=False)
             else:
-                hidden, key_value = run_layer(*inputs)
+                hidden, key_value = compute(*inputs)
             new_key_values.append(key_value)
         return hidden, new_key_values
 
@@ -192,6 +195,20 @@ def run_layer(
     if family.has_output_norms:
         added = cast(nn.Module, layer.post_feedforward_layernorm)(added)
     return hidden + _dropped(scaled(added, multiplier), layer), (key, value)
+
+
+def compute_in_forward(layer: nn.Module) -> None:
+    """Makes `run_layer` the layer's own `forward`, so that hooks on it see the stages' computation.
+
+    The plain Hugging Face model that shares the layer no longer computes.
+    """
+
+    def forward(layer: nn.Module, *inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        hidden, (key, value) = run_layer(layer, *inputs)
+        return hidden, (key.detach(), value.detach())  # nothing is learned through a cache
+
+    layer.forward = MethodType(forward, layer)
+    layer.computes_in_forward = True  # type: ignore[assignment]
 
 
 def _gated(mlp: nn.Module, normed: Tensor) -> Tensor:

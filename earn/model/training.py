@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -26,6 +27,7 @@ from earn.config import SET, to_json
 from earn.data.windows import Window, Windows
 from earn.errors import EarnError
 from earn.files import read_json, write_json
+from earn.model import sharding
 from earn.model.checkpoint_files import WEIGHT_FILES
 from earn.model.earn_model import EarnModel
 from earn.model.lora import add_adapters, holds_bfloat16, merge_adapters
@@ -65,17 +67,19 @@ class EarnTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # it prints dictionaries
         self._earn = model
         self._validate = validate
-        self._is_lean = not all(parameter.requires_grad for parameter in model.parameters())
-        if self._is_lean and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise EarnError("Adapters are not trained in shards (FSDP, DeepSpeed). Use torchrun, or set lora to 0.")
+        self.is_sharded = sharding.prepare(model, self.accelerator)
+        self._is_lean = not self.is_sharded and not all(parameter.requires_grad for parameter in model.parameters())
+        if self.is_deepspeed_enabled:
+            raise EarnError("DeepSpeed is not supported. Use torchrun, or FSDP: accelerate launch --use_fsdp.")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes a resumable checkpoint's weights, under the name that Trainer reads: the trained ones, if not all."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)  # all processes look for it next, and shards are written later
         if not self._is_lean:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
-            folder = Path(output_dir or str(self.args.output_dir))
-            folder.mkdir(parents=True, exist_ok=True)
             trained = {name: weight.detach() for name, weight in self._earn.named_parameters() if weight.requires_grad}
             save_file(trained, folder / WEIGHT_FILES[0])
 
@@ -90,14 +94,21 @@ class EarnTrainer(Trainer):
         super()._issue_warnings_after_load(load_result._replace(missing_keys=[]) if self._is_lean else load_result)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Validates the model as it stands; every process does the same, so that all agree on the best."""
+        """Validates the model as it stands, in every process; the first one's figure counts for all."""
         self._earn.eval()
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=holds_bfloat16(self._earn)):
-            metrics = {f"eval_{BEST_BY}": self._validate(self._earn)}
+        is_mixed = holds_bfloat16(self._earn)
+        with self._whole_weights(), torch.autocast(self.args.device.type, torch.bfloat16, enabled=is_mixed):
+            score = self._validate(self._earn)
         self._earn.train()
+        metrics = {f"eval_{BEST_BY}": broadcast_object_list([score])[0]}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _whole_weights(self) -> AbstractContextManager[None]:
+        if not self.is_sharded:
+            return nullcontext()
+        return sharding.gathered(self._earn, self.accelerator.state.fsdp_plugin.reshard_after_forward)
 
 
 @contextmanager
@@ -126,6 +137,8 @@ def train(
 ) -> dict[str, Any]:
     """Trains the model in place and writes the best state to `out`.
 
+    After a training in shards (earn.model.sharding) `out` alone holds the model: the one that was given cannot compute.
+
     Args:
         sequences: training items of each user in time order, as indices of the model's catalog.
         validate: the number to select by, NDCG@10 on validation users.
@@ -151,7 +164,7 @@ def train(
     titles = title_windows(model) if settings.titles else []
     windows = Windows(sequences, model.identifiers, model.earn.max_history + 1, settings.seed, titles)
     if arguments.process_index == 0:
-        claim(out, plan_of(model, sequences, settings), resume)
+        claim(out, {**plan_of(model, sequences, settings), "processes": arguments.world_size}, resume)
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = settings.dropout
         layer.hidden_dropout = settings.hidden_dropout
@@ -174,14 +187,17 @@ def train(
         "seconds": round(clock.seconds, 1),
     }
     model.eval()
-    if settings.lora:
-        merge_adapters(model)
+    if trainer.is_sharded:
+        sharding.gather_for_good(model, trainer.is_world_process_zero())
     trainer.accelerator.wait_for_everyone()  # others may still be reading the best checkpoint
+    if settings.lora and (trainer.is_world_process_zero() or not trainer.is_sharded):
+        merge_adapters(model)
     if trainer.is_world_process_zero():
         model.save_pretrained(out)
         write_json(out / TRAINING_FILE, record)
         shutil.rmtree(out / RUN_FOLDER)
-    model.float()
+    if not trainer.is_sharded:
+        model.float()
     return record
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from earn.data.windows import Windows
@@ -30,17 +31,17 @@ class Redraw(TrainerCallback):
 
 
 class SaveBetween(TrainerCallback):
-    """Writes a resumable checkpoint every SAVE_SECONDS, for epochs may take hours.
-
-    Several processes would have to agree on the moment; they save after each epoch alone.
-    """
+    """Writes a resumable checkpoint every SAVE_SECONDS, for epochs may take hours; the first process has the clock."""
 
     def __init__(self) -> None:
         self._saved = time.monotonic()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Asks for a checkpoint if the last one is old."""
-        if args.world_size == 1 and time.monotonic() - self._saved >= SAVE_SECONDS:
+        is_due = torch.tensor([int(time.monotonic() - self._saved >= SAVE_SECONDS)], device=args.device)
+        if args.world_size > 1:
+            torch.distributed.broadcast(is_due, 0)
+        if is_due.item():
             control.should_save = True
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:

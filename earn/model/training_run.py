@@ -58,7 +58,8 @@ def claim(out: Path, plan: dict[str, Any], resume: bool) -> None:
         if not path.is_file():
             raise EarnError(f"{out}: there is no interrupted training to resume. Start it without --resume.")
         since = {name: getattr(EarnConfig, name) for name in SET_FIELDS}
-        before = {**to_json(TrainSettings()), "weights": _digest(), **since, **read_json(path)}  # older ones lack some
+        new = {"weights": _digest(), "processes": plan["processes"], **since}  # which older versions did not write
+        before = {**to_json(TrainSettings()), **new, **read_json(path)}
         if removed := [name for name in REMOVED if before.get(name)]:
             raise EarnError(
                 f"{out}: the interrupted training has {removed[0]} {before[removed[0]]}, which was removed. Start it "

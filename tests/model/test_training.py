@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from transformers import TrainingArguments
 
 from earn.catalog import Catalog
 from earn.config import to_json
@@ -226,11 +227,17 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(tmp_path:
         ("identifiers", lambda: untrained(toy_catalog([f"a{item // 3} b{item % 3}" for item in range(12)]))),
     ],
 )
-def test_another_training_is_not_resumed(tmp_path: Path, name: str, other: Callable[[], EarnModel]) -> None:
+def test_another_training_is_not_resumed(
+    tmp_path: Path, name: str, other: Callable[[], EarnModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(untrained(), sequences(), tmp_path, Validation(0.1, None), SETTINGS)
     with pytest.raises(EarnError, match=f"had another {name}"):
         train(other(), sequences(), tmp_path, Validation(), SETTINGS, resume=True)
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    with pytest.raises(EarnError, match="had another processes: 1, now it is 2"):
+        train(untrained(), sequences(), tmp_path, Validation(), SETTINGS, resume=True)
+    monkeypatch.undo()
     with pytest.raises(EarnError, match="had another data"):
         train(untrained(), sequences()[1:], tmp_path, Validation(), SETTINGS, resume=True)
     with pytest.raises(EarnError, match="had another learning_rate"):
