@@ -20,6 +20,7 @@ def test_the_catalog_has_the_digits() -> None:
     assert np.array_equal(want.weights, got.weights)
 
 
+@pytest.mark.usefixtures("in_one_process")
 def test_scoring_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(set_codes, "SCORINGS", 2)
     assert scoring_ms(1000) > 0

@@ -37,7 +37,7 @@ def test_help_lists_every_command_and_shows_examples_of_each(name: str, capsys: 
         ([], "COMMAND"),
         (["bake"], "bake"),
         (["train", "ml-100k"], "--out"),
-        (["train", "ml-100k", "--out", "x", "--epochs", "0"], "--epochs: '0' is not a whole number from 1"),
+        (["train", "ml-100k", "--out", "x", "--epochs", "0"], "--epochs: '0' is not a finite number above 0"),
         (["train", "nowhere", "--out", "x"], "nowhere: there is no such file"),
         (["train", "nowhere", "--out", "x", "--dense", "--early-layers", "2"], "--early-layers"),
         (["train", "nowhere", "--out", "x", "--dense", "--prefix-registers", "1"], "Leave away --prefix-registers"),
