@@ -20,7 +20,7 @@ from earn.calibration.linear_layers import EMBEDDING, LinearLayer, linear_layers
 from earn.calibration.quantize import with_float
 from earn.calibration.refine import refine
 from earn.catalog import CATALOG_FILE, Catalog
-from earn.export.weights import lay_out_weights
+from earn.export.weights import lay_out_weights, load_graph
 from earn.files import link_files
 from earn.manifest import GRAPH_FILES, Manifest
 from earn.places import opened
@@ -50,7 +50,7 @@ class GraphVariants:
         self.manifest = opened(source, self._keep)
         self.catalog = Catalog.load(self.source / CATALOG_FILE)
         for stage in STAGES:
-            self._write(FLOAT, stage, onnx.load(str(self.source / GRAPH_FILES[stage])))
+            self._write(FLOAT, stage, load_graph(self.source / GRAPH_FILES[stage]))
 
     def _keep(self, source: Path) -> Manifest:
         manifest = Manifest.load(source)
@@ -61,7 +61,7 @@ class GraphVariants:
     def derive(self, base: str, variant: str, change: Callable[[str, onnx.ModelProto], onnx.ModelProto]) -> None:
         """Makes a variant of another one; `change` takes a stage and its graph with weights."""
         for stage in STAGES:
-            self._write(variant, stage, change(stage, onnx.load(str(self.path(base, stage)))))
+            self._write(variant, stage, change(stage, load_graph(self.path(base, stage))))
 
     def path(self, variant: str, stage: str) -> Path:
         """The file of a variant's stage."""
@@ -101,7 +101,7 @@ class GraphVariants:
         folder.mkdir(parents=True)
         for stage in STAGES:
             path = self.write_mixed(base, quantized, stage, mixed)
-            lay_out_weights(onnx.load(str(path)), folder / GRAPH_FILES[stage])
+            lay_out_weights(load_graph(path), folder / GRAPH_FILES[stage])
 
     def recommender(self, folder: Path) -> Recommender:
         """Recommends by the graphs in a folder of `write_bundle_graphs`, or in the source."""

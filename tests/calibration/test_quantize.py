@@ -14,11 +14,13 @@ from earn.calibration.quantize import quantize
 from earn.calibration.refine import LEVELS
 from earn.calibration.variants import FLOAT, GraphVariants, MixedPrecision
 from earn.errors import EarnError
+from earn.export.bundle import export_bundle
+from earn.export.weights import load_graph
 from earn.manifest import PRECISIONS as KNOWN
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
 from tests.calibration.conftest import Case, best, constants_of, int8_sums_saturate, make_case, optimized_operators
-from tests.support import FAMILIES
+from tests.support import FAMILIES, small_model
 
 ROWS = [(name, engine) for name in QUANTIZED for engine in PRECISIONS[name].engines]
 STANDARD = {"", "ai.onnx"}
@@ -195,3 +197,19 @@ def test_all_int8_weights_back_in_float_give_the_float_graph(variants: GraphVari
     for stage in STAGES:
         graph = onnx.load(str(variants.write_mixed(FLOAT, "int8-weights-cpu", stage, mixed)))
         assert constants_of(graph).keys() == constants_of(onnx.load(str(variants.path(FLOAT, stage)))).keys()
+
+
+def test_large_weights_are_read_where_a_bundles_files_are_links(tmp_path: Path) -> None:
+    """As in a cache of downloads; and a calibration's own view of its source is made of links."""
+    model = small_model("tiny-llama", early_layers=1)
+    for name, most in (("plain", 1 << 30), ("large", 1)):
+        export_bundle(model, tmp_path / name, [["1"]], external_data_bytes=most)
+    (tmp_path / "linked").mkdir()
+    for path in (tmp_path / "large").iterdir():
+        (tmp_path / "linked" / path.name).symlink_to(path)
+    assert (tmp_path / "linked" / "late.onnx.data").is_symlink()
+    sides = [GraphVariants(tmp_path / name, tmp_path / f"{name}-work") for name in ("plain", "linked")]
+    for stage in STAGES:
+        want, got = (constants_of(load_graph(side.path(FLOAT, stage))) for side in sides)
+        assert want.keys() == got.keys()
+        assert all((want[name] == got[name]).all() for name in want)
