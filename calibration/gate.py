@@ -80,17 +80,22 @@ class Verdict:
     @property
     def reasons(self) -> list[str]:
         """Why it does not pass."""
-        reasons = []
+        return [*self.shortfalls.values()]
+
+    @property
+    def shortfalls(self) -> dict[str, str]:
+        """The figures that keep it from passing, and how each falls short."""
+        shortfalls = {}
         if not self.beam_set_overlap >= self.least_overlap:  # so that no number fails too
-            reasons.append(
+            shortfalls["overlap"] = (
                 f"the best {self.beam_set} items overlap by {self.beam_set_overlap:.4f}, less than {self.least_overlap}"
             )
         if self.interval[1] < 0:
-            reasons.append(
+            shortfalls["NDCG@10"] = (
                 f"NDCG@10 falls from {self.ndcg.before:.4f} to {self.ndcg.after:.4f}, by "
                 f"{-self.interval[1]:.4f} to {-self.interval[0]:.4f}"
             )
-        return reasons
+        return shortfalls
 
     @property
     def passed(self) -> bool:

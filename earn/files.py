@@ -126,7 +126,8 @@ def _not_in_encoding(path: Path, encoding: str) -> EarnError:
                 except UnicodeDecodeError as error:
                     return EarnError(
                         f"{path}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8. "
-                        f"Convert the file first, for example: iconv -f latin1 -t utf-8 {path.name}"
+                        f"Convert the file first, for example: iconv -f latin1 -t utf-8 {path.name}, or read a table "
+                        "as it is: earn import --encoding latin1"
                     )
     return EarnError(f"{path}: is not {encoding} throughout. Convert the file to UTF-8 first.")
 

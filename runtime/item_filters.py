@@ -170,7 +170,7 @@ class ItemFilters:
         """
         allowed, blocked = as_filter(allow, EVERYTHING), as_filter(block, NOTHING)
         if isinstance(blocked, Items):
-            single = distinct([*single, *self._indices(blocked.item_ids, unknown)])
+            single = distinct([*single, *self._named(blocked.item_ids, unknown)])
             blocked = NOTHING
         both = allowed if blocked == NOTHING else ~blocked if allowed == EVERYTHING else allowed & ~blocked
         is_everything = both == EVERYTHING and self._offered is None
@@ -185,13 +185,23 @@ class ItemFilters:
         if allow is not None or block is not None:
             self.unwanted(np.zeros(0, np.int64), allow, block, unknown)
 
+    def _named(self, item_ids: Collection[str | int], unknown: str) -> list[int]:
+        """Indices of items; says so where a tag's name stands among them."""
+        try:
+            return self._indices(item_ids, unknown)
+        except EarnError as error:
+            tag = next((name for name in item_ids if name in self._tags.names), None)
+            if tag is None:
+                raise
+            raise EarnError(f'{error} {tag!r} is a tag: write Tag({tag!r}), in JSON {{"tag": ...}}.') from error
+
     def _of(self, expression: Filter, unknown: str) -> ItemFilter:
         key = expression, unknown
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        held = mask(expression, self._items, self._tags.having, lambda item_ids: self._indices(item_ids, unknown))
+        held = mask(expression, self._items, self._tags.having, lambda item_ids: self._named(item_ids, unknown))
         if self._offered is not None:
             held = held & self._offered
         made = ItemFilter(held)

@@ -167,6 +167,8 @@ def bundle_place(text: str) -> str | Path:
 def checkpoint_folder(text: str) -> Path:
     """A folder that may be a checkpoint; a bundle, whose graphs show no layer's inside, is refused."""
     folder = Path(text)
+    if folder.is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} is one file, not a checkpoint; give a folder of earn train")
     if (folder / MANIFEST_FILE).is_file():
         raise argparse.ArgumentTypeError(
             f"{text!r} is a bundle, not a checkpoint; give the folder of earn train that it was exported from"

@@ -157,9 +157,9 @@ def comparison(calibration: Calibration) -> str:
     for row in calibration.candidates:
         verdict, refined, in_float = row.verdict, len(row.mixed.refined_kinds), len(row.mixed.float_layers)
         gate = (
-            ("passes" if verdict.passed else "fails")
-            + (f", {refined} kinds refined" if refined else "")
-            + (f", {in_float} layers in float" if in_float else "")
+            ("passes" if verdict.passed else f"fails by {' and '.join(verdict.shortfalls)}")
+            + (f", {refined} refined" if refined else "")
+            + (f", {in_float} in float" if in_float else "")
             + (" <-" if row is chosen else "")
         )
         overlaps = f"{verdict.beam_set_overlap:.4f}", f"{verdict.top10_overlap:.4f}"

@@ -52,6 +52,10 @@ def run(args: argparse.Namespace) -> int:
     """Writes tags where a table is given; lists them."""
     tags = _tags(args)
     counts = {name: int(tags.having(name).sum()) for name in tags.names}
+    if not counts:
+        note(
+            f"There are no tags. To make some of a table of items: earn tags {args.bundle} --from FILE --columns NAMES"
+        )
     show_json(counts) if args.json else show(table(("tag", "items"), [(name, f"{n}") for name, n in counts.items()]))
     return 0
 

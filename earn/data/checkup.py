@@ -180,9 +180,11 @@ def _about_users(facts: dict[str, Any]) -> list[Advice]:
             "histories, or drop these users (of a table: earn import --k-core 3)."
         )
         found.append(Advice(text, 2 * short > users))
-    if questions < FEW_QUESTIONS:
+    if not questions:
+        found.append(Advice("No user can be asked a test question, so no model can be measured.", is_serious=True))
+    elif questions < FEW_QUESTIONS:
         text = f"So few test questions ({questions:,}) can hardly show a small difference between models; 1,000 can."
-        found.append(Advice(text, not questions))
+        found.append(Advice(text))
     return found
 
 
@@ -235,7 +237,9 @@ def _about_identifiers(facts: dict[str, Any]) -> list[Advice]:
                 facts["targets_sharing"] > 0.01,
             )
         )
-    for number, level in enumerate((facts["levels"] or [])[:-1], start=1):  # the last one may only tell clones apart
+    # of identifiers that were just built nothing better can be built; the last level may only tell clones apart
+    levels = facts["levels"][:-1] if facts["levels"] and facts["from"] == "data" else []
+    for number, level in enumerate(levels, start=1):
         if level["codes"] == 1 or level["evenness"] < 0.7:
             found.append(
                 Advice(

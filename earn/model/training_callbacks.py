@@ -103,8 +103,9 @@ class Report(TrainerCallback):
         loss = next((log["loss"] for log in reversed(state.log_history) if "loss" in log), math.nan)
         per_step = (time.monotonic() - self._started) / max(1, state.global_step - self._first_step)
         left = per_step * (state.max_steps - state.global_step)
+        done = min(round(state.epoch or 0, 2), args.num_train_epochs)  # a part of an epoch ends with a whole step
         self._say(
-            f"epoch {round(state.epoch or 0, 2):g} of {args.num_train_epochs:g}: loss {loss:.3f}, validation "
+            f"epoch {done:g} of {args.num_train_epochs:g}: loss {loss:.3f}, validation "
             f"{BEST_BY.upper()} {values['metrics'][f'eval_{BEST_BY}']:.4f}, {_duration(left)} left"
         )
 

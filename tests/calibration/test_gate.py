@@ -40,6 +40,7 @@ def test_a_certain_loss_of_ndcg_fails_whatever_the_overlap() -> None:
     assert verdict.interval[1] < 0
     assert not verdict.passed
     assert verdict.reasons == ["NDCG@10 falls from 1.0000 to 0.0000, by 1.0000 to 1.0000"]
+    assert [*verdict.shortfalls] == ["NDCG@10"]
 
 
 def test_a_loss_that_may_be_chance_passes() -> None:

@@ -62,7 +62,7 @@ def test_a_bundle_that_fails_is_not_written_unless_forced(
     options = ("--min-overlap", "0.9999", "--no-compare")
     outcome = earn(*argv, *options)
     assert outcome.status == 1
-    assert "fails" in outcome.out
+    assert "fails by overlap" in outcome.out
     assert "The gate fails: the best 20 items overlap by" in outcome.err
     assert not (tmp_path / "bad").exists()
     assert (tmp_path / "bad-report-failed.html").is_file()

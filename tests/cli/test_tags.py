@@ -57,5 +57,7 @@ def test_mistakes_are_one_line(tagged: Path, earn: Earn) -> None:
 
 
 def test_a_bundle_without_tags_lists_none(bundle: Path, earn: Earn) -> None:
-    assert earn("tags", bundle, "--json").json == {}
+    outcome = earn("tags", bundle, "--json")
+    assert outcome.json == {}
+    assert "--from FILE" in outcome.err
     assert "see earn tags" in earn("recommend", bundle, "--history", "1", "--block", "adult").error

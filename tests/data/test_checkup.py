@@ -55,6 +55,11 @@ def test_clones_bound_what_a_model_can_reach() -> None:
     assert ceiling["ndcg@10"] == pytest.approx(1 / math.log2(3))  # b stands second at best
 
 
+def test_without_a_question_nothing_is_measured() -> None:
+    lines = advice(figures(dataset(Interactions.from_rows([("u", "a", 1), ("v", "a", 2)], say=lambda _: None))))
+    assert [line.is_serious for line in lines if "no model can be measured" in line.text] == [True]
+
+
 def test_what_is_serious_is_said_first() -> None:
     lines = advice(figures(dataset(toy())))
     assert [line.is_serious for line in lines] == sorted((line.is_serious for line in lines), reverse=True)
@@ -70,6 +75,7 @@ def test_where_nothing_is_odd_nothing_is_said() -> None:
     catalog = Catalog(titled.item_ids, tuple((f"a{item % 3}", f"b{item // 3}") for item in range(9)), titled.titles)
     assert advice(figures(dataset(titled), catalog)) == []
     uneven = replace(catalog, identifiers=tuple((f"a{item // 8}", f"b{item}") for item in range(9)))
-    (line,) = advice(figures(dataset(titled), uneven))
+    assert advice(figures(dataset(titled), uneven)) == []  # built anew already
+    (line,) = advice(figures(dataset(replace(titled, catalog=uneven))))
     assert line.is_serious
     assert "Level 1" in line.text

@@ -98,6 +98,7 @@ def test_a_table_is_read(tmp_path: Path, name: str, content: object, want: dict[
         ("user_id,item_id\nu,x\n", r"no column with a usual name for the time; .*--time COLUMN.*--order file"),
         ("item_id,timestamp\nx,1\n", r"no column with a usual name for the user; there are 'item_id', 'timestamp'"),
         ("user_id,timestamp\nx,1\n", r"no column with a usual name for the item"),
+        ("who,what\nu,x\n", r"for the user and the item and the time;.*--user COLUMN --item COLUMN --time COLUMN"),
         ("A1,B1,5.0,1341100800\nA2,B2,5.0,1341100801\n", r"no header, give numbers: --user 1"),
         ("user_id,user_id,item_id,timestamp\nu,v,x,1\n", r"the column 'user_id' stands twice"),
         ("user_id,userId,item_id,timestamp\nu,v,x,1\n", r"the column 'userId' stands twice"),

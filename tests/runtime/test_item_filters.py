@@ -201,7 +201,12 @@ def test_unknown_tags_items_and_odd_filters_are_refused(
     recommenders: dict[str, tuple[Recommender, Sequence[Recommendation]]],
 ) -> None:
     recommender = recommenders["trie"][0]
-    for odd, message in ((Tag("evn"), "no tag 'evn'.*'even'"), (["x"], "no item 'x'"), ({"tag": "even"}, "from_json")):
+    for odd, message in (
+        (Tag("evn"), "no tag 'evn'.*'even'"),
+        (["x"], "no item 'x'.*skip\\)\\.$"),
+        (["7", "even"], r"no item 'even'.*is a tag: write Tag\('even'\)"),
+        ({"tag": "even"}, "from_json"),
+    ):
         with pytest.raises(EarnError, match=message):
             recommender.recommend(HISTORY, block=odd)
     assert recommender.recommend(HISTORY, 3, allow=["x", 7], unknown="skip")[0].item_id == "7"

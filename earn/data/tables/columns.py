@@ -129,22 +129,33 @@ def choose(
         if plain(name) in by_name:
             raise EarnError(f"{where}: the column {name!r} stands twice. Keep one of them.")
         by_name[plain(name)] = name
-    roles = {}
+    roles, missing = {}, []
     for role in (*needed, *wanted):
         candidates = [given[role]] if role in given else [*usual.get(role, ())]
         match = next((by_name[plain(name)] for name in candidates if plain(name) in by_name), None)
         if match is not None:
             roles[role] = match
         elif role in given or role in needed:
-            shown = ", ".join(repr(name) for name in names[:12]) + (", ..." if len(names) > 12 else "")
-            problem = f"no column {given[role]!r}" if role in given else f"no column with a usual name for the {role}"
-            raise EarnError(
-                f"{where}: there is {problem}; there are {shown}. Name it: --{role} COLUMN. If these are no names "
-                "because the file has no header, give numbers: --user 1 --item 2 --time 4."
-                + (" If the rows are in order of time and have none: --order file." if role == "time" else "")
-            )
+            missing.append(role)
+    if missing:
+        raise _missing(where, names, given, missing)
     twice = next((name for name in roles.values() if [*roles.values()].count(name) > 1), None)
     if twice is not None:
         shared = " and ".join(role for role, name in roles.items() if name == twice)
         raise EarnError(f"{where}: the column {twice!r} was given twice, as {shared}. Give each role its own.")
     return roles
+
+
+def _missing(where: str, names: Sequence[str], given: Mapping[str, str], roles: Sequence[str]) -> EarnError:
+    """Names all roles that have no column."""
+    shown = ", ".join(repr(name) for name in names[:12]) + (", ..." if len(names) > 12 else "")
+    problems = [f"no column {given[role]!r}" for role in roles if role in given]
+    unnamed = [role for role in roles if role not in given]
+    if unnamed:
+        problems.append(f"no column with a usual name for the {' and the '.join(unnamed)}")
+    options = " ".join(f"--{role} COLUMN" for role in roles)
+    return EarnError(
+        f"{where}: there is {' and '.join(problems)}; there are {shown}. Name what is missing: {options}. If these are "
+        "no names because the file has no header, give numbers: --user 1 --item 2 --time 4."
+        + (" If the rows are in order of time and have none: --order file." if "time" in roles else "")
+    )
