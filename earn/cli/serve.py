@@ -6,9 +6,12 @@ import argparse
 import os
 import signal
 import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from multiprocessing import parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from earn.cli.arguments import PLACE_HELP, add_threads, bundle_place, command, positive
 from earn.cli.engine import add_engine, chosen_engine
@@ -17,13 +20,19 @@ from earn.errors import EarnError
 from earn.files import read_text
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from earn.cli.arguments import Subparsers
     from earn.serve.bundles import ServedBundle
+    from earn.serve.limits import Limits
+    from earn.serve.service import Service
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 TOKEN_VARIABLE = "EARN_SERVE_TOKEN"
 SHORTEST_TOKEN = 16
 STOP_S = 30  # that begun requests get to end
+UVICORN: Mapping[str, Any] = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": STOP_S}
+WORKER_S = 60  # without a sign of life, after which a worker is replaced; a new one gets as long to load its bundles
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -39,6 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
         """
         earn serve BUNDLE
         earn serve EARN_BUNDLE DENSE_BUNDLE --app examples/app
+        earn serve BUNDLE --workers 4 --threads 2
         earn serve BUNDLE --host 0.0.0.0 --allow-host shop.example --token-file token.txt
         """,
     )
@@ -66,6 +76,15 @@ def add_parser(subparsers: Subparsers) -> None:
         "for swaps, there must be one",
     )
     parser.add_argument("--app", type=Path, metavar="FOLDER", help="page to show under /app/, such as examples/app")
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes that share the port, each with the bundles and limits of its own and one thread unless "
+        "--threads says otherwise; one that ends is started again. Beyond 1 there are no sessions and no swaps; SIGHUP "
+        "starts one after the other anew (default: %(default)s)",
+    )
     _add_limits(parser)
     add_engine(parser)
     add_threads(parser)
@@ -95,25 +114,40 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.app is not None and not (args.app / "index.html").is_file():
         raise EarnError(f"{args.app}: has no index.html. Give the folder of a page, such as examples/app.")
-    import asyncio
+    if args.app is not None and args.workers > 1:
+        raise EarnError("A page needs sessions, which live in one process. Leave --app or --workers away.")
     from dataclasses import fields
+
+    from earn.serve.app import LOOPBACK, create_app
+    from earn.serve.limits import Limits
+
+    if args.workers > 1 and args.threads is None:
+        args.threads = 1
+    limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits) if hasattr(args, field.name)})
+    hosts = (*LOOPBACK, args.host, *args.allow_host)
+    service = partial(_service, args.bundles, args.engine, args.threads, limits)
+    ready = service()  # with several workers too, so that what cannot be served is refused at once
+    listening = _listening(args.host, args.port)
+    note(f"http://{args.host}:{args.port}{'/app/' if args.app else '/docs'} - end it with Ctrl-C")
+    if args.workers == 1:
+        return _run_one(ready, create_app(ready, token, args.app, hosts), listening)
+    del ready
+    return _run_workers(partial(_worker, service, hosts), args.workers, listening)
+
+
+def _run_one(service: Service, app: FastAPI, listening: socket.socket) -> int:
+    """Serves in this process."""
+    import asyncio
 
     import uvicorn
 
-    from earn.serve.app import LOOPBACK, create_app
     from earn.serve.gate import log_line
-    from earn.serve.limits import Limits, Refusal
-    from earn.serve.service import Service
+    from earn.serve.limits import Refusal
 
-    limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits) if hasattr(args, field.name)})
-    bundles = [served_bundle(place, args.engine, args.threads) for place in args.bundles]
-    listening = _listening(args.host, args.port)
-    service = Service(bundles, limits)
-    app = create_app(service, token, args.app, (*LOOPBACK, args.host, *args.allow_host))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=STOP_S))
+    server = uvicorn.Server(uvicorn.Config(app, **UVICORN))
 
     async def reload() -> None:
-        for bundle in bundles:
+        for bundle in service.bundles.values():
             try:
                 log_line("reload", {"bundle": bundle.name, "other": await service.reload(bundle)})
             except Refusal as refusal:
@@ -132,13 +166,49 @@ def run(args: argparse.Namespace) -> int:
             loop.add_signal_handler(signal.SIGHUP, reload_soon)
         await server.serve([listening])
 
-    note(f"http://{args.host}:{args.port}{'/app/' if args.app else '/docs'} - end it with Ctrl-C")
     try:
         asyncio.run(serve())
     except KeyboardInterrupt:  # uvicorn has stopped in good order, and hands the signal on
         if not server.should_exit:
             raise
     return 0 if server.started else 2
+
+
+def _run_workers(make: Callable[[], FastAPI], workers: int, listening: socket.socket) -> int:
+    """Serves in several processes that accept from the same socket; uvicorn starts those again that have ended."""
+    import uvicorn
+    from uvicorn.supervisors import Multiprocess
+
+    note(f"{workers} workers: sessions and swaps are off; SIGHUP starts one after the other anew")
+    config = uvicorn.Config(make, factory=True, workers=workers, timeout_worker_healthcheck=WORKER_S, **UVICORN)
+    Multiprocess(config, [listening]).run()
+    return 0
+
+
+def _worker(make_service: Callable[[], Service], hosts: Sequence[str]) -> FastAPI:
+    """What one of several processes answers with. It ends when the process that started it has."""
+    from earn.serve.app import create_app
+    from earn.serve.gate import log_line
+
+    def follow() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()
+    try:
+        return create_app(make_service(), hosts=hosts, keeps_state=False)
+    except EarnError as error:  # the bundle was good when the server started; uvicorn tries again
+        log_line("worker", {"error": str(error)})
+        raise SystemExit(1) from error
+
+
+def _service(places: Sequence[str | Path], engine: str, threads: int | None, limits: Limits) -> Service:
+    """Loads what is served."""
+    from earn.serve.service import Service
+
+    return Service([served_bundle(place, engine, threads) for place in places], limits)
 
 
 def served_bundle(place: str | Path, engine: str, threads: int | None) -> ServedBundle:

@@ -107,6 +107,7 @@ Served = Annotated[Service, Depends(service_of)]
 router = APIRouter()
 sessions = APIRouter(prefix="/session", dependencies=[Depends(changes_state)], tags=["sessions"])
 swaps = APIRouter(prefix="/catalog", dependencies=[Depends(changes_catalog)], tags=["catalog"])
+without_state = APIRouter(include_in_schema=False)
 
 
 @router.post("/recommend", responses=problems(400, 404, 413, 422, 503, 504), tags=["lists"])
@@ -177,6 +178,18 @@ async def roll_back(asked: BundleRequest, service: Served) -> BundleAnswer:
     return _bundle(bundle)
 
 
+@without_state.api_route("/session", methods=["POST"])
+@without_state.api_route("/session/{path:path}", methods=["GET", "POST", "DELETE"])
+@without_state.api_route("/catalog/{path:path}", methods=["POST"])
+async def refuse_state() -> None:
+    """Says why there is neither a session nor a swap.
+
+    Raises:
+        Refusal: 404.
+    """
+    raise Refusal(404, "This server has several processes, so it has no sessions and no swaps. Ask /recommend.")
+
+
 @router.get("/items", responses=problems(404, 422), tags=["catalog"])
 def items(
     service: Served,
@@ -238,7 +251,7 @@ def create_app(
     app = FastAPI(title="earn serve", version=earn.__version__, lifespan=lifespan)
     app.state.service, app.state.token = service, token
     app.add_middleware(Gate, limits=service.limits, hosts=hosts, metrics=service.metrics, log=log)
-    for part in (router, sessions, swaps) if keeps_state else (router,):
+    for part in (router, sessions, swaps) if keeps_state else (router, without_state):
         app.include_router(part)
     if page is not None:
         app.mount("/app", StaticFiles(directory=page, html=True))

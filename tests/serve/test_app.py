@@ -74,10 +74,11 @@ def events() -> list[tuple[str, Mapping[str, object]]]:
 def serve(toy_bundle: Path, events: list[tuple[str, Mapping[str, object]]]) -> Iterator[Serve]:
     clients = []
 
-    def start(place: Path = toy_bundle, token: str | None = None, **bounds: float) -> Client:
+    def start(place: Path = toy_bundle, token: str | None = None, keeps_state: bool = True, **bounds: float) -> Client:
         bundle = ServedBundle("toy", partial(Recommender.load, place, threads=1))
         service = Service([bundle], Limits(**bounds))  # type: ignore[arg-type]
-        clients.append(Client(create_app(service, token, log=lambda event, facts: events.append((event, facts)))))
+        app = create_app(service, token, log=lambda *event: events.append(event), keeps_state=keeps_state)
+        clients.append(Client(app))
         return clients[-1]
 
     yield start
@@ -233,6 +234,14 @@ def test_changes_of_state_need_the_token(serve: Serve) -> None:
             assert "token" in error(client(method, path, body, headers), 401)
     assert client("POST", "/recommend", {"history": ["1"]}).status_code == 200
     assert "--token-file" in error(serve()("POST", "/catalog/reload", {}), 403)
+
+
+def test_one_of_several_processes_says_that_it_keeps_no_state(serve: Serve) -> None:
+    client = serve(keeps_state=False)
+    for path in ("/session", "/session/x/append", "/catalog/reload", "/catalog/rollback"):
+        assert "several processes" in error(client("POST", path, {"history": ["1"]}), 404)
+    assert client("GET", "/catalog").json()[0]["bundle"] == "toy"
+    assert ids(client("POST", "/recommend", {"history": ["1"], "k": 3}))
 
 
 def test_other_sites_cannot_ask_under_their_name(serve: Serve) -> None:
