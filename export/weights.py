@@ -14,8 +14,8 @@ _SMALLEST_OUTSIDE = 1024  # bytes; smaller tensors stay in the graph
 def load_graph(path: Path) -> onnx.ModelProto:
     """A graph with its weights loaded.
 
-    Files may be links: a bundle's are where a cache of downloads or a change of its catalog linked them, and onnx refuses
-    those. What a bundle's graphs may name as their weights is checked where the bundle is opened.
+    Files may be links, which onnx refuses: a bundle's are where a cache of downloads or a change of its catalog linked
+    them. What a bundle's graphs may name as their weights is checked where the bundle is opened.
     """
     graph = onnx.load(str(path), load_external_data=False)
     for tensor in graph.graph.initializer:
