@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -137,3 +138,26 @@ def test_whoever_locks_a_folder_that_was_just_replaced_is_not_its_only_writer(
     monkeypatch.setattr(fcntl, "flock", late)
     with only_writer(folder) as is_alone:
         assert not is_alone
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="locks folders")
+def test_a_file_system_without_locks_does_not_look_like_another_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: int) -> None:
+        raise OSError(errno.EBADF, "no locks of folders")  # what NFS says
+
+    monkeypatch.setattr(fcntl, "flock", lacking)
+    with only_writer(tmp_path) as is_alone:
+        assert is_alone
+    with only_writer(tmp_path / "nothing") as is_alone:
+        assert not is_alone
+    write(tmp_path / "folder", "first")
+    write(tmp_path / "folder", "second")
+    assert (tmp_path / "folder/one").read_text() == "second"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="locks folders")
+def test_one_of_two_is_the_writer(tmp_path: Path) -> None:
+    with only_writer(tmp_path) as first, only_writer(tmp_path) as second:
+        assert (first, second) == (True, False)
