@@ -17,7 +17,7 @@ import earn.exchange
 import earn.files
 from earn.errors import EarnError
 from earn.exchange import OLD, exchange, only_writer
-from earn.files import folder_written_whole
+from earn.files import folder_written_whole, link_files
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -161,3 +161,17 @@ def test_a_file_system_without_locks_does_not_look_like_another_writer(
 def test_one_of_two_is_the_writer(tmp_path: Path) -> None:
     with only_writer(tmp_path) as first, only_writer(tmp_path) as second:
         assert (first, second) == (True, False)
+
+
+def test_what_is_linked_from_a_read_only_folder_can_be_changed(tmp_path: Path) -> None:
+    (tmp_path / "folder/below").mkdir(parents=True)
+    (tmp_path / "folder/below/one").write_text("old")
+    for path in (tmp_path / "folder/below", tmp_path / "folder"):
+        path.chmod(0o555)
+    with folder_written_whole(tmp_path / "folder") as beside:
+        link_files(tmp_path / "folder", beside)
+        assert all(path.stat().st_mode & 0o200 for path in (beside, beside / "below"))
+        (beside / "below/one").unlink()
+        (beside / "below/one").write_text("new")
+    assert (tmp_path / "folder/below/one").read_text() == "new"
+    assert names(tmp_path) == ["folder"]
