@@ -24,7 +24,7 @@ from benchmarks.measure import timed
 from benchmarks.sides import DEPTH, ITEMS, MOST_ITEMS, Contender, History, Task, Tokens, identifiers_of
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import EarnConfig
-from earn.manifest import Manifest, limits_of
+from earn.manifest import Manifest, limits_of, stage_precision
 from earn.model.reference import build_trie, descend
 from earn.profiling.profiler import TimedEngine
 from earn.profiling.roofline import MatmulBench, stage_work
@@ -191,7 +191,9 @@ class Runtime:
         operations, rate, share = (statistics.median(column) for column in zip(*columns, strict=True))
         prompt_rows = [call.rows for call in calls[:pieces]]
         pass_rows = [call.rows for call in calls[pieces:] if call.stage == "early"]
-        matmul_rate = MatmulBench(manifest, manifest.precision, self._threads).rate(prompt_rows[0])
+        matmul_rate = MatmulBench(manifest, stage_precision(manifest.precision, "early"), self._threads).rate(
+            prompt_rows[0]
+        )
         return RequestFigures(operations, rate, matmul_rate, share, prompt_rows, pass_rows)
 
     def _folder_of(self, side: Contender) -> Path:

@@ -93,7 +93,10 @@ class MomentCollector(ActivationCollector):
     def keep(self, stage: str, name: str, rows: Floats) -> None:
         """Adds the rows' moments."""
         moments, own = self.moments[stage], rows.T @ rows
-        moments[name] = moments[name] + own if name in moments else own
+        if name in moments:
+            moments[name] += own
+        else:
+            moments[name] = own
 
 
 def collect_activations(

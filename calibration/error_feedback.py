@@ -34,9 +34,11 @@ def round_with_feedback(weight: Floats, moments: Floats) -> Floats:
     rounded = np.empty_like(left)
     for start in range(0, len(left), BLOCK):
         end = min(start + BLOCK, len(left))
-        scale, errors = _scale(left[start:end]), np.empty((end - start, left.shape[1]))
+        scale, largest = _scale(left[start:end])
+        errors = np.empty((end - start, left.shape[1]))
         for row in range(start, end):
-            rounded[row] = scale * np.clip(np.rint(left[row] / scale), LOWEST, HIGHEST)
+            steps = np.clip(np.rint(left[row] / scale), LOWEST, HIGHEST)
+            rounded[row] = scale * np.where(largest == row - start, LOWEST, steps)  # else the quantizer's scale differs
             errors[row - start] = (left[row] - rounded[row]) / factor[row, row]
             left[row + 1 : end] -= np.outer(factor[row, row + 1 : end], errors[row - start])
         left[end:] -= factor[start:end, end:].T @ errors
@@ -50,7 +52,11 @@ def _factor(moments: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.linalg.cholesky(np.linalg.inv(moments)).T
 
 
-def _scale(block: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each column, as ONNX Runtime's quantizer takes it: the largest number becomes LOWEST."""
-    largest = np.take_along_axis(block, np.abs(block).argmax(axis=0)[None], axis=0)[0]
-    return np.where(largest == 0, 1.0, largest / LOWEST)
+def _scale(block: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Of each column, as ONNX Runtime's quantizer takes it: the largest number becomes LOWEST; and the row of that.
+
+    Where all are 0 the scale is 1, and no row (-1) is the largest.
+    """
+    row = np.abs(block).argmax(axis=0)
+    largest = np.take_along_axis(block, row[None], axis=0)[0]
+    return np.where(largest == 0, 1.0, largest / LOWEST), np.where(largest == 0, -1, row)

@@ -8,7 +8,8 @@ The new folder is written beside the old one, as `.NAME.XXXXXXXX`, and flushed t
                 puts the old one back first.
 
 A writer holds a lock on its folder while it lives. So what a killed one left behind is told from what another is
-writing, and removed by the next write of that folder. Where there are no such locks (Windows) it stays.
+writing, and removed by the next write of that folder. Where there are no such locks (Windows, some network file
+systems) it stays, and two writers of one folder do not learn of each other.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def new_folder(folder: Path) -> tuple[Path, int]:
         lock = _lock(beside)
         if beside.exists():  # else a writer that came later took it for a left one, before it was locked
             return beside, lock
-        os.close(lock)
+        if lock >= 0:
+            os.close(lock)
 
 
 def recover(folder: Path) -> None:
@@ -58,7 +60,11 @@ def recover(folder: Path) -> None:
         if fcntl is None or not name.fullmatch(left.name) or left.is_symlink() or not left.is_dir():
             continue
         writer = left.with_name(left.name.removesuffix(OLD))
-        if (lock := _lock(writer if writer.exists() else left, wait=False)) < 0:
+        try:
+            lock = _lock(writer if writer.exists() else left, wait=False)
+        except BlockingIOError:  # it lives
+            continue
+        if lock < 0:
             continue
         if left.name.endswith(OLD) and not folder.exists():
             left.rename(folder)
@@ -70,12 +76,14 @@ def recover(folder: Path) -> None:
 @contextmanager
 def only_writer(folder: Path) -> Iterator[bool]:
     """Holds the folder's lock for a block; yields False if another process has it. Without locks, always True."""
-    lock = _lock(folder, wait=False)
-    if lock >= 0 and not _is_at(lock, folder):  # another writer exchanged it just before, so this is the old one
-        os.close(lock)
-        lock = -1
     try:
-        yield lock >= 0 or fcntl is None
+        lock = _lock(folder, wait=False)
+    except BlockingIOError:
+        yield False
+        return
+    try:
+        # Where it is not, another writer exchanged the folder just before, and this is the old one.
+        yield _is_at(lock, folder) if lock >= 0 else folder.exists()
     finally:
         if lock >= 0:
             os.close(lock)
@@ -90,15 +98,21 @@ def _is_at(opened: int, folder: Path) -> bool:
 
 
 def _lock(folder: Path, wait: bool = True) -> int:
-    """A descriptor that holds the folder's lock until it is closed; -1 if another holds it or there are no locks."""
+    """A descriptor that holds the folder's lock until it is closed; -1 where system or file system has no locks.
+
+    Raises:
+        BlockingIOError: another holds it, and `wait` is False.
+    """
     if fcntl is None:
         return -1
     opened = -1
     try:
         opened = os.open(folder, os.O_RDONLY)
         fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
+    except OSError as error:
         if opened >= 0:
             os.close(opened)
+        if isinstance(error, BlockingIOError):
+            raise
         return -1
     return opened

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader, RawIOBase, TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -268,6 +268,8 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         _put_in_place(beside, folder)
         to_disk(folder.parent)
     finally:
+        with suppress(OSError):  # another's
+            _let_write(beside)
         shutil.rmtree(beside, ignore_errors=True)  # what stood there before
         if lock >= 0:
             os.close(lock)
@@ -286,6 +288,13 @@ def link_files(source: Path, target: Path) -> None:
             shutil.copy2(file, name)
 
     shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
+    _let_write(target)
+
+
+def _let_write(folder: Path) -> None:
+    """Lets the owner write into a folder and those below: copies of a read-only one are read-only too."""
+    for path, _, _ in os.walk(folder):
+        os.chmod(path, 0o755)
 
 
 def _put_in_place(beside: Path, folder: Path) -> None:

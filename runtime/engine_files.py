@@ -152,7 +152,7 @@ def cache_folder(folder: Path, engine: str) -> Path:
 def check_form(manifest: Manifest, where: Path) -> None:
     """Raises EarnError where a bundle's graphs are in a form that TensorRT does not take."""
     how = manifest.calibration or {}
-    is_for_cpus = manifest.precision in ("int8-dynamic", "int8-weights")
+    is_for_cpus = manifest.precision in ("int8-dynamic", "int8-weights", "int8-int4")
     if is_for_cpus or how.get("engine", "tensorrt") != "tensorrt":
         precision = "int8" if is_for_cpus else manifest.precision
         raise EarnError(

@@ -38,10 +38,12 @@ class SaveBetween(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Asks for a checkpoint if the last one is old."""
-        is_due = torch.tensor([int(time.monotonic() - self._saved >= SAVE_SECONDS)], device=args.device)
-        if args.world_size > 1:
-            torch.distributed.broadcast(is_due, 0)
-        if is_due.item():
+        is_due = time.monotonic() - self._saved >= SAVE_SECONDS
+        if args.world_size > 1:  # a GPU is not waited for where nobody else has to agree
+            agreed = torch.tensor([int(is_due)], device=args.device)
+            torch.distributed.broadcast(agreed, 0)
+            is_due = bool(agreed.item())
+        if is_due:
             control.should_save = True
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:

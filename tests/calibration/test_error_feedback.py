@@ -56,6 +56,18 @@ def test_products_are_nearer_than_those_of_the_nearest_steps(weight: Floats, act
     assert errors[0] < errors[1] / 3
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_quantizer_finds_the_same_scales_again(seed: int) -> None:
+    """Else it would round a second time, to other steps."""
+    generator = np.random.default_rng(seed)
+    common = generator.standard_normal((300, 4)) @ generator.standard_normal((4, 256))
+    activation = (common + 0.05 * generator.standard_normal((300, 256))).astype(np.float32)
+    weight = generator.standard_normal((256, 64)).astype(np.float32)
+    rounded = round_with_feedback(weight, activation.T @ activation)
+    again = round_with_feedback(rounded, np.eye(256, dtype=np.float32))  # each to its nearest step
+    np.testing.assert_allclose(again, rounded, atol=1e-6)
+
+
 def test_where_nothing_goes_in_weights_are_rounded_all_the_same(weight: Floats) -> None:
     np.testing.assert_array_equal(round_with_feedback(weight, np.zeros((ROWS, ROWS), np.float32)), nearest(weight))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ import earn.exchange
 import earn.files
 from earn.errors import EarnError
 from earn.exchange import OLD, exchange, only_writer
-from earn.files import folder_written_whole
+from earn.files import folder_written_whole, link_files
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -137,3 +138,40 @@ def test_whoever_locks_a_folder_that_was_just_replaced_is_not_its_only_writer(
     monkeypatch.setattr(fcntl, "flock", late)
     with only_writer(folder) as is_alone:
         assert not is_alone
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="locks folders")
+def test_a_file_system_without_locks_does_not_look_like_another_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: int) -> None:
+        raise OSError(errno.EBADF, "no locks of folders")  # what NFS says
+
+    monkeypatch.setattr(fcntl, "flock", lacking)
+    with only_writer(tmp_path) as is_alone:
+        assert is_alone
+    with only_writer(tmp_path / "nothing") as is_alone:
+        assert not is_alone
+    write(tmp_path / "folder", "first")
+    write(tmp_path / "folder", "second")
+    assert (tmp_path / "folder/one").read_text() == "second"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="locks folders")
+def test_one_of_two_is_the_writer(tmp_path: Path) -> None:
+    with only_writer(tmp_path) as first, only_writer(tmp_path) as second:
+        assert (first, second) == (True, False)
+
+
+def test_what_is_linked_from_a_read_only_folder_can_be_changed(tmp_path: Path) -> None:
+    (tmp_path / "folder/below").mkdir(parents=True)
+    (tmp_path / "folder/below/one").write_text("old")
+    for path in (tmp_path / "folder/below", tmp_path / "folder"):
+        path.chmod(0o555)
+    with folder_written_whole(tmp_path / "folder") as beside:
+        link_files(tmp_path / "folder", beside)
+        assert all(path.stat().st_mode & 0o200 for path in (beside, beside / "below"))
+        (beside / "below/one").unlink()
+        (beside / "below/one").write_text("new")
+    assert (tmp_path / "folder/below/one").read_text() == "new"
+    assert names(tmp_path) == ["folder"]

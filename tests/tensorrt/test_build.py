@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from earn.calibration.precisions import PRECISIONS
 from earn.errors import EarnError
 from earn.export.engines import BuildSettings, build_engines
 from earn.manifest import Manifest, refuse_foreign_folder
@@ -121,12 +123,14 @@ def test_settings_that_this_tensorrt_has_not_are_refused(
         build_engines(bundle, settings)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4", "int8-dynamic", "int8-weights"])
+@pytest.mark.parametrize("precision", ["int8", "int4", "int8-dynamic", "int8-weights", "int8-int4"])
 def test_the_cpus_forms_are_refused_with_the_command_that_helps(
     precision: str, bundle: Path, trt: SimulatedTensorRT
 ) -> None:
     manifest = Manifest.load(bundle)
     how = {"engine": "cpu", "method": "", "samples": 1, "seed": 0, "fine_products": [], "float_layers": []}
     replace(manifest, precision=precision, calibration=how).save(bundle)
-    with pytest.raises(EarnError, match=r"in the CPU's form.*earn calibrate .*--engine tensorrt"):
+    with pytest.raises(EarnError, match=r"in the CPU's form.*earn calibrate .*--engine tensorrt") as refused:
         build_engines(bundle)
+    (advised,) = re.findall(r"--precision (\S+)", str(refused.value))
+    assert "tensorrt" in PRECISIONS[advised].engines
