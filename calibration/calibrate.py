@@ -241,11 +241,11 @@ def check(source: Path, out: Path, precision: str, settings: CalibrationSettings
 
 
 def _others(wanted: Sequence[tuple[Precision, GraphForm]]) -> list[tuple[Precision, GraphForm]]:
-    """The other precisions that can be written for the same engine."""
+    """The other precisions that can be written for the same engine, each in a form of its own."""
     engine = wanted[0][1].engine
     known = {row.name for row, _ in wanted}
     others = [PRECISIONS[name] for name in QUANTIZED if name not in known]
-    return [(row, find_form(row, engine)) for row in others if engine in row.engines]
+    return [(row, find_form(row, engine)) for row in others if engine in row.engines and row.of_stage("late") is row]
 
 
 def _equalize(variants: GraphVariants, ranges: Mapping[str, StageRanges], alpha: float | None) -> None:

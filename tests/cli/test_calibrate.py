@@ -34,7 +34,7 @@ def test_an_int8_bundle_and_its_report(exported: Path, data: Path, earn: Earn, t
     figures = json.loads((tmp_path / "int8-report.json").read_text(encoding="utf-8"))
     assert figures["users"] == USERS - 32
     assert sum(row["users"] for row in figures["overlap_by_length"]) == USERS - 32
-    assert {row["name"] for row in figures["precisions"]} == {"fp32", *QUANTIZED} - {"fp16"}
+    assert {row["name"] for row in figures["precisions"]} == {"fp32", *QUANTIZED} - {"fp16", "int8-int4"}
     assert [row["name"] for row in figures["precisions"] if row["chosen"]] == ["int8"]
     assert {row["kind"] for row in figures["ranges"]} >= {
         "qkv_proj",
