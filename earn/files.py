@@ -294,7 +294,7 @@ def link_files(source: Path, target: Path) -> None:
 def _let_write(folder: Path) -> None:
     """Lets the owner write into a folder and those below: copies of a read-only one are read-only too."""
     for path, _, _ in os.walk(folder):
-        os.chmod(path, 0o755)
+        os.chmod(path, os.stat(path).st_mode | 0o700)  # others may do no more than before
 
 
 def _put_in_place(beside: Path, folder: Path) -> None:

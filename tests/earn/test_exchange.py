@@ -170,8 +170,15 @@ def test_what_is_linked_from_a_read_only_folder_can_be_changed(tmp_path: Path) -
         path.chmod(0o555)
     with folder_written_whole(tmp_path / "folder") as beside:
         link_files(tmp_path / "folder", beside)
-        assert all(path.stat().st_mode & 0o200 for path in (beside, beside / "below"))
+        assert all(path.stat().st_mode & 0o777 == 0o755 for path in (beside, beside / "below"))
         (beside / "below/one").unlink()
         (beside / "below/one").write_text("new")
     assert (tmp_path / "folder/below/one").read_text() == "new"
     assert names(tmp_path) == ["folder"]
+
+
+def test_what_is_linked_from_a_private_folder_stays_private(tmp_path: Path) -> None:
+    (tmp_path / "folder/below").mkdir(parents=True)
+    (tmp_path / "folder/below").chmod(0o500)
+    link_files(tmp_path / "folder", tmp_path / "other")
+    assert (tmp_path / "other/below").stat().st_mode & 0o777 == 0o700

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from earn.metrics import Example
-from earn.runtime.recommender import Recommender
 from experiments import blend
 from experiments.blend import added, blended, chosen_weight, mixture
 from experiments.rivals import Scores
+from tests.experiments.toy_data import write_toy_data
 
 MODEL = np.array([[0.6, 0.3, 0.0, 0.0]], np.float32)
 ALIKE = np.array([[0.0, 1.0, 0.0, 0.0]], np.float32)
@@ -46,10 +46,7 @@ def test_the_weight_is_the_smallest_of_the_best() -> None:
 def test_it_says_what_the_bundle_the_neighbours_and_the_blends_give(
     toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    index = {str(item): list(row) for item, row in enumerate(Recommender.load(toy_bundle).catalog.identifiers)}
-    (tmp_path / "T.index.json").write_text(json.dumps(index))
-    bought = {f"u{user}": [str((user + step) % len(index)) for step in range(5)] for user in range(8)}
-    (tmp_path / "T.inter.json").write_text(json.dumps(bought))
+    write_toy_data(tmp_path, toy_bundle, users=8, items=5)
     blend.main([str(toy_bundle), str(tmp_path)])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["users"] == 8

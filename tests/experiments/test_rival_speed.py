@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from earn.metrics import Example
-from earn.runtime.recommender import Recommender
 from experiments import rival_speed
 from experiments.rival_speed import SASREC, SETTINGS, OnnxSasrec, export
 from experiments.rivals import Sasrec
+from tests.experiments.toy_data import write_toy_data
 
 
 def test_the_graph_gives_the_lists_of_torch(tmp_path: Path) -> None:
@@ -32,10 +32,7 @@ def test_every_side_has_its_time_and_size(
 ) -> None:
     monkeypatch.setattr(rival_speed, "ITEMS", 3)
     monkeypatch.setattr(rival_speed, "BEAMS", 4)
-    index = {str(item): list(row) for item, row in enumerate(Recommender.load(toy_bundle).catalog.identifiers)}
-    (tmp_path / "T.index.json").write_text(json.dumps(index))
-    bought = {f"u{user}": [str((user + step) % len(index)) for step in range(4)] for user in range(3)}
-    (tmp_path / "T.inter.json").write_text(json.dumps(bought))
+    write_toy_data(tmp_path, toy_bundle, users=3, items=4)
     rival_speed.main([str(tmp_path), str(toy_bundle)])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found.keys() == {SASREC, str(toy_bundle)}
