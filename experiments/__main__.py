@@ -40,9 +40,8 @@ from subprocess import Popen
 
 from earn.console import note, quiet
 from earn.errors import EarnError
-from experiments.afterwards import LOOKS, look_at
 from experiments.grid import PRESETS, Run
-from experiments.runs import RESULT, check_made, measure, write_walks
+from experiments.runs import LOOKS, RESULT, check_made, look_at, measure, write_walks
 
 OUT = Path("runs/experiments")
 ROOT = Path(__file__).resolve().parent.parent  # where Python finds this package

@@ -6,9 +6,12 @@ docs/results.md says in words what the names stand for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
+
+from earn.config import to_json
+from earn.settings import SET_SETTINGS, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "pretrained": Preset(
         grid("ml-100k", ("smollm2",), TWINS, (8,), method="lcrec"),
-        {"epochs": 0.4, "batch_size": 8},  # a whole one takes four hours on one core
+        {"epochs": 0.4, "batch_size": 8, "validation_users": 64},  # a whole epoch takes hours on one core
     ),
     "paper": Preset(
         [
@@ -255,3 +258,52 @@ PRESETS: Mapping[str, Preset] = {
 }
 REAL: Mapping[str, Preset] = {name: preset for name, preset in PRESETS.items() if name != "smoke"}  # of real data
 RUNS: Mapping[str, Run] = {run.name: run for preset in REAL.values() for run in preset.runs}
+
+
+def asked_of(run: Run) -> dict[str, Any]:
+    """How a run's users are asked; rows that differ in it are no twins."""
+    variant = VARIANTS[run.variant]
+    return {
+        "scoring": variant.scoring,
+        "exclude_history": not variant.history_may_return,
+        "max_history": variant.max_history,
+    }
+
+
+def made_of(run: Run, preset: Preset) -> dict[str, Any]:
+    """All that a run's figures depend on, but for the versions of what is installed."""
+    data = DATA[run.data]
+    if run.method in RIVALS:
+        return {"source": data.source, "method": run.method, "users_asked": preset.users, **settings_of(run, preset)}
+    backbone = BACKBONES[run.backbone]
+    return {
+        "source": data.source,
+        "build_identifiers": data.build_identifiers,
+        "method": run.method,
+        "backbone": backbone.source,
+        "sizes": backbone.sizes,
+        "early_layers": run.early_layers,
+        "users_asked": preset.users,
+        **asdict(VARIANTS[run.variant]),
+        **to_json(TrainSettings(**settings_of(run, preset))),
+    }
+
+
+def settings_of(run: Run, preset: Preset) -> Mapping[str, Any]:
+    """Fields of TrainSettings: the recipe's go before the preset's, the backbone's, the data's, and the method's.
+
+    Of a rival: fields of RivalSettings, of the recipe alone. Titles are learned by the method that reads words, where
+    the data has any.
+    """
+    if run.method in RIVALS:
+        return {**(RIVAL_RECIPES[run.recipe] if run.recipe else {}), "seed": run.seed}
+    data = DATA[run.data]
+    return {
+        **({**asdict(SET_SETTINGS), **data.set_settings} if run.method == "set" else data.settings),
+        "titles": run.method == "lcrec",
+        "exclude_history": True,
+        **BACKBONES[run.backbone].settings,
+        **preset.settings,
+        **(RECIPES[run.recipe] if run.recipe else {}),
+        "seed": run.seed,
+    }

@@ -6,19 +6,30 @@
     sasrec       a causal transformer over item and position embeddings; item embeddings times the output are the logits
                  of all items, and the loss is their cross entropy at every position
                  (Kang and McAuley, arXiv 1808.09781; with this loss: Klenitskiy and Vasilev, arXiv 2309.07602)
+    recbole-*    RecBole's own SASRec and GRU4Rec, with its defaults and cross entropy over all items; the epoch is
+                 chosen by the validation users' NDCG@10
 
-    recbole-*    RecBole's own models (see experiments.recbole_models)
+`python -m experiments set` trains and asks the first three. Lists leave the history out; what they give where it may
+return stands beside. Ties keep the items' order. RecBole needs an environment of its own, for it does not run with
+newer versions of these:
 
-`python -m experiments set` trains and asks them, `python -m experiments recbole` those of RecBole. Lists leave the
-history out; what they give where it may return stands beside. Ties keep the items' order.
+    python3 -m venv .recbole && .recbole/bin/pip install torch==2.13.0
+    .recbole/bin/pip install recbole==1.2.1 "setuptools<81" numpy==1.26.4 "scipy<1.13" "pandas<2.3"
+    .recbole/bin/python -m experiments recbole
+
+It reads its benchmark files: `data.train.inter` has a row for every item but a user's first one, with the newest items
+before it; `data.valid.inter` and `data.test.inter` a row per user. Its evaluation of sequential models lets the history
+into the lists: FullSortEvalDataLoader masks it for the other models alone. Here its trainer leaves it out, and test
+users are asked through `target_ranks`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +38,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from earn.console import note
-from earn.data.dataset import Dataset, sample
+from earn.data.dataset import Dataset
+from earn.errors import EarnError
 from earn.files import written_whole
 from earn.metrics import CUTOFFS, NOT_FOUND, Example, ndcg
-from experiments.recbole_models import measure_recbole
 
 DECAYS = (1.0, 0.8, 0.6)
 ASKED_AT_ONCE = 256  # users
 SORTED_AT_ONCE = 8  # batches whose users are sorted by length, so that little is padded
 STATE = "sasrec.pt"  # of a training that goes on
+NAME, PARTS = "data", ("train", "valid", "test")  # of RecBole's benchmark files
+HEADER = "user_id:token\titem_id:token\titem_id_list:token_seq"
 Scores = Callable[[Sequence[Example]], NDArray[np.float32]]  # users -> [users,items]
 
 
@@ -68,55 +82,33 @@ class Measured:
     seconds: float | None  # of training
 
 
-def measure_popularity(
-    dataset: Dataset,
-    users: Sequence[Example],
-    settings: RivalSettings,
-    folder: Path,
-) -> Measured:
+def measure_popularity(dataset: Dataset, settings: RivalSettings, folder: Path) -> Measured:
     """Everybody gets the most popular items that the history lacks."""
     items = len(dataset.interactions.item_ids)
     counts = np.bincount(np.concatenate(dataset.split.train), minlength=items).astype(np.float32)
     return Measured(lambda chosen: np.tile(counts, (len(chosen), 1)), None, items, None)
 
 
-def measure_knn(
-    dataset: Dataset,
-    users: Sequence[Example],
-    settings: RivalSettings,
-    folder: Path,
-) -> Measured:
+def measure_knn(dataset: Dataset, settings: RivalSettings, folder: Path | None = None) -> Measured:
     """Items chosen by the same users as those of the history (module docstring)."""
     cosines = item_cosines(dataset.split.train, len(dataset.interactions.item_ids))
-    judges = sample(dataset.examples("valid"), settings.validation_users)
-    by_decay = {decay: _ndcg(knn_scores(cosines, decay), judges) for decay in DECAYS}
+    judges = dataset.examples("valid", settings.validation_users)
+    by_decay = {decay: mean_ndcg(knn_scores(cosines, decay), judges) for decay in DECAYS}
     best = max(by_decay, key=lambda decay: by_decay[decay])
     note(f"item-knn: NDCG@10 of validation users by decay: {by_decay}")
     return Measured(knn_scores(cosines, best), by_decay[best], cosines.nnz, None)
 
 
-def measure_sasrec(dataset: Dataset, users: Sequence[Example], settings: RivalSettings, folder: Path) -> Measured:
-    """Trains SASRec until the validation users gain nothing, and asks the test users with its best weights."""
+def measure_sasrec(dataset: Dataset, settings: RivalSettings, folder: Path) -> Measured:
+    """Trains SASRec until the validation users gain nothing; the scores are those of its best weights."""
     model = Sasrec(len(dataset.interactions.item_ids), settings)
-    judges = sample(dataset.examples("valid"), settings.validation_users)
+    judges = dataset.examples("valid", settings.validation_users)
     best, seconds = train(model, dataset.split.train, judges, settings, folder / STATE)
-    parameters = sum(weight.numel() for weight in model.parameters())
-    return Measured(model.scores, best, parameters, seconds)
+    return Measured(model.scores, best, sum(weight.numel() for weight in model.parameters()), seconds)
 
 
-MEASURES: dict[str, Callable[[Dataset, Sequence[Example], RivalSettings, Path], Measured]] = {
-    "popularity": measure_popularity,
-    "item-knn": measure_knn,
-    "sasrec": measure_sasrec,
-    "recbole-sasrec": partial(measure_recbole, "SASRec"),
-    "recbole-gru4rec": partial(measure_recbole, "GRU4Rec"),
-}
-
-
-def target_ranks(
-    scores: Scores, users: Sequence[Example], exclude_history: bool = True
-) -> NDArray[np.int64]:  # [users]
-    """The rank of each target, from 0, among the items that the history lacks or among all.
+def target_ranks(scores: Scores, users: Sequence[Example], exclude_history: bool = True) -> NDArray[np.int64]:
+    """The rank [users] of each target, from 0, among the items that the history lacks or among all.
 
     NOT_FOUND beyond the widest cutoff.
     """
@@ -132,7 +124,8 @@ def target_ranks(
     return np.array(ranks, np.int64)
 
 
-def _ndcg(scores: Scores, users: Sequence[Example]) -> float:
+def mean_ndcg(scores: Scores, users: Sequence[Example]) -> float:
+    """NDCG@10, the history left out."""
     return float(ndcg(target_ranks(scores, users), 10).mean())
 
 
@@ -184,20 +177,23 @@ class Sasrec(nn.Module):
         for embedding in (self.items, self.positions):
             nn.init.normal_(embedding.weight, std=0.02)
 
-    def forward(self, histories: Tensor) -> Tensor:
-        """Outputs [B,L,width] of item indices [B,L]; the output at a place has seen the items up to there."""
+    def forward(self, histories: Tensor, last: Tensor | None = None) -> Tensor:
+        """Outputs [B,L,width] of item indices [B,L]; the output at a place has seen the items up to there.
+
+        With `last` [1], of one history, every item's score [items] of what comes after the item in that place.
+        """
         length = histories.shape[1]
         hidden = self.dropout(self.items(histories) + self.positions.weight[:length])
         mask = nn.Transformer.generate_square_subsequent_mask(length)
         for block in self.blocks:
             hidden = block(hidden, src_mask=mask, is_causal=True)
-        return self.norm(hidden)  # type: ignore[no-any-return]
+        outputs: Tensor = self.norm(hidden)
+        return outputs if last is None else functional.linear(outputs[0, last], self.items.weight)[0]
 
     def loss(self, windows: Sequence[NDArray[np.int64]]) -> Tensor:
         """The mean cross entropy over all items, of every item of the windows but each first one."""
-        length = max(map(len, windows))
-        rows = torch.from_numpy(np.stack([np.pad(window, (0, length - len(window))) for window in windows]))
-        is_real = torch.arange(length) < torch.tensor([len(window) for window in windows])[:, None]
+        rows, lengths = padded(windows)
+        is_real = torch.arange(rows.shape[1]) < lengths[:, None]
         outputs = self(rows[:, :-1])[is_real[:, 1:]]
         return functional.cross_entropy(outputs @ self.items.weight.T, rows[:, 1:][is_real[:, 1:]])
 
@@ -205,12 +201,15 @@ class Sasrec(nn.Module):
     def scores(self, users: Sequence[Example]) -> NDArray[np.float32]:
         """Every item's score [users,items] after the newest items of each history."""
         self.eval()
-        newest = [example.history[-self.most :] for example in users]
-        length = max(map(len, newest))
-        rows = torch.from_numpy(np.stack([np.pad(history, (0, length - len(history))) for history in newest]))
-        last = self(rows)[torch.arange(len(users)), torch.tensor([len(history) - 1 for history in newest])]
+        rows, lengths = padded([example.history[-self.most :] for example in users])
+        last = self(rows)[torch.arange(len(users)), lengths - 1]
         found: NDArray[np.float32] = (last @ self.items.weight.T).numpy()
         return found
+
+
+def padded(rows: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
+    """The rows [B,L] with zeros behind them, and their lengths [B]."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True), torch.tensor(list(map(len, rows)))
 
 
 def windows_of(sequences: Sequence[NDArray[np.int64]], most: int) -> list[NDArray[np.int64]]:
@@ -264,7 +263,7 @@ def train(
             loss.backward()
             optimizer.step()
         state["seconds"] += time.monotonic() - began
-        by_epoch.append(_ndcg(model.scores, judges))
+        by_epoch.append(mean_ndcg(model.scores, judges))
         note(f"epoch {epoch + 1}: loss {loss.item():.3f}, NDCG@10 {by_epoch[-1]:.4f}, {state['seconds']:.0f} s in all")
         if by_epoch[-1] == max(by_epoch):
             state["best"] = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -277,3 +276,118 @@ def train(
 def _is_done(by_epoch: Sequence[float], patience: int) -> bool:
     """Whether the last epochs gave nothing better than what was before them."""
     return len(by_epoch) > patience and max(by_epoch[-patience:]) <= max(by_epoch[:-patience])
+
+
+def measure_recbole(kind: str, dataset: Dataset, settings: RivalSettings, folder: Path) -> Measured:
+    """Trains a model of RecBole; the scores are those of its best weights.
+
+    Raises:
+        EarnError: RecBole is not installed.
+    """
+    if find_spec("recbole") is None:
+        raise EarnError("RecBole is not installed. experiments/rivals.py says how to make an environment for it.")
+    from recbole.data.interaction import Interaction
+
+    judges, most = dataset.examples("valid", settings.validation_users), settings.max_history
+    write_benchmark(folder / NAME, dataset.split.train, judges, dataset.examples(), most)
+    model, items, best, seconds = _train_recbole(kind, dataset, judges, settings, folder)
+
+    @torch.no_grad()
+    def scores(users: Sequence[Example]) -> NDArray[np.float32]:
+        rows, lengths = padded([items[example.history[-most:]] for example in users])
+        asked = {"item_id_list": functional.pad(rows, (0, most - rows.shape[1])), "item_length": lengths}
+        found: NDArray[np.float32] = model.full_sort_predict(Interaction(asked).to(model.device)).cpu().numpy()
+        return np.where(items > 0, found[:, items], -np.inf).astype(np.float32)
+
+    return Measured(scores, best, sum(weight.numel() for weight in model.parameters()), seconds)
+
+
+def write_benchmark(
+    folder: Path,
+    sequences: Sequence[NDArray[np.int64]],
+    valid: Sequence[Example],
+    test: Sequence[Example],
+    most: int,
+) -> None:
+    """Writes RecBole's benchmark files of item indices; a history keeps its newest `most` items.
+
+    In training, user n is the n-th sequence; validation and test users have names of their own, for their histories
+    are told by their rows alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = [
+        Example(f"u{user}", items[:place], int(items[place]))
+        for user, items in enumerate(sequences)
+        for place in range(1, len(items))
+    ]
+    for part, examples in zip(PARTS, (targets, valid, test), strict=True):
+        with (folder / f"{NAME}.{part}.inter").open("w", encoding="utf-8") as file:
+            file.write(HEADER + "\n")
+            for index, it in enumerate(examples):
+                user = it.user if part == "train" else f"{part}{index}"
+                file.write(f"{user}\t{it.target}\t{' '.join(map(str, it.history[-most:].tolist()))}\n")
+
+
+def _train_recbole(
+    kind: str, dataset: Dataset, judges: Sequence[Example], settings: RivalSettings, folder: Path
+) -> tuple[Any, NDArray[np.int64], float, float]:
+    """The model with its best weights, its id of each of our items (0: it never saw it), NDCG@10 and seconds."""
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from recbole.trainer import Trainer
+    from recbole.utils import get_model, init_seed
+
+    config = Config(model=kind, dataset=NAME, config_dict=_options(settings, folder))
+    init_seed(settings.seed, True)
+    own = create_dataset(config)
+    parts = data_preparation(config, own)
+    tokens = own.field2token_id["item_id"]
+    names = range(len(dataset.interactions.item_ids))
+    items = np.array([tokens.get(str(item), 0) for item in names], np.int64)
+    histories = {own.field2token_id["user_id"][f"valid{user}"]: it.history for user, it in enumerate(judges)}
+
+    class LeavesHistoryOut(Trainer):  # type: ignore[misc]
+        def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+            interaction, scores, users, targets = super()._full_sort_batch_eval(batched_data)
+            for row, user in enumerate(interaction["user_id"].tolist()):
+                scores[row, items[histories[user]]] = -torch.inf
+            return interaction, scores, users, targets
+
+    model = get_model(kind)(config, parts[0].dataset)
+    trainer, began = LeavesHistoryOut(config, model), time.monotonic()
+    best, _ = trainer.fit(*parts[:2], callback_fn=lambda epoch, ndcg: note(f"epoch {epoch + 1}: NDCG@10 {ndcg:.4f}"))
+    seconds = time.monotonic() - began
+    model.load_state_dict(torch.load(trainer.saved_model_file, weights_only=False)["state_dict"])
+    return model.eval(), items, float(best), seconds
+
+
+def _options(settings: RivalSettings, folder: Path) -> dict[str, Any]:
+    """What differs from RecBole's defaults."""
+    return {
+        "data_path": str(folder),
+        "checkpoint_dir": str(folder),
+        "benchmark_filename": list(PARTS),
+        "load_col": {"inter": ["user_id", "item_id", "item_id_list"]},
+        "alias_of_item_id": ["item_id_list"],
+        "MAX_ITEM_LIST_LENGTH": settings.max_history,
+        "loss_type": "CE",
+        "train_neg_sample_args": None,
+        "eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "full"},
+        "metrics": ["NDCG"],
+        "valid_metric": "NDCG@10",
+        "metric_decimal_place": 6,
+        "epochs": settings.epochs,
+        "stopping_step": settings.patience,
+        "seed": settings.seed,
+        "use_gpu": torch.cuda.is_available(),
+    }
+
+
+# By the run's method.
+MEASURES: Mapping[str, Callable[[Dataset, RivalSettings, Path], Measured]] = {
+    "popularity": measure_popularity,
+    "item-knn": measure_knn,
+    "sasrec": measure_sasrec,
+    "recbole-sasrec": partial(measure_recbole, "SASRec"),
+    "recbole-gru4rec": partial(measure_recbole, "GRU4Rec"),
+}

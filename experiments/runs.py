@@ -1,27 +1,31 @@
-"""One run of the grid: its data and model, how it is trained and asked, and the files in its folder below OUT."""
+"""One run of the grid: its data and model, its training, its figures, and what is looked at once it is trained.
+
+All files stand in its folder below OUT.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import importlib.util
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from earn.config import to_json
 from earn.console import note, progress
-from earn.data.dataset import Dataset, load_dataset
+from earn.data.dataset import Dataset, load_dataset, sample
 from earn.errors import EarnError
 from earn.files import folder_written_whole, read_json, write_json
 from earn.metrics import Example, bootstrap_interval, ndcg, recall, summarise
-from earn.settings import SET_SETTINGS, TrainSettings
-from experiments.grid import BACKBONES, DATA, PRESETS, RECIPES, RIVAL_RECIPES, RIVALS, VARIANTS, Preset, Run
+from earn.settings import TrainSettings
+from experiments.grid import BACKBONES, DATA, PRESETS, RIVALS, VARIANTS, Preset, Run, asked_of, made_of, settings_of
 
 if TYPE_CHECKING:
     from earn.model.earn_model import EarnModel
@@ -30,16 +34,19 @@ CHECKPOINT = "checkpoint"  # a folder; a training that was interrupted goes on f
 MADE = "made.json"  # what the run is made of
 SHOWN = ("epochs", "batch_size", "learning_rate", "dropout", "hidden_dropout")  # settings that stand in a result
 RESULT = "result.json"  # figures over the test users
-RANKS = "ranks.npy"  # the place of each test user's item
+RANKS, INT8_RANKS = "ranks.npy", "int8-ranks.npy"  # the place of each test user's item, also by the int8 bundle
+BUNDLE, INT8_BUNDLE = "bundle", "int8-bundle"
+REPORT = "int8-report.html"  # the calibration's; its figures stand beside it as .json
 MEASURES: Mapping[str, Callable[..., Any]] = {"recall@10": recall, "ndcg@10": ndcg}  # users' figures of their ranks
+RARE = 5  # an item with fewer training interactions is rare
+TIMED_USERS = 256
+K, BEAMS, BATCH = 10, 20, 64
+REQUESTS, ROUNDS = 200, 3
 
 
 def measure(run: Run, preset: str, out: Path) -> None:
     """Trains what a run needs and is not there yet, asks the test users, and writes the run's result."""
-    folder, asked = out / run.name, asked_of(run)
-    if (folder / RESULT).is_file():
-        return
-    dataset = load_data(run, out)
+    folder, dataset = out / run.name, load_data(run, out)
     users = dataset.examples(users=PRESETS[preset].users)
     ranks, facts = (_ask_rival if run.method in RIVALS else _ask_model)(run, PRESETS[preset], dataset, users, out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +57,7 @@ def measure(run: Run, preset: str, out: Path) -> None:
         "users": len(ranks),
         **summarise(ranks),
         "interval": intervals(ranks),
-        "asked": asked,
+        "asked": asked_of(run),
         **facts,
         "command": f"python -m experiments {preset} --only {run.name}",
     }
@@ -101,7 +108,7 @@ def _ask_rival(
     settings, folder = RivalSettings(**settings_of(run, preset)), out / run.name
     with _alone(folder):
         write_json(folder / MADE, made_of(run, preset))
-        measured = RIVAL_MEASURES[run.method](dataset, users, settings, folder)
+        measured = RIVAL_MEASURES[run.method](dataset, settings, folder)
         ranks, freely = (target_ranks(measured.scores, users, exclude) for exclude in (True, False))
     return ranks, {
         "settings": asdict(settings),
@@ -187,55 +194,6 @@ def check_made(run: Run, preset: Preset, out: Path) -> None:
                     )
 
 
-def asked_of(run: Run) -> dict[str, Any]:
-    """How a run's users are asked; rows that differ in it are no twins."""
-    variant = VARIANTS[run.variant]
-    return {
-        "scoring": variant.scoring,
-        "exclude_history": not variant.history_may_return,
-        "max_history": variant.max_history,
-    }
-
-
-def made_of(run: Run, preset: Preset) -> dict[str, Any]:
-    """All that a run's figures depend on, but for the versions of what is installed."""
-    data = DATA[run.data]
-    if run.method in RIVALS:
-        return {"source": data.source, "method": run.method, "users_asked": preset.users, **settings_of(run, preset)}
-    backbone = BACKBONES[run.backbone]
-    return {
-        "source": data.source,
-        "build_identifiers": data.build_identifiers,
-        "method": run.method,
-        "backbone": backbone.source,
-        "sizes": backbone.sizes,
-        "early_layers": run.early_layers,
-        "users_asked": preset.users,
-        **asdict(VARIANTS[run.variant]),
-        **to_json(TrainSettings(**settings_of(run, preset))),
-    }
-
-
-def settings_of(run: Run, preset: Preset) -> Mapping[str, Any]:
-    """Fields of TrainSettings: the recipe's go before the preset's, the backbone's, the data's, and the method's.
-
-    Of a rival: fields of RivalSettings, of the recipe alone. Titles are learned by the method that reads words, where
-    the data has any.
-    """
-    if run.method in RIVALS:
-        return {**(RIVAL_RECIPES[run.recipe] if run.recipe else {}), "seed": run.seed}
-    data = DATA[run.data]
-    return {
-        **({**asdict(SET_SETTINGS), **data.set_settings} if run.method == "set" else data.settings),
-        "titles": run.method == "lcrec",
-        "exclude_history": True,
-        **BACKBONES[run.backbone].settings,
-        **preset.settings,
-        **(RECIPES[run.recipe] if run.recipe else {}),
-        "seed": run.seed,
-    }
-
-
 def new_model(run: Run, dataset: Dataset) -> EarnModel:
     """A run's model before training."""
     from earn.data.digits import DEFAULT_DIGITS
@@ -283,3 +241,145 @@ def write_walks(folder: Path, users: int = 200, items: int = 40) -> Path:
         write_json(beside / "walks.index.json", {str(i): [f"<a_{i // 8}>", f"<b_{i % 8}>"] for i in range(items)})
         write_json(beside / "walks.inter.json", {str(user): walk for user, walk in enumerate(walks)})
     return folder
+
+
+class Look(NamedTuple):
+    """One thing that is looked at."""
+
+    file: str  # of its figures, in the run's folder
+    is_for: Callable[[Run, Path], bool]  # whether a trained run below OUT has it
+    figures: Callable[[Run, Path], dict[str, Any]]
+
+
+def look_at(runs: Sequence[Run], look: Look, out: Path) -> None:
+    """Writes the figures of every run that is trained, is meant, and has none yet."""
+    for run in runs:
+        folder = out / run.name
+        if (folder / RESULT).is_file() and look.is_for(run, out) and not (folder / look.file).is_file():
+            note(f"{run.name}: {look.file}")
+            write_json(folder / look.file, look.figures(run, out))
+
+
+def attention(run: Run, out: Path) -> dict[str, Any]:
+    """The attention analysis of a dense model: what it would suggest as k before anything is trained with it."""
+    from earn.model.attention import analyze
+
+    model = load_model(run, out)
+    return analyze(model, load_data(run, out).questions(model.catalog), progress(run.name)).as_json()
+
+
+def rare(run: Run, out: Path) -> dict[str, Any]:
+    """Figures over the test users whose item is rare; without intervals where there are none."""
+    dataset, ranks = load_data(run, out), np.load(out / run.name / RANKS)
+    chosen = ranks[has_rare_target(dataset, dataset.examples(users=len(ranks)))]
+    return {"users": len(chosen), **summarise(chosen), "interval": intervals(chosen) if len(chosen) else {}}
+
+
+def has_rare_target(dataset: Dataset, examples: Sequence[Example]) -> NDArray[np.bool_]:
+    """Whether each example's target has fewer than RARE training interactions."""
+    counts = np.bincount(np.concatenate(dataset.split.train), minlength=len(dataset.interactions.item_ids))
+    is_rare: NDArray[np.bool_] = counts[[example.target for example in examples]] < RARE
+    return is_rare
+
+
+def _is_timed(run: Run, out: Path) -> bool:
+    """One seed of each shape and scoring rule, if its dense twin was trained: other weights take as long."""
+    variant, dense = VARIANTS[run.variant], VARIANTS["dense"]
+    own_graph = variant.scoring != dense.scoring or not variant.of
+    alike = variant.max_history == dense.max_history and (out / run.dense.name / RESULT).is_file()
+    return run.variant != "dense" and run.seed == 0 and own_graph and alike
+
+
+def _is_analyzed(run: Run, out: Path) -> bool:
+    return run.variant == "dense" and run.method not in RIVALS
+
+
+def speed(run: Run, out: Path) -> dict[str, Any]:
+    """Compares a run's bundle with its dense twin's, in fp32 in ONNX Runtime on the CPU.
+
+    Returns:
+        speedup                 of the median request, one at a time, 20 beams, both asked in turn
+        p50_ms                  that request's milliseconds [EARN, dense]
+        cache_bytes             of one request's caches, a full prompt and 20 beams' generated rows [EARN, dense]; all
+                                beams share the prompt's rows
+        cache_reduction         of these bytes
+        batch_speedup           of the throughput in batches of 64 users (the paper takes the largest batch that fits)
+        sequence_cache_reduction   of the rows of one sequence: N*L become k*L + (N-k)*r (paper, section 3.4)
+        tokens_per_second       codes of one identifier per user, of users answered in these batches [EARN, dense]
+    """
+    from earn.export.bundle import export_bundle
+    from earn.runtime.cache import cache_bytes
+    from earn.runtime.evaluation import median_ms
+    from earn.runtime.recommender import Recommender
+
+    dataset = load_data(run, out)
+    histories = dataset.histories(sample(dataset.examples(), TIMED_USERS))
+    bundles: dict[str, Recommender] = {}
+    with TemporaryDirectory() as folder:
+        for name, twin in (("earn", run), ("dense", run.dense)):
+            export_bundle(load_model(twin, out), Path(folder) / name, histories[:8], VARIANTS[run.variant].scoring)
+            bundles[name] = Recommender.load(Path(folder) / name)
+        typical = median_ms(bundles, histories, K, BEAMS, True, REQUESTS)
+        seconds = _batch_seconds(bundles, histories)
+    caches, rows = [], []
+    for bundle in bundles.values():
+        sizes, limits = bundle.manifest.sizes, bundle.manifest.limits
+        caches.append(cache_bytes(sizes, limits, limits.prompt, BEAMS))
+        late_rows = (sizes.layers - sizes.early_layers) * (limits.prefix + limits.readout)
+        rows.append(sizes.early_layers * limits.prompt + late_rows)
+    return {
+        "speedup": round(typical["dense"] / typical["earn"], 3),
+        "p50_ms": [round(typical[name], 3) for name in bundles],
+        "cache_bytes": caches,
+        "cache_reduction": round(1 - caches[0] / caches[1], 4),
+        "batch_speedup": round(seconds["dense"] / seconds["earn"], 3),
+        "sequence_cache_reduction": round(1 - rows[0] / rows[1], 4),
+        "tokens_per_second": [round(bundles["earn"].catalog.depth / seconds[name]) for name in bundles],
+    }
+
+
+def _batch_seconds(bundles: Mapping[str, Any], histories: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Median seconds per user in batches, both sides in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in bundles}
+    for _ in range(ROUNDS):
+        for start in range(0, max(1, len(histories) - BATCH + 1), BATCH):
+            users = histories[start : start + BATCH]
+            for name, bundle in bundles.items():
+                begun = time.perf_counter()
+                bundle.recommend_batch(users, K, BEAMS, exclude_history=True)
+                taken[name].append((time.perf_counter() - begun) / len(users))
+    return {name: float(np.median(times)) for name, times in taken.items()}
+
+
+def int8(run: Run, out: Path) -> dict[str, Any]:
+    """Writes a float and an int8 bundle and all users' ranks; returns what the gate says of the latter."""
+    from earn.calibration.calibrate import CalibrationSettings, calibrate
+    from earn.calibration.samples import draw_samples
+    from earn.export.bundle import export_bundle
+    from earn.report.calibration import report_calibration
+    from earn.runtime.evaluation import target_ranks
+    from earn.runtime.recommender import Recommender
+
+    folder, dataset = out / run.name, load_data(run, out)
+    histories, held_out = draw_samples(dataset, seed=run.seed, exclude_history=True)
+    source, bundle, settings = folder / BUNDLE, folder / INT8_BUNDLE, CalibrationSettings(compare=False, seed=run.seed)
+    export_bundle(load_model(run, out), source, histories[:8])
+    found = calibrate(source, bundle, histories, held_out, "int8", settings, progress)
+    page = report_calibration(found, held_out, settings, source, bundle, dataset.source, folder / REPORT)
+    verdict = found.summary()
+    if verdict["passed"]:
+        users, item_ids = dataset.examples(users=len(np.load(folder / RANKS))), dataset.interactions.item_ids
+        exclude, recommender = asked_of(run)["exclude_history"], Recommender.load(bundle)
+        np.save(folder / INT8_RANKS, target_ranks(recommender, users, item_ids, exclude, progress("all users")))
+    outcome = "passes" if verdict["passed"] else "fails"
+    note(f"{run.name}: {outcome}, {verdict['beam_set_overlap']:.1%} of the best items stay; see {page}")
+    return {**verdict, "users": len(held_out.histories), "refined": list(found.chosen.mixed.refined_kinds)}
+
+
+# By the option that asks for it.
+LOOKS: Mapping[str, Look] = {
+    "analyze": Look("attention.json", _is_analyzed, attention),
+    "rare": Look("rare.json", lambda run, out: True, rare),
+    "speed": Look("speed.json", _is_timed, speed),
+    "quantize": Look("int8.json", lambda run, out: run.variant != "dense" and run.trained == run, int8),
+}

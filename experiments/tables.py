@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.grid import REAL, RIVALS, TWINS
+from experiments.grid import PRESETS, REAL, RIVALS, TWINS
 from experiments.runs import MEASURES, SHOWN
 
 MODEL = ("data", "method", "backbone", "recipe")  # what a dense model and its EARN twins share
@@ -171,6 +171,14 @@ def _sasrec(rows: Sequence[Row]) -> Lines:
     yield from (Line([row]) for of_data in groups(tried, "data").values() for row in of_data)
 
 
+def _pretrained(rows: Sequence[Row]) -> Lines:
+    """The runs of the preset of that name, compared with the dense one."""
+    names = {run.name for run in PRESETS["pretrained"].runs}
+    found = [row for row in rows if run_name(row) in names]
+    dense = [row for row in found if row["variant"] == "dense"]
+    return (Line([row], dense) for row in found)
+
+
 def _with(part: str) -> Callable[[Sequence[Row]], Lines]:
     """A line for every row that has this part."""
     return lambda rows: (Line([row]) for row in rows if part in row)
@@ -312,6 +320,22 @@ TABLES: Mapping[str, tuple[Callable[[Sequence[Row]], Lines], Sequence[str]]] = {
     "early layers": (sweep, ("", *_FIGURES, "Recall@10, share")),
     "suggested": (_analyzed, ("dense model", "suggested k, by seed", "trained k", "smallest good enough")),
     "ablations": (ablations, ("", *_FIGURES, "Recall@10, share", "the paper's share")),
+    "pretrained": (
+        _pretrained,
+        (
+            "",
+            "Recall@10",
+            "NDCG@10",
+            "Recall@10, share",
+            "NDCG@10, share",
+            "Recall@10 to dense",
+            "NDCG@10 to dense",
+            "epochs",
+            "batch size",
+            "learning rate",
+            "minutes",
+        ),
+    ),
     "tuning": (_tuning, ("", "NDCG@10, validation", "Recall@10", "NDCG@10", "epochs", "minutes")),
     "methods": (
         _methods,

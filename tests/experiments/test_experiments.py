@@ -18,10 +18,10 @@ from earn.files import read_json
 from earn.metrics import recall
 from earn.settings import TrainSettings
 from experiments import __main__ as experiments
-from experiments import afterwards, grid, runs
-from experiments.afterwards import LOOKS
+from experiments import grid, runs
 from experiments.grid import ABLATIONS, PRESETS, RIVALS, VARIANTS, Run
 from experiments.rivals import RivalSettings
+from experiments.runs import LOOKS
 from tests import forked
 
 WALKS = "walks/tiger-toy-llama"
@@ -36,7 +36,7 @@ def test_every_run_is_made_of_what_there_is() -> None:
             assert (run.early_layers == 0) == (run.variant == "dense")
             assert run.trained in everything, run.name  # what it asks
             assert run.dense in everything or run.recipe, run.name  # what it is compared with
-            found = runs.settings_of(run.trained, preset)
+            found = grid.settings_of(run.trained, preset)
             assert settings.setdefault(run.trained.name, found) == found  # equal names mean equal trainings
             (RivalSettings if run.method in RIVALS else TrainSettings)(**found)
 
@@ -134,7 +134,7 @@ def test_users_of_rare_items_are_looked_at(measured: Path) -> None:
     folder = measured / WALKS / "dense-seed0"
     found, dataset = read_json(folder / "rare.json"), load_dataset(str(measured / "walks-data"))
     counts = Counter(np.concatenate(dataset.split.train).tolist())
-    is_rare = np.array([counts[user.target] < afterwards.RARE for user in dataset.examples(users=64)])
+    is_rare = np.array([counts[user.target] < runs.RARE for user in dataset.examples(users=64)])
     assert found["users"] == is_rare.sum()
     if is_rare.any():
         assert found["recall@10"] == recall(np.load(folder / "ranks.npy")[is_rare], 10).mean()
@@ -142,7 +142,7 @@ def test_users_of_rare_items_are_looked_at(measured: Path) -> None:
 
 def test_speed_is_that_of_bundles(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"TIMED_USERS": 64, "REQUESTS": 10, "ROUNDS": 1}.items():
-        monkeypatch.setattr(afterwards, name, value)
+        monkeypatch.setattr(runs, name, value)
     names = [f"{WALKS}/{name}-seed0" for name in ("dense", "untrained-k1", "earn-k1")]
     experiments.main(["smoke", "--out", str(measured), "--speed", "--only", *names])
     figures = read_json(measured / WALKS / "earn-k1-seed0/speed.json")

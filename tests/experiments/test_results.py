@@ -9,7 +9,7 @@ import pytest
 
 from earn.errors import EarnError
 from earn.files import write_json
-from experiments import pictures, results
+from experiments import results
 from experiments.grid import RUNS, Run
 from experiments.tables import TABLES, Line, Row, run_name, table
 
@@ -67,7 +67,7 @@ def test_a_page_of_half_a_grid_is_a_page() -> None:
     del alone["difference"]  # its dense model is not there yet
     for rows in ([], [row("dense", 0.06, 8)], [row("dense", 0.06, 8), row("untrained", 0.01)], [alone]):
         assert "| `cpu` | 72 |" in page(*rows)
-        assert len(pictures.draw_all(rows)) == 3
+        assert len(results.draw_all(rows)) == 3
     rows = [row("dense", 0.06, 8), row("earn", 0.05, 4), row("earn", 0.05, 4, 1), row("earn", 0.07)]
     assert "earn, k = 2 of 8" in table("twins", rows)  # a quarter of the layers, though another k has more seeds
 
@@ -83,7 +83,7 @@ def test_shares_are_of_the_same_seeds() -> None:
 
 def test_pictures_show_what_the_rows_say() -> None:
     rows = [row("dense", 0.06, 8), *(row("earn", 0.06 + k / 1000, k) for k in (1, 2, 4)), row("no-suffix", 0.093)]
-    shown = {name: content.decode() for name, content in pictures.draw_all(rows).items()}
+    shown = {name: content.decode() for name, content in results.draw_all(rows).items()}
     assert "beauty, tiger, tiny-llama<" in shown["sweep.svg"]
     assert ">150%<" in shown["ablations.svg"]  # .093 of .062
     assert ">24%<" in shown["ablations.svg"]  # the paper's

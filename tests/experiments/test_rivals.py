@@ -11,10 +11,10 @@ import torch
 from earn.data.dataset import load_dataset
 from earn.errors import EarnError
 from earn.metrics import NOT_FOUND, Example
-from experiments import recbole_models
-from experiments.recbole_models import PARTS, write_benchmark
+from experiments import rivals
 from experiments.rivals import (
     MEASURES,
+    PARTS,
     RivalSettings,
     Sasrec,
     batches,
@@ -23,6 +23,7 @@ from experiments.rivals import (
     target_ranks,
     train,
     windows_of,
+    write_benchmark,
 )
 from experiments.runs import write_walks
 
@@ -61,10 +62,10 @@ def test_recbole_gets_every_target_with_the_newest_items_before_it(tmp_path: Pat
 
 
 def test_without_recbole_its_models_say_where_to_run_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recbole_models, "find_spec", lambda name: None)
+    monkeypatch.setattr(rivals, "find_spec", lambda name: None)
     data = load_dataset(str(write_walks(tmp_path / "walks")))
     with pytest.raises(EarnError, match="environment"):
-        MEASURES["recbole-sasrec"](data, data.examples(), TINY, tmp_path)
+        MEASURES["recbole-sasrec"](data, TINY, tmp_path)
 
 
 def test_item_knn_by_hand() -> None:
