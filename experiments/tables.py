@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from earn.metrics import CUTOFFS
 from experiments.grid import PRESETS, REAL, RIVALS, TWINS
 from experiments.runs import MEASURES, SHOWN
 
@@ -309,73 +310,31 @@ COLUMNS: Mapping[str, Cell] = {
     "minutes": lambda line: f"{line.first['training_seconds'] / 60:.0f}" if line.first["training_seconds"] else "",
 }
 _FIGURES = ("Recall@10", "NDCG@10", "seeds, Recall@10")
+_AT_CUTOFFS = tuple(f"{name}@{cutoff}" for name in ("Recall", "NDCG") for cutoff in CUTOFFS)
+_SHARES, _TO_DENSE = ("Recall@10, share", "NDCG@10, share"), ("Recall@10 to dense", "NDCG@10 to dense")
+_SETTINGS = tuple(name.replace("_", " ") for name in SHOWN)
+_BATCHES = ("in batches", "one sequence's cache smaller")
+_JUDGED = ("judges", "of the best 20 stay", "NDCG@10, before to after", "Recall@10 of all users, change")
 
 # What stands between the markers of docs/results.md: name -> its lines, and its columns by their headers.
 TABLES: Mapping[str, tuple[Callable[[Sequence[Row]], Lines], Sequence[str]]] = {
-    "twins": (_twins, ("", "NDCG@10, validation", *_FIGURES, "Recall@10 to dense", "NDCG@10 to dense")),
-    "beside the paper": (
-        pairs,
-        ("", "Recall@10, share", "NDCG@10, share", "in batches", "one sequence's cache smaller"),
-    ),
+    "twins": (_twins, ("", "NDCG@10, validation", *_FIGURES, *_TO_DENSE)),
+    "beside the paper": (pairs, ("", *_SHARES, *_BATCHES)),
     "early layers": (sweep, ("", *_FIGURES, "Recall@10, share")),
     "suggested": (_analyzed, ("dense model", "suggested k, by seed", "trained k", "smallest good enough")),
     "ablations": (ablations, ("", *_FIGURES, "Recall@10, share", "the paper's share")),
-    "pretrained": (
-        _pretrained,
-        (
-            "",
-            "Recall@10",
-            "NDCG@10",
-            "Recall@10, share",
-            "NDCG@10, share",
-            "Recall@10 to dense",
-            "NDCG@10 to dense",
-            "epochs",
-            "batch size",
-            "learning rate",
-            "minutes",
-        ),
-    ),
+    "pretrained": (_pretrained, ("", "Recall@10", "NDCG@10", *_SHARES, *_TO_DENSE, *_SETTINGS, "minutes")),
     "tuning": (_tuning, ("", "NDCG@10, validation", "Recall@10", "NDCG@10", "epochs", "minutes")),
-    "methods": (
-        _methods,
-        (
-            "",
-            "Recall@5",
-            "Recall@10",
-            "Recall@20",
-            "NDCG@5",
-            "NDCG@10",
-            "NDCG@20",
-            "seeds, Recall@10",
-            "million parameters",
-            "minutes",
-        ),
-    ),
+    "methods": (_methods, ("", *_AT_CUTOFFS, "seeds, Recall@10", "million parameters", "minutes")),
     "to sasrec": (_to_sasrec, ("", "Recall@10 to SASRec", "NDCG@10 to SASRec")),
     "rare items": (_rare, ("", "users", "Recall@10", "NDCG@10")),
     "sasrec": (_sasrec, ("", "NDCG@10, validation", "Recall@10", "NDCG@10", "minutes")),
     "speed": (
         _with("speed"),
-        ("", "one request", "faster", "cache smaller", "in batches", "codes/s (dense)", "one sequence's cache smaller"),
+        ("", "one request", "faster", "cache smaller", "in batches", "codes/s (dense)", _BATCHES[1]),
     ),
-    "int8": (
-        _with("int8"),
-        (
-            "bundle of",
-            "judges",
-            "of the best 20 stay",
-            "NDCG@10, before to after",
-            "Recall@10 of all users, change",
-            "size",
-            "kept finer",
-            "gate",
-        ),
-    ),
-    "commands": (
-        _with("command"),
-        ("command", "million parameters", *(name.replace("_", " ") for name in SHOWN), "minutes"),
-    ),
+    "int8": (_with("int8"), ("bundle of", *_JUDGED, "size", "kept finer", "gate")),
+    "commands": (_with("command"), ("command", "million parameters", *_SETTINGS, "minutes")),
     "presets": (_presets, ("preset", "runs", "not run")),
 }
 

@@ -10,7 +10,7 @@ import pytest
 from earn.errors import EarnError
 from earn.files import write_json
 from experiments import results
-from experiments.grid import RUNS, Run
+from experiments.grid import PRESETS, RUNS, Run
 from experiments.tables import TABLES, Line, Row, run_name, table
 
 
@@ -79,6 +79,19 @@ def test_shares_are_of_the_same_seeds() -> None:
         assert line.share() == pytest.approx(share)
     assert Line([row("no-suffix", 0.2, seed=2)], whole).share() is None
     assert Line([row("no-suffix", 0.2)], [row("earn", 0.0)]).share() is None
+
+
+def test_the_pretrained_backbone_has_a_table_of_its_own() -> None:
+    about = {"data": "ml-100k", "method": "lcrec", "backbone": "smollm2", "layers": 30}
+    dense, earn = (
+        row(run.variant, recall, k, command=f"python -m experiments pretrained --only {run.name}", **about)
+        for run, recall, k in zip(PRESETS["pretrained"].runs, (0.1, 0.08), (30, 8), strict=True)
+    )
+    line = "| ml-100k, lcrec, smollm2: earn, k = 8 of 30 | .0800 (.0700 to .0900) | .0400 (.0000 to .0800) |"
+    assert table("pretrained", [row("earn", 0.07)]) == "Not run yet."
+    assert f"{line}  |  | +0.0030 (-0.0010 to +0.0070) |" in table("pretrained", [earn])
+    assert f"{line} 80% | 80% | +0.0030 (-0.0010 to +0.0070) |" in table("pretrained", [dense, earn])
+    assert "+0.0010 (-0.0010 to +0.0020) | 12 | 64 | 0.002 | 0.1 | 0 | 2 |" in table("pretrained", [dense, earn])
 
 
 def test_pictures_show_what_the_rows_say() -> None:
