@@ -60,9 +60,8 @@ if not __package__:  # run as a script, for which Python looks in this folder al
 
 from benchmarks import gpu_sides, sides
 from benchmarks.engines import Generate
-from benchmarks.gpu_sides import BEAMS, CHECKED, PER_REPEAT, Check, Row
-from benchmarks.measure import Clock, Side, Step, item_ids, measure, one_line, overlap, same_order, timed, versions
-from benchmarks.sides import ITEMS, History
+from benchmarks.gpu_sides import BEAMS, CHECKED, PER_REPEAT, Check, Clock, Row, one_line
+from benchmarks.sides import ITEMS, History, Side, Step, item_ids, measure, overlap, same_order, timed, versions
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.console import complain, note, show, show_json, table
 from earn.data.dataset import Dataset, load_dataset

@@ -33,6 +33,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -46,10 +47,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.measure import Clock, Lists, item_ids, one_line, overlap, same_order
-from benchmarks.sides import ITEMS, History, backbone_config
+from benchmarks.sides import ITEMS, History, Lists, backbone_config, item_ids, overlap, same_order
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import from_json
+from earn.console import note
 from earn.data.dataset import Dataset
 from earn.errors import EarnError
 from earn.files import read_json, write_json
@@ -207,6 +208,28 @@ def _fill(parameter: str, target: Tensor) -> None:
         for number, rows in enumerate(blocks(name, *target.shape)):
             start = number * BLOCK
             target[start : start + len(rows)] = torch.from_numpy(rows).to(target.device)
+
+
+class Clock:
+    """How much time is left, and progress with the time that has passed."""
+
+    def __init__(self, minutes: float) -> None:
+        self._started = time.perf_counter()
+        self._seconds = 60 * minutes
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self._seconds - (time.perf_counter() - self._started)
+
+    def note(self, text: str) -> None:
+        """Progress, beside the results."""
+        note(f"[{time.perf_counter() - self._started:6.1f} s] {text}")
+
+
+def one_line(error: Exception) -> str:
+    """An error for a line of progress."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
 
 
 @dataclass

@@ -7,9 +7,10 @@
     python benchmarks/peers.py --quick --all-sides         # what the rules and the kinds of int8 give, too
     python benchmarks/peers.py --quick --shape tiny        # a minute's check that everything runs
     python benchmarks/peers.py --trained CKPT              # a trained model's weights, its data's histories
+    python benchmarks/peers.py --set                       # all codes at once beside beams
 
 Without --trained weights are random, and the catalog is real: its identifiers decide how early a beam is determined.
-`benchmarks/trained.py` says what is measured of a checkpoint: prompts as they come, of 200 and of 400 tokens.
+`benchmarks/engines.py` says what is measured of a checkpoint: prompts as they come, of 200 and of 400 tokens.
 
     hf_generate        Hugging Face's generate, dense fp32, beams constrained to the catalog
     ctranslate2_int8   CTranslate2, dense int8, beams over the whole vocabulary (it takes no trie); also with the
@@ -42,6 +43,15 @@ Nothing here is about accuracy: no gate is asked.
 `prefill_share_of_gemm_rate`: what the early stage's prefill reaches of the rate of its bare matmuls on this machine.
 `search_share`: the part of a request that is spent outside the graphs.
 
+With --set, all over a random catalog and a history of 37 items, which is 200 tokens with beams:
+    beams              a fresh request: 20 beams over four codes per item, rule "trie"
+    set                a fresh request: one row per item, sixteen digits at once, the whole catalog scored
+    set_int4           the same, its late stage in int4 (the precision int8-int4)
+    *_session          an open session: the user chose one more item, show the new list
+    ctranslate2_int8   the dense model of the beams in CTranslate2, if it is installed
+    scoring_ms         what `python -m benchmarks.costs scoring` measures
+The set's score spread is that of random weights, which is when bounds help least.
+
 Prints a table per setting, then one line of JSON.
 """
 
@@ -51,9 +61,9 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,15 +72,15 @@ if not __package__:  # run as a script, for which Python looks in this folder al
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import engines, sides
-from benchmarks.engines import CTranslate2, RequestFigures, Runtime
-from benchmarks.measure import OwnProcess, Side, Step, Timings, is_same_list, measure, versions
-from benchmarks.sides import AS_THEY_COME, HISTORIES, ITEMS, SIDES, Contender, Task
-from benchmarks.trained import make_trained_task
-from benchmarks.written import write
+from benchmarks.costs import DIGITS, SCORED, digit_catalog, scoring_ms
+from benchmarks.engines import CTranslate2, Runtime, make_trained_task, write
+from benchmarks.sides import AS_THEY_COME, HISTORIES, ITEMS, SIDES, Contender, OwnProcess, Side, Step, Task, Timings
+from earn.config import SET
 from earn.console import progress, show, show_json, table
 from earn.data.dataset import load_dataset
 from earn.errors import EarnError
-from earn.profiling.machine import this_machine
+from earn.model.earn_model import EarnModel
+from earn.model.set_model import SetModel
 from earn.runtime.cache import cache_bytes
 from earn.runtime.recommender import Recommendation
 
@@ -78,14 +88,9 @@ SHAPES = {"qwen2.5-0.5b": sides.SHAPES["0.5b"], "tiny": sides.SHAPES["tiny"]}
 ROUNDS = 3  # histories of a request; of a session there are more
 SESSIONS = {"session_ms_history_10": 10, "session_ms_history_200": 200}  # items of further sessions' histories
 SAME_LIST = 0.8  # share of a list that two ways to the same answer must have in common in int8
-CTRANSLATE2 = tuple(name for name, side in SIDES.items() if side.kind == "ctranslate2")
+CTRANSLATE2 = tuple(name for name, side in SIDES.items() if side.kind == "ctranslate2" and side.group == sides.USUAL)
 ALIKE = (("earn_int8_session", "earn_int8"), CTRANSLATE2)
-PACKAGES = ("torch", "transformers", "onnxruntime", "ctranslate2")
-KEEP_MEMORY = {  # environment of the processes; read by glibc
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
-}
+SET_HISTORY, SET_REQUESTS = 37, 5  # items: with beams a prompt of 200 tokens
 
 Items = Sequence[int]  # item indices
 
@@ -125,7 +130,8 @@ TRAINED_PROMPTS, TRAINED_BEAMS = [AS_THEY_COME, 400], [20]
 def main() -> None:
     """Measures and prints."""
     try:
-        run(parse())
+        arguments = parse()
+        (run_set if arguments.set else run)(arguments, arguments.threads or os.cpu_count() or 1)
     except EarnError as error:
         sys.exit(str(error))
 
@@ -144,38 +150,26 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dense", type=Path, metavar="CKPT", help="the weights of its dense twin")
     parser.add_argument("--int8", type=Path, metavar="BUNDLE", help="its bundle in int8, instead of one made here")
     parser.add_argument("--all-sides", action="store_true", help="fp32 under vocab, refined and dynamic int8 too")
+    parser.add_argument("--set", action="store_true", help="all codes at once beside beams")
     parser.add_argument("--data", help="whose items make the catalog (default: ml-100k, or a checkpoint's)")
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
     parser.add_argument("--threads", type=int, default=None, help="threads of all sides (default: all cores)")
     return parser.parse_args()
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace, threads: int) -> None:
     """Measures every setting and prints its table; then the line of JSON."""
-    threads = arguments.threads or os.cpu_count() or 1
     task, plan, chosen = make_plan(arguments, threads)
-    os.environ.update(KEEP_MEMORY)
     timings: dict[Setting, dict[str, Timings]] = {}
     generate_bytes: dict[Setting, int] = {}
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        folder = Path(name)
-        has_ctranslate2 = write(task, folder, HEADLINE.histories(task), chosen, arguments.int8)
-        peers = {
-            "hf": OwnProcess(engines.make_generate, task),
-            "ours": OwnProcess(Runtime, folder / "bundles", threads),
-        }
-        if has_ctranslate2:
-            model = folder / "ctranslate2"
-            peers["ctranslate2"] = OwnProcess(CTranslate2, model, threads, "int8", task.catalog.depth)
-        for peer in peers.values():
-            stack.enter_context(peer)
+    with started(task, HEADLINE.histories(task), chosen, arguments.int8) as peers:
         for setting in plan.settings:
             title = f"{arguments.trained or arguments.shape}, {setting.name}"
             asked_sides = make_sides(task, peers, setting, plan, chosen)
-            timings[setting] = measure(asked_sides, HISTORIES, finished=progress(title))
+            timings[setting] = sides.measure(asked_sides, HISTORIES, finished=progress(title))
             _, generate_bytes[setting] = peers["hf"].ask("cache_bytes")
             check_answers(task, peers["ours"], setting, timings[setting])
-            show(f"{title}, {task.catalog.depth} codes\n{timings_table(timings[setting])}\n")
+            show(f"{title}, {task.catalog.depth} codes\n{timings_table(timings[setting], 'earn_int8')}\n")
         result = {**figures(timings[HEADLINE]), **shares(task, peers["ours"], plan.requests)}
     others = {setting: own for setting, own in timings.items() if setting != HEADLINE}
     about = {
@@ -186,16 +180,32 @@ def run(arguments: argparse.Namespace) -> None:
         "prompt": HEADLINE.prompt,
         "beams": HEADLINE.beams,
         "items": len(task.catalog),
-        "threads": threads,
-        "machine": this_machine().cpu,
-        "versions": versions(*PACKAGES),
     }
-    show_json({**result, **about})
+    show_json({**result, **about, **sides.machine(threads)})
+
+
+@contextmanager
+def started(
+    task: Task, items: Sequence[Items], chosen: Mapping[str, Contender], int8: Path | None = None
+) -> Iterator[dict[str, OwnProcess]]:
+    """A process for each engine behind the sides, which read what is written here (see `benchmarks.engines.write`)."""
+    os.environ.update(sides.KEEP_MEMORY)
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder, model = Path(name), Path(name) / "ctranslate2"
+        peers = {"ours": OwnProcess(Runtime, folder / "bundles", task.threads)}
+        if write(task, folder, items, chosen, int8):
+            peers["ctranslate2"] = OwnProcess(CTranslate2, model, task.threads, "int8", task.catalog.depth)
+        if "hf_generate" in chosen:
+            peers["hf"] = OwnProcess(engines.make_generate, task)
+        for peer in peers.values():
+            stack.enter_context(peer)
+        yield peers
 
 
 def make_plan(arguments: argparse.Namespace, threads: int) -> tuple[Task, Plan, dict[str, Contender]]:
     """The task, how much of it is measured, and by which sides."""
-    chosen = {name: side for name, side in SIDES.items() if arguments.all_sides or not side.is_extra}
+    groups = (sides.USUAL, sides.EXTRA) if arguments.all_sides else (sides.USUAL,)
+    chosen = {name: side for name, side in SIDES.items() if side.group in groups}
     prompts, beams = (TRAINED_PROMPTS, TRAINED_BEAMS) if arguments.trained else (PROMPTS, BEAMS)
     if arguments.trained:
         task: Task = make_trained_task(arguments.trained, arguments.dense, arguments.data, threads)
@@ -220,35 +230,11 @@ def make_sides(
     chosen: Mapping[str, Contender],
 ) -> dict[str, Side]:
     """All sides of a setting; a round is a history."""
-    beams, own = setting.beams, setting.histories(task)
-
-    def hugging_face(contender: Contender, history: Items) -> list[Step]:
-        return [partial(peers["hf"].ask, "search", [task.item_ids(history)], beams)]
-
-    def ctranslate2(contender: Contender, history: Items) -> list[Step]:
-        return [
-            partial(peers["ctranslate2"].ask, "search", task.prompt(history), beams, contender.is_static * task.head)
-        ]
-
-    def request(contender: Contender, history: Items) -> list[Step]:
-        return [partial(peers["ours"].ask, "recommend", contender, task.item_ids(history), beams)]
-
-    def session(contender: Contender, history: Items) -> list[Step]:
-        *before, item = task.item_ids(history)
-        peers["ours"].ask("open", contender, before)
-        return [partial(peers["ours"].ask, "append", item), partial(peers["ours"].ask, "show", beams)]
-
-    steps: Mapping[str, Callable[[Contender, Items], list[Step]]] = {
-        "hf": hugging_face,
-        "ctranslate2": ctranslate2,
-        "ours": request,
-        "session": session,
-    }
 
     def side(contender: Contender, histories: Sequence[Items], requests: int, rounds: int, warm_up: int = 1) -> Side:
-        ask = steps[contender.kind]
-        return Side(lambda turn: ask(contender, histories[turn]), requests, rounds, warm_up)
+        return Side(partial(steps, task, peers, contender, setting.beams, histories), requests, rounds, warm_up)
 
+    own = setting.histories(task)
     found = {}
     for name, contender in chosen.items():
         if contender.kind == "hf":
@@ -259,6 +245,27 @@ def make_sides(
         open_session = SIDES["earn_int8_session"]
         found |= {name: side(open_session, task.histories(items), 2, HISTORIES) for name, items in SESSIONS.items()}
     return found
+
+
+def steps(
+    task: Task,
+    peers: Mapping[str, OwnProcess],
+    contender: Contender,
+    beams: int,
+    histories: Sequence[Items],
+    turn: int,
+) -> list[Step]:
+    """The timed steps of a request of a round, which is a history; a session has read all but the last item before."""
+    history, ids = histories[turn], task.item_ids(histories[turn])
+    ask = peers[contender.kind if contender.kind in peers else "ours"].ask
+    if contender.kind == "hf":
+        return [partial(ask, "search", [ids], beams)]
+    if contender.kind == "ctranslate2":
+        return [partial(ask, "search", task.prompt(history), beams, contender.is_static * task.head)]
+    if contender.kind == "ours":
+        return [partial(ask, "recommend", contender, ids, beams)]
+    ask("open", contender, ids[:-1])
+    return [partial(ask, "append", ids[-1]), partial(ask, "show", beams)]
 
 
 def check_answers(task: Task, runtime: OwnProcess, setting: Setting, timings: Mapping[str, Timings]) -> None:
@@ -275,19 +282,19 @@ def check_answers(task: Task, runtime: OwnProcess, setting: Setting, timings: Ma
 
 def check_same_work(want: Sequence[str], got: Sequence[Recommendation]) -> None:
     """Stops where the dense model's list here is not generate's; only near ties may stand in another order."""
-    if not is_same_list(want, got):
+    if not sides.is_same_list(want, got):
         items = [item.item_id for item in got]
         sys.exit(f"dense fp32 here and generate differ, so their times say nothing: {items} instead of {want}")
 
 
-def timings_table(timings: Mapping[str, Timings]) -> str:
-    """Every side's times, and how many times as long as earn_int8 it took."""
-    base = timings["earn_int8"].median
+def timings_table(timings: Mapping[str, Timings], base: str) -> str:
+    """Every side's times, and how many times as long as the side `base` it took."""
     rows = []
     for name, side in timings.items():
         times = (side.median, min(side.totals), max(side.totals))
-        rows.append([name, *(f"{ms:.2f}" for ms in times), str(len(side.totals)), f"{side.median / base:.2f}"])
-    return table(("", "median ms", "least", "most", "requests", "times earn_int8"), rows)
+        share = side.median / timings[base].median
+        rows.append([name, *(f"{ms:.2f}" for ms in times), str(len(side.totals)), f"{share:.2f}"])
+    return table(("", "median ms", "least", "most", "requests", f"times {base}"), rows)
 
 
 def medians(timings: Mapping[str, Timings]) -> dict[str, float]:
@@ -298,7 +305,7 @@ def medians(timings: Mapping[str, Timings]) -> dict[str, float]:
 def shares(task: Task, runtime: OwnProcess, requests: int) -> dict[str, Any]:
     """What EARN leaves out, how near its prefill comes to bare matmuls, what the search costs."""
     items = list(map(task.item_ids, HEADLINE.histories(task)))
-    own: dict[str, RequestFigures] = {}
+    own: dict[str, Any] = {}
     held: dict[str, int] = {}
     for name in ("dense", "earn"):
         side = SIDES[f"{name}_int8"]
@@ -307,13 +314,13 @@ def shares(task: Task, runtime: OwnProcess, requests: int) -> dict[str, Any]:
         held[name] = cache_bytes(manifest.sizes, manifest.limits, HEADLINE.prompt, HEADLINE.beams)
     dense, earn = own["dense"], own["earn"]
     return {
-        "operation_ratio_vs_dense": round(dense.operations / earn.operations, 2),
-        "prefill_share_of_gemm_rate": round(earn.prefill_rate / earn.matmul_rate, 3),
-        "search_share": round(earn.search_share, 3),
-        "operations": {name: round(figures.operations) for name, figures in own.items()},
-        "gemm_rate": round(earn.matmul_rate),
-        "prompt_rows": earn.prompt_rows,
-        "pass_rows": {name: figures.pass_rows for name, figures in own.items()},
+        "operation_ratio_vs_dense": round(dense["operations"] / earn["operations"], 2),
+        "prefill_share_of_gemm_rate": round(earn["prefill_rate"] / earn["gemm_rate"], 3),
+        "search_share": round(earn["search_share"], 3),
+        "operations": {name: round(figures["operations"]) for name, figures in own.items()},
+        "gemm_rate": round(earn["gemm_rate"]),
+        "prompt_rows": earn["prompt_rows"],
+        "pass_rows": {name: figures["pass_rows"] for name, figures in own.items()},
         "cache_bytes": held["earn"],
         "dense_cache_bytes": held["dense"],
     }
@@ -343,6 +350,41 @@ def figures(timings: Mapping[str, Timings]) -> dict[str, Any]:
 def ratio(other: float | None, ours: float | None) -> float | None:
     """How many times as long the other takes."""
     return round(other / ours, 2) if other and ours else None
+
+
+@dataclass(frozen=True)
+class SetTask(sides.RandomTask):
+    """Beams, and all codes at once over as many items."""
+
+    def model(self, split: str) -> EarnModel:
+        """The set's is the shape with digits: a prompt of as many other tokens."""
+        if split != "set":
+            return super().model(split)
+        own = sides.make_task(digit_catalog(len(self.catalog)), self.shape, self.threads, depth=DIGITS)
+        model = SetModel(own.backbone(), replace(own.splits["earn"], method=SET), own.catalog)
+        model.eval()
+        return model
+
+
+def run_set(arguments: argparse.Namespace, threads: int) -> None:
+    """Measures all codes at once beside beams; prints a table and the line of JSON."""
+    os.environ.update(sides.KEEP_MEMORY)
+    scoring = {str(items): scoring_ms(items) for items in SCORED}
+    shape = SHAPES[arguments.shape]
+    task = SetTask(**vars(sides.make_task(sides.make_catalog(shape), shape, threads)))
+    chosen = {name: side for name, side in SIDES.items() if side.group == sides.SET_SIDES}
+    histories = task.histories(SET_HISTORY)[:ROUNDS]
+    with started(task, histories[:2], chosen) as peers:
+        asked = {
+            name: Side(partial(steps, task, peers, side, HEADLINE.beams, histories), SET_REQUESTS)
+            for name, side in chosen.items()
+            if side.kind != "ctranslate2" or "ctranslate2" in peers
+        }
+        timings = sides.measure(asked, ROUNDS, finished=progress("rounds"))
+    show(timings_table(timings, "set"))
+    about = {"shape": arguments.shape, "history": SET_HISTORY, "beams": HEADLINE.beams, "digits": DIGITS}
+    ms = {"ctranslate2_int8_ms": None, **medians(timings), "scoring_ms": scoring}
+    show_json({**ms, **about, **sides.machine(threads)})
 
 
 if __name__ == "__main__":

@@ -1,32 +1,44 @@
-"""What the benchmarks compare: one list of sides, the models' shapes, and tasks of random weights.
+"""What the benchmarks compare and how: one list of sides, models' shapes, tasks of random weights, timing in turn.
 
-`benchmarks/trained.py` makes tasks of checkpoints, `benchmarks/engines.py` has the engines behind the sides.
+`benchmarks/engines.py` has the engines behind the sides and what they read, and tasks of checkpoints.
 
     hf                Hugging Face's generate over the dense model: beams constrained to the catalog
     ctranslate2       CTranslate2 over the dense model: beams over the whole vocabulary, for it takes no trie
-    ours, session     this runtime over the EARN split or its dense twin: whole requests, or an open session
+    ours, session     this runtime over EARN, its dense twin or the method set: whole requests, or an open session
 
 EARN and its dense twin (k = N, no registers) have the same weights and prompts of the same tokens: a register is text
 to the dense model. The vocabulary holds token 0, the identifier tokens and two registers, not a tokenizer's 150,000
 rows.
+
+`measure` asks each side in every round, so that what else the machine does falls on all. A request is a list of steps,
+each a call that says how many milliseconds it took and what it answered.
 """
 
 from __future__ import annotations
 
+import statistics
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from earn.catalog import Catalog
 from earn.config import EarnConfig, Prompt
 from earn.errors import EarnError
+from earn.model.earn_model import EarnModel
+from earn.profiling.machine import this_machine
 from earn.prompts import constant_head, prompt_end, whole_prompt
+from earn.runtime.recommender import Recommendation
 from earn.specs import Sizes
 
 DEPTH = 4  # codes per item of a random catalog
@@ -37,8 +49,25 @@ HISTORIES = 12  # of each length: how many passes a request takes varies more th
 AS_THEY_COME = 0  # instead of a prompt's tokens
 OTHER_TOKENS = 3  # of the vocabulary: token 0, two registers
 
+NEAR_TIE = 1e-4  # difference of scores below which two searches may order items otherwise
+PAUSE = 0.2  # seconds in which the threads of the side before fall asleep
+
+PACKAGES = ("torch", "transformers", "onnxruntime", "ctranslate2")
+KEEP_MEMORY = {  # environment of the processes; read by glibc
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+}
+
 Tokens = Sequence[int]
 History = Sequence[str]  # item ids
+Answer = tuple[float, Any]  # milliseconds, and what was answered
+Step = Callable[[], Answer]
+Lists = Sequence[Sequence[Recommendation]]
+
+
+# Groups of sides: those that `benchmarks/peers.py` asks, those that it asks with --all-sides alone, those of --set.
+USUAL, EXTRA, SET_SIDES = "usual", "extra", "set"
 
 
 @dataclass(frozen=True)
@@ -50,7 +79,7 @@ class Contender:
     precision: str = "fp32"
     rule: str = "vocab"  # scoring
     is_static: bool = False  # whether CTranslate2 keeps the constant head as its static prompt
-    is_extra: bool = False  # asked with --all-sides alone
+    group: str = USUAL
 
 
 SIDES: Mapping[str, Contender] = {
@@ -62,10 +91,17 @@ SIDES: Mapping[str, Contender] = {
     "earn_int8": Contender("ours", "earn", "int8", "trie"),
     "earn_int8_vocab": Contender("ours", "earn", "int8"),
     "earn_int8_session": Contender("session", "earn", "int8", "trie"),
-    "dense_fp32_vocab": Contender("ours", "dense", is_extra=True),  # does what generate does
-    "earn_fp32_vocab": Contender("ours", "earn", is_extra=True),
-    "earn_int8_refined": Contender("ours", "earn", "int8-refined", "trie", is_extra=True),
-    "earn_int8_dynamic": Contender("ours", "earn", "int8-dynamic", "trie", is_extra=True),
+    "dense_fp32_vocab": Contender("ours", "dense", group=EXTRA),  # does what generate does
+    "earn_fp32_vocab": Contender("ours", "earn", group=EXTRA),
+    "earn_int8_refined": Contender("ours", "earn", "int8-refined", "trie", group=EXTRA),
+    "earn_int8_dynamic": Contender("ours", "earn", "int8-dynamic", "trie", group=EXTRA),
+    "beams": Contender("ours", "earn", "int8", "trie", group=SET_SIDES),
+    "set": Contender("ours", "set", "int8", "level", group=SET_SIDES),
+    "set_int4": Contender("ours", "set", "int8-int4", "level", group=SET_SIDES),
+    "beams_session": Contender("session", "earn", "int8", "trie", group=SET_SIDES),
+    "set_session": Contender("session", "set", "int8", "level", group=SET_SIDES),
+    "set_int4_session": Contender("session", "set", "int8-int4", "level", group=SET_SIDES),
+    "ctranslate2_int8": Contender("ctranslate2", precision="int8", is_static=True, group=SET_SIDES),
 }
 
 
@@ -98,12 +134,11 @@ SHAPES: Mapping[str, Shape] = {
     "llama-7b": Shape("llama", 4096, 11008, 32, 32, 32, early_layers=8),
     "qwen2.5-7b": Shape("qwen2", 3584, 18944, 28, 28, 4, early_layers=7),
 }
-CONFIGS: Mapping[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen2": Qwen2Config}
 
 
 def backbone_config(sizes: Sizes, **others: Any) -> PretrainedConfig:
     """The configuration of a backbone with these sizes."""
-    settings = {
+    settings: dict[str, Any] = {
         "vocab_size": sizes.embedding_rows,
         "hidden_size": sizes.hidden,
         "intermediate_size": sizes.intermediate,
@@ -118,7 +153,8 @@ def backbone_config(sizes: Sizes, **others: Any) -> PretrainedConfig:
         "eos_token_id": None,
         "pad_token_id": 0,
     }
-    return CONFIGS[sizes.family](**{**settings, **others})
+    config: PretrainedConfig = AutoConfig.for_model(sizes.family, **{**settings, **others})
+    return config
 
 
 def make_catalog(shape: Shape) -> Catalog:
@@ -184,6 +220,12 @@ class Task(ABC):
     def backbone(self, split: str) -> PreTrainedModel:
         """A split's weights, the same in every process."""
 
+    def model(self, split: str) -> EarnModel:
+        """A split's model in this runtime."""
+        model = EarnModel(self.backbone(split), self.splits[split], self.catalog)
+        model.eval()
+        return model
+
     @abstractmethod
     def histories(self, items: int) -> list[list[int]]:
         """HISTORIES histories of so many item indices."""
@@ -230,3 +272,161 @@ def make_task(catalog: Catalog, shape: Shape, threads: int, depth: int = DEPTH) 
     tokens = len(check_depth(catalog, depth).tokens)
     *head, tail = np.random.default_rng(0).integers(1, tokens + 1, HEAD).tolist()
     return RandomTask(catalog, make_splits(shape, tokens, head, [tail], MOST_ITEMS), threads, shape)
+
+
+@dataclass(frozen=True)
+class Side:
+    """Whom to ask, and how often."""
+
+    request: Callable[[int], Sequence[Step]]  # from the number of the round to the steps that are timed
+    requests: int  # in every round
+    rounds: int | None = None  # None: all of them
+    warm_up: int = 1  # requests of every round before those that count
+
+
+@dataclass
+class Timings:
+    """What a side took and answered."""
+
+    steps: list[list[float]] = field(default_factory=list)  # milliseconds, request by request
+    answers: list[Any] = field(default_factory=list)  # the last one of every round
+
+    @property
+    def totals(self) -> list[float]:
+        """Milliseconds of every request."""
+        return list(map(sum, self.steps))
+
+    @property
+    def median(self) -> float:
+        """Milliseconds of a request."""
+        return round(statistics.median(self.totals), 2)
+
+    @property
+    def step_medians(self) -> list[float]:
+        """Milliseconds of every step of a request."""
+        return [round(statistics.median(step), 2) for step in zip(*self.steps, strict=True)]
+
+
+def timed(call: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> Step:
+    """A step that makes the call here, by the wall clock or another one in seconds."""
+
+    def step() -> Answer:
+        started = clock()
+        answer = call()
+        return 1000 * (clock() - started), answer
+
+    return step
+
+
+def measure(
+    sides: Mapping[str, Side],
+    rounds: int,
+    failed: Callable[[str, Exception], None] | None = None,
+    time_is_up: Callable[[], bool] = lambda: False,
+    pause: float = PAUSE,
+    finished: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Timings]:
+    """Asks all sides in turn, round by round.
+
+    Args:
+        failed: is told of a side that raises an error, which is left out then; None: the error goes on.
+        time_is_up: asked after every round; what has been measured by then counts.
+        pause: seconds before each side's turn.
+        finished: called after every round with the number of rounds done and the number of all.
+    """
+    timings = {name: Timings() for name in sides}
+    for turn in range(rounds):
+        for name, side in sides.items():
+            if name not in timings or (side.rounds is not None and turn >= side.rounds):
+                continue
+            time.sleep(pause)
+            try:
+                _ask(side, turn, timings[name])
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed(name, error)
+                del timings[name]
+        finished(turn + 1, rounds)
+        if time_is_up():
+            break
+    return timings
+
+
+def _ask(side: Side, turn: int, timings: Timings) -> None:
+    for request in range(-side.warm_up, side.requests):
+        taken, answer = [], None
+        for step in side.request(turn):
+            milliseconds, answer = step()
+            taken.append(milliseconds)
+        if request >= 0:
+            timings.steps.append(taken)
+    timings.answers.append(answer)
+
+
+class OwnProcess:
+    """An object in a process of its own. Its methods are timed there."""
+
+    def __init__(self, make: Callable[..., object], *arguments: object) -> None:
+        """Makes the object when it is first asked."""
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (make, arguments))
+
+    def __enter__(self) -> OwnProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+
+    def ask(self, method: str, *arguments: object) -> Answer:
+        """Calls a method."""
+        return self._pool.submit(_call, method, arguments).result()
+
+
+_here: dict[str, object] = {}  # in a process of its own: the object
+
+
+def _begin(make: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    _here["object"] = make(*arguments)
+
+
+def _call(method: str, arguments: tuple[object, ...]) -> Answer:
+    call = getattr(_here["object"], method)
+    return timed(lambda: call(*arguments))()
+
+
+def is_same_list(want: Sequence[str], got: Sequence[Recommendation]) -> bool:
+    """Whether `got` has the items of `want` in the same order, but for items of nearly the same score."""
+    score = {item.item_id: item.score for item in got}
+    return sorted(want) == sorted(score) and all(
+        abs(score[item_id] - item.score) < NEAR_TIE for item_id, item in zip(want, got, strict=True)
+    )
+
+
+def overlap(want: Sequence[Sequence[str]], got: Sequence[Sequence[str]]) -> float:
+    """The mean share of a list's items that the other list has too."""
+    shares = [len(set(one) & set(other)) / max(1, len(one)) for one, other in zip(want, got, strict=True)]
+    return round(statistics.mean(shares), 4)
+
+
+def same_order(want: Sequence[Sequence[str]], got: Lists) -> float:
+    """The share of lists with the same items in the same order, but for near ties."""
+    return round(statistics.mean(is_same_list(*pair) for pair in zip(want, got, strict=True)), 4)
+
+
+def item_ids(lists: Lists) -> list[list[str]]:
+    """Lists without scores."""
+    return [[item.item_id for item in items] for items in lists]
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of those that are installed."""
+    installed = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            installed[name] = version(name)
+    return installed
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the figures were measured with."""
+    return {"threads": threads, "machine": this_machine().cpu, "versions": versions(*PACKAGES)}

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 
 import pytest
 
-from benchmarks import peers, set_codes
-from benchmarks.measure import Answer, OwnProcess, measure, timed
+from benchmarks import peers, sides
+from benchmarks.sides import Answer, OwnProcess, measure, timed
 
 
 class Here(OwnProcess):
@@ -26,8 +25,6 @@ class Here(OwnProcess):
 @pytest.fixture
 def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sides take turns in this process and without pauses: what they say is looked at, not how fast they are."""
-    for module in (peers, set_codes):
-        change: Callable[[ModuleType, str, object], None] = monkeypatch.setattr
-        change(module, "OwnProcess", Here)
-        change(module, "KEEP_MEMORY", {})
-        change(module, "measure", partial(measure, pause=0))
+    monkeypatch.setattr(peers, "OwnProcess", Here)
+    monkeypatch.setattr(sides, "KEEP_MEMORY", {})
+    monkeypatch.setattr(sides, "measure", partial(measure, pause=0))

@@ -25,12 +25,13 @@ from benchmarks.gpu_sides import (
     cpu_lists,
     drawn_name,
     load_weights,
+    one_line,
     random_histories,
     random_model,
     vector,
     write_bundle,
 )
-from benchmarks.measure import Side, measure, one_line, overlap, same_order, timed
+from benchmarks.sides import Side, measure, overlap, same_order, timed
 from earn.calibration.precisions import PRECISIONS, find_form
 from earn.calibration.quantize import quantize
 from earn.catalog import Catalog

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import peers, sides, written
+from benchmarks import engines, peers, sides
 from benchmarks.engines import make_generate
-from benchmarks.measure import Answer, OwnProcess, Side, Step, Timings, measure
 from benchmarks.peers import CTRANSLATE2, HEADLINE, SESSIONS, SHAPES, check_same_work, figures
-from benchmarks.sides import SIDES, make_task
+from benchmarks.sides import SIDES, Answer, OwnProcess, Side, Step, Timings, make_task, measure
 from earn.catalog import Catalog
 from earn.prompts import whole_prompt
 from earn.runtime.recommender import Recommendation
@@ -79,9 +78,9 @@ def test_a_peer_that_is_not_installed_is_left_out_by_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
-    monkeypatch.setattr(written, "write_bundles", lambda *arguments: None)
+    monkeypatch.setattr(engines, "write_bundles", lambda *arguments: None)
     task = make_task(catalog(), SHAPES["tiny"], threads=1)
-    assert not written.write(task, tmp_path, [[0, 1]], SIDES)
+    assert not engines.write(task, tmp_path, [[0, 1]], {})
     assert "without ctranslate2_int8" in capsys.readouterr().err
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import written
-from benchmarks.engines import Runtime, make_generate
+from benchmarks import engines
+from benchmarks.engines import Runtime, make_generate, make_trained_task, needed_tokens
 from benchmarks.peers import check_same_work
 from benchmarks.sides import AS_THEY_COME, HISTORIES, ITEMS, SIDES
-from benchmarks.trained import make_trained_task, needed_tokens
 from earn.catalog import Catalog
 from earn.config import Prompt
 from earn.errors import EarnError
@@ -86,10 +85,10 @@ def test_the_dense_model_here_gives_the_lists_of_generate(folder: Path, tmp_path
     task = make_trained_task(folder / "earn", folder / "dense", str(folder / "data"), threads=1)
     chosen = {name: SIDES[name] for name in ("dense_fp32_vocab", "earn_int8")}
     given = tmp_path / "given"
-    written.write(task, tmp_path, task.histories(6), chosen)
+    engines.write(task, tmp_path, task.histories(6), chosen)
     (tmp_path / "bundles" / "earn" / "int8").rename(given)
     again = tmp_path / "again"
-    written.write(task, again, task.histories(6), chosen, given)
+    engines.write(task, again, task.histories(6), chosen, given)
     generate, runtime = make_generate(task), Runtime(again / "bundles", threads=1)
     for items in (AS_THEY_COME, 12):  # more than the checkpoint was trained to read
         history = task.item_ids(task.histories(items)[1])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.same_lists import in_chromium, run_node
+from benchmarks.search import in_chromium, run_node
 from earn.export.bundle import export_bundle
 from earn.export.one_graph import compose_bundle
 from earn.files import write_json
