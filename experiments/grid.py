@@ -242,7 +242,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "pretrained": Preset(
         grid("ml-100k", ("smollm2",), TWINS, (8,), method="lcrec"),
-        {"epochs": 0.4, "batch_size": 8, "validation_users": 64},  # a whole epoch takes hours on one core
+        {"epochs": 0.2, "batch_size": 8, "validation_users": 64},  # a whole epoch takes hours on one core
     ),
     "paper": Preset(
         [

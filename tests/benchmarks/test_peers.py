@@ -13,7 +13,7 @@ import pytest
 from benchmarks import engines, peers, sides
 from benchmarks.engines import make_generate
 from benchmarks.peers import CTRANSLATE2, HEADLINE, SESSIONS, SHAPES, check_same_work, figures
-from benchmarks.sides import SIDES, Answer, OwnProcess, Side, Step, Timings, make_task, measure
+from benchmarks.sides import Answer, OwnProcess, Side, Step, Timings, make_task, measure
 from earn.catalog import Catalog
 from earn.prompts import whole_prompt
 from earn.runtime.recommender import Recommendation
