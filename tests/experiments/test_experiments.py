@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from earn.data.dataset import load_dataset
+from earn.data.dataset import Dataset, load_dataset
 from earn.errors import EarnError
 from earn.files import read_json
 from earn.metrics import recall
 from earn.settings import TrainSettings
 from experiments import __main__ as experiments
 from experiments import grid, runs
-from experiments.grid import ABLATIONS, PRESETS, RIVALS, VARIANTS, Run
+from experiments.grid import PRESETS, RIVALS, VARIANTS, Run
 from experiments.rivals import RivalSettings
 from experiments.runs import LOOKS
 from tests import forked
@@ -50,26 +50,22 @@ def test_a_run_asks_the_checkpoint_that_its_variant_names() -> None:
     assert run.dense.trained == run.dense
 
 
-def test_the_grid_has_a_run_for_each_combination() -> None:
-    found = grid.grid("beauty", ("a", "b"), ("dense", "earn"), (2,), (0, 1))
-    assert len(found) == 2 * 2 * 2
-    assert {(run.variant, run.early_layers) for run in found} == {("dense", 0), ("earn", 2)}
-    assert {"registers-2", "registers-3", "no-prefix", "no-suffix", "untrained"} <= set(ABLATIONS)  # the paper's
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return load_dataset(str(runs.write_walks(tmp_path_factory.mktemp("data") / "walks", users=20)))
 
 
 @pytest.mark.parametrize("variant", ["earn", "registers-3", "no-prefix", "no-suffix", "no-registers", "history-10"])
-def test_a_variant_is_the_model_that_it_says(variant: str, tmp_path: Path) -> None:
-    dataset = load_dataset(str(runs.write_walks(tmp_path / "walks", users=20)))
-    model = runs.new_model(Run("walks", "toy-llama", variant=variant, early_layers=1), dataset)
+def test_a_variant_is_the_model_that_it_says(variant: str, walks: Dataset) -> None:
+    model = runs.new_model(Run("walks", "toy-llama", variant=variant, early_layers=1), walks)
     assert (len(model.earn.prefix_ids), len(model.earn.suffix_ids)) == VARIANTS[variant].registers
     assert model.earn.early_layers == 1
     assert model.earn.max_history == (10 if variant == "history-10" else 20)
 
 
-def test_walks_are_a_data_set(tmp_path: Path) -> None:
-    dataset = load_dataset(str(runs.write_walks(tmp_path / "walks", users=20)))
-    assert (len(dataset.split.test), len(dataset.catalog())) == (20, 40)
-    assert {int(step) for items in dataset.interactions.sequences for step in np.diff(items) % 40} == {1, 2}
+def test_walks_are_a_data_set(walks: Dataset) -> None:
+    assert (len(walks.split.test), len(walks.catalog())) == (20, 40)
+    assert {int(step) for items in walks.interactions.sequences for step in np.diff(items) % 40} == {1, 2}
 
 
 def test_a_backbone_that_is_not_installed_is_named_with_the_command() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from earn.data.dataset import load_dataset
 from earn.errors import EarnError
@@ -34,20 +36,15 @@ def example(history: list[int], target: int) -> Example:
     return Example("user", np.array(history), target)
 
 
-def test_ranks_leave_the_history_out_and_ties_keep_the_items_order() -> None:
-    row = np.array([0.9, 0.5, 0.7, 0.5, 0.1], np.float32)
+def test_ranks_leave_the_history_out_unless_it_is_let_in_and_ties_keep_the_items_order() -> None:
+    def scores(chosen: Sequence[Example]) -> NDArray[np.float32]:
+        return np.tile(np.array([0.9, 0.5, 0.7, 0.5, 0.1], np.float32), (len(chosen), 1))
+
     users = [example([0], 2), example([0], 3), example([2], 1), example([0, 2], 0)]
-    ranks = target_ranks(lambda chosen: np.tile(row, (len(chosen), 1)), users)
-    assert ranks.tolist() == [0, 2, 1, NOT_FOUND]  # the last one's target is in its history
+    assert target_ranks(scores, users).tolist() == [0, 2, 1, NOT_FOUND]  # the last one's target is in its history
+    assert target_ranks(scores, users, exclude_history=False).tolist() == [1, 3, 2, 0]
     wide = target_ranks(lambda chosen: np.zeros((len(chosen), 50), np.float32), [example([0], 20), example([0], 21)])
     assert wide.tolist() == [19, NOT_FOUND]
-
-
-def test_the_history_may_return_where_it_is_let_in() -> None:
-    row = np.array([0.9, 0.5, 0.7, 0.5, 0.1], np.float32)
-    users = [example([0], 2), example([0, 2], 0)]
-    ranks = target_ranks(lambda chosen: np.tile(row, (len(chosen), 1)), users, exclude_history=False)
-    assert ranks.tolist() == [1, 0]
 
 
 def test_recbole_gets_every_target_with_the_newest_items_before_it(tmp_path: Path) -> None:
