@@ -28,11 +28,11 @@ over the held-out users with standard errors, and the size of the graphs beside 
 `new-items`: whether items that training never saw reach those who chose them, from their titles and metadata alone.
 Held-out items are taken out of the catalog, of all histories and of what identifiers are made of; a small model of
 `--method set` is trained on the rest. Then they are added by their words. Everybody who chose one is asked, with the
-known items before it as history; the last one of each counts. Beams cannot name new items before another training.
+known items before it as history; the last one of each counts.
 
     whole_catalog   Recall among all items, known and new
     new_alone       Recall among the new ones, the known ones excluded: does a user get the right ones?
-    chance          of lists drawn at random
+    chance          of lists drawn at random; beams cannot name new items before another training and export: 0
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ from experiments.rivals import RivalSettings, Sasrec, Scores, mean_ndcg, measure
 from experiments.runs import BEAMS, MEASURES, REQUESTS, K, has_rare_target
 
 Floats = NDArray[np.float32]
+Texts = tuple[str, ...]
 Table = tuple[Sequence[str], Sequence[Sequence[str]], Any]  # header, rows, and what the line of JSON holds
 
 # A blend with item-kNN
-
 MOST = 64  # items of the bundle's list, or as many as it gives
 VALIDATION_USERS = 5000
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
@@ -171,7 +171,6 @@ def blend(args: argparse.Namespace) -> Table:
 
 
 # The speed of SASRec
-
 WARM_UP = 5
 SETTINGS = RivalSettings(width=128)
 SASREC = "sasrec fp32"
@@ -257,7 +256,6 @@ def rival_speed(args: argparse.Namespace) -> Table:
 
 
 # What quantization keeps
-
 SAMPLES = 128
 PLAIN = CalibrationSettings(least_overlap=0, explain=False, compare=False, mixed=MixedPrecision(), requests=0)
 # Row -> precision, samples, settings.
@@ -301,7 +299,6 @@ def quantization(args: argparse.Namespace) -> Table:
 
 
 # New items
-
 CUTOFFS = (10, 20)
 BACKBONE, SIZES = "tiny-llama", {"num_hidden_layers": 2}
 
@@ -334,10 +331,11 @@ def new_items(args: argparse.Namespace) -> Table:
     return header, rows, {**figures, **about}
 
 
-def descriptions(whole: Interactions, is_chosen: NDArray[np.bool_]) -> list[tuple[str, ...]]:
+def descriptions(whole: Interactions, is_chosen: NDArray[np.bool_]) -> tuple[Texts, Texts, Texts]:
     """Ids, titles and metadata of the chosen items."""
-    chosen = np.flatnonzero(is_chosen)
-    return [tuple(values[item] for item in chosen) for values in (whole.item_ids, whole.titles, whole.metadata)]
+    rows = zip(whole.item_ids, whole.titles, whole.metadata, is_chosen, strict=True)
+    ids, titles, metadata = zip(*(row[:3] for row in rows if row[3]), strict=True)
+    return ids, titles, metadata
 
 
 def without(whole: Interactions, is_new: NDArray[np.bool_]) -> Interactions:

@@ -82,7 +82,7 @@ def test_shares_are_of_the_same_seeds() -> None:
 
 
 def test_the_pretrained_backbone_has_a_table_of_its_own() -> None:
-    about = {"data": "ml-100k", "method": "lcrec", "backbone": "smollm2", "layers": 30}
+    about: Row = {"data": "ml-100k", "method": "lcrec", "backbone": "smollm2", "layers": 30}
     dense, earn = (
         row(run.variant, recall, k, command=f"python -m experiments pretrained --only {run.name}", **about)
         for run, recall, k in zip(PRESETS["pretrained"].runs, (0.1, 0.08), (30, 8), strict=True)
