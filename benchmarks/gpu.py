@@ -18,7 +18,7 @@ is not, carry the folder over (7 MB):
 Shapes are those of Qwen2.5-0.5B (6 of 24 layers early; fp32 and fp16), Llama-7B (8 of 32) and Qwen2.5-7B (7 of 28; both
 in fp16). A request is a batch of 1, 8 or 24 prompts of 170 tokens, 20 beams, identifiers of 4 codes, 10 items each. All
 sides read the same prompts, search the same catalog and have the same weights, which are random and drawn as fp16
-numbers (see `benchmarks/gpu_sides.py`); fp16 bundles keep norms, softmax and caches in fp32.
+numbers (see `benchmarks/gpu_bundles.py`); fp16 bundles keep norms, softmax and caches in fp32.
 
 The rule is "vocab", under which every beam goes on in every step, as in generate.
 
@@ -42,10 +42,15 @@ Bundles are written to the folder for temporary files (TMPDIR; /dev/shm spares a
 from __future__ import annotations
 
 import argparse
+import gc
+import json
+import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -53,23 +58,24 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 
 if not __package__:  # run as a script, for which Python looks in this folder alone
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import gpu_sides, sides
+from benchmarks import gpu_bundles, sides
 from benchmarks.engines import Generate
-from benchmarks.gpu_sides import BEAMS, CHECKED, PER_REPEAT, Check, Clock, Row, one_line
-from benchmarks.sides import ITEMS, History, Side, Step, item_ids, measure, overlap, same_order, timed, versions
+from benchmarks.sides import ITEMS, History, Lists, Side, item_ids, measure, overlap, same_order, timed, versions
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.console import complain, note, show, show_json, table
 from earn.data.dataset import Dataset, load_dataset
 from earn.errors import EarnError
-from earn.manifest import Manifest
-from earn.runtime.engine import ENGINES
+from earn.manifest import ENGINES_FOLDER, Manifest
+from earn.runtime.cuda import Cuda
+from earn.runtime.engine import ENGINES, load_engine
 from earn.runtime.engine_files import TENSORRT
-from earn.runtime.recommender import Recommender
+from earn.runtime.recommender import Recommendation, Recommender
 
 SHAPES: Mapping[str, tuple[str, ...]] = {  # the precisions of each; fp32 first, which others are compared with
     "tiny": ("fp32", "fp16"),
@@ -79,7 +85,9 @@ SHAPES: Mapping[str, tuple[str, ...]] = {  # the precisions of each; fp32 first,
 }
 PRECISIONS = ("fp32", "fp16")
 SPLITS = ("earn", "dense")
-CHECKED_LATE = 2  # the same for shapes that are not measured in fp32
+BEAMS = 20
+PER_REPEAT = 4  # requests of this runtime beside each of generate
+CHECKED, CHECKED_SLOW = 24, 2  # histories whose lists are compared; of shapes that are not measured in fp32
 PACKAGES = ("torch", "transformers", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx", "tensorrt")
 COLUMNS = (
     *("shape", "engine", "precision", "batch"),
@@ -100,7 +108,46 @@ class Pace:
 
 
 WRITING, LOADING, BUILDING, CELL = Pace(10, 0.4e9), Pace(10, 1e9), Pace(60, 0.3e9), 10.0
-CHECKING = 60.0  # seconds that the CPU has at the most for a check between measurements
+CHECKING, CHECKING_SLOW = 60.0, 120.0  # seconds that the CPU has at the most for a check between measurements
+
+
+@dataclass
+class Row:
+    """What was measured of a shape on an engine in a precision with a batch."""
+
+    shape: str
+    engine: str
+    precision: str
+    batch: int
+    earn_ms: float | None = None
+    dense_ms: float | None = None
+    hf_generate_ms: float | None = None
+    hf_unconstrained_ms: float | None = None
+    top10_overlap_with_cpu: float | None = None  # of EARN
+    same_order_as_cpu: float | None = None  # share of EARN's lists, but for near ties
+    dense_overlap_with_hf: float | None = None
+
+
+class Clock:
+    """How much time is left, and progress with the time that has passed."""
+
+    def __init__(self, minutes: float) -> None:
+        self._started = time.perf_counter()
+        self._seconds = 60 * minutes
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self._seconds - (time.perf_counter() - self._started)
+
+    def note(self, text: str) -> None:
+        """Progress, beside the results."""
+        note(f"[{time.perf_counter() - self._started:6.1f} s] {text}")
+
+
+def one_line(error: Exception) -> str:
+    """An error for a line of progress."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
 
 
 @dataclass(frozen=True)
@@ -168,12 +215,6 @@ def parse() -> argparse.Namespace:
 
 def prepare(shapes: Sequence[str], folder: Path, data: str | None) -> None:
     """Writes folder/<shape> for every shape."""
-    try:
-        from benchmarks import gpu_bundles
-    except ImportError as error:
-        raise EarnError(
-            f"Preparing needs the extra export ({error}). Prepare elsewhere, and give --prepared here."
-        ) from error
     catalog = load_dataset(data).catalog() if data else None
     for shape in shapes:
         shutil.rmtree(folder / shape, ignore_errors=True)
@@ -184,7 +225,7 @@ def prepare(shapes: Sequence[str], folder: Path, data: str | None) -> None:
 
 def run(arguments: argparse.Namespace, device: str, work: Path) -> tuple[list[Row], list[Row]]:
     """All rows: those of the shapes, and those of trained bundles."""
-    lacking = {engine: gpu_sides.why_not(engine) for engine in arguments.engines}
+    lacking = {engine: why_not(engine) for engine in arguments.engines}
     for engine, why in lacking.items():
         if why:
             note(f"without {engine}: {why}")
@@ -201,35 +242,32 @@ def run(arguments: argparse.Namespace, device: str, work: Path) -> tuple[list[Ro
     asked = Asked(prepared, engines, arguments.batches, arguments.repeats, device, data, clock)
     trained: list[Row] = []
     if data and arguments.bundle:
-        bundles = {"fp32": arguments.bundle, "fp16": arguments.bundle_fp16}
-        trained = compare_trained(asked, {name: folder for name, folder in bundles.items() if folder}, data, work)
-    rows = [
-        Row(*row)
-        for row in product(arguments.shapes, engines, PRECISIONS, arguments.batches)
-        if row[2] in SHAPES[row[0]]
-    ]
-    checks: dict[str, Check] = {}
+        trained = compare_trained(asked, {"fp32": arguments.bundle, "fp16": arguments.bundle_fp16}, data, work)
+    rows: list[Row] = []
     for shape in arguments.shapes:
+        on_cpu = None
         for precision in SHAPES[shape]:
-            own = [row for row in rows if (row.shape, row.precision) == (shape, precision)]
+            own = [Row(shape, engine, precision, batch) for engine, batch in product(engines, arguments.batches)]
+            rows += own
             try:
-                run_precision(asked, checks, own, work / shape / precision)
+                on_cpu = run_precision(asked, on_cpu, own, work / shape / precision)
             except Exception as error:  # of whatever class: what was measured before it must not be lost
                 clock.note(f"{shape} {precision} broke off: {one_line(error)}")
-                shutil.rmtree(work / shape / precision / "dense", ignore_errors=True)
-    for check in checks.values():
-        if check.on_cpu is None:
-            check.ask_cpu(CHECKED_LATE, clock)
-            shutil.rmtree(check.folder, ignore_errors=True)
-        check.compare()
+            shutil.rmtree(work / shape / precision, ignore_errors=True)
     return rows, trained
 
 
-def run_precision(asked: Asked, checks: dict[str, Check], rows: Sequence[Row], work: Path) -> None:
-    """The rows of a shape in a precision; bundles and Hugging Face's model are made once for all engines."""
+def run_precision(
+    asked: Asked, on_cpu: list[list[str]] | None, rows: Sequence[Row], work: Path
+) -> list[list[str]] | None:
+    """Fills the rows of a shape in a precision; bundles and Hugging Face's model are made once for all engines.
+
+    Returns:
+        The lists of the CPU: those that are given, or else of the bundle that is measured here.
+    """
     clock, shape, precision = asked.clock, rows[0].shape, rows[0].precision
     places = {split: asked.prepared / shape / split / precision for split in SPLITS}
-    size = sum(weight.bytes for place in places.values() for weight in gpu_sides.load_weights(place))
+    size = sum(weight.bytes for place in places.values() for weight in gpu_bundles.load_weights(place))
     if clock.left < WRITING.of(size) + LOADING.of(size):
         clock.note(f"no time for {shape} {precision}")
         return
@@ -239,16 +277,14 @@ def run_precision(asked: Asked, checks: dict[str, Check], rows: Sequence[Row], w
         return
     clock.note(f"{shape} {precision}: writing {size / 1e9:.1f} GB")
     folders = {split: work / split for split in SPLITS}
-    write = partial(gpu_sides.write_bundle, sums=TENSORRT in asked.engines)
+    write = partial(gpu_bundles.write_bundle, sums=TENSORRT in asked.engines)
     with ThreadPoolExecutor(len(SPLITS)) as pool:
         manifests = dict(zip(SPLITS, pool.map(write, places.values(), folders.values()), strict=True))
     catalog = Catalog.load(folders["earn"] / CATALOG_FILE)
-    drawn = gpu_sides.random_histories(catalog, max(CHECKED, *asked.batches), manifests["earn"].limits.history)
-    if shape not in checks:
-        histories = gpu_sides.real_histories(asked.data, catalog, f"what was prepared of {shape}") or drawn[:CHECKED]
-        checks[shape] = Check(shape, folders["earn"], histories)
-    check = checks[shape]
+    drawn = gpu_bundles.random_histories(catalog, max(CHECKED, *asked.batches), manifests["earn"].limits.history)
+    histories = real_histories(asked.data, catalog, f"what was prepared of {shape}") or drawn[:CHECKED]
     generate = make_generate(asked, manifests["dense"], precision, catalog)
+    compared: list[tuple[Row, Lists]] = []
     for engine in asked.engines:
         ours = load_sides(asked, engine, folders, size)
         for row in [row for row in rows if row.engine == engine and ours]:
@@ -257,21 +293,22 @@ def run_precision(asked: Asked, checks: dict[str, Check], rows: Sequence[Row], w
                 continue
             measure_row(row, ours, generate, drawn[: row.batch], asked)
             if row.earn_ms is not None:
-                check.rows.append((row, gpu_sides.in_batches(ours["earn"], check.histories, row.batch)))
-        gpu_sides.unload(ours)
-    if precision == "fp32":
-        check.ask_cpu(CHECKED, clock, CHECKING)
+                compared.append((row, in_batches(ours["earn"], histories, row.batch)))
+        unload(ours)
     del generate
-    gpu_sides.unload({})
-    for folder in folders.values():
-        if folder != check.folder or check.on_cpu is not None:
-            shutil.rmtree(folder)
+    unload({})
+    if on_cpu is None and compared:
+        count, seconds = (CHECKED, CHECKING) if precision == "fp32" else (CHECKED_SLOW, CHECKING_SLOW)
+        on_cpu = cpu_lists(folders["earn"], histories[:count], seconds, clock)
+    for row, lists in compared:
+        compare(row, lists, on_cpu)
+    return on_cpu
 
 
 def make_generate(asked: Asked, dense: Manifest, precision: str, catalog: Catalog) -> Generate | None:
     """Hugging Face's side, if there is room for it."""
     try:
-        return Generate(gpu_sides.random_model(dense.sizes, precision, asked.device), dense.model, catalog)
+        return Generate(gpu_bundles.random_model(dense.sizes, precision, asked.device), dense.model, catalog)
     except Exception as error:  # torch and transformers raise many; this runtime's sides can still be measured
         asked.clock.note(f"without hf_generate: {one_line(error)}")
         return None
@@ -287,15 +324,115 @@ def load_sides(asked: Asked, engine: str, folders: Mapping[str, Path], size: int
     try:
         for split, folder in folders.items():
             asked.clock.note(f"loading {split} on {engine}")
-            ours[split] = gpu_sides.load(engine, folder)
+            ours[split] = load(engine, folder)
     except Exception as error:  # ONNX Runtime and TensorRT raise classes of their own
         asked.clock.note(f"without {engine}: {one_line(error)}")
-        gpu_sides.unload(ours)
+        unload(ours)
     return ours
 
 
-def _one_step(step: Step, turn: int) -> list[Step]:
-    return [step]
+def why_not(engine: str) -> str:
+    """What this machine lacks for an engine; "" if nothing is known to be missing."""
+    try:
+        ENGINES[engine].check_machine()
+    except (EarnError, ImportError) as error:
+        return one_line(error)
+    return ""
+
+
+def load(engine: str, folder: Path) -> Recommender:
+    """A bundle on an engine; what the engine has built in the bundle is removed once it is loaded.
+
+    Raises:
+        EarnError: the engine does not take it.
+        ModuleNotFoundError: a package is missing.
+    """
+    if engine == TENSORRT:
+        from earn.export.engines import build_engines  # a machine without it has the other engines
+
+        build_engines(folder)
+    manifest = Manifest.load(folder, verify=False)
+    recommender = Recommender(load_engine(engine, folder, manifest), manifest, Catalog.load(folder / CATALOG_FILE))
+    if engine != "cpu":
+        shutil.rmtree(folder / ENGINES_FOLDER, ignore_errors=True)
+    return recommender
+
+
+def unload(recommenders: dict[str, Recommender]) -> None:
+    """Forgets recommenders and gives the GPU its memory back."""
+    devices = [recommender.decoder.device for recommender in recommenders.values()]
+    recommenders.clear()
+    gc.collect()
+    for device in devices:
+        if isinstance(device, Cuda):
+            device.release()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# Reads a JSON list of histories and prints as many lists of item ids; in a process of its own, which can be ended.
+ASK_CPU = """
+import json, sys
+from earn.runtime.recommender import Recommender
+recommender = Recommender.load(sys.argv[1], verify=False)
+lists = [recommender.recommend(history, int(sys.argv[2]), int(sys.argv[3])) for history in json.load(sys.stdin)]
+print(json.dumps([[item.item_id for item in own] for own in lists]))
+"""
+
+
+def real_histories(data: Dataset | None, catalog: Catalog, what: str) -> list[list[str]]:
+    """Those of some users of the data set; [] without one.
+
+    Raises:
+        EarnError: `what` recommends other items.
+    """
+    if data is None:
+        return []
+    data.check_items(catalog, what)
+    return data.histories(data.examples(users=CHECKED))
+
+
+def random_histories(catalog: Catalog, count: int, length: int) -> list[list[str]]:
+    """Histories of random items."""
+    drawn = np.random.default_rng(0).integers(0, len(catalog), (count, length)).tolist()
+    return [[catalog.item_ids[item] for item in history] for history in drawn]
+
+
+def in_batches(recommender: Recommender, histories: Sequence[History], batch: int) -> list[list[Recommendation]]:
+    """The lists of many histories, so many at a time."""
+    return [
+        items
+        for start in range(0, len(histories), batch)
+        for items in recommender.recommend_batch(histories[start : start + batch], ITEMS, BEAMS)
+    ]
+
+
+def cpu_lists(folder: Path, histories: Sequence[History], seconds: float, clock: Clock) -> list[list[str]] | None:
+    """The lists of a bundle on the CPU, from a process that has so much time; None, and a note, where it gives none."""
+    clock.note(f"asking the CPU for {len(histories)} lists")
+    command = [sys.executable, "-c", ASK_CPU, str(folder), str(ITEMS), str(BEAMS)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    seconds, asked = max(0.0, min(seconds, clock.left)), json.dumps(histories)
+    try:
+        done = subprocess.run(
+            command, input=asked, capture_output=True, text=True, timeout=seconds, env=environment, check=True
+        )
+    except subprocess.TimeoutExpired:
+        clock.note(f"no lists of the CPU, which was not done after {seconds:.1f} s")
+        return None
+    except subprocess.CalledProcessError as error:
+        last = error.stderr.strip().splitlines()[-1:] or ["perhaps memory was short"]
+        clock.note(f"no lists of the CPU, whose process ended with {error.returncode}: {last[0]}")
+        return None
+    lists: list[list[str]] = json.loads(done.stdout)
+    return lists
+
+
+def compare(row: Row, lists: Lists, on_cpu: Sequence[Sequence[str]] | None) -> None:
+    """Fills in how EARN's lists agree with those that the CPU gave for the first histories, if it gave any."""
+    if on_cpu:
+        row.top10_overlap_with_cpu = overlap(on_cpu, item_ids(lists[: len(on_cpu)]))
+        row.same_order_as_cpu = same_order(on_cpu, lists[: len(on_cpu)])
 
 
 def measure_row(
@@ -309,7 +446,10 @@ def measure_row(
     if generate is not None:
         calls["hf_generate"] = (partial(generate.search, histories, BEAMS), 1)
         calls["hf_unconstrained"] = (partial(generate.search, histories, BEAMS, constrained=False), 1)
-    sides = {name: Side(partial(_one_step, timed(call)), count, warm_up=0) for name, (call, count) in calls.items()}
+    sides = {
+        name: Side(lambda turn, call=call: [timed(call)], count, warm_up=0)  # type: ignore[misc]
+        for name, (call, count) in calls.items()
+    }
     if asked.device == "cuda":
         torch.cuda.empty_cache()  # what torch keeps of the last batch, the engine may need for this one
     clock = asked.clock
@@ -330,23 +470,25 @@ def measure_row(
     clock.note(f"{row.shape} {row.engine} {row.precision}, batch {row.batch}: {figures}")
 
 
-def compare_trained(asked: Asked, bundles: Mapping[str, Path], data: Dataset, work: Path) -> list[Row]:
-    """The lists of a trained model's bundles on every engine beside those of the fp32 bundle on the CPU."""
-    folders = {precision: work / "trained" / precision for precision in bundles}
-    for precision, folder in folders.items():
-        shutil.copytree(bundles[precision], folder)
-    catalog = Catalog.load(folders["fp32"] / CATALOG_FILE)
-    check = Check("trained", folders["fp32"], gpu_sides.real_histories(data, catalog, str(bundles["fp32"])))
-    check.ask_cpu(CHECKED, asked.clock, CHECKING)
-    for precision, folder in folders.items():
+def compare_trained(asked: Asked, bundles: Mapping[str, Path | None], data: Dataset, work: Path) -> list[Row]:
+    """The lists of a trained model's bundles, fp32 first, on every engine beside the first bundle's on the CPU."""
+    rows: list[Row] = []
+    on_cpu = None
+    for precision, bundle in bundles.items():
+        if bundle is None:
+            continue
+        folder = work / "trained" / precision
+        shutil.copytree(bundle, folder)
+        histories = real_histories(data, Catalog.load(folder / CATALOG_FILE), str(bundle))
+        if precision == "fp32":
+            on_cpu = cpu_lists(folder, histories, CHECKING, asked.clock)
         for engine in asked.engines:
             ours = load_sides(asked, engine, {"earn": folder}, Manifest.load(folder).bundle_bytes)
             for batch in asked.batches if ours else ():
-                row = Row("trained", engine, precision, batch)
-                check.rows.append((row, gpu_sides.in_batches(ours["earn"], check.histories, batch)))
-            gpu_sides.unload(ours)
-    check.compare()
-    return [row for row, _ in check.rows]
+                rows.append(Row("trained", engine, precision, batch))
+                compare(rows[-1], in_batches(ours["earn"], histories, batch), on_cpu)
+            unload(ours)
+    return rows
 
 
 def report(rows: Sequence[Row], trained: Sequence[Row], device: str) -> None:

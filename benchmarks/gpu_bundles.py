@@ -1,49 +1,81 @@
-"""Prepares bundles with random weights: the graphs that an export would write, without ever holding the weights.
+"""Bundles with random weights for `benchmarks/gpu.py`: prepared where onnx is installed, written with numpy alone.
 
-All layers of the model that is traced share one layer's products, so a 7B model takes a few gigabytes. From then on a
-large weight is its size alone, in the form that each step can read:
+`prepare` writes what a bundle is but its large weights (a few hundred kilobytes), in a folder
+
+    earn/fp32  earn/fp16  dense/fp32  dense/fp16      each with
+        early.onnx, late.onnx   the graphs; their large weights stand in *.onnx.data, which is not there yet
+        weights.json            what belongs there: this module's `Weight`
+        manifest.json           with the sizes of all files, and without the sums of those that are not there
+        catalog.npz
+
+`write_bundle` makes a bundle of one of these: a 7B model's takes the memory of a few blocks of its weights.
+`random_model` is Hugging Face's model with the same weights, in the bundle's token numbers.
+
+Every weight is drawn in blocks of 256 rows, each from a generator of its own that is seeded with the weight's name:
+
+    layers.3.q_proj [rows in, columns out]   layers counted through both stages; a bundle has weights as they multiply
+    layers.3.q_proj.bias, layers.3.input_layernorm, norm
+    embedding [tokens, hidden], head [hidden, tokens]
+
+The values are normally distributed (2^16 levels) and rounded to fp16, so a bundle in fp32 has the very weights of one
+in fp16. What rounding a trained model's weights costs, they do not say.
+
+The graphs are those that an export would write, without ever holding the weights: all layers of the model that is
+traced share one layer's products, so a 7B model takes a few gigabytes. From then on a large weight is its size alone,
+in the form that each step can read:
 
     simplify       a reference to a file that is not there
     fuse           one row of zeros: weights are joined by their columns
     quantize       a node ConstantOfShape, whose type follows where fp16 is wanted
-    written        a reference to the place where `benchmarks/gpu_sides.py` will write it
+    written        a reference to the place where `write_bundle` will write it
 
-Norms and biases are small, and drawn here. Tests hold the graphs to those of a plain export, node by node, and what
+Norms and biases are small, and drawn at once. Tests hold the graphs to those of a plain export, node by node, and what
 they compute to torch.
-
-This needs onnx; `benchmarks/gpu.py --prepare FOLDER` calls it, and runs from that folder where onnx is not.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import math
+import os
 import re
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
-import onnx
 import torch
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
-from onnx.external_data_helper import uses_external_data
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.gpu_sides import Weight, drawn_name, save_weights, vector
 from benchmarks.sides import Shape, backbone_config, check_depth, make_catalog, make_splits
-from earn.calibration.precisions import PRECISIONS, find_form
-from earn.calibration.quantize import quantize
 from earn.catalog import CATALOG_FILE, Catalog
-from earn.export.fuse import check_fused, fuse_projections
-from earn.export.onnx_stages import trace_stages
-from earn.export.simplify import LAYER_LINEARS, drop_dead, simplify
-from earn.export.stages import BundleModel, bundle_model
-from earn.manifest import GRAPH_FILES, FileEntry, Manifest
+from earn.config import from_json
+from earn.errors import EarnError
+from earn.files import read_json, write_json
+from earn.manifest import GRAPH_FILES, MANIFEST_FILE, FileEntry, Manifest
 from earn.model.earn_model import EarnModel
 from earn.specs import Sizes
+
+if has_exporter := bool(find_spec("onnx") and find_spec("optimum")):  # a machine with a GPU may lack both
+    import onnx
+    from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+    from onnx.external_data_helper import uses_external_data
+
+    from earn.calibration.precisions import PRECISIONS, find_form
+    from earn.calibration.quantize import quantize
+    from earn.export.fuse import check_fused, fuse_projections
+    from earn.export.onnx_stages import trace_stages
+    from earn.export.simplify import LAYER_LINEARS, drop_dead, simplify
+    from earn.export.stages import BundleModel, bundle_model
 
 RULE = "vocab"
 MAX_BATCH, MAX_BEAMS = 32, 20
@@ -51,6 +83,145 @@ INSTRUCTION = TAIL = (0, 0)  # tokens before and behind the history
 ALIGNMENT = 4096  # of a weight's place in its file
 _FUSED = re.compile(r"(layers\.\d+)\.([qkv]{2,})_proj\.weight")
 NOT_THERE = "not written yet"  # in place of a sum
+
+WEIGHTS_FILE = "weights.json"
+BLOCK = 256  # rows that are drawn at once
+LEVELS = 1 << 16  # of a drawn value
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+# Standard deviation by kind; of a product it is divided by the root of its rows, so that what goes through keeps its
+# size, far below fp16's largest number. The head's makes scores lie apart: the best ten lists differ between histories,
+# and fp16 keeps 99 % of each at the 0.5B shape. Larger ones before attention would make layers amplify rounding.
+SPREAD = {"head": 3.0, "bias": 0.1, "norm": 0.1}  # others 1
+
+_PARAMETER = re.compile(r"(?:model\.)?(?:(layers\.\d+)\.)?(?:self_attn\.|mlp\.)?(\w+)\.(weight|bias)")
+_OWN_NAMES = {"embed_tokens": "embedding", "lm_head": "head"}
+
+Half = NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A large weight of a graph: where it stands, and the drawn weights whose columns it has side by side."""
+
+    file: str
+    offset: int  # bytes
+    dtype: str  # numpy's name
+    rows: int
+    names: tuple[str, ...]
+    columns: tuple[int, ...]  # of each of them
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return self.rows * sum(self.columns) * np.dtype(self.dtype).itemsize
+
+
+def load_weights(folder: Path) -> list[Weight]:
+    """Reads weights.json."""
+    where = folder / WEIGHTS_FILE
+    return [from_json(Weight, value, str(where)) for value in read_json(where)]
+
+
+def write_bundle(prepared: Path, out: Path, sums: bool = True) -> Manifest:
+    """Writes the bundle that was prepared in a folder.
+
+    Args:
+        sums: whether the manifest is to have the weights' SHA-256 too. All is read once more for it; engines are built
+            from no other bundle.
+    """
+    out.mkdir(parents=True)
+    for name in (*GRAPH_FILES.values(), CATALOG_FILE, MANIFEST_FILE):
+        shutil.copy(prepared / name, out / name)
+    weights = load_weights(prepared)
+    for name in {weight.file for weight in weights}:
+        end = max(weight.offset + weight.bytes for weight in weights if weight.file == name)
+        with (out / name).open("wb") as file:
+            file.truncate(end)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(partial(_write_weight, out), weights))
+    manifest = Manifest.load(out, verify=False)
+    if sums:
+        manifest = manifest.with_files(out)
+        manifest.save(out)
+    return manifest
+
+
+def _write_weight(folder: Path, weight: Weight) -> None:
+    drawn = [blocks(name, weight.rows, columns) for name, columns in zip(weight.names, weight.columns, strict=True)]
+    with (folder / weight.file).open("r+b") as file:
+        file.seek(weight.offset)
+        for parts in zip(*drawn, strict=True):
+            rows = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+            file.write(np.ascontiguousarray(rows, np.dtype(weight.dtype)).data)
+
+
+def blocks(name: str, rows: int, columns: int) -> Iterator[Half]:
+    """A drawn weight [rows, columns], block by block."""
+    centre, spread = _distribution(name, rows)
+    values = _levels(centre, spread)
+    for start in range(0, rows, BLOCK):
+        seed = hashlib.sha256(f"{name} {start}".encode()).digest()[:16]
+        generator = np.random.Generator(np.random.Philox(key=int.from_bytes(seed, "little")))
+        yield values[generator.integers(0, LEVELS, (min(BLOCK, rows - start), columns), np.uint16)]
+
+
+def vector(name: str, size: int) -> Half:
+    """A drawn bias or the scale of a norm."""
+    values: Half = next(blocks(name, 1, size))[0]
+    return values
+
+
+def _distribution(name: str, rows: int) -> tuple[float, float]:
+    """Mean and standard deviation of a weight's values."""
+    kind = name.rpartition(".")[2]
+    kind = "norm" if kind.endswith("norm") else kind
+    divisor = 1.0 if kind in ("embedding", "bias", "norm") else math.sqrt(rows)
+    return float(kind == "norm"), SPREAD.get(kind, 1.0) / divisor
+
+
+@cache
+def _levels(centre: float, spread: float) -> Half:
+    """The values that a weight may have, all equally likely."""
+    normal = NormalDist(centre, spread)
+    values: Half = np.array([normal.inv_cdf((level + 0.5) / LEVELS) for level in range(LEVELS)]).astype(np.float16)
+    return values
+
+
+def drawn_name(parameter: str) -> str:
+    """model.layers.3.self_attn.q_proj.weight -> layers.3.q_proj"""
+    match = _PARAMETER.fullmatch(parameter)
+    if match is None:
+        raise ValueError(f"There is no weight for the parameter {parameter!r}.")
+    layer, kind, what = match.groups()
+    name = _OWN_NAMES.get(kind, kind)
+    return ".".join(part for part in (layer, name, "bias" if what == "bias" else None) if part)
+
+
+def random_model(sizes: Sizes, precision: str, device: str) -> PreTrainedModel:
+    """Hugging Face's dense model with the weights of the bundles of these sizes."""
+    with torch.device(device):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            backbone_config(sizes), dtype=DTYPES[precision], attn_implementation="sdpa"
+        )
+    model.eval()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(_fill, *zip(*model.named_parameters(), strict=True)))
+    return model
+
+
+def _fill(parameter: str, target: Tensor) -> None:
+    name = drawn_name(parameter)
+    with torch.no_grad():  # which counts for one thread
+        if target.dim() == 1:
+            target.copy_(torch.from_numpy(vector(name, len(target))))
+            return
+        if name != "embedding":  # Hugging Face has [columns, rows]
+            target = target.T
+        for number, rows in enumerate(blocks(name, *target.shape)):
+            start = number * BLOCK
+            target[start : start + len(rows)] = torch.from_numpy(rows).to(target.device)
 
 
 def prepare(shape: Shape, folder: Path, precisions: Sequence[str], catalog: Catalog | None = None) -> None:
@@ -60,8 +231,10 @@ def prepare(shape: Shape, folder: Path, precisions: Sequence[str], catalog: Cata
         catalog: whose items are recommended; random ones if None.
 
     Raises:
-        EarnError: the catalog has identifiers of other lengths than DEPTH.
+        EarnError: the catalog has identifiers of other lengths than DEPTH, or onnx is missing.
     """
+    if not has_exporter:
+        raise EarnError("Preparing needs the extra export. Prepare elsewhere, and give --prepared here.")
     catalog = check_depth(catalog or make_catalog(shape))
     tokens = len(catalog.tokens)
     for split, config in make_splits(shape, tokens, INSTRUCTION, TAIL, shape.history).items():
@@ -174,7 +347,7 @@ def _hollow(graph: GraphProto, tensor: TensorProto, rows: int) -> None:
 
 
 def _write(stages: Mapping[str, Hollow], manifest: Manifest, catalog: Catalog, precision: str, folder: Path) -> None:
-    """Writes what `benchmarks/gpu_sides.py` makes a bundle of."""
+    """Writes what `write_bundle` makes a bundle of."""
     folder.mkdir(parents=True)
     weights: list[Weight] = []
     for stage, hollow in stages.items():
@@ -191,7 +364,7 @@ def _write(stages: Mapping[str, Hollow], manifest: Manifest, catalog: Catalog, p
     ends = {weight.file: weight.offset + weight.bytes for weight in weights}  # the last of each file counts
     missing = {file: FileEntry(end, NOT_THERE) for file, end in ends.items()}
     replace(manifest, files={**manifest.files, **missing}).save(folder)
-    save_weights(folder, weights)
+    write_json(folder / WEIGHTS_FILE, [asdict(weight) for weight in weights])
 
 
 def _lay_out(graph: ModelProto, columns: Mapping[str, tuple[int, ...]], file: str, first: int) -> list[Weight]:

@@ -16,21 +16,9 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from benchmarks import gpu, gpu_bundles, gpu_sides, sides
-from benchmarks.gpu_sides import (
-    BLOCK,
-    Check,
-    Row,
-    blocks,
-    cpu_lists,
-    drawn_name,
-    load_weights,
-    one_line,
-    random_histories,
-    random_model,
-    vector,
-    write_bundle,
-)
+from benchmarks import gpu, gpu_bundles, sides
+from benchmarks.gpu import Clock, Row, compare, cpu_lists, one_line, random_histories
+from benchmarks.gpu_bundles import BLOCK, blocks, drawn_name, load_weights, random_model, vector, write_bundle
 from benchmarks.sides import Side, measure, overlap, same_order, timed
 from earn.calibration.precisions import PRECISIONS, find_form
 from earn.calibration.quantize import quantize
@@ -195,9 +183,8 @@ def test_lists_are_compared() -> None:
     near = items(("1", -1.0), ("2", -2.0), ("3", -2.00001))
     assert overlap([["1", "2"], ["3", "4"]], [["2", "1"], ["5", "3"]]) == 3 / 4
     assert same_order([["1", "2", "3"], ["1", "3", "2"], ["2", "1", "3"], ["1", "2", "4"]], [near] * 4) == 2 / 4
-    row, check = Row("a", "cuda", "fp16", 1), Check("a", Path(), [["7"], ["8"]], on_cpu=[["1", "2", "4"]])
-    check.rows.append((row, [near, near]))
-    check.compare()
+    row = Row("a", "cuda", "fp16", 1)
+    compare(row, [near, near], [["1", "2", "4"]])
     assert (row.top10_overlap_with_cpu, row.same_order_as_cpu) == (round(2 / 3, 4), 0)
 
 
@@ -225,13 +212,18 @@ def test_sides_take_turns_and_one_that_fails_is_left_out() -> None:
     assert len(late["a"].steps) == 1
 
 
-def test_the_cpu_has_no_more_time_than_it_is_given(toy_bundle: Path) -> None:
-    assert cpu_lists(toy_bundle, [["1"]], 0.1) == "the CPU was not done after 0.1 s"
-
-
-def test_the_cpu_says_what_is_wrong(toy_bundle: Path) -> None:
-    found = cpu_lists(toy_bundle, [["no item"]], 60)
-    assert "the process ended with 1: The catalog has no item 'no item'" in found
+@pytest.mark.parametrize(
+    ("item", "seconds", "why"),
+    [
+        ("1", 0.1, "no lists of the CPU, which was not done after 0.1 s"),
+        ("no item", 60, "whose process ended with 1: earn.errors.EarnError: The catalog has no item 'no item'"),
+    ],
+)
+def test_it_is_said_why_the_cpu_gives_no_lists(
+    item: str, seconds: float, why: str, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cpu_lists(toy_bundle, [[item]], seconds, Clock(1)) is None
+    assert why in capsys.readouterr().err
 
 
 def test_without_time_every_row_is_there_and_empty(
@@ -252,7 +244,7 @@ def test_what_breaks_off_does_not_take_the_rest_along(
     def fail(*arguments: Any, **settings: Any) -> Manifest:
         raise OSError("no space left")
 
-    monkeypatch.setattr(gpu_sides, "write_bundle", fail)
+    monkeypatch.setattr(gpu_bundles, "write_bundle", fail)
     rows, _ = gpu.run(asked_for(tiny.parent), "cpu", tmp_path / "work")
     assert len(rows) == 4
     said = capsys.readouterr().err
