@@ -55,7 +55,7 @@ from earn.config import BEAMS, SET
 from earn.console import note, show, show_json, table
 from earn.digits import Digits
 from earn.filters import Filter, Items, Tag
-from earn.manifest import Manifest
+from earn.manifest import Manifest, stage_precision
 from earn.runtime.engine import Engine, load_engine
 from earn.runtime.item_filters import indices_of, items_left
 from earn.runtime.recommender import Recommender
@@ -271,6 +271,39 @@ def digit_catalog(items: int) -> Catalog:
     codes = (digits.codes - digits.starts)[:items].tolist()
     rows = (tuple(f"<d{digit}_{code}>" for digit, code in enumerate(row)) for row in codes)
     return Catalog(tuple(map(str, range(items))), tuple(rows), ("",) * items)
+
+
+def request_figures(
+    engine: Engine, manifest: Manifest, catalog: Catalog, histories: Sequence[Sequence[str]], beams: int, threads: int
+) -> dict[str, Any]:
+    """What an engine does for a request: medians over every call that requests make.
+
+    operations; prefill_rate, operations per second of the early stage over the prompt, and gemm_rate, that of its bare
+    matmuls; search_share of the time, outside the graphs; prompt_rows that the early stage reads of a prompt, piece by
+    piece; pass_rows that each pass after it feeds, in the last request.
+    """
+    from earn.profiling.profiler import TimedEngine
+    from earn.profiling.roofline import MatmulBench, stage_work
+
+    timed, columns = TimedEngine(engine), []
+    recommender = Recommender(timed, manifest, catalog)
+    for items in histories:
+        timed.calls.clear()
+        started = time.perf_counter()
+        recommender.recommend(items, 10, beams)
+        total = 1000 * (time.perf_counter() - started)
+        work = [stage_work(manifest, it.stage, it.rows, it.cached, it.kept).operations for it in timed.calls]
+        ms = [call.milliseconds for call in timed.calls]
+        pieces = [call.stage for call in timed.calls].index("late")  # calls in which the early stage reads the prompt
+        columns.append((sum(work), 1000 * sum(work[:pieces]) / sum(ms[:pieces]), 1 - sum(ms) / total))
+    medians = map(statistics.median, zip(*columns, strict=True))
+    prompt_rows = [call.rows for call in timed.calls[:pieces]]
+    return {
+        **dict(zip(("operations", "prefill_rate", "search_share"), medians, strict=True)),
+        "gemm_rate": MatmulBench(manifest, stage_precision(manifest.precision, "early"), threads).rate(prompt_rows[0]),
+        "prompt_rows": prompt_rows,
+        "pass_rows": [call.rows for call in timed.calls[pieces:] if call.stage == "early"],
+    }
 
 
 def peak_mib() -> float:

@@ -23,12 +23,10 @@ them: times are those of such a prompt, but nobody chose so.
 from __future__ import annotations
 
 import gc
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain, cycle, islice
@@ -41,17 +39,16 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from benchmarks import sides
+from benchmarks.costs import request_figures
 from benchmarks.sides import AS_THEY_COME, DEPTH, HISTORIES, ITEMS, MOST_ITEMS, Contender, History, Task, Tokens
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import BEAMS, EarnConfig, Prompt
 from earn.console import note
 from earn.data.dataset import load_dataset
 from earn.errors import EarnError
-from earn.manifest import Manifest, limits_of, stage_precision
+from earn.manifest import Manifest, limits_of
 from earn.model.earn_model import EarnModel
 from earn.model.reference import build_trie, descend
-from earn.profiling.profiler import TimedEngine
-from earn.profiling.roofline import MatmulBench, stage_work
 from earn.prompts import whole_prompt
 from earn.runtime.engine import Engine, load_engine
 from earn.runtime.recommender import Recommendation, Recommender
@@ -193,32 +190,10 @@ class Runtime:
         return self._session.recommend(ITEMS, beams)
 
     def figures(self, side: Contender, histories: Sequence[History], beams: int, requests: int) -> dict[str, Any]:
-        """What a side does for a request: medians over every call that requests make.
-
-        operations; prefill_rate, operations per second of the early stage over the prompt, and gemm_rate, that of its
-        bare matmuls; search_share of the time, outside the graphs; prompt_rows that the early stage reads of a prompt,
-        piece by piece; pass_rows that each pass after it feeds, in the last request.
-        """
-        manifest, engine = self.manifest(side), TimedEngine(self._engine(side))
-        recommender = Recommender(engine, manifest, Catalog.load(self._folder_of(side) / CATALOG_FILE))
-        columns = []
-        for items in (items for items in histories for _ in range(requests)):
-            engine.calls.clear()
-            total, _ = sides.timed(partial(recommender.recommend, items, ITEMS, beams))()
-            calls = engine.calls
-            work = [stage_work(manifest, it.stage, it.rows, it.cached, it.kept).operations for it in calls]
-            ms = [call.milliseconds for call in calls]
-            pieces = [call.stage for call in calls].index("late")  # calls in which the early stage reads the prompt
-            columns.append((sum(work), 1000 * sum(work[:pieces]) / sum(ms[:pieces]), 1 - sum(ms) / total))
-        medians = map(statistics.median, zip(*columns, strict=True))
-        prompt_rows = [call.rows for call in calls[:pieces]]
-        bench = MatmulBench(manifest, stage_precision(manifest.precision, "early"), self._threads)
-        return {
-            **dict(zip(("operations", "prefill_rate", "search_share"), medians, strict=True)),
-            "gemm_rate": bench.rate(prompt_rows[0]),
-            "prompt_rows": prompt_rows,
-            "pass_rows": [call.rows for call in calls[pieces:] if call.stage == "early"],
-        }
+        """What a side does for a request (see `request_figures`)."""
+        manifest, catalog = self.manifest(side), Catalog.load(self._folder_of(side) / CATALOG_FILE)
+        asked = [items for items in histories for _ in range(requests)]
+        return request_figures(self._engine(side), manifest, catalog, asked, beams, self._threads)
 
     def _folder_of(self, side: Contender) -> Path:
         return self._folder / side.split / side.precision

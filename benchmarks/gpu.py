@@ -58,7 +58,6 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import torch
 
 if not __package__:  # run as a script, for which Python looks in this folder alone
@@ -83,7 +82,6 @@ SHAPES: Mapping[str, tuple[str, ...]] = {  # the precisions of each; fp32 first,
     "llama-7b": ("fp16",),
     "qwen2.5-7b": ("fp16",),
 }
-PRECISIONS = ("fp32", "fp16")
 SPLITS = ("earn", "dense")
 BEAMS = 20
 PER_REPEAT = 4  # requests of this runtime beside each of generate
@@ -93,22 +91,15 @@ COLUMNS = (
     *("shape", "engine", "precision", "batch"),
     *("earn_ms", "dense_ms", "hf_generate_ms", "hf_unconstrained_ms", "top10_overlap_with_cpu"),
 )
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How long a step takes at the most: it is not begun where less time is left."""
-
-    seconds: float  # whatever the size
-    rate: float  # bytes per second
-
-    def of(self, size: int) -> float:
-        """Seconds for so many bytes."""
-        return self.seconds + size / self.rate
-
-
-WRITING, LOADING, BUILDING, CELL = Pace(10, 0.4e9), Pace(10, 1e9), Pace(60, 0.3e9), 10.0
+# How long a step takes at the most: seconds whatever the size, bytes per second. None is begun where less time is left.
+WRITING, LOADING, BUILDING = (10.0, 0.4e9), (10.0, 1e9), (60.0, 0.3e9)
+CELL = 10.0  # seconds of a row
 CHECKING, CHECKING_SLOW = 60.0, 120.0  # seconds that the CPU has at the most for a check between measurements
+
+
+def seconds_of(size: int, *paces: tuple[float, float]) -> float:
+    """What steps take for so many bytes."""
+    return sum(seconds + size / rate for seconds, rate in paces)
 
 
 @dataclass
@@ -268,20 +259,20 @@ def run_precision(
     clock, shape, precision = asked.clock, rows[0].shape, rows[0].precision
     places = {split: asked.prepared / shape / split / precision for split in SPLITS}
     size = sum(weight.bytes for place in places.values() for weight in gpu_bundles.load_weights(place))
-    if clock.left < WRITING.of(size) + LOADING.of(size):
+    if clock.left < seconds_of(size, WRITING, LOADING):
         clock.note(f"no time for {shape} {precision}")
-        return
+        return on_cpu
     work.mkdir(parents=True)
     if (free := shutil.disk_usage(work).free) < 1.05 * size:
         clock.note(f"no room for {shape} {precision}: {free / 1e9:.1f} GB of {size / 1e9:.1f} GB are free (see TMPDIR)")
-        return
+        return on_cpu
     clock.note(f"{shape} {precision}: writing {size / 1e9:.1f} GB")
     folders = {split: work / split for split in SPLITS}
     write = partial(gpu_bundles.write_bundle, sums=TENSORRT in asked.engines)
     with ThreadPoolExecutor(len(SPLITS)) as pool:
         manifests = dict(zip(SPLITS, pool.map(write, places.values(), folders.values()), strict=True))
     catalog = Catalog.load(folders["earn"] / CATALOG_FILE)
-    drawn = gpu_bundles.random_histories(catalog, max(CHECKED, *asked.batches), manifests["earn"].limits.history)
+    drawn = sides.random_histories(catalog, max(CHECKED, *asked.batches), manifests["earn"].limits.history)
     histories = real_histories(asked.data, catalog, f"what was prepared of {shape}") or drawn[:CHECKED]
     generate = make_generate(asked, manifests["dense"], precision, catalog)
     compared: list[tuple[Row, Lists]] = []
@@ -317,14 +308,21 @@ def make_generate(asked: Asked, dense: Manifest, precision: str, catalog: Catalo
 def load_sides(asked: Asked, engine: str, folders: Mapping[str, Path], size: int) -> dict[str, Recommender]:
     """EARN and dense on an engine, or nothing."""
     is_built = engine not in ("cpu", "cuda")
-    if asked.clock.left < LOADING.of(size) + (BUILDING.of(size) if is_built else 0):
+    if asked.clock.left < seconds_of(size, LOADING, *[BUILDING] * is_built):
         asked.clock.note(f"no time for {engine} to {'build and ' if is_built else ''}load {size / 1e9:.1f} GB")
         return {}
     ours: dict[str, Recommender] = {}
     try:
         for split, folder in folders.items():
             asked.clock.note(f"loading {split} on {engine}")
-            ours[split] = load(engine, folder)
+            if engine == TENSORRT:
+                from earn.export.engines import build_engines  # a machine without it has the other engines
+
+                build_engines(folder)
+            manifest, catalog = Manifest.load(folder, verify=False), Catalog.load(folder / CATALOG_FILE)
+            ours[split] = Recommender(load_engine(engine, folder, manifest), manifest, catalog)
+            if engine != "cpu":  # what it has built in the bundle is loaded
+                shutil.rmtree(folder / ENGINES_FOLDER, ignore_errors=True)
     except Exception as error:  # ONNX Runtime and TensorRT raise classes of their own
         asked.clock.note(f"without {engine}: {one_line(error)}")
         unload(ours)
@@ -338,24 +336,6 @@ def why_not(engine: str) -> str:
     except (EarnError, ImportError) as error:
         return one_line(error)
     return ""
-
-
-def load(engine: str, folder: Path) -> Recommender:
-    """A bundle on an engine; what the engine has built in the bundle is removed once it is loaded.
-
-    Raises:
-        EarnError: the engine does not take it.
-        ModuleNotFoundError: a package is missing.
-    """
-    if engine == TENSORRT:
-        from earn.export.engines import build_engines  # a machine without it has the other engines
-
-        build_engines(folder)
-    manifest = Manifest.load(folder, verify=False)
-    recommender = Recommender(load_engine(engine, folder, manifest), manifest, Catalog.load(folder / CATALOG_FILE))
-    if engine != "cpu":
-        shutil.rmtree(folder / ENGINES_FOLDER, ignore_errors=True)
-    return recommender
 
 
 def unload(recommenders: dict[str, Recommender]) -> None:
@@ -390,12 +370,6 @@ def real_histories(data: Dataset | None, catalog: Catalog, what: str) -> list[li
         return []
     data.check_items(catalog, what)
     return data.histories(data.examples(users=CHECKED))
-
-
-def random_histories(catalog: Catalog, count: int, length: int) -> list[list[str]]:
-    """Histories of random items."""
-    drawn = np.random.default_rng(0).integers(0, len(catalog), (count, length)).tolist()
-    return [[catalog.item_ids[item] for item in history] for history in drawn]
 
 
 def in_batches(recommender: Recommender, histories: Sequence[History], batch: int) -> list[list[Recommendation]]:
@@ -446,10 +420,11 @@ def measure_row(
     if generate is not None:
         calls["hf_generate"] = (partial(generate.search, histories, BEAMS), 1)
         calls["hf_unconstrained"] = (partial(generate.search, histories, BEAMS, constrained=False), 1)
-    sides = {
-        name: Side(lambda turn, call=call: [timed(call)], count, warm_up=0)  # type: ignore[misc]
-        for name, (call, count) in calls.items()
-    }
+
+    def side(call: Callable[[], object], count: int) -> Side:
+        return Side(lambda turn: [timed(call)], count, warm_up=0)
+
+    all_sides = {name: side(*own) for name, own in calls.items()}
     if asked.device == "cuda":
         torch.cuda.empty_cache()  # what torch keeps of the last batch, the engine may need for this one
     clock = asked.clock
@@ -457,16 +432,16 @@ def measure_row(
     def failed(name: str, error: Exception) -> None:  # torch, ONNX Runtime and TensorRT raise classes of their own
         clock.note(f"without {name}: {one_line(error)}")
 
-    warm = measure(sides, 1, failed, pause=0)
-    found = measure({name: sides[name] for name in warm}, asked.repeats, failed, lambda: clock.left < 0, pause=0)
-    for name, side in found.items():
-        setattr(row, f"{name}_ms", side.median)
+    warm = measure(all_sides, 1, failed, pause=0)
+    found = measure({name: all_sides[name] for name in warm}, asked.repeats, failed, lambda: clock.left < 0, pause=0)
+    for name, timings in found.items():
+        setattr(row, f"{name}_ms", timings.median)
     if {"dense", "hf_generate"} <= found.keys():
         want, got = found["hf_generate"].answers[-1], found["dense"].answers[-1]
         row.dense_overlap_with_hf = overlap(want, item_ids(got))
         if row.precision == "fp32" and (same := same_order(want, got)) < 1:
             clock.note(f"WARNING: dense and generate give other items for {1 - same:.0%} of the histories")
-    figures = ", ".join(f"{name} {side.median:.2f} ms" for name, side in found.items())
+    figures = ", ".join(f"{name} {own.median:.2f} ms" for name, own in found.items())
     clock.note(f"{row.shape} {row.engine} {row.precision}, batch {row.batch}: {figures}")
 
 

@@ -111,9 +111,9 @@ def one_graph(args: argparse.Namespace) -> None:
         if args.large is not None:
             bundle = args.large if args.large.name else write_large(Path(folder) / "written")
             large = Pair.of(bundle, Path(folder) / "large", args.threads)
-            figures[LARGE] = {
-                str(length): large.figures(random_histories(large, length, args.rounds), clock) for length in LENGTHS
-            }
+            catalog = large.recommenders["python"].catalog
+            drawn = {length: sides.random_histories(catalog, args.rounds, length, seed=length) for length in LENGTHS}
+            figures[LARGE] = {str(length): large.figures(histories, clock) for length, histories in drawn.items()}
             rows += [(LARGE, f"{length} items", sides) for length, sides in figures[LARGE].items()]
     titles = ("", "history", *(f"{name} {unit}" for unit in UNITS for name in ENGINES), "ms by ms", "MiB by MiB")
     show(table(titles, [(model, history, *cells(sides)) for model, history, sides in rows]))
@@ -172,13 +172,6 @@ def write_large(folder: Path) -> Path:
     write_bundles(task.model("earn"), folder, [history, history[::-1]], ["int8"])
     gc.collect()
     return folder / "int8"
-
-
-def random_histories(pair: Pair, length: int, count: int) -> list[History]:
-    """Histories of so many items of the catalog."""
-    ids = next(iter(pair.recommenders.values())).catalog.item_ids
-    drawn = np.random.default_rng(length).integers(0, len(ids), (count, length))
-    return [[ids[item] for item in row] for row in drawn.tolist()]
 
 
 def cells(figures: Mapping[str, float | None]) -> list[str]:

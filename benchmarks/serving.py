@@ -33,7 +33,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,19 @@ HOLD_S = 0.25  # that a refused client holds back; the server asks for 1 s
 CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
 SETTLED_S = 60.0  # after which memory should grow no more
 MOST_ALLOWED = 500  # items of a filter
+COLUMNS = {  # of the table: a figure's title, and how it is written
+    "concurrency": ("clients", "{}"),
+    "users_per_s": ("users/s", "{:.0f}"),
+    "p50_ms": ("p50 ms", "{:.1f}"),
+    "p99_ms": ("p99 ms", "{:.1f}"),
+    "batch": ("mean batch", "{:.1f}"),
+    "answers": ("answers", "{}"),
+    "refused": ("503", "{}"),
+    "refused_p99_ms": ("503 p99 ms", "{:.1f}"),
+    "other": ("other", "{}"),
+    "wrong": ("wrong", "{}"),
+    "memory_mib": ("MiB", "{:.0f}"),
+}
 PICTURE = Path(__file__).parent.parent / "docs/pictures/serve-memory.svg"
 
 
@@ -169,13 +182,6 @@ def measured(
     }
 
 
-def memory_curve(process: psutil.Process, ended: threading.Event, curve: list[tuple[float, float]]) -> None:
-    """Adds (seconds, resident MiB) to a curve every second, until the end."""
-    started = time.perf_counter()
-    while not ended.wait(1.0):
-        curve.append((time.perf_counter() - started, process.memory_info().rss / 2**20))
-
-
 def growth(curve: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """The straight line (MiB per second, MiB at second 0) through a curve from when it should have settled."""
     settled = min(SETTLED_S, curve[-1][0] / 2)
@@ -188,8 +194,13 @@ def soaked(
     port: int, process: psutil.Process, clients: int, minutes: float, bodies: Sequence[bytes], wanted: Sequence[Any]
 ) -> tuple[dict[str, Any], list[tuple[float, float]]]:
     """The row of many minutes, with `growth_mib_per_hour`, and the curve of memory."""
-    ended, curve = threading.Event(), list[tuple[float, float]]()
-    sampler = threading.Thread(target=memory_curve, args=(process, ended, curve))
+    ended, curve, started = threading.Event(), list[tuple[float, float]](), time.perf_counter()
+
+    def sample() -> None:
+        while not ended.wait(1.0):
+            curve.append((time.perf_counter() - started, process.memory_info().rss / 2**20))
+
+    sampler = threading.Thread(target=sample)
     sampler.start()
     try:
         row = measured(port, process, clients, 60 * minutes, bodies, wanted)
@@ -267,7 +278,7 @@ def load(args: argparse.Namespace) -> int:
     with served(args.bundle, *options, "--concurrent", str(CAPACITY)) as (port, process):
         beyond = measured(port, process, 64, args.seconds, bodies, wanted)
     show_rows([*rows, beyond])
-    show_json({**asdict(Facts.of(args)), "rows": rows, "beyond": beyond})
+    show_json({**facts(args), "rows": rows, "beyond": beyond})
     return 0
 
 
@@ -279,57 +290,23 @@ def soak(args: argparse.Namespace) -> int:
     args.picture.write_bytes(picture(curve))
     show_rows([row])
     show(f"resident memory grows by {row['growth_mib_per_hour']:+.2f} MiB per hour; {args.picture}")
-    show_json({**asdict(Facts.of(args)), "minutes": args.soak, "row": row})
+    show_json({**facts(args), "minutes": args.soak, "row": row})
     return 1 if row["wrong"] or row["other"] else 0
 
 
 def show_rows(rows: Sequence[dict[str, Any]]) -> None:
     """Prints rows as a table."""
-    header = (
-        "clients",
-        "users/s",
-        "p50 ms",
-        "p99 ms",
-        "mean batch",
-        "answers",
-        "503",
-        "503 p99 ms",
-        "other",
-        "wrong",
-        "MiB",
-    )
-    cells = [
-        (
-            f"{row['concurrency']}",
-            f"{row['users_per_s']:.0f}",
-            f"{row['p50_ms']:.1f}",
-            f"{row['p99_ms']:.1f}",
-            f"{row['batch']:.1f}",
-            f"{row['answers']}",
-            f"{row['refused']}",
-            "-" if row["refused_p99_ms"] is None else f"{row['refused_p99_ms']:.1f}",
-            f"{sum(row['other'].values())}",
-            f"{row['wrong']}",
-            f"{row['memory_mib']:.0f}",
-        )
-        for row in rows
-    ]
-    show(table(header, cells))
+
+    def cell(name: str, value: Any) -> str:
+        return "-" if value is None else COLUMNS[name][1].format(sum(value.values()) if name == "other" else value)
+
+    show(table([title for title, _ in COLUMNS.values()], [[cell(name, row[name]) for name in COLUMNS] for row in rows]))
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the figures were measured with."""
-
-    bundle: str
-    threads: int
-    batch: int
-    load_average: float  # of the machine, at the end
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> Facts:
-        """What the command line says, and the load of now."""
-        return cls(str(args.bundle), args.threads, args.batch, os.getloadavg()[0])
+def facts(args: argparse.Namespace) -> dict[str, Any]:
+    """What the figures were measured with, and the load of the machine, at the end."""
+    about = {"bundle": str(args.bundle), "threads": args.threads, "batch": args.batch}
+    return {**about, "load_average": os.getloadavg()[0]}
 
 
 if __name__ == "__main__":

@@ -166,6 +166,12 @@ def make_catalog(shape: Shape) -> Catalog:
     return Catalog(tuple(map(str, range(shape.items))), identifiers, ("",) * shape.items)
 
 
+def random_histories(catalog: Catalog, count: int, length: int, seed: int = 0) -> list[list[str]]:
+    """Histories of random items, as item ids."""
+    drawn = np.random.default_rng(seed).integers(0, len(catalog), (count, length)).tolist()
+    return [[catalog.item_ids[item] for item in history] for history in drawn]
+
+
 def check_depth(catalog: Catalog, depth: int = DEPTH) -> Catalog:
     """The catalog; EarnError where it has identifiers of other lengths."""
     if set(map(len, catalog.identifiers)) != {depth}:

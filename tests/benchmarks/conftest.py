@@ -1,12 +1,23 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from benchmarks import peers, sides
 from benchmarks.sides import Answer, OwnProcess, measure, timed
+from earn.catalog import Catalog
+
+
+def write_data(folder: Path, items: Catalog, users: Mapping[str, Sequence[str]]) -> str:
+    """Writes data: the items' identifiers, and what users chose. Returns the folder's name."""
+    folder.mkdir(exist_ok=True)
+    (folder / "T.index.json").write_text(json.dumps(dict(zip(items.item_ids, items.identifiers, strict=True))))
+    (folder / "T.inter.json").write_text(json.dumps(dict(users)))
+    return str(folder)
 
 
 class Here(OwnProcess):

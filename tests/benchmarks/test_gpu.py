@@ -17,9 +17,9 @@ import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from benchmarks import gpu, gpu_bundles, sides
-from benchmarks.gpu import Clock, Row, compare, cpu_lists, one_line, random_histories
+from benchmarks.gpu import Clock, Row, compare, cpu_lists, one_line
 from benchmarks.gpu_bundles import BLOCK, blocks, drawn_name, load_weights, random_model, vector, write_bundle
-from benchmarks.sides import Side, measure, overlap, same_order, timed
+from benchmarks.sides import Side, measure, overlap, random_histories, same_order, timed
 from earn.calibration.precisions import PRECISIONS, find_form
 from earn.calibration.quantize import quantize
 from earn.catalog import Catalog
@@ -33,6 +33,7 @@ from earn.prompts import prompt_rows
 from earn.runtime.engine import load_engine
 from earn.runtime.recommender import Recommendation
 from tests import forked
+from tests.benchmarks.conftest import write_data
 from tests.support import small_model, toy_catalog
 from tests.tensorrt.conftest import bindings, cuda, nothing_stays, trt  # noqa: F401
 from tests.tensorrt.simulated_gpu import SimulatedCuda
@@ -321,10 +322,7 @@ def test_all_of_it_but_cuda_runs_on_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     items = catalog()
-    index = dict(zip(items.item_ids, items.identifiers, strict=True))
-    (tmp_path / "T.index.json").write_text(json.dumps(index))
-    users = {f"user{start}": list(items.item_ids[start : start + 5]) for start in range(0, 60, 5)}
-    (tmp_path / "T.inter.json").write_text(json.dumps(users))
+    write_data(tmp_path, items, {f"user{start}": items.item_ids[start : start + 5] for start in range(0, 60, 5)})
     trained = small_model("tiny-qwen2", catalog=items)
     export_bundle(trained, tmp_path / "trained", [["1", "2"]], max_beams=20)
     options = {"--engines": "cpu", "--shapes": "tiny", "--batches": "3", "--repeats": "1", "--data": str(tmp_path)}

@@ -17,6 +17,7 @@ from benchmarks.sides import Answer, OwnProcess, Side, Step, Timings, make_task,
 from earn.catalog import Catalog
 from earn.prompts import whole_prompt
 from earn.runtime.recommender import Recommendation
+from tests.benchmarks.conftest import write_data
 from tests.support import toy_catalog
 
 
@@ -36,9 +37,7 @@ def test_it_prints_its_line_of_json(
     monkeypatch.setattr(peers, "HISTORIES", 3)
     monkeypatch.setattr(sides, "HISTORIES", 3)
     items = catalog()
-    index = dict(zip(items.item_ids, items.identifiers, strict=True))
-    (tmp_path / "T.index.json").write_text(json.dumps(index))
-    (tmp_path / "T.inter.json").write_text(json.dumps({"user": list(index)[:5]}))
+    write_data(tmp_path, items, {"user": items.item_ids[:5]})
     options = ["--quick", "--all-sides", "--shape", "tiny", "--threads", "1", "--data", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["peers.py", *options])
     peers.main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from earn.catalog import Catalog
 from earn.config import Prompt
 from earn.errors import EarnError
 from earn.model.earn_model import EarnModel
+from tests.benchmarks.conftest import write_data
 from tests.support import toy_catalog
 
 MOST = 4  # items that the models are trained to read
@@ -32,12 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, items = tmp_path_factory.mktemp("trained"), catalog()
     EarnModel.from_backbone("tiny-llama", items, 2, max_history=MOST).save_pretrained(folder / "earn")
     EarnModel.dense("tiny-llama", items, max_history=MOST).save_pretrained(folder / "dense")
-    data = folder / "data"
-    data.mkdir()
-    index = dict(zip(items.item_ids, items.identifiers, strict=True))
-    (data / "T.index.json").write_text(json.dumps(index))
-    bought = {f"u{user}": items.item_ids[10 * user : 10 * user + 6] for user in range(3)}
-    (data / "T.inter.json").write_text(json.dumps(bought))
+    write_data(folder / "data", items, {f"u{user}": items.item_ids[10 * user : 10 * user + 6] for user in range(3)})
     return folder
 
 
