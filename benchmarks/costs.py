@@ -57,10 +57,9 @@ from earn.digits import Digits
 from earn.filters import Filter, Items, Tag
 from earn.manifest import Manifest, stage_precision
 from earn.runtime.engine import Engine, load_engine
-from earn.runtime.item_filters import indices_of, items_left
+from earn.runtime.item_filters import distinct, indices_of, items_left
 from earn.runtime.recommender import Recommender
 from earn.runtime.set_scores import SetScores
-from earn.runtime.trie import distinct
 from earn.texts import Texts
 
 Request = Callable[[Sequence[str | int]], object]  # takes item ids

@@ -20,9 +20,9 @@ from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.prompts import constant_head, prompt_end
 from earn.runtime.cache import KeyValueCache
-from earn.runtime.deadline import check_deadline
 from earn.runtime.engine import Engine
 from earn.runtime.memory import Memory
+from earn.runtime.request import check_deadline
 from earn.specs import NEW, PAST, PIECE
 
 Floats = NDArray[np.float32]

@@ -23,12 +23,11 @@ from earn.config import SET
 from earn.errors import EarnError
 from earn.files import read_json
 from earn.manifest import ITEMS_FILE, ONE_GRAPH_FILE, Manifest
-from earn.runtime.closed import Closed
-from earn.runtime.deadline import check_deadline, seconds_left, too_late
 from earn.runtime.engine import ONE_GRAPH
 from earn.runtime.engine_files import TENSORRT_ONE_GRAPH
 from earn.runtime.item_filters import Excluded, indices_of
 from earn.runtime.recommender import Recommendations, Recommender
+from earn.runtime.request import Closed, check_deadline, seconds_left, too_late
 from earn.runtime.session import Session
 from earn.runtime.tensorrt_graph import TensorRTGraph
 from earn.tags import Tags

@@ -28,17 +28,14 @@ from earn.places import opened
 from earn.prompts import history_tokens
 from earn.quantizer import QUANTIZER_FILE
 from earn.runtime.beam import Beams
-from earn.runtime.closed import Closed
-from earn.runtime.deadline import within
 from earn.runtime.decoder import Decoder, ReadPrompts
 from earn.runtime.engine import ONE_GRAPHS, Engine, check_threads, load_engine
-from earn.runtime.item_filters import Excluded, ItemFilters, Wanted, items_left, wanted_of
+from earn.runtime.item_filters import Excluded, ItemFilters, Wanted, distinct, items_left, wanted_of
 from earn.runtime.onnx_engine import session_options
-from earn.runtime.request import EXACT, in_order, one_each, width_of
+from earn.runtime.request import EXACT, Closed, in_order, one_each, width_of, within
 from earn.runtime.search import Search
 from earn.runtime.session import Session
 from earn.runtime.set_scores import SetScores
-from earn.runtime.trie import distinct
 from earn.specs import generated_rows
 from earn.tags import TAGS_FILE, Tags, no_tags
 from earn.texts import Texts

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from earn.config import ScoringRule
 from earn.runtime.beam import Beams, Floats, child_scores, children, rank_in_group, root_beams, step
 from earn.runtime.decoder import Decoder, Decoding
-from earn.runtime.item_filters import ItemsLeft
-from earn.runtime.trie import find
+from earn.runtime.item_filters import ItemsLeft, find
 from earn.trie import Ints, ItemTrie
 
 Bools = NDArray[np.bool_]

@@ -26,10 +26,9 @@ from earn.arrays import ArrayForm, read_arrays
 from earn.errors import EarnError
 from earn.filters import EVERYTHING, NOTHING, Filter, from_json, to_json
 from earn.runtime.cache import KeyValueCache
-from earn.runtime.closed import Closed
-from earn.runtime.deadline import within
 from earn.runtime.decoder import ReadPrompts
 from earn.runtime.item_filters import Wanted, as_filter
+from earn.runtime.request import Closed, within
 
 if TYPE_CHECKING:
     from earn.manifest import Manifest

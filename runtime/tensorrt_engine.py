@@ -28,8 +28,7 @@ from earn.manifest import Manifest
 from earn.runtime.cuda import Block, Cuda, CudaArray, shared_device
 from earn.runtime.engine_files import STAGE_ENGINES, engine_paths
 from earn.runtime.memory import Array
-from earn.runtime.tensorrt_api import make_log, this_machine
-from earn.runtime.tensorrt_context import LoadedEngine, check_engine, load_engines
+from earn.runtime.tensorrt_api import LoadedEngine, check_engine, load_engines, make_log, this_machine
 from earn.shape_ranges import OptimizationProfile, profile_for, profiles
 from earn.specs import NEW, PAST, StageSpecs, TensorSpec, all_specs
 

@@ -17,8 +17,7 @@ from earn.manifest import Manifest
 from earn.runtime.cuda import shared_device
 from earn.runtime.engine_files import ONE_ENGINE, engine_paths
 from earn.runtime.memory import Array
-from earn.runtime.tensorrt_api import make_log, this_machine
-from earn.runtime.tensorrt_context import LoadedEngine, check_engine, load_engines
+from earn.runtime.tensorrt_api import LoadedEngine, check_engine, load_engines, make_log, this_machine
 from earn.shape_ranges import MOST_EXCLUDED
 
 OUTPUTS = {"items": "int64", "scores": "float32", "count": "int64", "exact": "bool", "status": "int64"}

@@ -17,7 +17,7 @@ from earn.runtime.beam import (
     root_beams,
     step,
 )
-from earn.runtime.trie import Exclusions
+from earn.runtime.item_filters import Exclusions
 from earn.trie import ItemTrie
 from tests.support import (
     FAMILIES,

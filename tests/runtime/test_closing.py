@@ -9,7 +9,7 @@ import pytest
 
 from earn.errors import DeadlineError, EarnError
 from earn.export.one_graph import compose_bundle
-from earn.runtime import deadline
+from earn.runtime import request
 from earn.runtime.recommender import Recommender
 from tests.support import histories_of, random_catalog, small_model, watched_recommender
 
@@ -38,7 +38,7 @@ def test_a_request_ends_between_any_two_passes_and_the_next_is_answered(monkeypa
     for asked in (recommender, session):
         ends = 0
         for seconds in range(1, passes + 2):
-            monkeypatch.setattr(deadline, "monotonic", Clock())
+            monkeypatch.setattr(request, "monotonic", Clock())
             settings: dict[str, Any] = {"timeout_s": seconds}
             try:
                 got = (
@@ -87,7 +87,7 @@ def test_the_one_graph_is_closed_and_refused_too_late(bundle: Path, monkeypatch:
     compose_bundle(bundle, beams=20)
     with Recommender.load(bundle, engine="one-graph") as recommender:
         assert recommender.recommend(["1"], 3, timeout_s=60)
-        monkeypatch.setattr(deadline, "monotonic", Clock())
+        monkeypatch.setattr(request, "monotonic", Clock())
         with pytest.raises(DeadlineError):
             recommender.recommend(["1"], 3, timeout_s=1)
     with pytest.raises(EarnError, match="recommender is closed"):

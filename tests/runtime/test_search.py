@@ -20,8 +20,8 @@ from earn.config import SCORING_RULES
 from earn.model.earn_model import EarnModel
 from earn.model.reference import reference_search
 from earn.runtime.decoder import Decoder, Decoding
+from earn.runtime.item_filters import Exclusions
 from earn.runtime.search import Search
-from earn.runtime.trie import Exclusions
 from earn.specs import Limits, all_specs, generated_rows
 from earn.trie import ItemTrie
 from tests.support import (

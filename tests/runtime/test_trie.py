@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from earn.runtime.trie import Exclusions, find
+from earn.runtime.item_filters import Exclusions, find
 from earn.trie import ItemTrie
 from tests.support import toy_catalog
 
