@@ -166,7 +166,7 @@ def reading(args: argparse.Namespace) -> None:
             apart(write_bundle, items, folder)
             for method in METHODS:
                 path = Path(temporary) / f"{method}.npz"
-                Catalog.load(folder / CATALOG_FILE).save_items(path, with_trie=method != SET)
+                Catalog.load(folder / CATALOG_FILE).save(path, method != SET, with_quantizer=False)
                 *row, later, exclude = apart(measure_reading, method, folder, path)
                 share = later / smallest.setdefault(method, later)
                 rows.append([method, *row, later, share, exclude])

@@ -55,29 +55,49 @@ def write_arrays(file: IO[bytes], arrays: Mapping[str, NDArray[Any]]) -> None:
                 np.lib.format.write_array(opened, array, version=(1, 0), allow_pickle=False)
 
 
-def read_arrays(file: IO[bytes], forms: Mapping[str, ArrayForm], most_bytes: int) -> dict[str, NDArray[Any]]:
+def read_arrays(
+    file: IO[bytes], forms: Mapping[str, ArrayForm], most_bytes: int, mapped: mmap.mmap | None = None
+) -> dict[str, NDArray[Any]]:
     """The arrays of an `.npz` file; those that it lacks are left out.
 
     Args:
         file: the opened file.
         forms: of each array that it may hold.
         most_bytes: that the arrays may have together, unpacked.
+        mapped: the file in memory, whose parts the arrays are that are not packed; their checksums are compared first.
 
     Raises:
         ValueError: it is no such file, it is damaged, holds anything else, or more than it may.
     """
-    return _read(file, forms, most_bytes, None)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if (unpacked := sum(member.file_size for member in members)) > most_bytes:
+                raise ValueError(f"its arrays have {unpacked} bytes, where {most_bytes} may be")
+            if unknown := {member.filename for member in members} - {f"{name}.npy" for name in forms}:
+                raise ValueError(f"it holds {min(unknown)!r}")
+            arrays = {}
+            for member in members:
+                if mapped is None or member.compress_type != zipfile.ZIP_STORED:
+                    data: bytes | memoryview = archive.read(member)
+                else:
+                    data = _mapped(archive, member, mapped)
+                name = member.filename.removesuffix(".npy")
+                arrays[name] = _array(data, forms[name], member.filename)
+            return arrays
+    except Exception as error:  # zipfile raises nearly anything where its tables are damaged, RuntimeError among it
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def map_arrays(path: Path, forms: Mapping[str, ArrayForm], most_bytes: int) -> dict[str, NDArray[Any]]:
-    """`read_arrays`, with those arrays mapped into memory that are not packed; their checksums are compared first.
+    """`read_arrays` of a file that is mapped into memory.
 
     Raises:
         OSError: the file cannot be opened.
         ValueError: as `read_arrays`.
     """
     with path.open("rb") as file:
-        return _read(file, forms, most_bytes, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return read_arrays(file, forms, most_bytes, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def forget_pages(arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -97,30 +117,6 @@ def row_blocks(array: NDArray[Any], rows: int = 1 << 16) -> Iterator[NDArray[Any
     for first in range(0, len(array), rows):
         yield array[first : first + rows]
         forget_pages({"": array})
-
-
-def _read(
-    file: IO[bytes], forms: Mapping[str, ArrayForm], most_bytes: int, mapped: mmap.mmap | None
-) -> dict[str, NDArray[Any]]:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            if (unpacked := sum(member.file_size for member in members)) > most_bytes:
-                raise ValueError(f"its arrays have {unpacked} bytes, where {most_bytes} may be")
-            if unknown := {member.filename for member in members} - {f"{name}.npy" for name in forms}:
-                raise ValueError(f"it holds {min(unknown)!r}")
-            arrays = {}
-            for member in members:
-                name = member.filename[: -len(".npy")]
-                data: bytes | memoryview
-                if mapped is None or member.compress_type != zipfile.ZIP_STORED:
-                    data = archive.read(member)
-                else:
-                    data = _mapped(archive, member, mapped)
-                arrays[name] = _array(data, forms[name], member.filename)
-            return arrays
-    except Exception as error:  # zipfile raises nearly anything where its tables are damaged, RuntimeError among it
-        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _mapped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, mapped: mmap.mmap) -> memoryview:

@@ -117,7 +117,7 @@ def edit_catalog(folder: Path, change: Callable[[Catalog], Catalog]) -> Manifest
             target = changed / CatalogVersions.file(before.version)
             target.parent.mkdir(exist_ok=True)
             os.replace(changed / CATALOG_FILE, target)
-            catalog.save_items(changed / CATALOG_FILE, with_trie=manifest.model.method != SET)
+            catalog.save(changed / CATALOG_FILE, manifest.model.method != SET, with_quantizer=False)
             for version in kept[MOST_KEPT:]:
                 (changed / CatalogVersions.file(version)).unlink()
             versions = CatalogVersions(before.version + 1, kept[:MOST_KEPT])

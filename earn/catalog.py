@@ -168,16 +168,20 @@ class Catalog:
             )
         item_ids, identifiers = _texts(self.item_ids), _identifiers(self.item_ids, self.identifiers)
         titles = _texts(self.titles if isinstance(self.titles, Texts) else tuple(map(one_line, self.titles)))
-        index, trie = _index(item_ids, stored or {}), _stored_trie(identifiers.codes, stored or {})
+        index = _index(item_ids, stored or {})
+        parts: dict[str, Any] = {}
+        if stored and stored.keys() >= _TRIE.keys():
+            kept = {part: stored[name] for name, part in _TRIE.items()}
+            parts["trie"] = ItemTrie(**kept).check(identifiers.codes)
+            forget_pages(stored)
         status = self.status if len(self.status) else np.zeros(len(item_ids), np.uint8)
         if len(status) != len(item_ids) or status.max() > REMOVED:
             raise EarnError(f"The catalog has {len(item_ids)} items and {len(status)} statuses of 0 to {REMOVED}.")
         if len(self.read_as) and not 0 <= self.read_as.min() <= self.read_as.max() < self.trained:
             raise EarnError(f"The catalog's added items are read as others than its {self.trained} trained ones.")
-        object.__setattr__(self, "status", status)
-        arrays = {"item_ids": item_ids, "identifiers": identifiers, "titles": titles}
-        parts = {"index": index, "codes": identifiers.codes, "tokens": identifiers.tokens}
-        for name, value in {**arrays, **parts, **({"trie": trie} if trie else {})}.items():
+        parts |= {"item_ids": item_ids, "identifiers": identifiers, "titles": titles, "status": status}
+        parts |= {"index": index, "codes": identifiers.codes, "tokens": identifiers.tokens}
+        for name, value in parts.items():
             object.__setattr__(self, name, value)
         if any((codes[:, -1] < 0).any() for codes in row_blocks(self.codes)):  # else all are of one length
             _refuse_prefixes(item_ids, identifiers, self.trie)
@@ -242,19 +246,16 @@ class Catalog:
         arrays = (Texts.of(self.item_ids).data, self.codes, self.read_as)
         return hashlib.sha256(b"".join(hashlib.sha256(array.tobytes()).digest() for array in arrays)).hexdigest()
 
-    def save(self, path: Path, with_trie: bool = True) -> None:
+    def save(self, path: Path, with_trie: bool = True, with_quantizer: bool = True) -> None:
         """Writes `catalog.npz` (format above), whole or not at all, and the quantizer beside it.
 
         Args:
             path: of the file.
             with_trie: whether the trie is written, which searches want; the method set has no use for it.
+            with_quantizer: whether the quantizer is written too, where there is one.
         """
-        if self.quantizer is not None:
+        if self.quantizer is not None and with_quantizer:
             self.quantizer.save(path.with_name(QUANTIZER_FILE))
-        self.save_items(path, with_trie)
-
-    def save_items(self, path: Path, with_trie: bool = True) -> None:
-        """`save` without the quantizer."""
         arrays = {
             "tokens": Texts.of(self.tokens).data,
             "item_ids": Texts.of(self.item_ids).data,
@@ -348,15 +349,6 @@ def _index(item_ids: Texts, stored: Mapping[str, NDArray[Any]]) -> TextIndex:
     if (repeated := index.repeated()) is not None:
         raise EarnError(f"The item id {item_ids[repeated]!r} stands twice in the catalog. Keep one of them.")
     return index
-
-
-def _stored_trie(codes: Codes, stored: Mapping[str, NDArray[Any]]) -> ItemTrie | None:
-    """The trie of the identifiers that a file has, if it has one."""
-    if not stored.keys() >= _TRIE.keys():
-        return None
-    kept = ItemTrie(**{part: stored[name] for name, part in _TRIE.items()}).check(codes)
-    forget_pages(stored)
-    return kept
 
 
 def _identifiers(item_ids: Sequence[str], identifiers: Sequence[tuple[str, ...]]) -> Identifiers:

@@ -45,11 +45,7 @@ class Digits:
                 "The catalog's identifiers are no digits: they differ in length, or a token stands at two places. "
                 "Build new ones, or train with another method."
             )
-        return cls(codes, starts, stops - starts, _weights(stops - starts, catalog.trained))
-
-
-def _weights(sizes: NDArray[np.int64], items: int) -> NDArray[np.float64]:
-    """1 each; of a digit with a value per item as much as the others have together."""
-    names_items = sizes == items
-    others = max(1, int((~names_items).sum()))
-    return np.where(names_items, float(others), 1.0)
+        sizes = stops - starts
+        names_items = sizes == catalog.trained
+        others = max(1, int((~names_items).sum()))  # what a digit with a value per item weighs; the others weigh 1
+        return cls(codes, starts, sizes, np.where(names_items, float(others), 1.0))

@@ -116,10 +116,6 @@ class CatalogVersions:
         """The paths of those that are kept."""
         return [self.file(version) for version in self.kept]
 
-    def kept_in(self, files: Collection[str]) -> CatalogVersions:
-        """The same with those alone whose files are among these."""
-        return replace(self, kept=tuple(version for version in self.kept if self.file(version) in files))
-
 
 @dataclass(frozen=True)
 class Manifest:
@@ -182,7 +178,10 @@ class Manifest:
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST_FILE]
         paths = [path for path in paths if not _is_built(path, folder)]
         entries = {path.relative_to(folder).as_posix(): FileEntry.of(path) for path in paths}
-        return replace(self, files=entries, catalog=self.catalog and self.catalog.kept_in(entries))
+        catalog = self.catalog
+        if catalog:
+            catalog = replace(catalog, kept=tuple(kept for kept in catalog.kept if catalog.file(kept) in entries))
+        return replace(self, files=entries, catalog=catalog)
 
     @property
     def fingerprint(self) -> str:

@@ -46,14 +46,12 @@ class Engine(Protocol):
     @property
     def device(self) -> Device:
         """Where the engine computes, and what it reads and writes without a copy."""
-        ...
 
     def run(self, stage: str, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Runs the stage "early" or "late" and writes each of its outputs into the array that is given for it.
 
         Arrays are numpy's or memory of the engine's device, inputs and outputs alike.
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import cycle, islice
 
 import numpy as np
@@ -62,6 +61,7 @@ def median_ms(
     exclude_history: bool,
     requests: int,
     warm_up: int = WARM_UP_REQUESTS,
+    in_session: bool = False,
 ) -> dict[str, float]:
     """The median milliseconds of one request to each recommender.
 
@@ -70,55 +70,19 @@ def median_ms(
     Args:
         requests: measured requests to each.
         warm_up: requests to each before them.
+        in_session: in an open session instead: the user chose the history's newest item, show the new list. What came
+            before was read before the clock starts, half a window at the most: the new item never makes it slide.
     """
-
-    def request(recommender: Recommender, history: Sequence[str]) -> Callable[[], object]:
-        return partial(recommender.recommend, history, k, beams, exclude_history=exclude_history)
-
-    return _median_ms(recommenders, histories, request, requests, warm_up)
-
-
-def session_median_ms(
-    recommenders: Mapping[str, Recommender],
-    histories: Sequence[Sequence[str]],
-    k: int,
-    beams: int,
-    exclude_history: bool,
-    requests: int,
-    warm_up: int = WARM_UP_REQUESTS,
-) -> dict[str, float]:
-    """The median milliseconds of an open session: the user chose the history's newest item, show the new list.
-
-    What came before was read before the clock starts, half a window at the most: the new item never makes it slide.
-    The arguments are those of `median_ms`.
-    """
-
-    def request(recommender: Recommender, history: Sequence[str]) -> Callable[[], object]:
-        window = history[-max(2, recommender.manifest.limits.history // 2) :]
-        session = recommender.session(window[:-1])
-
-        def answer() -> None:
-            session.append(window[-1])
-            session.recommend(k, beams, exclude_history=exclude_history)
-
-        return answer
-
-    return _median_ms(recommenders, histories, request, requests, warm_up)
-
-
-def _median_ms(
-    recommenders: Mapping[str, Recommender],
-    histories: Sequence[Sequence[str]],
-    request: Callable[[Recommender, Sequence[str]], Callable[[], object]],
-    requests: int,
-    warm_up: int,
-) -> dict[str, float]:
-    """The median milliseconds of what `request` makes of each recommender and history; making it is not timed."""
     taken: dict[str, list[float]] = {name: [] for name in recommenders}
     for history in islice(cycle(histories), warm_up + requests):
         for name, recommender in recommenders.items():
-            answer = request(recommender, history)
+            window = history[-max(2, recommender.manifest.limits.history // 2) :]
+            session = recommender.session(window[:-1]) if in_session else None
             started = time.perf_counter()
-            answer()
+            if session is None:
+                recommender.recommend(history, k, beams, exclude_history=exclude_history)
+            else:
+                session.append(window[-1])
+                session.recommend(k, beams, exclude_history=exclude_history)
             taken[name].append(1000 * (time.perf_counter() - started))
     return {name: statistics.median(times[warm_up:]) for name, times in taken.items()}

@@ -20,12 +20,10 @@ class Memory(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """The size of every axis."""
-        ...
 
     @property
     def nbytes(self) -> int:
         """The size in bytes."""
-        ...
 
     def __len__(self) -> int: ...
 
@@ -37,15 +35,12 @@ class Device(Protocol):
 
     def empty(self, shape: tuple[int, ...]) -> Memory:
         """A float32 array with any finite values in it."""
-        ...
 
     def copy(self, source: Any, target: Any) -> None:
         """Fills `target` with `source`, whose axis of users (the second) may be 1 where the target's is longer."""
-        ...
 
     def to_host(self, memory: Any) -> Array:
         """The values as a numpy array."""
-        ...
 
 
 class Host:

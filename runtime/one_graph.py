@@ -16,7 +16,6 @@ from threading import Timer
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from earn.catalog import Catalog
 from earn.config import SET
@@ -29,9 +28,8 @@ from earn.runtime.item_filters import Excluded, indices_of
 from earn.runtime.recommender import Recommendations, Recommender
 from earn.runtime.request import Closed, check_deadline, seconds_left, too_late
 from earn.runtime.session import Session
-from earn.runtime.tensorrt_graph import TensorRTGraph
+from earn.runtime.tensorrt_graph import TensorRTGraph, padded
 from earn.tags import Tags
-from earn.trie import Ints
 
 
 class OnnxGraph:
@@ -84,35 +82,31 @@ class OneGraphRecommender(Recommender):
     """A bundle whose one graph is ready to answer."""
 
     def __init__(
-        self, engine: str, session: Any, beams: int, manifest: Manifest, catalog: Catalog, tags: Tags | None
-    ) -> None:
-        """Takes a session over the graph; the stages, which `Recommender` drives, are not loaded."""
-        self._keep(manifest, catalog, tags)
-        self._engine, self._session, self.beams = engine, session, beams
-
-    @classmethod
-    def open(
-        cls,
+        self,
         engine: str,
         folder: Path,
         manifest: Manifest,
         options: Callable[[], Any],
         catalog: Catalog,
         tags: Tags | None,
-    ) -> OneGraphRecommender:
-        """Loads the one graph of a bundle with this manifest.
+    ) -> None:
+        """Loads the one graph of a bundle; the stages, which `Recommender` drives, are not loaded.
 
         Args:
             engine: one of SESSIONS.
+            folder: the bundle.
+            manifest: the bundle's.
             options: makes options of an ONNX Runtime session.
+            catalog: the bundle's.
+            tags: likewise, where it has any.
 
         Raises:
             EarnError: the bundle has no such graph, or it cannot be loaded.
         """
         if ONE_GRAPH_FILE not in manifest.files:
             raise EarnError(f"{folder}: has no {ONE_GRAPH_FILE}. Write it: earn compose {folder}")
-        session = SESSIONS[engine](folder, manifest, options)
-        return cls(engine, session, _beams(folder), manifest, catalog, tags)
+        self._keep(manifest, catalog, tags)
+        self._engine, self._session, self.beams = engine, SESSIONS[engine](folder, manifest, options), _beams(folder)
 
     def search_width(self, k: int, beams: int | str | None) -> int:
         """The beams of a search for k items: those that the graph was written with. All codes at once have none.
@@ -153,7 +147,7 @@ class OneGraphRecommender(Recommender):
     ) -> list[Recommendations]:
         most = self.manifest.model.max_history
         newest = [history[-most:] for history in histories]
-        feeds = {"history": _padded(newest), "excluded": _padded([indices_of(items) for items in excluded])}
+        feeds = {"history": padded(newest), "excluded": padded([indices_of(items) for items in excluded])}
         check_deadline()
         names = ["items", "scores", "count", "exact", "status"]
         run = self._session.run
@@ -178,11 +172,3 @@ def _beams(folder: Path) -> int:
     if not isinstance(beams, int) or beams < 1:
         raise EarnError(f"{folder / ITEMS_FILE}: its beams are {beams!r}. Write it again: earn compose {folder}")
     return beams
-
-
-def _padded(rows: Sequence[Sequence[int] | Ints]) -> NDArray[np.int64]:
-    """The rows [b,n], with -1 behind the shorter ones."""
-    padded = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int64)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = row
-    return padded

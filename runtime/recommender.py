@@ -150,7 +150,7 @@ class Recommender:
                 from earn.runtime.one_graph import OneGraphRecommender
 
                 options = partial(session_options, check_threads(threads), spinning, arena)
-                return OneGraphRecommender.open(engine, folder, manifest, options, catalog, tags)
+                return OneGraphRecommender(engine, folder, manifest, options, catalog, tags)
             loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
             return cls(loaded, manifest, catalog, tags=tags)
 

@@ -31,7 +31,6 @@ from earn.runtime.item_filters import Wanted, as_filter
 from earn.runtime.request import Closed, within
 
 if TYPE_CHECKING:
-    from earn.manifest import Manifest
     from earn.runtime.recommender import Recommendation, Recommender
 
 FORMAT = 2  # of saved sessions; the one before had no filters
@@ -204,15 +203,17 @@ class Session:
         Raises:
             EarnError: these are no session's bytes, they are damaged or another bundle's, or the catalog lacks an item.
         """
-        arrays = _arrays(saved)
-        header, is_same = _header(arrays, recommender.manifest, recommender.added)
-        items, start = _history(header)
+        arrays, header, items, start = _parsed(saved)
+        manifest = recommender.manifest
+        is_bundle = header["bundle"] == manifest.fingerprint
+        if not is_bundle and header.get("model") != manifest.model_fingerprint:
+            raise EarnError(f"The session was saved with another bundle. {_REMEDY}")
         session = cls(recommender)
         session._allow, session._block = (from_json(header[name]) if name in header else empty for name, empty in _OWN)
         session._items, session._start = recommender.history(items), start
-        if items and not 0 < len(items) - start <= session._most:
+        if start < 0 or (items and not 0 < len(items) - start <= session._most):
             raise EarnError(f"The saved session's window starts at {start} of {len(items)} items. {_REMEDY}")
-        if items and is_same:
+        if items and is_bundle and header.get("added", "") == recommender.added:
             session._restore(arrays.get("cache"), arrays.get("hidden"))
         elif items:
             session._ready()
@@ -260,34 +261,15 @@ _OWN = (("allow", EVERYTHING), ("block", NOTHING))
 _REMEDY = "Open a new session with the user's history."
 
 
-def _arrays(saved: bytes) -> Mapping[str, Any]:
+def _parsed(saved: bytes) -> tuple[Mapping[str, Any], dict[str, Any], list[str], int]:
+    """A saved session's arrays, its header, its items, and where the window starts."""
     try:
-        return read_arrays(io.BytesIO(saved), _FORMS, len(saved))  # they are saved as they are, not packed
-    except (ValueError, TypeError) as error:
-        raise EarnError(f"This is no saved session, or a damaged one ({error}). {_REMEDY}") from error
-
-
-def _header(arrays: Mapping[str, Any], manifest: Manifest, added: str) -> tuple[dict[str, Any], bool]:
-    """The header of a session that was saved with this bundle's model, and whether with its catalog too."""
-    try:
+        arrays = read_arrays(io.BytesIO(saved), _FORMS, len(saved))  # they are saved as they are, not packed
         header: dict[str, Any] = json.loads(arrays["header"].tobytes())
-        form, of = header["format"], header["bundle"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise EarnError(f"This is no saved session ({error!r}). {_REMEDY}") from error
+        form, _ = header["format"], header["bundle"]
+        items, start = [str(item) for item in header["items"]], int(header["start"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise EarnError(f"This is no saved session, or a damaged one ({error!r}). {_REMEDY}") from error
     if form not in (1, FORMAT):
         raise EarnError(f"The session was saved in format {form}, this is {FORMAT}. {_REMEDY}")
-    is_bundle = of == manifest.fingerprint
-    if not is_bundle and header.get("model") != manifest.model_fingerprint:
-        raise EarnError(f"The session was saved with another bundle. {_REMEDY}")
-    return header, is_bundle and header.get("added", "") == added
-
-
-def _history(header: Mapping[str, Any]) -> tuple[list[str], int]:
-    """A saved session's items, and where the window starts."""
-    try:
-        items, start = [str(item) for item in header["items"]], int(header["start"])
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise EarnError(f"This is no saved session ({error!r}). {_REMEDY}") from error
-    if start < 0:
-        raise EarnError(f"The saved session's window starts at {start}. {_REMEDY}")
-    return items, start
+    return arrays, header, items, start

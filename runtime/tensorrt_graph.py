@@ -56,8 +56,8 @@ class TensorRTGraph(LoadedEngine):
         lengths = [profile.ranges["history"].most[1] for profile in self._profiles]
         profile = next(index for index, length in enumerate(lengths) if length >= history.shape[1])
         inputs = {
-            "history": _widened(history, lengths[profile]),
-            "excluded": _widened(excluded, max(1, excluded.shape[1])),
+            "history": padded(history, lengths[profile]),
+            "excluded": padded(excluded, 1),
             "k": feeds["k"],
         }
         with self._lock:
@@ -81,8 +81,9 @@ class TensorRTGraph(LoadedEngine):
         return [outputs[name] for name in names]
 
 
-def _widened(rows: Array, width: int) -> Array:
-    """The rows [b,n] with -1 behind, contiguous, [b,width]."""
-    wide = np.full((len(rows), width), -1, np.int64)
-    wide[:, : rows.shape[1]] = rows
+def padded(rows: Sequence[Sequence[int] | Array] | Array, width: int = 0) -> Array:
+    """The rows with -1 behind, contiguous, [b,n]: as long as the longest one, and `width` at the least."""
+    wide = np.full((len(rows), max([width, *map(len, rows)])), -1, np.int64)
+    for own, row in zip(wide, rows, strict=True):
+        own[: len(row)] = row
     return wide

@@ -108,7 +108,7 @@ def run_block(args: argparse.Namespace) -> int:
 def run_rename(args: argparse.Namespace) -> int:
     """Changes titles."""
     from earn.live_catalog import renamed
-    from earn.tag_table import read_columns, refuse_twice
+    from earn.tags import read_columns, refuse_twice
 
     table = read_columns(args.items, ("item_id", "title"))
     refuse_twice(args.items, table["item_id"])
@@ -177,7 +177,7 @@ def _new_items(path: Path, vectors: Path | None) -> NewItems:
 
     from earn.errors import EarnError
     from earn.new_items import NewItems
-    from earn.tag_table import read_columns, refuse_twice
+    from earn.tags import read_columns, refuse_twice
 
     table = read_columns(path, ("item_id",), ("title", "metadata", "identifier"))
     refuse_twice(path, table["item_id"])

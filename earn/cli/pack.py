@@ -33,8 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Packs the bundle."""
-    from earn.packed import pack
-    from earn.places import opened
+    from earn.places import opened, pack
 
     out = args.out or Path(f"{args.bundle.resolve()}.zip")
     manifest = opened(args.bundle, lambda folder: pack(folder, out))

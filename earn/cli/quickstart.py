@@ -189,7 +189,7 @@ def _time(
 ) -> dict[str, Recommender]:
     """Adds times and sizes of all bundles to the summary; returns the float ones."""
     from earn.runtime.cache import cache_bytes
-    from earn.runtime.evaluation import median_ms, session_median_ms
+    from earn.runtime.evaluation import median_ms
     from earn.runtime.recommender import Recommender
 
     folders = {(name, "bundle"): f"{name}-bundle" for name in SIDES}
@@ -200,7 +200,7 @@ def _time(
     }
     bundles = {folder: Recommender.load(args.out / folder) for folder in folders.values()}
     asked = (bundles, histories, K, BEAMS, True, TIMED_REQUESTS, WARM_UP_REQUESTS)
-    latency, in_session = median_ms(*asked), session_median_ms(*asked)
+    latency, in_session = median_ms(*asked), median_ms(*asked, in_session=True)
     for (name, form), folder in folders.items():
         manifest = bundles[folder].manifest
         summary[name][form] |= {

@@ -65,8 +65,7 @@ def _tags(args: argparse.Namespace) -> Tags:
     from earn.bundle_edit import set_tags
     from earn.errors import EarnError
     from earn.manifest import Manifest
-    from earn.tag_table import read_tags
-    from earn.tags import TAGS_FILE, Tags, no_tags
+    from earn.tags import TAGS_FILE, Tags, no_tags, read_tags
 
     manifest, catalog = Manifest.load(args.bundle, verify=False), Catalog.load(args.bundle / CATALOG_FILE)
     bands = dict(args.bands)

@@ -11,8 +11,7 @@ import pytest
 from earn.cli import profile
 from earn.cli.serve import served_bundle
 from earn.manifest import Manifest
-from earn.packed import pack
-from earn.places import place_name
+from earn.places import pack, place_name
 from tests.cli.conftest import Earn
 from tests.hub import hub_of
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from earn.errors import EarnError
 from earn.filters import EVERYTHING, NOTHING, AllOf, AnyOf, Filter, Items, Not, Tag, from_json, from_text, mask, to_json
-from earn.tag_table import band_names, read_columns, read_tags
-from earn.tags import Tags
+from earn.tags import Tags, band_names, read_columns, read_tags
 from tests.support import toy_catalog
 
 NAMES = ("a", "b", "c")

@@ -12,8 +12,7 @@ import pytest
 
 from earn.errors import EarnError
 from earn.manifest import Manifest
-from earn.packed import pack
-from earn.places import bundle_at
+from earn.places import bundle_at, pack
 from earn.runtime.recommender import Recommender
 from tests.hub import COMMIT, hub_of
 

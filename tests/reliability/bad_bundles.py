@@ -29,7 +29,7 @@ import onnxruntime  # noqa: F401  loaded before the processes part
 
 from earn.errors import EarnError
 from earn.manifest import FileEntry
-from earn.packed import pack
+from earn.places import pack
 from earn.runtime.recommender import Recommender
 
 MOST_SECONDS, MOST_BYTES = 2.0, 500 << 20

@@ -10,7 +10,7 @@ from earn.data import Example
 from earn.errors import EarnError
 from earn.metrics import NOT_FOUND
 from earn.runtime.engine import load_engine
-from earn.runtime.evaluation import median_ms, session_median_ms, target_ranks
+from earn.runtime.evaluation import median_ms, target_ranks
 from earn.runtime.recommender import Recommender
 
 
@@ -67,7 +67,7 @@ def test_a_session_is_timed_from_its_last_item_on(toy_bundle: Path, monkeypatch:
     monkeypatch.setattr("earn.runtime.evaluation.time.perf_counter", clock)
     most = side.manifest.limits.history
     history = [str(item % 3 + 1) for item in range(2 * most)]
-    taken = session_median_ms({"one": side}, [history], 5, 4, True, requests=1, warm_up=0)
+    taken = median_ms({"one": side}, [history], 5, 4, True, requests=1, warm_up=0, in_session=True)
     window = history[-max(2, most // 2) :]
     asked = [("open", *window[:-1]), "clock", ("append", window[-1]), ("recommend", 5, 4, True), "clock"]
     assert done == asked
