@@ -13,24 +13,21 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-_TYPES: dict[str, Callable[[Any], bool]] = {
-    "str": lambda value: isinstance(value, str),
-    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "typing.SupportsInt": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "bool": lambda value: isinstance(value, bool),
-    "tuple": lambda value: isinstance(value, tuple),
-    "buffer": lambda value: isinstance(value, (bytes, bytearray, memoryview)),
-    "typing_extensions.Buffer": lambda value: isinstance(value, (bytes, bytearray, memoryview)),
+_BUFFER = (bytes, bytearray, memoryview)
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "typing.SupportsInt": int,
+    "bool": bool,
+    "tuple": tuple,
+    "buffer": _BUFFER,
+    "typing_extensions.Buffer": _BUFFER,
 }
 
 
-def signatures(method: Any) -> list[inspect.Signature]:
-    """The signatures of a method of the bindings, one per overload; [] where the docstring has none."""
-    return _parse(method.__name__, method.__doc__ or "")
-
-
 @cache
-def _parse(name: str, text: str) -> list[inspect.Signature]:
+def signatures(name: str, text: str) -> list[inspect.Signature]:
+    """The signatures of a method with this docstring, one per overload; [] where it has none."""
     lines = re.findall(rf"^(?:\d+\. )?{name}\((.*)\) -> ", text, re.MULTILINE)
     return [_signature(line) for line in lines if not line.startswith("*args")]
 
@@ -40,29 +37,24 @@ def _signature(text: str) -> inspect.Signature:
     for part in re.split(r", (?=\w+(?::| =|$))", text):
         name, _, kind = part.partition(": ")
         kind, _, default = kind.partition(" = ")
-        either_way = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        default = default or inspect.Parameter.empty
-        parameters.append(inspect.Parameter(name, either_way, annotation=kind, default=default))
+        kinds = {"annotation": kind, "default": default or inspect.Parameter.empty}
+        parameters.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, **kinds))
     return inspect.Signature(parameters)
 
 
 def check_call(method: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
     """Raises TypeError where no overload takes these arguments (without self)."""
-    found = signatures(method)
+    found = signatures(method.__name__, method.__doc__ or "")
     for signature in found:
         try:
             bound = signature.bind(None, *arguments, **named)
         except TypeError:
             continue
         kinds = {name: signature.parameters[name].annotation for name in bound.arguments}
-        if all(_fits(kinds[name], value) for name, value in list(bound.arguments.items())[1:]):
+        if all(isinstance(value, _TYPES.get(kinds[name], object)) for name, value in [*bound.arguments.items()][1:]):
             return
     if found:
         raise TypeError(f"{method.__name__} takes {[str(one) for one in found]}, not {arguments} {named}")
-
-
-def _fits(kind: str, value: Any) -> bool:
-    return _TYPES.get(kind, lambda _: True)(value)
 
 
 class Fake:
@@ -75,7 +67,7 @@ class Fake:
         vars(self)["_kind"] = kind
         for name, value in given.items():
             real = getattr(kind, name)
-            assert not callable(real) or signatures(real), f"the signature of {name} is not known"
+            assert not callable(real) or signatures(name, real.__doc__ or ""), f"the signature of {name} is not known"
             vars(self)[name] = _checked(real, value) if callable(real) else value
 
     def __getattr__(self, name: str) -> Any:

@@ -6,6 +6,7 @@ aligned, shapes outside a profile, tensors without shape or address, and whateve
 captured. New memory holds NaN, so that reading unwritten memory shows in the answer.
 """
 
+# ruff: noqa: N802
 from __future__ import annotations
 
 import ctypes
@@ -64,25 +65,24 @@ class SimulatedCuda:
         """Bytes that are taken."""
         return sum(block.nbytes - ALIGNED for block in self.blocks.copy().values())
 
-    def cudaGetDeviceCount(self) -> Any:  # noqa: N802
+    def cudaGetDeviceCount(self) -> Any:
         if not self.devices:
             raise CudaError(real.cudaError_t.cudaErrorNoDevice)
         return self.devices
 
-    def cudaStreamCreateWithFlags(self, flags: int) -> Any:  # noqa: N802
+    def cudaStreamCreateWithFlags(self, flags: int) -> Any:
         assert flags == real.cudaStreamNonBlocking  # others wait for whoever uses the default stream
         self.streams += 1
         return STREAM + self.streams - 1
 
-    def cudaGetDeviceProperties(self, device: int) -> Any:  # noqa: N802
+    def cudaGetDeviceProperties(self, device: int) -> Any:
         major, minor = self.architecture
-        found = SimpleNamespace(name=self.name.encode() + b"\0", major=major, minor=minor)
-        return found
+        return SimpleNamespace(name=self.name.encode() + b"\0", major=major, minor=minor)
 
-    def cudaDriverGetVersion(self) -> Any:  # noqa: N802
+    def cudaDriverGetVersion(self) -> Any:
         return 13020
 
-    def cudaMalloc(self, size: int) -> Any:  # noqa: N802
+    def cudaMalloc(self, size: int) -> Any:
         self.forbid_capture()
         if self.taken + size > self.memory:
             raise CudaError(real.cudaError_t.cudaErrorMemoryAllocation)
@@ -91,63 +91,59 @@ class SimulatedCuda:
         self.blocks[address] = block
         return address
 
-    def cudaFree(self, address: int) -> None:  # noqa: N802
+    def cudaFree(self, address: int) -> None:
         self.forbid_capture()
         del self.blocks[address]
 
-    def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> None:  # noqa: N802
+    def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> None:
         self.forbid_captured(stream)
         self.forbid_capture()
         self.bytes_at(address, size)[:] = value
 
-    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: int) -> None:  # noqa: N802
+    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: int) -> None:
         self.cudaMemcpy2DAsync(target, size, source, size, size, 1, kind, stream)
 
-    def cudaMemcpy2DAsync(  # noqa: N802
+    def cudaMemcpy2DAsync(
         self, target: int, to: int, source: int, step: int, size: int, count: int, kind: Any, stream: int
     ) -> None:
         self.forbid_captured(stream)
         assert size <= min(to, step)
         self.forbid_capture()
+        kinds = real.cudaMemcpyKind
+        assert kind in (kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost, kinds.cudaMemcpyDeviceToDevice)
         for row in range(count):
-            addresses = [target + row * to, source + row * step]
-            kinds = real.cudaMemcpyKind
-            on_device = {
-                kinds.cudaMemcpyHostToDevice: (True, False),
-                kinds.cudaMemcpyDeviceToHost: (False, True),
-                kinds.cudaMemcpyDeviceToDevice: (True, True),
-            }[kind]
-            for address, is_device in zip(addresses, on_device, strict=True):
-                assert self.is_device(address, size) == is_device
-            ctypes.memmove(addresses[0], addresses[1], size)
+            there, here = target + row * to, source + row * step
+            assert self.is_device(there, size) == (kind != kinds.cudaMemcpyDeviceToHost)
+            assert self.is_device(here, size) == (kind != kinds.cudaMemcpyHostToDevice)
+            ctypes.memmove(there, here, size)
 
-    def cudaStreamSynchronize(self, stream: int) -> None:  # noqa: N802
+    def cudaStreamSynchronize(self, stream: int) -> None:
         self.forbid_captured(stream)
         self.forbid_capture()
 
-    def cudaStreamBeginCapture(self, stream: int, mode: Any) -> None:  # noqa: N802
+    def cudaStreamBeginCapture(self, stream: int, mode: Any) -> None:
         assert self.is_stream(stream)
         assert mode == real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         assert stream not in self.captured
         self.forbid_capture()
         self.captured[stream] = (get_ident(), [])
 
-    def cudaStreamEndCapture(self, stream: int) -> Any:  # noqa: N802
+    def cudaStreamEndCapture(self, stream: int) -> Any:
         thread, graph = self.captured.pop(stream)
         assert thread == get_ident()
         return graph
 
-    def cudaGraphInstantiate(self, graph: Any, flags: int) -> Any:  # noqa: N802
+    def cudaGraphInstantiate(self, graph: Any, flags: int) -> Any:
         self.graphs.append(graph)
         return graph
 
-    def cudaGraphDestroy(self, graph: Any) -> None:  # noqa: N802
+    def cudaGraphDestroy(self, graph: Any) -> None:
         """Only executable graphs are kept."""
 
-    def cudaGraphExecDestroy(self, graph: Any) -> None:  # noqa: N802
+    def cudaGraphExecDestroy(self, graph: Any) -> None:
         self.graphs = [own for own in self.graphs if own is not graph]
 
-    def cudaGraphLaunch(self, graph: Any, stream: int) -> None:  # noqa: N802
+    def cudaGraphLaunch(self, graph: Any, stream: int) -> None:
         self.forbid_captured(stream)
         assert any(own is graph for own in self.graphs)
         self.launches += 1

@@ -17,7 +17,7 @@ from tests.tensorrt.signatures import Fake
 from tests.tensorrt.simulated_tensorrt import SimulatedTensorRT
 
 
-def test_engines_and_their_record_stand_in_the_bundle(bundle: Path, trt: SimulatedTensorRT) -> None:
+def test_engines_of_both_profiles_and_their_record_stand_in_the_bundle(bundle: Path, trt: SimulatedTensorRT) -> None:
     before = Manifest.load(bundle)
     record = build_engines(bundle)
     assert load_record(bundle) == record
@@ -28,16 +28,11 @@ def test_engines_and_their_record_stand_in_the_bundle(bundle: Path, trt: Simulat
     assert Manifest.load(bundle) == before  # what was delivered stays as it was
     assert before.with_files(bundle) == before
     refuse_foreign_folder(bundle)  # it may still be written anew
-
-
-def test_both_profiles_are_handed_over(bundle: Path, trt: SimulatedTensorRT) -> None:
-    build_engines(bundle)
-    manifest = Manifest.load(bundle)
     for stage in ("early", "late"):
         plan = json.loads((bundle / TENSORRT_FOLDER / f"{stage}.engine").read_bytes())
         want = [
             {name: [list(own.least), list(own.usual), list(own.most)] for name, own in profile.ranges.items()}
-            for profile in profiles(stage, manifest.sizes, manifest.limits)
+            for profile in profiles(stage, before.sizes, before.limits)
         ]
         assert plan["profiles"] == want
 
@@ -56,25 +51,19 @@ def test_settings_reach_tensorrt(bundle: Path, trt: SimulatedTensorRT) -> None:
 
 def test_timings_are_kept_for_the_next_build(bundle: Path, trt: SimulatedTensorRT) -> None:
     build_engines(bundle)
-    kept = (bundle / TENSORRT_FOLDER / "timing.cache").read_bytes()
-    assert trt.timings[0] == b""
-    trt.timings.clear()
+    cache = bundle / TENSORRT_FOLDER / "timing.cache"
+    kept, builds = cache.read_bytes(), len(trt.timings)
     build_engines(bundle)
-    assert trt.timings[0] == kept
-    (bundle / TENSORRT_FOLDER / "timing.cache").write_bytes(b"foreign")
-    trt.timings.clear()
+    cache.write_bytes(b"foreign")
     build_engines(bundle)
-    assert trt.timings[:2] == [b"foreign", b""]  # those of another version are left out
+    assert trt.timings[::builds][:3] == [b"", kept, b"foreign"]
+    assert trt.timings[2 * builds + 1] == b""  # those of another version are left out
 
 
-def test_progress_is_told(bundle: Path, trt: SimulatedTensorRT) -> None:
+def test_progress_is_told_and_an_interrupt_changes_nothing(bundle: Path, trt: SimulatedTensorRT) -> None:
     seen: list[tuple[str, int, int]] = []
-    build_engines(bundle, progress=lambda *step: seen.append(step))
+    record = build_engines(bundle, progress=lambda *step: seen.append(step))
     assert seen == [(f"{stage} stage: inner", step, 3) for stage in ("early", "late") for step in (1, 2, 3)]
-
-
-def test_an_interrupt_changes_nothing(bundle: Path, trt: SimulatedTensorRT) -> None:
-    record = build_engines(bundle)
 
     def interrupt(what: str, done: int, total: int) -> None:
         if what.startswith("late"):
@@ -95,13 +84,6 @@ def test_what_parser_and_builder_say_is_passed_on(bundle: Path, trt: SimulatedTe
     trt.errors, trt.refuses = [], "out of memory"
     with pytest.raises(EarnError, match=r"early\.onnx: TensorRT .* cannot build it \(out of memory\).*--workspace"):
         build_engines(bundle)
-
-
-def test_without_a_gpu_nothing_is_begun(bundle: Path, trt: SimulatedTensorRT) -> None:
-    trt.cuda.devices = 0
-    with pytest.raises(EarnError, match="cudaErrorNoDevice"):
-        build_engines(bundle)
-    assert not (bundle / "engines").exists()
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,6 @@ from tests.tensorrt.simulated_tensorrt import SimulatedTensorRT
 GPU = Gpu("NVIDIA Simulated 1", "8.9", "13.2")
 
 
-@pytest.fixture
-def built(bundle: Path, trt: SimulatedTensorRT) -> Path:
-    build_engines(bundle)
-    return bundle
-
-
 def record_of(manifest: Manifest, **other: object) -> EngineRecord:
     record = EngineRecord(
         tensorrt="10.3.0",
@@ -69,44 +63,41 @@ def test_what_differs_is_said(other: dict[str, object], version: str, gpu: Gpu, 
     assert (says in "; ".join(found)) if says else found == []
 
 
-def test_engines_of_another_machine_are_refused_with_the_command(built: Path, trt: SimulatedTensorRT) -> None:
+def test_engines_that_are_missing_changed_or_of_another_machine_are_refused_with_the_command(
+    bundle: Path, trt: SimulatedTensorRT
+) -> None:
+    def refused(says: str) -> None:
+        with pytest.raises(EarnError, match=rf"{says}.*earn engine build {bundle}"):
+            load_engine("tensorrt", bundle, Manifest.load(bundle))
+
+    refused("no TensorRT engines in this bundle")
+    build_engines(bundle)
     trt.cuda.name = "NVIDIA Simulated 2"
-    with pytest.raises(EarnError, match=rf"do not fit: .*here is NVIDIA Simulated 2.*earn engine build {built}"):
-        load_engine("tensorrt", built, Manifest.load(built))
-
-
-def test_an_engine_file_that_was_changed_is_refused(built: Path) -> None:
-    path = built / TENSORRT_FOLDER / "late.engine"
+    refused("do not fit: .*here is NVIDIA Simulated 2")
+    trt.cuda.name = GPU.name
+    path = bundle / TENSORRT_FOLDER / "late.engine"
     path.write_bytes(path.read_bytes()[::-1])
-    with pytest.raises(EarnError, match=r"late\.engine: missing or changed.*earn engine build"):
-        load_engine("tensorrt", built, Manifest.load(built))
-
-
-def test_a_damaged_record_is_refused(built: Path) -> None:
+    refused(r"late\.engine: missing or changed")
     for text in ("{}", "[]", '{"files": {}}', '{"files": 3}', "no json"):
-        (built / TENSORRT_FOLDER / "engines.json").write_text(text)
+        (bundle / TENSORRT_FOLDER / "engines.json").write_text(text)
         with pytest.raises(EarnError, match=r"engines\.json"):
-            load_engine("tensorrt", built, Manifest.load(built))
-
-
-def test_without_engines_the_error_says_how_to_build_them(toy_bundle: Path, trt: SimulatedTensorRT) -> None:
-    with pytest.raises(EarnError, match=rf"no TensorRT engines in this bundle.*earn engine build {toy_bundle}"):
-        load_engine("tensorrt", toy_bundle, Manifest.load(toy_bundle))
+            load_engine("tensorrt", bundle, Manifest.load(bundle))
 
 
 def test_auto_takes_the_engines_where_they_fit_and_says_why_not(
-    built: Path, trt: SimulatedTensorRT, caplog: pytest.LogCaptureFixture
+    bundle: Path, trt: SimulatedTensorRT, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert choose_engine(built, Manifest.load(built)) == ("tensorrt", "")
-    assert Recommender.load(built, "auto").recommend(["1"], 3)
+    build_engines(bundle)
+    assert choose_engine(bundle, Manifest.load(bundle)) == ("tensorrt", "")
+    assert Recommender.load(bundle, "auto").recommend(["1"], 3)
     trt.cuda.architecture = (9, 0)
-    name, why = choose_engine(built, Manifest.load(built))
+    name, why = choose_engine(bundle, Manifest.load(bundle))
     assert name == "cpu"
     assert "tensorrt: " in why
     assert "here is NVIDIA Simulated 1 (9.0)" in why
     assert "cuda: This onnxruntime has no CUDAExecutionProvider" in why
     with caplog.at_level("INFO", "earn"):
-        Recommender.load(built, "auto")
+        Recommender.load(bundle, "auto")
     assert [record.getMessage() for record in caplog.records if "engine" in record.getMessage()] == [
         f"engine cpu ({why})"
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,20 +29,9 @@ from tests.tensorrt.simulated_gpu import SimulatedCuda
 
 # Settings that are known to the libraries of onnxruntime-gpu 1.31 and onnxruntime-ep-nv-tensorrt-rtx 0.5.
 KNOWN = {
-    "use_tf32",
-    "arena_extend_strategy",
-    "trt_engine_cache_enable",
-    "trt_engine_cache_path",
-    "trt_engine_cache_prefix",
-    "trt_timing_cache_enable",
-    "trt_timing_cache_path",
-    "trt_profile_min_shapes",
-    "trt_profile_opt_shapes",
-    "trt_profile_max_shapes",
-    "nv_runtime_cache_path",
-    "nv_profile_min_shapes",
-    "nv_profile_opt_shapes",
-    "nv_profile_max_shapes",
+    *("use_tf32", "arena_extend_strategy", "nv_runtime_cache_path", "trt_timing_cache_enable", "trt_timing_cache_path"),
+    *(f"trt_engine_cache_{what}" for what in ("enable", "path", "prefix")),
+    *(f"{prefix}_profile_{side}_shapes" for prefix in ("trt", "nv") for side in ("min", "opt", "max")),
 }
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt-ep": "TensorrtExecutionProvider"}
 REAL_SESSION, REAL_OPTIONS = onnxruntime.InferenceSession, onnxruntime.SessionOptions
@@ -67,7 +57,7 @@ class Providers:
         name, settings = chosen if isinstance(chosen, tuple) else (chosen, {})
         real = REAL_SESSION(path, providers=["CPUExecutionProvider"])
         if name != PROVIDERS["cpu"]:
-            assert options.no_cpu  # nor may it help out
+            assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"  # nor may it help out
             assert settings.keys() <= KNOWN
             assert all(isinstance(value, str) for value in settings.values())
             self.told.append((name, settings))
@@ -97,33 +87,32 @@ class Providers:
 
         def bind(where: dict[str, Any], name: str, device: str, number: int, kind: Any, shape: Any, at: int) -> None:
             assert number == 0
-            where[name] = (device, kind, tuple(shape), at)
+            where[name] = (device, np.dtype(kind), tuple(shape), at)
 
         def bind_host(name: str, array: Any) -> None:
-            made.inputs[name] = ("cpu", array.dtype.type, array.shape, np.ascontiguousarray(array))
+            made.inputs[name] = ("cpu", array.dtype, array.shape, np.ascontiguousarray(array))
 
         made.bind_cpu_input.side_effect = bind_host
         made.bind_input.side_effect = partial(bind, made.inputs)
         made.bind_output.side_effect = partial(bind, made.outputs)
         return made
 
-    def _bytes(self, device: str, kind: Any, shape: tuple[int, ...], address: int) -> Any:
-        size = np.dtype(kind).itemsize * int(np.prod(shape))
+    def _bytes(self, device: str, size: int, address: int) -> Any:
         self.on_device += 1
         assert device == "cuda"
         return self.cuda.bytes_at(address, size) if size else np.empty(0, np.uint8)
 
-    def _read(self, device: str, kind: Any, shape: tuple[int, ...], address: Any) -> Any:
+    def _read(self, device: str, kind: np.dtype[Any], shape: tuple[int, ...], address: Any) -> Any:
         if device == "cpu":
             return address
-        return np.array(self._bytes(device, kind, shape, address)).view(kind).reshape(shape)
+        return np.array(self._bytes(device, kind.itemsize * math.prod(shape), address)).view(kind).reshape(shape)
 
-    def _write(self, value: Any, device: str, kind: Any, shape: tuple[int, ...], address: int) -> None:
-        assert value.shape == shape
+    def _write(self, value: Any, device: str, kind: np.dtype[Any], shape: tuple[int, ...], address: int) -> None:
+        assert (value.dtype, value.shape) == (kind, shape)
         if device == "cpu":
             ctypes.memmove(address, np.ascontiguousarray(value).ctypes.data, value.nbytes)
-        elif value.nbytes:
-            self._bytes(device, kind, shape, address)[:] = np.frombuffer(value.tobytes(), np.uint8)
+        else:
+            self._bytes(device, value.nbytes, address)[:] = np.frombuffer(value.tobytes(), np.uint8)
 
 
 def sizes_of(settings: Mapping[str, str], side: str) -> dict[str, Sequence[int]]:
@@ -137,18 +126,12 @@ def sizes_of(settings: Mapping[str, str], side: str) -> dict[str, Sequence[int]]
     return found
 
 
-class Options:
-    """SessionOptions, as far as it is looked at."""
+class Options(REAL_OPTIONS):  # type: ignore[misc, valid-type]
+    """SessionOptions that note what they are given of a plugin."""
 
     def __init__(self) -> None:
-        self.real = REAL_OPTIONS()
-        self.no_cpu = False
+        super().__init__()
         self.added: list[tuple[str, Mapping[str, str]]] = []
-        self.enable_cpu_mem_arena, self.intra_op_num_threads = True, 0
-
-    def add_session_config_entry(self, key: str, value: str) -> None:
-        self.real.add_session_config_entry(key, value)
-        self.no_cpu |= (key, value) == ("session.disable_cpu_ep_fallback", "1")
 
     def add_provider_for_devices(self, devices: list[Any], options: Mapping[str, str]) -> None:
         assert callable(REAL_OPTIONS.add_provider_for_devices)
