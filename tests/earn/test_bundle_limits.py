@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from earn.catalog import Catalog
 from earn.errors import EarnError
 from earn.export.one_graph import compose_bundle
 from earn.graph_files import MOST_ROUNDS, check_graph_file
-from earn.manifest import RANGES, FileEntry, Manifest, check_graphs
+from earn.manifest import RANGES, Manifest, check_graphs
 from earn.runtime.recommender import Recommender
+from tests.earn.test_manifest import edit, seal
 
 Change = Callable[[onnx.ModelProto], object]
 FORMS = {"a": ArrayForm("<i4", 2)}
@@ -95,12 +97,8 @@ def test_codes_that_are_no_identifier_are_refused(tmp_path: Path, codes: list[li
         Catalog.load(path)
 
 
-def resized(folder: Path, part: str, name: str, value: int) -> None:
-    """A manifest that is consistent, but for this size."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
+def resized(part: str, name: str, value: int, manifest: dict[str, Any]) -> None:
     manifest[part][name] = value
-    path.write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("name", sorted(RANGES))
@@ -108,15 +106,15 @@ def test_sizes_and_limits_beyond_any_bundle_are_refused(bundle: Path, name: str)
     part = "sizes" if name in json.loads((bundle / "manifest.json").read_text())["sizes"] else "limits"
     least, most = RANGES[name]
     for value in (least - 1, -1, most + 1, 10**30):
-        resized(bundle, part, name, value)
+        edit(bundle, partial(resized, part, name, value))
         with pytest.raises(EarnError, match=r"manifest\.json"):
             Manifest.load(bundle, verify=False)
 
 
 def test_caches_without_bound_are_refused_when_a_bundle_is_read_and_when_it_is_written(bundle: Path) -> None:
     manifest = Manifest.load(bundle)
-    resized(bundle, "limits", "beams", 60_000)
-    resized(bundle, "sizes", "head_size", 4096)
+    edit(bundle, lambda value: value["limits"].update(beams=60_000))
+    edit(bundle, lambda value: value["sizes"].update(head_size=4096))
     with pytest.raises(EarnError, match="the caches of one user would take"):
         Manifest.load(bundle)
     with pytest.raises(EarnError, match=r"'beams' is 1000000; .* Export with smaller limits"):
@@ -169,19 +167,9 @@ def test_a_graph_that_is_none_of_ours_is_refused_before_it_runs(bundle: Path, wh
     model = onnx.load(bundle / "late.onnx")
     change(model)
     onnx.save(model, bundle / "late.onnx")
-    reseal(bundle)
+    seal(bundle)
     with pytest.raises(EarnError, match=rf"late\.onnx: not a graph that this earn-edge writes: .*{says}"):
         Recommender.load(bundle)
-
-
-def reseal(bundle: Path) -> None:
-    """Lists the files as they now are."""
-    path = bundle / "manifest.json"
-    value = json.loads(path.read_text())
-    for name in value["files"]:
-        entry = FileEntry.of(bundle / name)
-        value["files"][name] = {"bytes": entry.bytes, "sha256": entry.sha256}
-    path.write_text(json.dumps(value))
 
 
 def test_a_constant_divisor_without_a_zero_is_taken(bundle: Path) -> None:

@@ -61,10 +61,11 @@ def test_a_folder_is_replaced_and_nothing_stays_behind(
 ) -> None:
     if not is_atomic:
         monkeypatch.setattr(earn.files, "exchange", lambda first, second: False)
+    folder = tmp_path / "some/folder"
     for text in ("old", "new"):
-        write(tmp_path / "folder", text)
-        assert (tmp_path / "folder/one").read_text() == text
-        assert names(tmp_path) == ["folder"]
+        write(folder, text)
+        assert (folder / "one").read_text() == text
+        assert names(folder.parent) == ["folder"]
 
 
 def test_what_a_killed_writer_left_is_removed_but_not_what_a_living_one_writes(tmp_path: Path) -> None:
@@ -111,8 +112,9 @@ def test_a_killed_writer_leaves_the_old_or_the_new_folder(tmp_path: Path, way: s
     assert names(tmp_path) == ["folder"]
 
 
-@pytest.mark.parametrize("name", ["a\0b", "loop/folder"])
+@pytest.mark.parametrize("name", ["a\0b", "loop/folder", "file/folder"])
 def test_a_path_that_leads_nowhere_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(EarnError, match=r"cannot be written \(.+\)\. Choose another place"):
         write(tmp_path / name, "")

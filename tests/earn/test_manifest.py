@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,13 @@ def edit(folder: Path, change: Change) -> None:
     value = json.loads(path.read_text())
     change(value)
     path.write_text(json.dumps(value))
+
+
+def seal(folder: Path) -> None:
+    """Lists the bundle's files as they now are."""
+    edit(
+        folder, lambda value: value.update(files={name: asdict(FileEntry.of(folder / name)) for name in value["files"]})
+    )
 
 
 def test_every_file_is_listed_with_its_size_and_sum(toy_bundle: Path) -> None:

@@ -20,15 +20,7 @@ from earn.runtime.beam import (
 from earn.runtime.item_filters import Exclusions
 from earn.trie import ItemTrie
 from tests.support import (
-    FAMILIES,
     RULES,
-    Agreement,
-    brute_force,
-    histories_of,
-    pairs,
-    random_catalog,
-    small_model,
-    watched_recommender,
 )
 
 # Identifiers 0-2, 0-3, 1-2 and 4: tokens 0, 1, 4 may come first, 2 and 3 second.
@@ -164,16 +156,3 @@ def test_an_only_child_costs_exactly_nothing() -> None:
     beams = Beams(np.array([0]), np.array([2]), np.array([-0.1234567890123]), np.array([0]))
     logits = np.array([[0.1, 0.2, -77.7, 0.4, 0.5, 0.6]], np.float32)
     assert take(beams, OPEN, logits, "trie", 1).score[0] == -0.1234567890123
-
-
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", FAMILIES)
-def test_with_beams_for_all_the_search_equals_brute_force(name: str, rule: str) -> None:
-    model = small_model(name, random_catalog(30), early_layers=2, max_history=6)
-    recommender, _ = watched_recommender(model, rule)
-    agreement, histories = Agreement(), histories_of(model.catalog, 4, 6)
-    for history, found in zip(histories, recommender.recommend_batch(histories, 30, 30), strict=True):
-        want = sorted(enumerate(brute_force(model, history, rule)), key=lambda pair: -pair[1])
-        assert len(want) == len(found) == 30
-        agreement.add(str(history), want, pairs(found))
-    agreement.check()

@@ -10,7 +10,7 @@ from earn.errors import EarnError
 from earn.model.earn_model import EarnModel
 from earn.model.reference import reference_search
 from earn.runtime.recommender import Recommender
-from tests.support import RULES, Agreement, histories_of, pairs, random_catalog, small_model, watched_recommender
+from tests.support import Agreement, histories_of, pairs, random_catalog, small_model, watched_recommender
 
 ITEMS = 60
 
@@ -96,16 +96,6 @@ def test_with_all_but_three_excluded_these_three_come_back(recommender: Recommen
     others = {item.item_id for item in recommender.recommend(["1", "2"], 20, 20, exclude=best)}
     assert len(best) == len(others) == 20
     assert not best & others
-
-
-@pytest.mark.parametrize("scoring", RULES)
-def test_excluding_items_changes_no_other_score(model: EarnModel, scoring: str) -> None:
-    recommender = watched_recommender(model, scoring)[0]
-    everything = scores(recommender, [4, 5, 6])
-    assert everything.keys() == set(range(ITEMS))
-    excluded = {*list(everything)[:10], 50, 51}
-    found = scores(recommender, [4, 5, 6], exclude=excluded)
-    assert found == pytest.approx({item: everything[item] for item in everything.keys() - excluded}, abs=1e-5)
 
 
 def test_the_history_can_be_excluded(recommender: Recommender) -> None:

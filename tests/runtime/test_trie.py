@@ -38,44 +38,27 @@ def prefixes(trie: ItemTrie) -> list[tuple[int, ...]]:
 
 @given(catalogs())
 @settings(deadline=None, max_examples=60)
-def test_its_arrays_are_in_order(codes: Codes) -> None:
-    trie = ItemTrie.build(codes)
-    nodes = len(trie)
-    assert trie.token[0] == -1
-    assert trie.child_start[0] == 1
-    assert trie.child_start[-1] == nodes
-    assert len(trie.child_start) == nodes + 1
-    assert (np.diff(trie.child_start) >= 0).all()
-    assert (trie.item_start[0], trie.below[0]) == (0, len(codes))
-    assert trie.sorted_items.tolist() == sorted(range(len(codes)), key=lambda item: (codes[item].tolist(), item))
-    by_depth = prefixes(trie)  # breadth first, and in the order of the prefixes
-    assert by_depth == sorted(by_depth, key=lambda prefix: (len(prefix), prefix))
-
-
-@given(catalogs())
-@settings(deadline=None, max_examples=60)
-def test_leaves_paths_and_levels_say_what_the_identifiers_say(codes: Codes) -> None:
+def test_nodes_leaves_and_levels_say_what_the_identifiers_say(codes: Codes) -> None:
     trie, identifiers = ItemTrie.build(codes), identifiers_of(codes)
-    prefix = prefixes(trie)
-    for node in range(len(trie)):
-        items = [item for item, identifier in enumerate(identifiers) if identifier[: len(prefix[node])] == prefix[node]]
+    prefix, nodes = prefixes(trie), np.arange(len(trie))
+    assert prefix == sorted(prefix, key=lambda one: (len(one), one))  # breadth first, and in the order of the prefixes
+    assert (trie.token[0], trie.parent[0], trie.child_start[0], trie.item_start[0]) == (-1, -1, 1, 0)
+    assert (len(trie.child_start), trie.child_start[-1]) == (len(trie) + 1, len(trie))
+    assert (np.diff(trie.child_start) >= 0).all()
+    assert trie.sorted_items.tolist() == sorted(range(len(codes)), key=lambda item: (codes[item].tolist(), item))
+    leaves, levels = trie.determined(nodes).tolist(), trie.level(nodes).tolist()
+    for node, own in enumerate(prefix):
+        items = [item for item, identifier in enumerate(identifiers) if identifier[: len(own)] == own]
+        below = {identifiers[item] for item in items}
         assert sorted(trie.items(node).tolist()) == items
-        assert bool(trie.is_leaf(np.array([node]))[0]) == (prefix[node] in identifiers)
+        assert (trie.below[node], levels[node]) == (len(items), len(own))
+        assert bool(trie.is_leaf(nodes[node : node + 1])[0]) == (own in identifiers)
+        assert not node or prefix[trie.parent[node]] == own[:-1]
+        assert (leaves[node] >= 0) == (len(below) == 1)
+        assert leaves[node] < 0 or {prefix[leaves[node]]} == below
     assert [prefix[node] for node in trie.leaf] == identifiers
     for depth, tokens in enumerate(trie.level_tokens):
         assert tokens.tolist() == sorted({one[depth] for one in identifiers if depth < len(one)})
-
-
-@given(catalogs())
-@settings(deadline=None, max_examples=60)
-def test_a_node_is_determined_where_one_leaf_alone_hangs_below_it(codes: Codes) -> None:
-    trie, identifiers = ItemTrie.build(codes), identifiers_of(codes)
-    prefix = prefixes(trie)
-    for node, leaf in enumerate(trie.determined(np.arange(len(trie))).tolist()):
-        below = {one for one in identifiers if one[: len(prefix[node])] == prefix[node]}
-        assert (leaf >= 0) == (len(below) == 1)
-        if leaf >= 0:
-            assert {prefix[leaf]} == below
 
 
 @given(catalogs(), st.data())
@@ -96,18 +79,6 @@ def test_exclusions_leave_every_user_what_a_slow_count_says(codes: Codes, data: 
     assert exclusions.left(users, nodes).tolist() == want
 
 
-@given(catalogs())
-@settings(deadline=None, max_examples=60)
-def test_parents_levels_and_counts_say_what_the_identifiers_say(codes: Codes) -> None:
-    trie, identifiers = ItemTrie.build(codes), identifiers_of(codes)
-    prefix = prefixes(trie)
-    assert (trie.parent[0], trie.level(np.array([0]))[0], trie.below[0]) == (-1, 0, len(codes))
-    for node in range(1, len(trie)):
-        assert prefix[trie.parent[node]] == prefix[node][:-1]
-        assert trie.level(np.array([node]))[0] == len(prefix[node])
-        assert trie.below[node] == sum(one[: len(prefix[node])] == prefix[node] for one in identifiers)
-
-
 @given(st.sets(st.integers(-9, 9), min_size=1), st.lists(st.integers(-12, 12)))
 def test_numbers_are_found_where_they_stand(numbers: set[int], wanted: list[int]) -> None:
     ascending = sorted(numbers)
@@ -124,27 +95,7 @@ def test_the_toy_catalog_by_hand() -> None:
     assert trie.token.tolist() == [-1, 0, 1, 2, 3, 4, 4, 4, 5, 4, 5, 6, 6, 7, 7, 6, 8, 9, 8]
     assert trie.child_start.tolist() == [1, 5, 6, 7, 9, 11, 11, 12, 13, 14, 15, 16, 16, 18, 19, 19, 19, 19, 19, 19]
     nodes = np.arange(len(trie))
-    assert trie.determined(nodes).tolist() == [
-        -1,
-        5,
-        11,
-        -1,
-        -1,
-        5,
-        11,
-        -1,
-        18,
-        14,
-        15,
-        11,
-        -1,
-        18,
-        14,
-        15,
-        16,
-        17,
-        18,
-    ]
+    assert trie.determined(nodes).tolist() == [-1, 5, 11, -1, -1, 5, 11, -1, 18, 14, 15, 11, -1, 18, 14, 15, 16, 17, 18]
     assert trie.parent.tolist() == [-1, 0, 0, 0, 0, 1, 2, 3, 3, 4, 4, 6, 7, 8, 9, 10, 12, 12, 13]
     assert trie.level(nodes).tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4]
     assert trie.below.tolist() == [8, 2, 1, 3, 2, 2, 1, 2, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1]

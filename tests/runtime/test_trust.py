@@ -19,19 +19,14 @@ from earn.catalog import CATALOG_FILE, Catalog
 from earn.errors import EarnError
 from earn.exchange import exchange
 from earn.files import folder_written_whole
-from earn.manifest import Manifest
 from earn.runtime.recommender import Recommender
 from earn.runtime.session import Session
+from tests.earn.test_manifest import seal
 
 
 @pytest.fixture(scope="module")
 def recommender(toy_bundle: Path) -> Recommender:
     return Recommender.load(toy_bundle, threads=1)
-
-
-def seal(bundle: Path) -> None:
-    """Lists the bundle's files as they now are."""
-    Manifest.load(bundle, verify=False).with_files(bundle).save(bundle)
 
 
 def poison(bundle: Path, stage: str, weight: str, value: float) -> None:
