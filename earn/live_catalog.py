@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from earn.catalog import BLOCKED, OFFERED, REMOVED, Catalog, Status, one_line
+from earn.catalog import BLOCKED, OFFERED, REMOVED, Catalog, one_line
 from earn.errors import EarnError
 from earn.trie import Ints
 
@@ -42,7 +42,7 @@ def removed(catalog: Catalog, item_ids: Collection[str | int]) -> Catalog:
     Raises:
         EarnError: there is none of an id, or none any more.
     """
-    return replace(catalog, status=_marked(catalog, item_ids, REMOVED))
+    return _marked(catalog, item_ids, REMOVED)
 
 
 def blocked(catalog: Catalog, item_ids: Collection[str | int], is_blocked: bool = True) -> Catalog:
@@ -51,7 +51,7 @@ def blocked(catalog: Catalog, item_ids: Collection[str | int], is_blocked: bool 
     Raises:
         EarnError: there is none of an id, or none any more.
     """
-    return replace(catalog, status=_marked(catalog, item_ids, BLOCKED if is_blocked else OFFERED))
+    return _marked(catalog, item_ids, BLOCKED if is_blocked else OFFERED)
 
 
 def renamed(catalog: Catalog, titles: Mapping[str, str]) -> Catalog:
@@ -70,7 +70,7 @@ def renamed(catalog: Catalog, titles: Mapping[str, str]) -> Catalog:
     return replace(catalog, titles=changed)
 
 
-def _marked(catalog: Catalog, item_ids: Collection[str | int], status: int) -> Status:
+def _marked(catalog: Catalog, item_ids: Collection[str | int], status: int) -> Catalog:
     marked = catalog.status.copy()
     marked[present(catalog, item_ids)] = status
-    return marked
+    return replace(catalog, status=marked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,20 @@ from earn.tags import Tags, band_names, read_columns, read_tags
 from tests.support import toy_catalog
 
 NAMES = ("a", "b", "c")
-FILTERS: st.SearchStrategy[Filter] = st.recursive(
-    st.one_of(st.sampled_from(NAMES).map(Tag), st.sets(st.integers(0, 9)).map(Items)),
-    lambda parts: st.one_of(
-        st.lists(parts, max_size=3).map(AllOf), st.lists(parts, max_size=3).map(AnyOf), parts.map(Not)
-    ),
-    max_leaves=8,
-)
 
 
-def holds(expression: Filter, item: int, tagged: dict[str, set[int]]) -> bool:
+def expressions(names: Sequence[str], items: int, leaves: int) -> st.SearchStrategy[Filter]:
+    """Expressions over these tags and so many items."""
+    return st.recursive(
+        st.one_of(st.sampled_from(names).map(Tag), st.sets(st.integers(0, items - 1)).map(Items)),
+        lambda parts: st.one_of(
+            st.lists(parts, max_size=3).map(AllOf), st.lists(parts, max_size=3).map(AnyOf), parts.map(Not)
+        ),
+        max_leaves=leaves,
+    )
+
+
+def holds(expression: Filter, item: int, tagged: Mapping[str, Collection[int]]) -> bool:
     """The slow reference: one item at a time, by Python's own all and any."""
     value = to_json(expression)
 
@@ -45,7 +49,7 @@ def holds(expression: Filter, item: int, tagged: dict[str, set[int]]) -> bool:
     return says(value)
 
 
-@given(FILTERS, st.fixed_dictionaries({name: st.sets(st.integers(0, 9)) for name in NAMES}))
+@given(expressions(NAMES, 10, 8), st.fixed_dictionaries({name: st.sets(st.integers(0, 9)) for name in NAMES}))
 @settings(deadline=None, max_examples=60)
 def test_an_expression_holds_what_its_json_says_item_by_item(expression: Filter, tagged: dict[str, set[int]]) -> None:
     tags = Tags.of({name: sorted(items) for name, items in tagged.items()}, 10)

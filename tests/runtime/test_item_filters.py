@@ -14,45 +14,29 @@ from earn.bundle_edit import set_tags
 from earn.errors import EarnError
 from earn.export.one_graph import compose_bundle
 from earn.export.stages import TorchEngine, bundle_model
-from earn.filters import EVERYTHING, NOTHING, AllOf, AnyOf, Filter, Items, Not, Tag
+from earn.filters import EVERYTHING, NOTHING, Filter, Items, Not, Tag
 from earn.model.earn_model import EarnModel
 from earn.runtime import item_filters
 from earn.runtime.item_filters import Excluded, ItemFilter, ItemFilters, Unwanted, indices_of, items_left, wanted_of
 from earn.runtime.recommender import Recommendation, Recommender
 from earn.tags import Tags
 from earn.trie import ItemTrie
+from tests.earn.test_filters import expressions, holds
 from tests.model.test_set_model import set_model
 from tests.runtime.test_trie import Codes, catalogs
 from tests.support import RULES, histories_of, random_catalog, small_model
 
 ITEMS, SET_ITEMS = 60, 40
 CATALOG = random_catalog(ITEMS, codes=3)
-HISTORY = histories_of(CATALOG, 1, 5, seed=2)[0]
+HISTORY = ["1", "2", "3"]
 TAGGED = {"even": range(0, ITEMS, 2), "few": range(7), "most": range(3, ITEMS), "one": [11], "none": range(0)}
 TAGS = Tags.of({name: list(items) for name, items in TAGGED.items()}, ITEMS)
-EXPRESSIONS: st.SearchStrategy[Filter] = st.recursive(
-    st.one_of(st.sampled_from(sorted(TAGGED)).map(Tag), st.sets(st.integers(0, SET_ITEMS - 1)).map(Items)),
-    lambda parts: st.one_of(
-        st.lists(parts, max_size=3).map(AllOf), st.lists(parts, max_size=3).map(AnyOf), parts.map(Not)
-    ),
-    max_leaves=5,
-)
+EXPRESSIONS = expressions(sorted(TAGGED), SET_ITEMS, 5)
 
 
 def held(expression: Filter) -> set[int]:
-    """The items of an expression, by Python's sets."""
-    match expression:
-        case Tag(name):
-            return set(TAGGED[name])
-        case Items(item_ids):
-            return set(map(int, item_ids))
-        case Not(part):
-            return set(range(ITEMS)) - held(part)
-        case AllOf(parts):
-            return set(range(ITEMS)).intersection(*map(held, parts))
-        case AnyOf(parts):
-            return set().union(*map(held, parts))
-    raise AssertionError(expression)
+    """The items of an expression, one by one."""
+    return {item for item in range(ITEMS) if holds(expression, item, TAGGED)}
 
 
 def over(model: EarnModel, scoring: str = "trie") -> Recommender:
@@ -63,16 +47,15 @@ def over(model: EarnModel, scoring: str = "trie") -> Recommender:
     return Recommender(TorchEngine(bundle.stages), bundle.manifest, model.catalog, tags=tags)
 
 
+Recommenders = dict[str, tuple[Recommender, Sequence[Recommendation]]]
+
+
 @pytest.fixture(scope="module")
-def recommenders() -> dict[str, tuple[Recommender, Sequence[Recommendation]]]:
+def recommenders() -> Recommenders:
     """Of each rule and method, with the list of all items."""
     made = {rule: over(small_model(catalog=CATALOG, max_history=5), rule) for rule in RULES}
     made["set"] = over(set_model())
-    known = {name: HISTORY if name in RULES else HISTORY_OF_DIGITS for name in made}
-    return {name: (one, one.recommend(known[name], len(one.catalog), len(one.catalog))) for name, one in made.items()}
-
-
-HISTORY_OF_DIGITS = ["1", "2", "3"]
+    return {name: (one, one.recommend(HISTORY, len(one.catalog), len(one.catalog))) for name, one in made.items()}
 
 
 def check(got: Sequence[Recommendation], ranked: Sequence[Recommendation], items: Collection[int], k: int) -> None:
@@ -88,7 +71,7 @@ def check(got: Sequence[Recommendation], ranked: Sequence[Recommendation], items
 @given(data=st.data())
 @settings(deadline=None, max_examples=12)
 def test_a_filtered_list_is_the_list_of_all_items_without_the_others(
-    recommenders: dict[str, tuple[Recommender, Sequence[Recommendation]]], name: str, data: st.DataObject
+    recommenders: Recommenders, name: str, data: st.DataObject
 ) -> None:
     recommender, ranked = recommenders[name]
     items = {int(item.item_id) for item in ranked}
@@ -97,13 +80,12 @@ def test_a_filtered_list_is_the_list_of_all_items_without_the_others(
     exclude, k = data.draw(known), data.draw(st.integers(1, 20))
     left = items if allow is None else held(allow) & items
     left = left - (set() if block is None else held(block) if isinstance(block, Filter) else block) - exclude
-    history = HISTORY if name in RULES else HISTORY_OF_DIGITS
-    got = recommender.recommend(history, k, len(items) if name in RULES else None, exclude, allow=allow, block=block)
+    got = recommender.recommend(HISTORY, k, len(items) if name in RULES else None, exclude, allow=allow, block=block)
     check(got, ranked, left, k)
-    narrow = recommender.recommend(history, k, exclude=exclude, allow=allow, block=block)  # k come back all the same
+    narrow = recommender.recommend(HISTORY, k, exclude=exclude, allow=allow, block=block)  # k come back all the same
     assert len(narrow) == min(k, len(left))
     assert {int(item.item_id) for item in narrow} <= left
-    exact = recommender.recommend(history, k, "exact", exclude, allow=allow, block=block)
+    exact = recommender.recommend(HISTORY, k, "exact", exclude, allow=allow, block=block)
     assert exact.exact
     check(exact, ranked, left, k)
 
@@ -141,9 +123,7 @@ def test_counts_below_nodes_are_those_of_single_exclusions(codes: Codes, data: s
         assert wanted_of(np.arange(items), one).tolist() == [item for item in range(items) if item not in gone]
 
 
-def test_users_of_a_batch_have_filters_of_their_own(
-    recommenders: dict[str, tuple[Recommender, Sequence[Recommendation]]],
-) -> None:
+def test_users_of_a_batch_have_filters_of_their_own(recommenders: Recommenders) -> None:
     recommender = recommenders["trie"][0]
     histories = histories_of(CATALOG, 4, 4, seed=5)
     allow, block = [Tag("even"), None, Tag("few"), None], [None, Tag("most"), [1, 2], ["5"]]
@@ -178,9 +158,7 @@ def test_expressions_are_evaluated_once_and_kept_within_bounds(monkeypatch: pyte
     assert filters.unwanted(three, EVERYTHING, NOTHING, "error") is three
 
 
-def test_a_sessions_own_filters_are_saved_with_it(
-    recommenders: dict[str, tuple[Recommender, Sequence[Recommendation]]],
-) -> None:
+def test_a_sessions_own_filters_are_saved_with_it(recommenders: Recommenders) -> None:
     recommender = recommenders["trie"][0]
     session = recommender.session(HISTORY)
     session.block = session.block | Items(["4"]) | Tag("few")
@@ -197,9 +175,7 @@ def test_a_sessions_own_filters_are_saved_with_it(
     assert len(session.recommend(20, 30, allow=Tag("few"))) == 4  # 0, 2, 4, 6
 
 
-def test_unknown_tags_items_and_odd_filters_are_refused(
-    recommenders: dict[str, tuple[Recommender, Sequence[Recommendation]]],
-) -> None:
+def test_unknown_tags_items_and_odd_filters_are_refused(recommenders: Recommenders) -> None:
     recommender = recommenders["trie"][0]
     for odd, message in (
         (Tag("evn"), "no tag 'evn'.*'even'"),

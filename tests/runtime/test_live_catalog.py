@@ -312,17 +312,16 @@ def test_a_session_with_an_item_added_in_memory_is_read_again_where_its_codes_ar
         first.restore_session(saved)
 
 
-def test_added_items_of_a_model_with_rows_are_read_as_the_one_that_is_most_like_them(cases: dict[str, Case]) -> None:
+def test_added_items_of_a_model_with_rows_are_read_as_the_one_that_is_most_like_them(
+    cases: dict[str, Case], tmp_path: Path
+) -> None:
     case = cases["set"]
     assert case.recommender.manifest.model.method == SET
     like = case.recommender.catalog.identifiers[7]
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(shutil.copytree(case.folder, Path(temporary, "bundle")))
-        edit_catalog(folder, lambda catalog: add(catalog, True, "new", like))
-        grown = Recommender.load(folder, threads=1)
-    same = next(
-        item for item in case.recommender.catalog.item_ids if case.recommender.catalog.identifiers[int(item)] == like
-    )
+    folder = Path(shutil.copytree(case.folder, tmp_path / "bundle"))
+    edit_catalog(folder, lambda catalog: add(catalog, True, "new", like))
+    grown = Recommender.load(folder, threads=1)
+    same = list(case.recommender.catalog.identifiers).index(like)
     want = {item.item_id: item.score for item in case.recommender.recommend([same], 10)}
     got = {item.item_id: item.score for item in grown.recommend(["new"], 10, exclude=["new"])}
     assert got == pytest.approx(want, abs=1e-5)

@@ -40,14 +40,11 @@ def test_a_bundle_answers_with_ids_scores_and_titles(toy_bundle: Path, toy_model
     assert [item.score for item in found] == sorted((item.score for item in found), reverse=True)
 
 
-def test_an_unknown_item_is_refused_by_name(recommender: Recommender) -> None:
+def test_an_unknown_item_is_refused_by_name_or_skipped(recommender: Recommender) -> None:
     with pytest.raises(EarnError, match=r"no item 'Zorro'.*unknown=\"skip\""):
         recommender.recommend(["1", "Zorro"])
     with pytest.raises(EarnError, match="no item '999'"):
         recommender.recommend(["1"], exclude=[999])
-
-
-def test_unknown_items_can_be_skipped(recommender: Recommender) -> None:
     want = recommender.recommend(["1", "2"], exclude=["3"])
     assert recommender.recommend(["x", "1", "y", "2"], exclude=["z", "3"], unknown="skip") == want
 

@@ -314,12 +314,7 @@ def settle(k: int, *excluded: Collection[int], lookahead: int = 0) -> tuple[list
 @pytest.mark.parametrize(
     ("excluded", "k", "best", "fed"),
     [
-        (
-            (),
-            1,
-            [0],
-            [],
-        ),  # behind the first code: token 0 with 0.6, which names two items, and the open beam 1 with 0.4
+        ((), 1, [0], []),  # after the first code: token 0 with 0.6, which names two items; the open beam 1 with 0.4
         ((), 2, [0, 1], []),
         ((), 3, [0, 1, 2], [(1,), (1, 2), (1, 3)]),  # third place: 1-2-4 with 0.4 * 0.7 * 0.9
         ((0,), 1, [1], []),  # one item of token 0 is left, and that is enough
