@@ -18,31 +18,21 @@ Shapes: b users of a batch, m rows of a layer, h heads, r reading rows, d hidden
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from earn.config import MASKED, SET
+from earn.config import SET
 from earn.errors import EarnError
 from earn.model.attention_figures import ABOVE, BINS, HEAD, TAIL, Analysis, LayerFigures
 from earn.model.earn_model import EarnModel
 from earn.model.families import rotary_of
-from earn.model.stage import Stage
+from earn.model.stage import Stage, causal_bias
 from earn.prompts import readout_rows, whole_prompt
 
 BATCH_TOKENS = 4096  # of one pass: all heads' attention of so many tokens fits into memory, long prompts' too
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Users whose prompts are equally long, and their targets too: nothing needs padding."""
-
-    prompt: int  # tokens of each prompt
-    tokens: Tensor  # [b,m], prompts and generated tokens
-    targets: Tensor  # [b,r], the token that each reading row predicts
 
 
 class LayerSums:
@@ -87,24 +77,30 @@ class Watch:
         self.losses: list[Tensor] = []  # of each batch, float64 [early layers,b], summed over a user's codes
         self.codes: list[Tensor] = []  # of each batch, float64 [b], how many they are
 
-    def add(self, batch: _Batch) -> None:
-        """One pass over the layers, and from each early one a second on cut rows."""
-        rows = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
-        kept = torch.tensor(kept_rows(self.model, batch.prompt, len(rows)), device=rows.device)
-        places = place_weights(batch.prompt, len(rows) - batch.prompt, self.model.catalog.depth - 1)
+    def add(self, tokens: Tensor, targets: Tensor) -> None:
+        """One pass over the layers, and from each early one a second on cut rows.
+
+        Args:
+            tokens: [b,m], prompts and generated tokens.
+            targets: [b,r], the token that each reading row predicts.
+        """
+        rows, generated = torch.arange(tokens.shape[1], device=tokens.device), targets.shape[1] - 1
+        prompt = len(rows) - generated
+        kept = torch.tensor(kept_rows(self.model, prompt, len(rows)), device=rows.device)
+        places = place_weights(prompt, generated, self.model.catalog.depth - 1)
         positions = rows
-        hidden, losses = self.model.early_stage().embed(batch.tokens), []
+        hidden, losses = self.model.early_stage().embed(tokens), []
         for index, sums in enumerate(self.layers):
             if index == self.model.earn.early_layers:
                 hidden, positions, places = hidden[:, kept], kept, places[kept.cpu()]
             stage, everything = self._stage(index, index + 1), rows[: len(positions)]
-            last = everything[-batch.targets.shape[1] :]
-            sums.add(stage.first_shares(hidden, *_causal(positions), last).cpu(), places)
+            shares = stage.first_shares(hidden, *_causal(positions), everything[-1 - generated :])
+            sums.add(shares.cpu(), places)
             hidden, _ = stage.run(hidden, *_causal(positions), None, everything)
             if index < self.model.earn.early_layers:
-                losses.append(self._losses(index + 1, hidden[:, kept], kept, batch.targets))
+                losses.append(self._losses(index + 1, hidden[:, kept], kept, targets))
         self.losses.append(torch.stack(losses).cpu().double())
-        self.codes.append(torch.full((len(batch.tokens),), batch.targets.shape[1], dtype=torch.float64))
+        self.codes.append(torch.full((len(tokens),), targets.shape[1], dtype=torch.float64))
 
     def cut(self) -> tuple[Tensor, Tensor]:
         """Mean loss of a code with each cut, and the standard error of its rise over the uncut loss: [early layers]."""
@@ -147,9 +143,9 @@ def analyze(
         raise EarnError(f"The standard errors need two users at least, here are {len(examples)}. Take more.")
     model.eval()
     watch, done = Watch(model), 0
-    for batch in _batches(model, examples):
-        watch.add(batch)
-        done += len(batch.tokens)
+    for tokens, targets in _batches(model, examples):
+        watch.add(tokens, targets)
+        done += len(tokens)
         if progress:
             progress(done, len(examples))
     early, (losses, errors) = model.earn.early_layers, watch.cut()
@@ -210,11 +206,11 @@ def _bin_weights(tokens: int) -> Tensor:
 
 def _causal(positions: Tensor) -> tuple[Tensor, Tensor]:
     """Position ids [1,m] of rows at positions [m], and the bias [1,1,m,m] under which each sees those before it."""
-    bias = torch.full((len(positions), len(positions)), MASKED, device=positions.device).triu(1)
-    return positions[None], bias[None, None]
+    return positions[None], causal_bias(len(positions)).to(positions.device)
 
 
-def _batches(model: EarnModel, examples: Sequence[tuple[Sequence[int], int]]) -> Iterator[_Batch]:
+def _batches(model: EarnModel, examples: Sequence[tuple[Sequence[int], int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens and targets of users whose prompts are equally long, and their targets too: nothing needs padding."""
     identifiers, device = model.identifiers, model.device
     alike: dict[tuple[int, int], list[tuple[list[int], tuple[int, ...]]]] = {}
     for history, target in examples:
@@ -225,4 +221,4 @@ def _batches(model: EarnModel, examples: Sequence[tuple[Sequence[int], int]]) ->
         for start in range(0, len(users), size):
             chosen = users[start : start + size]
             tokens = torch.tensor([[*prompt, *codes[:-1]] for prompt, codes in chosen], device=device)
-            yield _Batch(length, tokens, torch.tensor([codes for _, codes in chosen], device=device))
+            yield tokens, torch.tensor([codes for _, codes in chosen], device=device)

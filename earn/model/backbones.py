@@ -22,12 +22,14 @@ from transformers import (
 from earn.errors import EarnError, refuse
 from earn.model.adapters import base_folder, is_adapter, merge_adapter
 from earn.model.checkpoint_files import (
-    ADAPTER_FILE,
     CONFIG_FILE,
     EMBEDDING,
     HEAD,
     QUANTIZED_REMEDY,
     StoredTensor,
+    check_gguf,
+    header_read_once,
+    is_gguf,
     load_tensor,
     quantization_of,
     read_config,
@@ -36,7 +38,6 @@ from earn.model.checkpoint_files import (
 )
 from earn.model.families import FAMILIES, TINY_BACKBONES, check_backbone, family_of
 from earn.model.family_check import check_family
-from earn.model.gguf_files import check_gguf, header_read_once, is_gguf
 from earn.model.rope import correct_yarn, in_dialect_of_version_4, rope_problems
 from earn.model.transformers_versions import IS_5, float32_weights
 
@@ -60,16 +61,16 @@ def load_backbone(source: str | Path, seed: int = 0, sizes: Mapping[str, Any] | 
         check_backbone(config)
         torch.manual_seed(seed)
         backbone: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    elif is_gguf(source):
-        backbone = _load_gguf(Path(source))
-    elif (Path(source) / CONFIG_FILE).is_file() or (Path(source) / ADAPTER_FILE).is_file():
-        backbone = _load_folder(Path(source))
-    else:
-        raise EarnError(
-            f"There is no backbone {str(source)!r}. Give one of {', '.join(TINY_BACKBONES)}, "
-            "a folder in Hugging Face format that holds config.json and the weights, or a GGUF file."
-        )
-    return backbone
+        return backbone
+    path = Path(source)
+    if is_gguf(path):
+        return _load_gguf(path)
+    if (path / CONFIG_FILE).is_file() or is_adapter(path):
+        return _load_folder(path)
+    raise EarnError(
+        f"There is no backbone {str(source)!r}. Give one of {', '.join(TINY_BACKBONES)}, "
+        "a folder in Hugging Face format that holds config.json and the weights, or a GGUF file."
+    )
 
 
 def gguf_config(path: Path) -> PretrainedConfig:
@@ -123,8 +124,7 @@ def _load_folder(folder: Path) -> PreTrainedModel:
         refuse(written_problems(folder, written))
         backbone = _from_folder(folder, written)
         correct_yarn(backbone, written)
-    if not all(bool(torch.isfinite(weight).all()) for weight in backbone.parameters()):
-        wrong = [name for name, weight in backbone.named_parameters() if not bool(torch.isfinite(weight).all())]
+    if wrong := [name for name, weight in backbone.named_parameters() if not bool(torch.isfinite(weight).all())]:
         raise EarnError(f"{folder}: {len(wrong)} weights hold NaN or infinity, such as {wrong[0]}. Train it again.")
     check_family(backbone, str(folder))
     return backbone
@@ -165,7 +165,7 @@ def weight_problems(folder: Path, config: PretrainedConfig, stored: Mapping[str,
     with _as_earn_error(*_unloadable(folder)), torch.device("meta"):
         places = AutoModelForCausalLM.from_config(config, attn_implementation="eager").state_dict()
     shapes = {name: tuple(place.shape) for name, place in places.items()}
-    return list(stored_problems(folder, stored, shapes, _tied(config)))
+    return list(stored_problems(folder, stored, shapes, bool(config.tie_word_embeddings)))
 
 
 def _unloadable(folder: Path) -> tuple[str, str]:
@@ -177,9 +177,12 @@ def _from_folder(folder: Path, written: Mapping[str, Any]) -> PreTrainedModel:
     stored = stored_tensors(folder)
     refuse(weight_problems(folder, config, stored))
     with _as_earn_error(*_unloadable(folder)):
-        if config.tie_word_embeddings and not _same_table(stored):
-            config.tie_word_embeddings = False  # as transformers 5 reads it; older versions leave the head out
-        state = _under_one_name(stored) if config.tie_word_embeddings else None
+        state = None
+        if config.tie_word_embeddings and {EMBEDDING, HEAD} <= stored.keys():
+            tables = (load_tensor(stored[name], name) for name in (EMBEDDING, HEAD))
+            config.tie_word_embeddings = torch.equal(*tables)  # as transformers 5 reads it; 4 leaves the head out
+        elif config.tie_word_embeddings and HEAD in stored:  # the shared table, under the head's name alone
+            state = {EMBEDDING if name == HEAD else name: load_tensor(tensor, name) for name, tensor in stored.items()}
         family_model: Any = AutoModelForCausalLM._model_mapping[type(config)]  # the class itself: no code is looked for
         backbone: PreTrainedModel = family_model.from_pretrained(
             folder if state is None else None,
@@ -190,23 +193,3 @@ def _from_folder(folder: Path, written: Mapping[str, Any]) -> PreTrainedModel:
             **float32_weights(from_gguf=False),
         )
     return backbone
-
-
-def _tied(config: PretrainedConfig) -> tuple[str, ...]:
-    """Embedding and head, where they share a table and one of them is enough."""
-    return (EMBEDDING, HEAD) if config.tie_word_embeddings else ()
-
-
-def _under_one_name(stored: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor] | None:
-    """The weights of a file that holds the shared table as the head's, under the embedding's name; None of others."""
-    if EMBEDDING in stored or HEAD not in stored:
-        return None
-    return {EMBEDDING if name == HEAD else name: load_tensor(tensor, name) for name, tensor in stored.items()}
-
-
-def _same_table(stored: Mapping[str, StoredTensor]) -> bool:
-    """Whether embedding and head are one table, or the file holds but one of them."""
-    if not {EMBEDDING, HEAD} <= stored.keys():
-        return True
-    embedding, head = (load_tensor(stored[name], name) for name in (EMBEDDING, HEAD))
-    return torch.equal(embedding, head)

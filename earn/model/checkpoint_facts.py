@@ -22,10 +22,9 @@ from earn.errors import EarnError
 from earn.identifier_tokens import IdentifierTokens, identifier_tokens
 from earn.model.adapters import base_folder, is_adapter
 from earn.model.backbones import folder_config, gguf_config, weight_problems, written_problems
-from earn.model.checkpoint_files import EMBEDDING, HEAD, read_config, stored_tensors
+from earn.model.checkpoint_files import EMBEDDING, HEAD, StoredTensor, is_gguf, read_config, stored_tensors
 from earn.model.earn_model import default_early_layers, earn_problems, read_earn
 from earn.model.families import FAMILIES, positions_of, sizes_of
-from earn.model.gguf_files import is_gguf
 from earn.model.tokenizer import check_rows, load_tokenizer
 from earn.specs import Sizes
 
@@ -75,14 +74,6 @@ class CheckpointFacts:
         self.obstacles += [obstacle for obstacle in dict.fromkeys(obstacles) if obstacle not in self.obstacles]
 
 
-@dataclass(frozen=True)
-class _Header:
-    """A weight as its file's header has it."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
 def checkpoint_facts(path: Path) -> CheckpointFacts:
     """Looks at a folder in Hugging Face format, an EARN checkpoint among them, or at a GGUF file."""
     return _gguf_facts(path) if is_gguf(path) else _folder_facts(path)
@@ -94,17 +85,11 @@ def _gguf_facts(path: Path) -> CheckpointFacts:
     if config is not None:
         import gguf
 
-        tensors = gguf.GGUFReader(path).tensors
-        _add_weights(
-            facts,
-            config,
-            {
-                GGUF_NAMES.get(tensor.name, tensor.name): _Header(
-                    tuple(map(int, reversed(tensor.shape))), tensor.tensor_type.name
-                )
-                for tensor in tensors
-            },
-        )
+        weights = {}
+        for tensor in gguf.GGUFReader(path).tensors:
+            shape = tuple(tensor.shape[::-1].tolist())
+            weights[GGUF_NAMES.get(tensor.name, tensor.name)] = StoredTensor(shape, tensor.tensor_type.name, path)
+        _add_weights(facts, config, weights)
     _add_tokenizer(facts, path)
     return facts
 
@@ -127,7 +112,7 @@ def _folder_facts(folder: Path) -> CheckpointFacts:
     stored = facts.attempt(lambda: stored_tensors(folder))
     if stored is not None:
         facts.weight_files = sorted({tensor.file.name for tensor in stored.values()})
-        _add_weights(facts, config, {name: _Header(tensor.shape, tensor.dtype) for name, tensor in stored.items()})
+        _add_weights(facts, config, stored)
     if config is not None and stored is not None:
         facts.add(*facts.attempt(partial(weight_problems, folder, config, stored)) or ())
     _add_tokenizer(facts, folder)
@@ -136,7 +121,7 @@ def _folder_facts(folder: Path) -> CheckpointFacts:
     return facts
 
 
-def _add_weights(facts: CheckpointFacts, config: PretrainedConfig | None, weights: Mapping[str, _Header]) -> None:
+def _add_weights(facts: CheckpointFacts, config: PretrainedConfig | None, weights: Mapping[str, StoredTensor]) -> None:
     facts.parameters = sum(prod(weight.shape) for weight in weights.values())
     facts.dtypes = dict(Counter(weight.dtype for weight in weights.values()).most_common())
     if config is None:
@@ -155,13 +140,8 @@ def _add_tokenizer(facts: CheckpointFacts, source: Path) -> None:
         return
     vocabulary = tokenizer.get_vocab()
     rows = max(vocabulary.values(), default=-1) + 1
-    facts.tokenizer = TokenizerFacts(
-        type(tokenizer).__name__,
-        len(vocabulary),
-        rows,
-        bool(tokenizer.chat_template),
-        identifier_tokens(vocabulary),
-    )
+    kind, has_template = type(tokenizer).__name__, bool(tokenizer.chat_template)
+    facts.tokenizer = TokenizerFacts(kind, len(vocabulary), rows, has_template, identifier_tokens(vocabulary))
     if facts.sizes is not None:
         table = facts.sizes.embedding_rows
         facts.padding_rows = max(0, table - rows)

@@ -1,16 +1,20 @@
-"""What a checkpoint folder holds, read from config.json and the headers of its weights before any weight is used.
+"""What a checkpoint folder or GGUF file holds, read from config.json and headers before any weight is used.
 
 A folder that holds something else than plain weights of a known family is refused by name: quantized weights, an
-adapter, weights that the model has no place for, or none where it needs one. No code of a folder is ever run.
+adapter, weights that the model has no place for, or none where it needs one. No code of a folder is ever run. What
+transformers would read wrongly of a GGUF file, llama.cpp's format, is refused as well.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from earn.errors import EarnError
 
@@ -112,14 +116,14 @@ def load_tensor(tensor: StoredTensor, name: str) -> Any:
 
 
 def stored_problems(
-    folder: Path, stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], tied: Iterable[str]
+    folder: Path, stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], is_tied: bool
 ) -> Iterator[str]:
     """In what a folder's weights are not exactly those that its model has places for.
 
     Args:
         stored: of `stored_tensors`.
         expected: the model's own weights and their shapes.
-        tied: names of which one is enough, such as embedding and head that share a table.
+        is_tied: whether embedding and head share a table, so that one of them is enough.
 
     Returns:
         For each kind of difference, which weights, how many, and what to do.
@@ -127,17 +131,13 @@ def stored_problems(
     if codes := [name for name, tensor in stored.items() if tensor.dtype not in FLOAT_TYPES]:
         kinds = ", ".join(sorted({stored[name].dtype for name in codes}))
         yield f"{folder}: {len(codes)} weights are quantized codes ({kinds}), such as {codes[0]}. {QUANTIZED_REMEDY}"
-    tied = set(tied)
-    missing = sorted(set(expected) - set(stored))
-    if tied & set(stored):
-        missing = [name for name in missing if name not in tied]
-    if missing:
+    spare = {EMBEDDING, HEAD} if is_tied and {EMBEDDING, HEAD} & stored.keys() else set()
+    if missing := sorted(expected.keys() - stored.keys() - spare):
         yield (
             f"{folder}: {_listed(missing)} missing that config.json asks for. Copy the folder again, or mend "
             "config.json if it is another model's."
         )
-    unexpected = sorted(name for name in set(stored) - set(expected) if not name.endswith(COMPUTED))
-    if unexpected:
+    if unexpected := sorted(name for name in stored.keys() - expected.keys() if not name.endswith(COMPUTED)):
         yield (
             f"{folder}: {_listed(unexpected)} in its files that config.json has no place for: they would be left "
             "out, and the model would compute something else. Mend config.json, or take the folder as it was written."
@@ -147,14 +147,11 @@ def stored_problems(
     for name in [*tables, *[name for name in others if name not in tables][:1]]:  # one setting is wrong of all layers
         rows, *width = stored[name].shape
         is_longer = width == list(expected[name][1:]) and {stored[table].shape[0] for table in tables} == {rows}
-        yield (
-            f"{folder}: {name} has the shape {list(stored[name].shape)}, config.json asks for {list(expected[name])}. "
-            + (
-                f"Set vocab_size to {rows} in config.json."
-                if is_longer
-                else "Mend config.json, or copy the folder again."
-            )
+        remedy = (
+            f"Set vocab_size to {rows} in config.json." if is_longer else "Mend config.json, or copy the folder again."
         )
+        has, wants = list(stored[name].shape), list(expected[name])
+        yield f"{folder}: {name} has the shape {has}, config.json asks for {wants}. {remedy}"
 
 
 def _listed(names: list[str]) -> str:
@@ -172,9 +169,8 @@ def _weight_files(folder: Path) -> list[Path]:
             if lost := [file for file in files if not (folder / file).is_file()]:
                 raise EarnError(f"{folder}: {lost[0]} is missing, which {name} names. Copy the folder again.")
             return [folder / file for file in files]
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return [folder / name]
+    if whole := [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]:
+        return whole[:1]
     raise EarnError(
         f"{folder}: there are no weights ({' or '.join(WEIGHT_FILES)}, or parts with an index). Copy the folder again."
     )
@@ -194,3 +190,43 @@ def _torch_header(path: Path) -> dict[str, tuple[list[int], str]]:
     tensors = torch.load(path, map_location="meta", weights_only=True, mmap=True)
     kinds = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
     return {name: (list(tensor.shape), _TORCH_TYPES.get(kinds[name], kinds[name])) for name, tensor in tensors.items()}
+
+
+def is_gguf(source: str | Path) -> bool:
+    """Whether the source is a file in llama.cpp's format."""
+    return Path(source).suffix == ".gguf" and Path(source).is_file()
+
+
+@contextmanager
+def header_read_once() -> Iterator[None]:
+    """Keeps what the library gguf reads, while transformers loads one file.
+
+    transformers parses the header, with every word of the vocabulary, for each of its questions, and builds the table
+    of all weights' names for each weight: for SmolLM2-135M that is most of the time that loading takes.
+    """
+    import gguf  # where transformers looks these two up whenever it needs them
+
+    reader, names = cache(gguf.GGUFReader), cache(gguf.get_tensor_name_map)
+    with patch.object(gguf, "GGUFReader", reader), patch.object(gguf, "get_tensor_name_map", names):
+        yield
+
+
+def check_gguf(path: Path) -> None:
+    """Refuses what transformers would read wrongly or with an error that leads astray.
+
+    That is a file that is none or not whole, and RoPE frequencies that are scaled: it would compute without scaling.
+    """
+    import gguf  # transformers would blame the file where this is missing
+
+    try:
+        reader = gguf.GGUFReader(str(path))  # as transformers names it
+    except Exception as error:  # of many kinds, by where the file ends
+        raise EarnError(f"{path}: is no GGUF file, or not whole ({error}). Fetch it again.") from error
+    scaling = {name: field for name, field in reader.fields.items() if ".rope.scaling." in name}
+    if any(name.endswith(".type") and bytes(field.parts[-1]) == b"none" for name, field in scaling.items()):
+        scaling = {}
+    tensors = [tensor.name for tensor in reader.tensors if tensor.name == "rope_freqs.weight"]
+    if scalings := sorted([*scaling, *tensors]):
+        raise EarnError(
+            f"{path}: scales its RoPE ({scalings[0]}), which is not read of GGUF files. Take the Hugging Face folder."
+        )

@@ -9,8 +9,6 @@ The dense baseline is the same class with k = N and no registers.
 from __future__ import annotations
 
 import logging
-import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -127,14 +125,14 @@ class EarnModel(PreTrainedModel):
         registers = _register_tokens(prefix_registers, suffix_registers)
         if taken := set(registers) & set(catalog.tokens):
             raise EarnError(f"The catalog has an identifier token {min(taken)}, as a register has. Rename it.")
-        token_ids = add_tokens(backbone, tokenizer, [*catalog.tokens, *registers], seed, around_mean)
-        register_ids = token_ids[len(catalog.tokens) :]
+        token_ids = tuple(add_tokens(backbone, tokenizer, [*catalog.tokens, *registers], seed, around_mean))
+        own_ids, register_ids = token_ids[: len(catalog.tokens)], token_ids[len(catalog.tokens) :]
         earn = EarnConfig(
             early_layers=default_early_layers(layers, bool(registers)) if early_layers is None else early_layers,
-            prefix_ids=tuple(register_ids[:prefix_registers]),
-            suffix_ids=tuple(register_ids[prefix_registers:]),
-            prompt=tokenize_prompt(tokenizer, template, catalog, token_ids, backbone.config, not prefix_registers),
-            token_ids=tuple(token_ids[: len(catalog.tokens)]),
+            prefix_ids=register_ids[:prefix_registers],
+            suffix_ids=register_ids[prefix_registers:],
+            prompt=tokenize_prompt(tokenizer, template, catalog, own_ids, backbone.config, not prefix_registers),
+            token_ids=own_ids,
             max_history=max_history,
             method=cls.method,
             temperature=temperature,
@@ -212,12 +210,7 @@ class EarnModel(PreTrainedModel):
         return kind(layers, rotary_of(self.model), self.model.norm, self.lm_head, divisor)
 
     def rows_logits(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        attention_bias: Tensor,
-        keep: Tensor,
-        predict: Tensor,
+        self, input_ids: Tensor, position_ids: Tensor, attention_bias: Tensor, keep: Tensor, predict: Tensor
     ) -> Tensor:
         """Uncached pass over whole sequences: the logits [b,p,v] of the rows that predict.
 
@@ -228,8 +221,7 @@ class EarnModel(PreTrainedModel):
             keep: [r], the rows that go on to the late stage (registers and generated tokens), ascending.
             predict: [p], the rows to predict from, as places in `keep`.
         """
-        hidden = self.rows_hidden(input_ids, position_ids, attention_bias, keep, predict)
-        return self.late_stage().read_off(hidden)
+        return self.late_stage().read_off(self.rows_hidden(input_ids, position_ids, attention_bias, keep, predict))
 
     def rows_hidden(
         self, input_ids: Tensor, position_ids: Tensor, attention_bias: Tensor, keep: Tensor, predict: Tensor
@@ -368,10 +360,8 @@ def _mend_generation_settings(backbone: PreTrainedModel) -> None:
     settings = backbone.generation_config
     if settings is None:
         return
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            settings.save_pretrained(folder)
-        except ValueError as error:
-            _log.warning("generation_config.json is replaced by the default one: %s", error)
-            backbone.generation_config = GenerationConfig.from_model_config(backbone.config)
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        _log.warning("generation_config.json is replaced by the default one: %s", error)
+        backbone.generation_config = GenerationConfig.from_model_config(backbone.config)

@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from earn.config import MASKED
 from earn.errors import EarnError
 from earn.model.families import family_of, positions_of, rotary_of, setting
-from earn.model.stage import DenseHead, EarlyStage, LateStage
+from earn.model.stage import DenseHead, EarlyStage, LateStage, causal_bias
 
 SEQUENCES, TOKENS = 2, 12
 TOLERANCE = 1e-3  # of the logits' standard deviation
@@ -56,18 +55,23 @@ def check_stages(
         EarnError: it is larger than TOLERANCE.
     """
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(0, len(embedded), (SEQUENCES, TOKENS), generator=generator)
-    tokens = torch.tensor(embedded)[rows]
+    rows = torch.randint(0, len(embedded), (SEQUENCES, TOKENS), generator=generator).to(backbone.device)
+    tokens = torch.tensor(embedded, device=backbone.device)[rows]
     last = positions_of(backbone.config) - 1
     far = torch.linspace(0, last, TOKENS).long() if last >= TOKENS else torch.arange(TOKENS)
     worst = 0.0
+    every, bias = torch.arange(TOKENS).to(backbone.device), causal_bias(TOKENS).to(backbone.device, backbone.dtype)
     with _plainly_evaluated(backbone):
         for each in (torch.arange(TOKENS), far):
-            positions = each.expand(SEQUENCES, TOKENS)
-            theirs = _theirs(backbone, tokens, positions)[..., list(predicted)]
-            ours = _ours(early, late, rows.to(backbone.device), positions.to(backbone.device), backbone.dtype)
+            positions = each.expand(SEQUENCES, TOKENS).to(backbone.device)
+            # The mask is given whole, for a gap between positions would be taken for the start of another sequence.
+            mask = bias.expand(SEQUENCES, 1, TOKENS, TOKENS)
+            answer: Any = backbone(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)
+            theirs = answer.logits.float()[..., list(predicted)]
+            hidden, _ = early.run(early.embed(rows), positions, bias, None, every)
+            hidden, _ = late.run(hidden, positions, bias, None, every)
             scale = max(float(theirs.std()), SMALLEST_SPREAD * float(theirs.abs().max()))
-            worst = max(worst, float((ours - theirs).abs().max()) / (scale or 1.0))
+            worst = max(worst, float((late.read_off(hidden).float() - theirs).abs().max()) / (scale or 1.0))
     if not worst <= TOLERANCE:  # also true of nan
         raise EarnError(
             f"{where}: the stages compute other logits than Hugging Face's own code, by {worst:.2g} of their spread. "
@@ -88,25 +92,3 @@ def _plainly_evaluated(backbone: PreTrainedModel) -> Iterator[None]:
     finally:
         config._attn_implementation = implementation
         backbone.train(was_training)
-
-
-def _theirs(backbone: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tensor:
-    """Logits [b,m,v] of Hugging Face's forward pass, in float32."""
-    # Given whole, for a gap between positions would be taken for the start of another sequence.
-    mask = _causal(torch.finfo(backbone.dtype).min, backbone.dtype).expand(len(tokens), 1, TOKENS, TOKENS)
-    tokens, positions, mask = (it.to(backbone.device) for it in (tokens, positions, mask))
-    answer: Any = backbone(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)
-    return cast(Tensor, answer.logits.float())
-
-
-def _ours(early: EarlyStage, late: LateStage, rows: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """Logits [b,m,v] of the stages, in float32."""
-    every, bias = torch.arange(TOKENS, device=rows.device), _causal(MASKED, dtype).to(rows.device)
-    hidden, _ = early.run(early.embed(rows), positions, bias, None, every)
-    hidden, _ = late.run(hidden, positions, bias, None, every)
-    return late.read_off(hidden).float()
-
-
-def _causal(masked: float, dtype: torch.dtype) -> Tensor:
-    """What is added to attention scores [1,1,m,m], so that each row sees itself and those before it."""
-    return torch.full((TOKENS, TOKENS), masked, dtype=dtype).triu(1)[None, None]

@@ -48,6 +48,15 @@ class _Window:
     ends: list[int]  # number of these tokens up to the end of each item
     items: Sequence[Sequence[int]]  # the identifiers, in token ids
 
+    @classmethod
+    def of(cls, items: Sequence[Sequence[int]], separator: Sequence[int]) -> _Window:
+        """A window of these identifiers."""
+        base, ends = list(items[0]), [len(items[0])]
+        for identifier in items[1:]:
+            base += [*separator, *identifier]
+            ends.append(len(base))
+        return cls(base, ends, items)
+
     @property
     def targets(self) -> int:
         """How many items are predicted."""
@@ -69,20 +78,9 @@ def pack(windows: Sequence[Sequence[Sequence[int]]], config: EarnConfig, dense: 
     """
     if any(len(window) < 2 for window in windows):
         raise EarnError("A training window has fewer than two items. Drop such histories before packing.")
-    laid = [_lay_base(window, config) for window in windows]
+    laid = [_Window.of(window, config.prompt.separator) for window in windows]
     plain = dense and not (prompt_end(config) or config.prompt.separator)
     return _pack_plain(laid, config) if plain else _pack_groups(laid, config)
-
-
-def _lay_base(window: Sequence[Sequence[int]], config: EarnConfig) -> _Window:
-    base: list[int] = []
-    ends = []
-    for index, identifier in enumerate(window):
-        if index:
-            base += config.prompt.separator
-        base += identifier
-        ends.append(len(base))
-    return _Window(base, ends, window)
 
 
 def share_rows(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
@@ -91,21 +89,13 @@ def share_rows(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
     Args:
         sizes: base rows and targets of each window; a row holds as many of both as the largest window has.
     """
-    most = tuple(max(size[axis] for size in sizes) for axis in range(2))
-    rows: list[list[int]] = []
-    taken: list[tuple[int, int]] = []
+    most, taken = np.max(sizes, axis=0), np.zeros((len(sizes), 2), np.int64)
+    rows: list[list[int]] = [[] for _ in sizes]
     for window in sorted(range(len(sizes)), key=lambda index: sizes[index], reverse=True):
-        size = sizes[window]
-        place = next(
-            (row for row, used in enumerate(taken) if used[0] + size[0] <= most[0] and used[1] + size[1] <= most[1]),
-            len(rows),
-        )
-        if place == len(rows):
-            rows.append([])
-            taken.append((0, 0))
-        rows[place].append(window)
-        taken[place] = (taken[place][0] + size[0], taken[place][1] + size[1])
-    return rows
+        row = int((taken + sizes[window] <= most).all(axis=1).argmax())  # an empty one has room for any window
+        rows[row].append(window)
+        taken[row] += sizes[window]
+    return [row for row in rows if row]
 
 
 def _pack_plain(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tensor]:
@@ -116,14 +106,12 @@ def _pack_plain(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tensor
     sheet = _Sheet(len(shared), rows, len(head))
     labels = np.full((len(shared), rows), IGNORED, np.int64)
     for row, windows in enumerate(shared):
-        start = sheet.lay_head(row, head)
+        end = sheet.lay_base(row, 0, head, 0)
         for window in (laid[index] for index in windows):
-            sheet.lay_base(row, start, window.base)
+            start, end = end, sheet.lay_base(row, end, window.base, len(head))
             first = window.ends[0]  # the first item has no history to be predicted from
-            labels[row, start + first - 1 : start + len(window.base) - 1] = window.base[first:]
-            start += len(window.base)
-    everything = np.arange(rows)
-    return _tensors(sheet, everything, everything, labels)
+            labels[row, start + first - 1 : end - 1] = window.base[first:]
+    return sheet.batch(np.arange(rows), np.arange(rows), labels)
 
 
 def _pack_groups(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tensor]:
@@ -136,18 +124,18 @@ def _pack_groups(laid: Sequence[_Window], config: EarnConfig) -> dict[str, Tenso
     sheet = _Sheet(len(shared), base_rows + groups * size, len(head), base_rows)
     labels = np.full((len(shared), groups, codes), IGNORED, np.int64)
     for row, windows in enumerate(shared):
-        start, group = sheet.lay_head(row, head), 0
+        end, group = sheet.lay_base(row, 0, head, 0), 0
         for window in (laid[index] for index in windows):
-            sheet.lay_base(row, start, window.base[: window.ends[-2]])
+            start, end = end, sheet.lay_base(row, end, window.base[: window.ends[-2]], len(head))
             for history, target in zip(window.ends, window.items[1:], strict=False):
                 seen = history if fixed else history - 1
                 content = [*(fixed or window.base[seen:history]), *target[:-1]]
-                sheet.lay_group(row, base_rows + group * size, content, start, seen, group + 1)
+                first, position = base_rows + group * size, len(head) + seen
+                sheet.lay(row, first, content, position, (start, start + seen), group + 1)
                 labels[row, group, : len(target)] = target
                 group += 1
-            start += window.ends[-2]
     keep, predict = _kept_rows(config, base_rows, groups, size, codes)
-    return _tensors(sheet, keep, predict, labels.reshape(len(shared), -1))
+    return sheet.batch(keep, predict, labels.reshape(len(shared), -1))
 
 
 class _Sheet:
@@ -161,38 +149,39 @@ class _Sheet:
         self._to = np.zeros((count, rows), np.int64)  # to here; nothing at all in a row of padding
         self._group = np.full((count, rows), PAD_GROUP)  # 0: base
 
-    def lay_head(self, row: int, head: Sequence[int]) -> int:
-        """The prompt's constant start, which all windows of a row share; returns where the first of them starts."""
-        self._lay(row, 0, head, 0, np.arange(len(head)), np.arange(len(head)) + 1, 0)
-        return len(head)
-
-    def lay_base(self, row: int, start: int, tokens: Sequence[int]) -> None:
-        """A window's history, which sees the head and itself."""
-        own = np.arange(len(tokens))
-        self._lay(row, start, tokens, start, self._head + own, start + own + 1, 0)
-
-    def lay_group(self, row: int, first: int, tokens: Sequence[int], start: int, seen: int, group: int) -> None:
-        """A group, which sees the head, `seen` tokens of the window that starts at `start`, and itself."""
-        self._lay(row, first, tokens, start, self._head + seen + np.arange(len(tokens)), start + seen, group)
-
-    def _lay(
+    def lay(
         self,
         row: int,
         first: int,
         tokens: Sequence[int],
-        start: int,
-        positions: NDArray[np.int64],
-        to: NDArray[np.int64] | int,
-        group: int,
+        position: int,
+        seen: tuple[int, NDArray[np.int64] | int],
+        group: int = 0,
     ) -> None:
+        """Tokens from the column `first` on, at positions from `position` on.
+
+        They see the head, the base rows from `seen[0]` to before `seen[1]`, and the rows before them of their group.
+        """
         rows = slice(first, first + len(tokens))
         self.tokens[row, rows] = tokens
-        self.positions[row, rows] = positions
-        self._from[row, rows] = start
-        self._to[row, rows] = to
+        self.positions[row, rows] = position + np.arange(len(tokens))
+        self._from[row, rows], self._to[row, rows] = seen
         self._group[row, rows] = group
 
-    def visible(self) -> NDArray[np.bool_]:
+    def lay_base(self, row: int, first: int, tokens: Sequence[int], position: int) -> int:
+        """The head, or a window's history, which sees the head and itself; returns the column behind it."""
+        self.lay(row, first, tokens, position, (first, first + 1 + np.arange(len(tokens))))
+        return first + len(tokens)
+
+    def batch(
+        self, keep: NDArray[np.int64], predict: NDArray[np.int64], labels: NDArray[np.int64]
+    ) -> dict[str, Tensor]:
+        """The batch in torch, as `pack` returns it."""
+        arrays = {"input_ids": self.tokens, "position_ids": self.positions, "visible": self._visible()}
+        arrays |= {"keep": keep, "predict": predict, "labels": labels}
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+    def _visible(self) -> NDArray[np.bool_]:
         """Who may see whom [b,m,m]: the head, base rows within the row's sight, and earlier rows of its own group."""
         rows = self.tokens.shape[1]
         column = np.arange(rows)
@@ -215,17 +204,3 @@ def _kept_rows(
     kept = size - tail
     predict = len(prefix) + kept * np.arange(groups)[:, None] + np.arange(kept - codes, kept)
     return keep, predict.ravel()
-
-
-def _tensors(
-    sheet: _Sheet, keep: NDArray[np.int64], predict: NDArray[np.int64], labels: NDArray[np.int64]
-) -> dict[str, Tensor]:
-    arrays = {
-        "input_ids": sheet.tokens,
-        "position_ids": sheet.positions,
-        "visible": sheet.visible(),
-        "keep": keep,
-        "predict": predict,
-        "labels": labels,
-    }
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}

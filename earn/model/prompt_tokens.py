@@ -39,7 +39,7 @@ def tokenize_prompt(
         tokenizer: of the model, which knows the identifier tokens.
         template: the text around the history; None: the default one.
         catalog: the items.
-        token_ids: the ids of the catalog's tokens; others may follow.
+        token_ids: the ids of the catalog's tokens.
         config: the backbone's, which names BOS where there is no tokenizer.
         with_bos: whether the text begins with what the tokenizer itself puts before one. What a chat template writes
             stays in any case.
@@ -59,7 +59,7 @@ def tokenize_prompt(
     before, between, after = before + begin, end + template.separator + begin, end + after
 
     names = tuple("".join(catalog.identifiers[item]) for item in (0, -1))
-    ids = dict(zip(catalog.tokens, token_ids))  # noqa: B905  (registers follow)
+    ids = dict(zip(catalog.tokens, token_ids, strict=True))
     items = tuple([ids[token] for token in catalog.identifiers[item]] for item in (0, -1))
     whole = before + names[0] + between + names[1] + after
     bos = bos_of(tokenizer, whole) if with_bos and not template.chat else ()

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from earn.config import MASKED, SCORING_RULES, check_scoring
+from earn.config import SCORING_RULES, check_scoring
 from earn.digits import Digits
 from earn.model.earn_model import EarnModel
 from earn.model.set_model import SetModel
+from earn.model.stage import causal_bias
 from earn.prompts import readout_rows, whole_prompt
 
 Trie = dict[int, Any]  # token id -> the trie below it; an empty one ends an identifier
@@ -86,11 +87,10 @@ def last_logits(model: EarnModel, prompt: Sequence[int], beams: Sequence[Beam]) 
     rows = sequences.shape[1]
     generated_from = len(prompt) - readout_rows(model.earn)
     keep = torch.tensor([*range(len(model.earn.prefix_ids)), *range(generated_from, rows)])
-    if model.earn.early_layers == model.config.num_hidden_layers:
+    if model.is_dense:
         keep = torch.arange(rows)  # nothing is dropped in a dense model
-    bias = torch.triu(torch.full((rows, rows), MASKED), diagonal=1)[None, None]
-    positions = torch.arange(rows).expand(len(beams), -1)
-    return model.rows_logits(sequences, positions, bias, keep, torch.tensor([len(keep) - 1]))[:, 0].double()
+    positions, last = torch.arange(rows).expand(len(beams), -1), torch.tensor([len(keep) - 1])
+    return model.rows_logits(sequences, positions, causal_bias(rows), keep, last)[:, 0].double()
 
 
 def build_trie(identifiers: Collection[Sequence[int]]) -> Trie:

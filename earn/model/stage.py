@@ -33,6 +33,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
+from earn.config import MASKED
 from earn.model.families import Family, family_of, setting, turned_size
 from earn.model.joined import name_parts
 
@@ -163,6 +164,11 @@ class DenseHead(LateStage):
     def forward(self, hidden: Tensor, keep: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         """Hidden states [b,m,d] in, logits of the kept rows [b,r,v] out."""
         return {"logits": self.read_off(hidden.index_select(1, keep))}
+
+
+def causal_bias(rows: int) -> Tensor:
+    """The bias [1,1,m,m] under which each row sees itself and those before it."""
+    return torch.full((rows, rows), MASKED).triu(1)[None, None]
 
 
 def run_layer(

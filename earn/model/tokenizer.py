@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from earn.errors import EarnError
 from earn.model.adapters import base_folder, is_adapter
-from earn.model.gguf_files import check_gguf, header_read_once, is_gguf
+from earn.model.checkpoint_files import check_gguf, header_read_once, is_gguf
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")

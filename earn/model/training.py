@@ -33,7 +33,7 @@ from earn.model.earn_model import EarnModel
 from earn.model.lora import add_adapters, holds_bfloat16, merge_adapters
 from earn.model.packing import pack
 from earn.model.set_model import SetModel
-from earn.model.training_callbacks import BEST_BY, Clock, Redraw, Report, SaveBetween
+from earn.model.training_callbacks import BEST_BY, Redraw, Report, SaveBetween
 from earn.model.training_run import CLOCK_FILE, RUN_FOLDER, claim, last_checkpoint, plan_of
 from earn.model.transformers_versions import warmup
 from earn.settings import TrainSettings
@@ -174,8 +174,8 @@ def train(
         model.sample_negatives(settings.negatives, sequences)
     if settings.lora:
         add_adapters(model, settings)
-    clock = Clock(out / RUN_FOLDER / CLOCK_FILE)
-    callbacks = [Redraw(windows), clock, Report(progress, say), SaveBetween()]
+    saves = SaveBetween(out / RUN_FOLDER / CLOCK_FILE)
+    callbacks = [Redraw(windows), Report(progress, say), saves]
     trainer = EarnTrainer(model, windows, validate, arguments, callbacks)
     result = trainer.train(resume_from_checkpoint=last_checkpoint(out) if resume else None)
     record = {
@@ -184,7 +184,7 @@ def train(
         BEST_BY: trainer.state.best_metric or 0.0,
         "by_epoch": [log[f"eval_{BEST_BY}"] for log in trainer.state.log_history if f"eval_{BEST_BY}" in log],
         "steps": result.global_step,
-        "seconds": round(clock.seconds, 1),
+        "seconds": round(saves.seconds, 1),
     }
     model.eval()
     if trainer.is_sharded:

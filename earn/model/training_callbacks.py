@@ -31,10 +31,20 @@ class Redraw(TrainerCallback):
 
 
 class SaveBetween(TrainerCallback):
-    """Writes a resumable checkpoint every SAVE_SECONDS, for epochs may take hours; the first process has the clock."""
+    """Writes a resumable checkpoint every SAVE_SECONDS, for epochs may take hours; the first process has the clock.
 
-    def __init__(self) -> None:
-        self._saved = time.monotonic()
+    Beside the checkpoints stands how many seconds the training took, over all its interruptions.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._before = float(read_json(path)["seconds"]) if path.is_file() else 0.0
+        self._started = self._saved = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self._before + time.monotonic() - self._started
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Asks for a checkpoint if the last one is old."""
@@ -47,25 +57,8 @@ class SaveBetween(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Notes when a checkpoint was written."""
+        """Notes when a checkpoint was written, and writes the seconds so far."""
         self._saved = time.monotonic()
-
-
-class Clock(TrainerCallback):
-    """Counts a training's seconds over all its interruptions, in the run folder."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._before = float(read_json(path)["seconds"]) if path.is_file() else 0.0
-        self._started = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """So far."""
-        return self._before + time.monotonic() - self._started
-
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Writes the seconds so far."""
         if state.is_world_process_zero:
             write_json(self._path, {"seconds": self.seconds})
 

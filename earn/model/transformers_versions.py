@@ -28,12 +28,6 @@ def warmup(share: float) -> dict[str, Any]:
     return {"warmup_steps" if IS_5 else "warmup_ratio": share}
 
 
-def rope_theta(config: PretrainedConfig) -> float:
-    """The base of the rotary frequencies."""
-    base: float = config.rope_parameters["rope_theta"] if IS_5 else config.rope_theta
-    return base
-
-
 def rotary_share(config: PretrainedConfig) -> float:
     """The share of a head that is turned by position, of a family that has the setting."""
     share: float = config.rope_parameters["partial_rotary_factor"] if IS_5 else config.partial_rotary_factor

@@ -16,7 +16,7 @@ from earn.model.backbones import load_backbone
 from earn.model.earn_model import EarnModel
 from earn.model.methods import build_model
 from earn.model.tokenizer import load_tokenizer
-from earn.model.transformers_versions import rope_theta
+from earn.model.transformers_versions import IS_5
 from tests.support import assert_close, small_backbone, toy_catalog
 
 NAMES = {
@@ -49,7 +49,7 @@ def write_gguf(
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(rope_theta(config))
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"] if IS_5 else config.rope_theta)
     writer.add_vocab_size(config.vocab_size)
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     writer.add_tensor("token_embd.weight", weights["model.embed_tokens.weight"])
