@@ -11,11 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from numpy.typing import NDArray
 
 from earn.export.stages import torch_recommender
 from earn.model import training_callbacks
@@ -23,25 +21,12 @@ from earn.model.earn_model import EarnModel
 from earn.model.sharding import WANTED
 from earn.model.training import train
 from earn.settings import TrainSettings
-from tests.support import scramble, small_backbone, toy_catalog
+from tests.model.trainings import pretrained, sequences
 
 PROCESSES = 2
 WHOLE = TrainSettings(epochs=2, batch_size=12, learning_rate=3e-3, dropout=0.0)
 LORA = TrainSettings(epochs=1, batch_size=12, learning_rate=3e-3, dropout=0.0, lora=4)
 KILLED_AT = 5  # of 6 steps
-
-
-def sequences() -> list[NDArray[np.int64]]:
-    """36 users of 9 items: 72 windows of five, so that every process's loss is the mean over equally many items."""
-    return [np.arange(start, start + 9) % 12 for start in range(12) for _ in range(3)]
-
-
-def untrained() -> EarnModel:
-    """A model whose embedding and head share a table."""
-    backbone = small_backbone("tiny-llama", vocab_size=20, tie_word_embeddings=True)
-    scramble(backbone)
-    catalog = toy_catalog([f"a{item % 4} b{item // 4}" for item in range(12)])
-    return EarnModel.from_backbone(backbone, catalog, early_layers=2, max_history=4)
 
 
 def validate(model: EarnModel) -> float:
@@ -79,7 +64,9 @@ def main(out: Path, names: list[str]) -> None:
         is_resumed = (out / name).exists()
         settings = LORA if name == "lora" else WHOLE
         progress = _kill if name == "cut" and not is_resumed else None
-        train(untrained(), sequences(), out / name, validate, settings, resume=is_resumed, progress=progress, say=print)
+        train(
+            pretrained(), sequences(), out / name, validate, settings, resume=is_resumed, progress=progress, say=print
+        )
 
 
 if __name__ == "__main__":

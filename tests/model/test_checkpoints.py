@@ -14,32 +14,42 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
-from earn.config import MASKED
 from earn.errors import EarnError
 from earn.model.backbones import load_backbone
 from earn.model.checkpoint_facts import checkpoint_facts
 from earn.model.earn_model import EarnModel
 from earn.model.families import FAMILIES
+from earn.model.stage import causal_bias
 from earn.model.training import train
 from earn.model.transformers_versions import IS_5
 from earn.settings import TrainSettings
 from tests.checkpoints.reference import FILE, POSITIONS, TOKENS, write_folder
-from tests.support import toy_catalog
+from tests.support import assert_close, toy_catalog
 
 CASES: Mapping[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))["cases"]
 READ = [name for name, case in CASES.items() if case["config"]["model_type"] in FAMILIES]
-ROWS = len(TOKENS)
+
+
+def dense(folder: Path, max_history: int = 2) -> EarnModel:
+    return EarnModel.dense(folder, toy_catalog(), max_history).eval()
 
 
 def stage_logits(model: EarnModel) -> torch.Tensor:
     """Logits [rows, v] of a dense model's stages at the reference's tokens and positions."""
-    bias = torch.triu(torch.full((ROWS, ROWS), MASKED), diagonal=1)[None, None]
-    every = torch.arange(ROWS)
+    every = torch.arange(len(TOKENS))
     with torch.no_grad():
-        return model.rows_logits(torch.tensor([TOKENS]), torch.tensor([POSITIONS]), bias, every, every)[0]
+        return model.rows_logits(
+            torch.tensor([TOKENS]), torch.tensor([POSITIONS]), causal_bias(len(TOKENS)), every, every
+        )[0]
+
+
+def error(model: EarnModel, case: str) -> float:
+    """The largest difference of a logit from what transformers 5 computes."""
+    want = torch.tensor(CASES[case]["logits"])
+    return float((stage_logits(model)[:, : want.shape[1]] - want).abs().max())
 
 
 def folder_of(case: str, folder: Path, **changes: Any) -> Path:
@@ -57,19 +67,12 @@ def change_weights(folder: Path, change: Callable[[dict[str, Any]], None]) -> No
 
 
 @pytest.mark.parametrize("case", READ)
-def test_stages_compute_what_transformers_5_computes(case: str, tmp_path: Path) -> None:
-    model = EarnModel.dense(folder_of(case, tmp_path), toy_catalog(), max_history=2).eval()
-    want = torch.tensor(CASES[case]["logits"])
-    got = stage_logits(model)[:, : want.shape[1]]
-    assert float((got - want).abs().max()) < 1e-4
-
-
-@pytest.mark.parametrize("case", READ)
-def test_a_checkpoint_that_is_saved_and_read_again_is_the_same(case: str, tmp_path: Path) -> None:
-    model = EarnModel.dense(folder_of(case, tmp_path / "backbone"), toy_catalog(), max_history=2).eval()
+def test_stages_compute_what_transformers_5_computes_before_and_after_saving(case: str, tmp_path: Path) -> None:
+    model = dense(folder_of(case, tmp_path / "backbone"))
+    assert error(model, case) < 1e-4
     model.save_pretrained(tmp_path / "checkpoint")
     again = EarnModel.from_pretrained(tmp_path / "checkpoint").eval()
-    assert float((stage_logits(again) - stage_logits(model)).abs().max()) < 1e-5
+    assert_close(stage_logits(model), stage_logits(again), 1e-5)
 
 
 def test_settings_of_each_type_of_layer_are_read_where_all_layers_are_of_one(tmp_path: Path) -> None:
@@ -80,21 +83,59 @@ def test_settings_of_each_type_of_layer_are_read_where_all_layers_are_of_one(tmp
         with pytest.raises(EarnError, match="cannot be loaded"):
             load_backbone(folder)
         return
-    model = EarnModel.dense(folder, toy_catalog(), max_history=2).eval()
-    want = torch.tensor(CASES["qwen3-theta"]["logits"])
-    assert float((stage_logits(model)[:, : want.shape[1]] - want).abs().max()) < 1e-4
+    assert error(dense(folder), "qwen3-theta") < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "longrope", "mrope"])
-def test_rotary_embeddings_that_look_at_more_than_the_position_are_refused(kind: str, tmp_path: Path) -> None:
-    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0}
-    with pytest.raises(EarnError, match=f"type '{kind}'"):
-        load_backbone(folder_of("llama-theta", tmp_path / "flat", rope_parameters=rope))
-    old = {"rope_parameters": None, "rope_theta": 1e4, "rope_scaling": {"type": kind, "factor": 2.0}}
-    with pytest.raises(EarnError, match=f"type '{kind}'"):
-        load_backbone(folder_of("llama-theta", tmp_path / "old", **old))
-    with pytest.raises(EarnError, match="type 'mrope'"):
-        load_backbone(folder_of("llama-theta", tmp_path / "m", rope_parameters={"mrope_section": [1, 1, 2]}))
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {  # case, changes of its config.json, what the refusal says
+    **{
+        f"rope {kind}": (
+            "llama-theta",
+            {"rope_parameters": {**ROPE, "rope_type": kind, "factor": 2.0}},
+            f"type '{kind}'",
+        )
+        for kind in ("dynamic", "longrope", "mrope")
+    },
+    **{
+        f"rope {kind} of version 4": (
+            "llama-theta",
+            {"rope_parameters": None, "rope_theta": 1e4, "rope_scaling": {"type": kind, "factor": 2.0}},
+            f"type '{kind}'",
+        )
+        for kind in ("dynamic", "longrope", "mrope")
+    },
+    "rope by sections": ("llama-theta", {"rope_parameters": {"mrope_section": [1, 1, 2]}}, "type 'mrope'"),
+    **{
+        f"quantized by {method}": (
+            "llama-theta",
+            {"quantization_config": {"quant_method": method, "bits": 4}},
+            rf"quantized \({method}\)\. Take the folder that was not",
+        )
+        for method in ("gptq", "awq", "bitsandbytes", "compressed-tensors", "torchao", "quark", "hqq", "fp8", "mxfp4")
+    },
+    "biases": (
+        "llama-biases",
+        {"attention_bias": False},
+        r"12 weights \(.*bias.*\.\.\.\) are in its files that config\.json has no",
+    ),
+    "fewer layers": ("llama-theta", {"num_hidden_layers": 2}, r"9 weights \(model\.layers\.2"),
+    "more layers": ("llama-theta", {"num_hidden_layers": 4}, r"9 weights \(model\.layers\.3.* missing"),
+    "norms": ("qwen3-theta", {"model_type": "llama"}, r"6 weights \(model\.layers\.0\.self_attn\.k_norm"),
+    "padded vocabulary": ("llama-theta", {"vocab_size": 30}, r"\[32, 32\], config.json asks for \[30, 32\]"),
+    "head turned in part": (
+        "llama-theta",
+        {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}},
+        "partial_rotary",
+    ),
+    "head turned in part, of version 4": ("llama-theta", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_settings_that_would_be_computed_wrongly_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    case, changes, says = REFUSED[name]
+    with pytest.raises(EarnError, match=says):
+        load_backbone(folder_of(case, tmp_path, **changes))
 
 
 @pytest.mark.parametrize("is_separate", [True, False])
@@ -102,47 +143,31 @@ def test_a_separate_head_counts_though_the_config_ties_it(is_separate: bool, tmp
     folder = folder_of("llama-theta", tmp_path, tie_word_embeddings=True)
     if not is_separate:
         change_weights(folder, lambda weights: weights.update({"lm_head.weight": weights["model.embed_tokens.weight"]}))
-    model = EarnModel.dense(folder, toy_catalog(), max_history=2).eval()
-    want = torch.tensor(CASES["llama-theta"]["logits"])
-    assert (float((stage_logits(model)[:, : want.shape[1]] - want).abs().max()) < 1e-4) == is_separate
+    model = dense(folder)
+    assert (error(model, "llama-theta") < 1e-4) == is_separate
     assert model.config.tie_word_embeddings != is_separate
 
 
 def test_one_table_under_either_name_is_embedding_and_head(tmp_path: Path) -> None:
-    logits = []
-    for number, name in enumerate(("lm_head.weight", "model.embed_tokens.weight")):
-        folder = folder_of("llama-theta", tmp_path / str(number), tie_word_embeddings=True)
-        table = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
-
-        def one_name(weights: dict[str, Any], name: str = name, table: Any = table) -> None:
-            for each in ("lm_head.weight", "model.embed_tokens.weight"):
-                weights.pop(each)
-            weights[name] = table
-
-        change_weights(folder, one_name)
-        logits.append(stage_logits(EarnModel.dense(folder, toy_catalog(), max_history=2).eval()))
+    names, logits = ("lm_head.weight", "model.embed_tokens.weight"), []
+    for name, other in (names, names[::-1]):
+        folder = folder_of("llama-theta", tmp_path / name, tie_word_embeddings=True)
+        table = load_file(folder / "model.safetensors")[names[1]]
+        change_weights(
+            folder, lambda weights, one=name, none=other, table=table: weights.update({one: table}) or weights.pop(none)
+        )
+        logits.append(stage_logits(dense(folder)))
     assert torch.equal(*logits)
-
-
-METHODS = ("gptq", "awq", "bitsandbytes", "compressed-tensors", "torchao", "quark", "hqq", "fp8", "mxfp4")
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_quantized_folders_are_named_as_such(method: str, tmp_path: Path) -> None:
-    folder = folder_of("llama-theta", tmp_path, quantization_config={"quant_method": method, "bits": 4})
-    with pytest.raises(EarnError, match=rf"quantized \({method}\)\. Take the folder that was not"):
-        load_backbone(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8, torch.int32])
 def test_codes_that_need_scales_are_no_weights(dtype: torch.dtype, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+    folder, name = folder_of("llama-theta", tmp_path), "model.layers.0.mlp.up_proj.weight"
 
-    folder = folder_of("llama-theta", tmp_path)
-    weights = load_file(folder / "model.safetensors")
-    weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].to(dtype)
-    weights["model.layers.0.mlp.up_proj.weight_scale"] = torch.ones(1)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    def quantize(weights: dict[str, Any]) -> None:
+        weights |= {name: weights[name].to(dtype), f"{name}_scale": torch.ones(1)}
+
+    change_weights(folder, quantize)
     with pytest.raises(EarnError, match=r"1 weights are quantized codes \(\w+\), such as .*up_proj"):
         load_backbone(folder)
 
@@ -154,31 +179,11 @@ def test_an_adapter_beside_a_model_is_ambiguous(tmp_path: Path) -> None:
         load_backbone(folder)
 
 
-def test_weights_without_a_place_are_counted_and_named(tmp_path: Path) -> None:
-    folder = folder_of("llama-biases", tmp_path / "biases", attention_bias=False)
-    with pytest.raises(EarnError, match=r"12 weights \(.*bias.*\.\.\.\) are in its files that config\.json has no"):
-        load_backbone(folder)
-    folder = folder_of("llama-theta", tmp_path / "layers", num_hidden_layers=2)
-    with pytest.raises(EarnError, match=r"9 weights \(model\.layers\.2"):
-        load_backbone(folder)
-    folder = folder_of("llama-theta", tmp_path / "more", num_hidden_layers=4)
-    with pytest.raises(EarnError, match=r"9 weights \(model\.layers\.3.* missing"):
-        load_backbone(folder)
-    folder = folder_of("qwen3-theta", tmp_path / "norms", model_type="llama")
-    with pytest.raises(EarnError, match=r"6 weights \(model\.layers\.0\.self_attn\.k_norm"):
-        load_backbone(folder)
-
-
 def test_buffers_that_older_versions_saved_are_no_weights(tmp_path: Path) -> None:
     folder = folder_of("llama-theta", tmp_path)
-    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     change_weights(folder, lambda weights: weights.update(buffer))
     load_backbone(folder)
-
-
-def test_a_padded_vocabulary_is_told_with_its_remedy(tmp_path: Path) -> None:
-    with pytest.raises(EarnError, match=r"\[32, 32\], config.json asks for \[30, 32\]"):
-        load_backbone(folder_of("llama-theta", tmp_path, vocab_size=30))
 
 
 def folders_with_code(parent: Path) -> tuple[Path, Path, Path]:
@@ -212,7 +217,7 @@ LOAD_BOTH = """
 import sys
 from earn.errors import EarnError
 from earn.model.earn_model import EarnModel
-from tests.support import toy_catalog
+from tests.support import assert_close, toy_catalog
 assert sys.stdin.isatty() and sys.stdout.isatty()
 for folder in sys.argv[1:]:
     try:
@@ -260,13 +265,10 @@ def test_settings_of_generate_that_cannot_be_saved_do_not_stop_a_training(
 ) -> None:
     folder = folder_of("llama-theta", tmp_path / "backbone")
     (folder / "generation_config.json").write_text(json.dumps(settings))
-    model = EarnModel.dense(folder, toy_catalog(), max_history=3)
+    model = dense(folder, 3)
     sequences = [np.arange(start, start + 4) for start in range(4)]
     train(model, sequences, tmp_path / "checkpoint", lambda _: 0.1, TrainSettings(epochs=2, batch_size=8))
-    assert (
-        float((stage_logits(EarnModel.from_pretrained(tmp_path / "checkpoint")) - stage_logits(model)).abs().max())
-        < 1e-5
-    )
+    assert_close(stage_logits(model), stage_logits(EarnModel.from_pretrained(tmp_path / "checkpoint")), 1e-5)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -281,27 +283,25 @@ def test_weights_that_are_no_numbers_are_refused(value: float, tmp_path: Path) -
         load_backbone(folder)
 
 
-def test_a_head_that_is_turned_in_part_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EarnError, match="partial_rotary_factor"):
-        load_backbone(folder_of("llama-theta", tmp_path / "old", partial_rotary_factor=0.5))
-    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
-    with pytest.raises(EarnError, match="partial_rotary_factor"):
-        load_backbone(folder_of("llama-theta", tmp_path / "new", rope_parameters=rope))
+SLIDING = {"use_sliding_window": True, "sliding_window": 20, "layer_types": ["sliding_attention"] * 3}
+WINDOWS: dict[str, tuple[dict[str, Any], str]] = {  # case: what limits its window to 20 positions, the setting's name
+    "qwen2-theta": (SLIDING, r"sliding_window\)\. Lower max_history, which is 9"),
+    "mistral": ({"sliding_window": 20}, "sliding_window"),
+    "phi3-partial": ({"sliding_window": 20}, "sliding_window"),
+    "phi3-longrope": ({"original_max_position_embeddings": 20}, "original_max_position_embeddings; longrope"),
+}
 
 
-def test_a_sliding_window_is_no_matter_while_prompts_fit_into_it(tmp_path: Path) -> None:
-    settings = {"use_sliding_window": True, "sliding_window": 20, "layer_types": ["sliding_attention"] * 3}
-    folder = folder_of("qwen2-theta", tmp_path, **settings)
-    EarnModel.dense(folder, toy_catalog(), max_history=2)
-    with pytest.raises(EarnError, match=r"the backbone sees 20 \(sliding_window\)\. Lower max_history, which is 9"):
-        EarnModel.dense(folder, toy_catalog(), max_history=9)
-    window = folder_of("mistral", tmp_path / "mistral", sliding_window=20)
-    with pytest.raises(EarnError, match="backbone sees 20"):
-        EarnModel.dense(window, toy_catalog(), max_history=9)
-    window = folder_of("phi3-partial", tmp_path / "phi3", sliding_window=20)
-    EarnModel.dense(window, toy_catalog(), max_history=2)
-    with pytest.raises(EarnError, match="backbone sees 20"):
-        EarnModel.dense(window, toy_catalog(), max_history=9)
+@pytest.mark.parametrize("case", WINDOWS)
+def test_a_window_is_no_matter_while_prompts_fit_into_it(case: str, tmp_path: Path) -> None:
+    """Of longrope, reading compares the window's last position with the family's own code."""
+    changes, says = WINDOWS[case]
+    folder = folder_of(case, tmp_path, **changes)
+    dense(folder)
+    with pytest.raises(EarnError, match=rf"takes \d+ positions, and the backbone sees 20 \({says}"):
+        dense(folder, 9)
+    if case == "phi3-longrope":
+        assert checkpoint_facts(folder).positions == 20
 
 
 LONGROPE = {"short_factor": [1.0, 1.2, 1.5], "long_factor": [1.0, 4.0, 16.0]}
@@ -315,34 +315,12 @@ def test_longrope_is_read_under_all_names_that_transformers_4_gave_it(name: str,
         with pytest.raises(EarnError, match="original_max_position_embeddings"):
             load_backbone(folder_of("phi3-longrope", tmp_path, **old))
         return
-    model = EarnModel.dense(folder_of("phi3-longrope", tmp_path, **old), toy_catalog(), max_history=2).eval()
-    want = torch.tensor(CASES["phi3-longrope"]["logits"])
-    assert float((stage_logits(model)[:, : want.shape[1]] - want).abs().max()) < 1e-4
+    assert error(dense(folder_of("phi3-longrope", tmp_path, **old)), "phi3-longrope") < 1e-4
 
 
-def test_longrope_is_refused_where_a_prompt_leaves_the_original_window(tmp_path: Path) -> None:
-    folder = folder_of("phi3-longrope", tmp_path, original_max_position_embeddings=20)
-    model = EarnModel.dense(folder, toy_catalog(), max_history=2).eval()
-    own = load_backbone(folder).eval()
-    rows = torch.arange(20)
-    tokens = torch.randint(0, 32, (1, 20), generator=torch.Generator().manual_seed(0))
-    bias = torch.triu(torch.full((20, 20), MASKED), diagonal=1)[None, None]
-    with torch.no_grad():
-        want = own(tokens).logits[0]
-        got = model.rows_logits(tokens, rows[None], bias, rows, rows)[0, :, : want.shape[1]]
-    assert float((got - want).abs().max()) < 1e-4  # the last position of the window is still turned as theirs
-    with pytest.raises(
-        EarnError, match=r"takes \d+ positions, .* sees 20 \(original_max_position_embeddings; longrope"
-    ):
-        EarnModel.dense(folder, toy_catalog(), max_history=9)
-    assert checkpoint_facts(folder).positions == 20
-
-
-def test_longrope_of_other_families_and_with_a_scaling_of_its_own_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EarnError, match="type 'longrope'"):
-        load_backbone(folder_of("llama-theta", tmp_path / "llama", rope_parameters={"rope_type": "longrope"}))
+def test_longrope_with_a_scaling_of_its_own_is_refused(tmp_path: Path) -> None:
     rope = {**CASES["phi3-longrope"]["config"]["rope_parameters"], "attention_factor": 1.5}
-    folder = folder_of("phi3-longrope", tmp_path / "phi3", rope_parameters=rope)
+    folder = folder_of("phi3-longrope", tmp_path, rope_parameters=rope)
     if IS_5:
         load_backbone(folder)
         return

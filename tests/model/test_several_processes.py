@@ -16,8 +16,8 @@ from earn.files import read_json
 from earn.model.earn_model import EarnModel
 from earn.model.sharding import WANTED, prepare
 from earn.model.training import train
-from tests.model.shards import LORA, PROCESSES, WHOLE, sequences, untrained, validate
-from tests.support import assert_close
+from tests.model.shards import LORA, PROCESSES, WHOLE, validate
+from tests.model.trainings import assert_same_weights, pretrained, sequences
 
 ROOT = Path(__file__).parents[2]
 SHARDS = {
@@ -53,12 +53,11 @@ def test_two_processes_train_what_one_does_and_go_on_after_one_is_killed(tmp_pat
     assert resumed.stdout.count("epoch 2 of 2") == 2  # one line a training, not one a process
     for names, settings in ((("cut", "replicas"), WHOLE), (("lora",), LORA)):
         single = replace(settings, batch_size=PROCESSES * settings.batch_size)
-        wanted = untrained()
+        wanted = pretrained()
         record = train(wanted, sequences(), tmp_path / f"single-{names[0]}", validate, single)
         for name in names:
             loaded = EarnModel.from_pretrained(tmp_path / name)
-            for (parameter, want), got in zip(wanted.named_parameters(), loaded.parameters(), strict=True):
-                assert_close(want, got, 1e-3, f"{name} {parameter}")
+            assert_same_weights(wanted, loaded, 1e-3, name)
             by_epoch = read_json(tmp_path / name / "training.json")["by_epoch"]
             assert by_epoch == pytest.approx(record["by_epoch"], abs=1e-2)
             assert files(tmp_path / name) == files(tmp_path / f"single-{names[0]}")
@@ -75,7 +74,7 @@ def test_two_processes_train_what_one_does_and_go_on_after_one_is_killed(tmp_pat
 def test_shards_that_would_not_be_are_refused(
     state: SimpleNamespace, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, accelerator = untrained(), cast(Any, SimpleNamespace(is_fsdp2=False, state=state))
+    model, accelerator = pretrained(), cast(Any, SimpleNamespace(is_fsdp2=False, state=state))
     assert not prepare(model, accelerator)
     monkeypatch.setenv(WANTED, "true")
     with pytest.raises(EarnError, match=message):

@@ -4,71 +4,47 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from earn.catalog import Catalog
 from earn.config import to_json
 from earn.data.windows import Windows
 from earn.errors import EarnError
 from earn.export.stages import torch_recommender
 from earn.files import read_json, write_json
 from earn.model.earn_model import EarnModel
-from earn.model.packing import pack
 from earn.model.training import train, trained_on
 from earn.settings import TrainSettings
-from tests.support import assert_close, small_backbone, token_identifiers, toy_catalog
+from tests.model.trainings import (
+    Validation,
+    assert_same_weights,
+    interrupted,
+    loss_of,
+    pretrained,
+    sequences,
+    untrained,
+)
+from tests.support import toy_catalog
 
-CATALOG = toy_catalog([f"a{item % 4} b{item // 4}" for item in range(12)])
 SETTINGS = TrainSettings(epochs=2, batch_size=8, learning_rate=1e-2)
-
-
-def sequences() -> list[NDArray[np.int64]]:
-    """Users who walk through the catalog step by step, each from another item."""
-    return [np.arange(start, start + 9) % 12 for start in range(12) for _ in range(3)]
-
-
-def untrained(catalog: Catalog = CATALOG) -> EarnModel:
-    return EarnModel.from_backbone(small_backbone("tiny-llama"), catalog, early_layers=2, max_history=4)
-
-
-@torch.no_grad()
-def loss_of(model: EarnModel) -> float:
-    identifiers = token_identifiers(model)
-    windows = [[identifiers[item] for item in sequence[:5]] for sequence in sequences()[::3]]
-    return float(model.eval()(**pack(windows, model.earn))["loss"])
-
-
-class Validation:
-    """Scores one epoch after the other; None stops the run there, as a kill would."""
-
-    def __init__(self, *scores: float | None) -> None:
-        self._scores = iter(scores)
-        self.losses: list[float] = []
-
-    def __call__(self, model: EarnModel) -> float:
-        assert not model.training
-        score = next(self._scores)
-        if score is None:
-            raise KeyboardInterrupt
-        self.losses.append(loss_of(model))
-        return score
+STEPS = -(-len(sequences()) * 2 // 8)  # of an epoch: two windows of up to five items per user
+LORA = replace(SETTINGS, lora=4)
 
 
 def test_two_epochs_lower_the_loss_and_leave_a_checkpoint(tmp_path: Path) -> None:
     model, validate = untrained(), Validation(0.1, 0.2)
-    before, were = loss_of(model), {name: value.detach().clone() for name, value in model.named_parameters()}
+    before = loss_of(model)
     assert trained_on(tmp_path / "ckpt") == ""
     (tmp_path / "ckpt/run").mkdir(parents=True)  # a start that was killed at once is no obstacle
     record = train(model, sequences(), tmp_path / "ckpt", validate, SETTINGS, data="toy")
     assert before > 2  # ten tokens in all, and nothing known: log 10 = 2.3
     assert loss_of(model) < before - 0.5
-    assert [name for name, value in model.named_parameters() if torch.equal(value, were[name])] == []
-    assert record["steps"] == 2 * -(-len(sequences()) * 2 // 8)  # two windows of up to five items per user
+    assert record["steps"] == 2 * STEPS
     assert (record["ndcg@10"], record["by_epoch"]) == (0.2, [0.1, 0.2])
     assert record["settings"] == to_json(SETTINGS)
     assert read_json(tmp_path / "ckpt/training.json") == record
@@ -78,23 +54,25 @@ def test_two_epochs_lower_the_loss_and_leave_a_checkpoint(tmp_path: Path) -> Non
     assert loss_of(loaded) == pytest.approx(loss_of(model), abs=1e-5)
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.02, 0.99])
+@pytest.mark.parametrize("users", [1, 2])
+def test_the_shortest_training_trains(users: int, warmup: float, tmp_path: Path) -> None:
+    model = untrained()
+    before = model.lm_head.weight.detach().clone()
+    settings = replace(SETTINGS, epochs=1, batch_size=1, warmup=warmup, weight_decay=0.0)
+    record = train(model, [np.arange(4)] * users, tmp_path, lambda _: 0.1, settings)
+    assert record["steps"] == users
+    assert not torch.equal(model.lm_head.weight, before)
+
+
 def test_what_was_trained_long_enough_is_recommended(tmp_path: Path) -> None:
     scores = iter(np.linspace(0, 1, 12).tolist())  # better with every epoch, so that the last one stays
-    model = untrained(toy_catalog([f"a{item} b{item // 3}" for item in range(12)]))
+    model = untrained(catalog=toy_catalog([f"a{item} b{item // 3}" for item in range(12)]))
     train(model, sequences(), tmp_path, lambda _: next(scores), replace(SETTINGS, epochs=12))
     recommender = torch_recommender(model)
     histories = [[(start + step) % 12 for step in range(4)] for start in range(12)]
     found = recommender.recommend_batch(histories, 1)
     assert [items[0].item_id for items in found] == [str((start + 4) % 12) for start in range(12)]
-
-
-def test_the_best_epoch_stays(tmp_path: Path) -> None:
-    model, validate = untrained(), Validation(0.3, 0.2, 0.1)
-    record = train(model, sequences(), tmp_path, validate, replace(SETTINGS, epochs=3))
-    assert record["ndcg@10"] == 0.3
-    assert len(set(validate.losses)) == 3
-    assert loss_of(model) == pytest.approx(validate.losses[0], abs=1e-5)
-    assert loss_of(EarnModel.from_pretrained(tmp_path)) == pytest.approx(validate.losses[0], abs=1e-5)
 
 
 def test_dropout_is_no_part_of_the_trained_model(tmp_path: Path) -> None:
@@ -120,83 +98,76 @@ def test_steps_and_epochs_are_reported(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == ""
 
 
-def test_a_training_with_a_removed_setting_is_not_resumed(tmp_path: Path) -> None:
-    removed = {"label_smoothing": 0.1, "average": 4}
-    with pytest.raises(KeyboardInterrupt):
-        train(untrained(), sequences(), tmp_path, Validation(None), SETTINGS)
-    plan = read_json(tmp_path / "run/plan.json")
-    for name, value in removed.items():
-        write_json(tmp_path / "run/plan.json", {**plan, name: value})
-        with pytest.raises(EarnError, match=f"has {name} {value}, which was removed"):
-            train(untrained(), sequences(), tmp_path, Validation(), SETTINGS, resume=True)
-    write_json(
-        tmp_path / "run/plan.json", {**plan, **dict.fromkeys(removed, 0)}
-    )  # as an older version wrote it that did not use it
-    train(untrained(), sequences(), tmp_path, Validation(0.1, 0.2), SETTINGS, resume=True)
+@pytest.fixture(params=["every weight", "adapters", pytest.param("adapters in float32", marks=pytest.mark.slow)])
+def kind(request: pytest.FixtureRequest) -> tuple[Callable[[], EarnModel], TrainSettings]:
+    """A model, and three epochs of every weight or of adapters."""
+    if request.param == "every weight":
+        return untrained, replace(SETTINGS, epochs=3)
+    pytest.importorskip("peft")
+    return pretrained, replace(
+        LORA, epochs=3, batch_size=24, dtype="float32" if "float32" in request.param else "bfloat16"
+    )
 
 
-def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, epochs=3)
-    whole = untrained()
-    train(whole, sequences(), tmp_path / "whole", Validation(0.1, 0.2, 0.3), settings)
-    with pytest.raises(KeyboardInterrupt):
-        train(untrained(), sequences(), tmp_path / "cut", Validation(0.1, None), settings)
-    assert (tmp_path / "cut/run").is_dir()
-    assert not (tmp_path / "cut/config.json").exists()
-    resumed = untrained()
-    record = train(resumed, sequences(), tmp_path / "cut", Validation(0.2, 0.3), settings, resume=True)
+def test_the_best_epoch_stays(kind: tuple[Callable[[], EarnModel], TrainSettings], tmp_path: Path) -> None:
+    make, settings = kind
+    model, validate = make(), Validation(0.3, 0.2, 0.1)
+    record = train(model, sequences(), tmp_path, validate, replace(settings, dtype="float32"))
     assert record["ndcg@10"] == 0.3
-    assert record["steps"] == 3 * -(-len(sequences()) * 2 // 8)
-    for (name, want), got in zip(whole.named_parameters(), resumed.parameters(), strict=True):
-        assert_close(want, got, 1e-5, name)
+    assert len(set(validate.losses)) == 3
+    for each in (model, EarnModel.from_pretrained(tmp_path)):
+        assert loss_of(each) == pytest.approx(validate.losses[0], abs=1e-5)
+
+
+def test_a_resumed_training_ends_as_an_uninterrupted_one(
+    kind: tuple[Callable[[], EarnModel], TrainSettings], tmp_path: Path
+) -> None:
+    make, settings = kind
+    whole, resumed = make(), make()
+    train(whole, sequences(), tmp_path / "whole", Validation(0.1, 0.2, 0.3), settings)
+    interrupted(make(), tmp_path / "cut", settings, 0.1)
+    (saved,) = (tmp_path / "cut/run").glob("checkpoint-*/model.safetensors")
+    if settings.lora:  # nothing that is frozen is saved
+        assert all("lora_" in name or name.endswith(".rows") for name in load_file(saved))
+    assert not (tmp_path / "cut/config.json").exists()
+    record = train(resumed, sequences(), tmp_path / "cut", Validation(0.2, 0.3), settings, resume=True)
+    assert (record["ndcg@10"], record["steps"]) == (0.3, 3 * 2 * len(sequences()) // settings.batch_size)
+    assert_same_weights(whole, resumed, 1e-5)
     assert not (tmp_path / "cut/run").exists()
 
 
 def test_part_of_an_epoch_is_trained_and_validated(tmp_path: Path) -> None:
-    steps = -(-len(sequences()) * 2 // 8)
     record = train(untrained(), sequences(), tmp_path / "one", Validation(0.1), replace(SETTINGS, epochs=0.5))
-    assert record["steps"] == -(-steps // 2)
-    assert record["ndcg@10"] == 0.1
+    assert (record["steps"], record["ndcg@10"]) == (-(-STEPS // 2), 0.1)
     record = train(untrained(), sequences(), tmp_path / "two", Validation(0.2, 0.3), replace(SETTINGS, epochs=1.5))
-    assert record["steps"] == steps - (-steps // 2)
-    assert record["ndcg@10"] == 0.3
+    assert (record["steps"], record["ndcg@10"]) == (STEPS - (-STEPS // 2), 0.3)
 
 
 def test_a_training_that_is_interrupted_within_an_epoch_goes_on_from_its_last_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = replace(SETTINGS, epochs=2)
-    whole = untrained()
-    steps = train(whole, sequences(), tmp_path / "whole", Validation(0.1, 0.2), settings)["steps"]
+    whole, resumed, seen = untrained(), untrained(), list[int]()
+    train(whole, sequences(), tmp_path / "whole", Validation(0.1, 0.2), SETTINGS)
     monkeypatch.setattr("earn.model.training_callbacks.SAVE_SECONDS", 0)
 
     def stop(done: int, _: int) -> None:
-        if done == steps // 2 + 2:  # in the second epoch
+        if done == STEPS + 2:  # in the second epoch
             raise KeyboardInterrupt
 
+    def note(done: int, _: int) -> None:
+        seen.append(done)
+
+    cut = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
-        train(untrained(), sequences(), tmp_path / "cut", Validation(0.1), settings, progress=stop)
-    seen: list[int] = []
-    resumed = untrained()
-    train(
-        resumed,
-        sequences(),
-        tmp_path / "cut",
-        Validation(0.2),
-        settings,
-        resume=True,
-        progress=lambda done, _: seen.append(done),
-    )
-    assert seen[0] == steps // 2 + 2
-    for (name, want), got in zip(whole.named_parameters(), resumed.parameters(), strict=True):
-        assert_close(want, got, 1e-5, name)
+        train(untrained(), sequences(), cut, Validation(0.1), SETTINGS, progress=stop)
+    train(resumed, sequences(), cut, Validation(0.2), SETTINGS, resume=True, progress=note)
+    assert seen[0] == STEPS + 2
+    assert_same_weights(whole, resumed, 1e-5)
 
 
 def test_a_resumed_training_still_knows_the_best_epoch_before_the_interruption(tmp_path: Path) -> None:
-    settings, before = replace(SETTINGS, epochs=3), Validation(0.9, 0.1, None)
-    with pytest.raises(KeyboardInterrupt):
-        train(untrained(), sequences(), tmp_path, before, settings)
-    resumed = untrained()
+    settings, resumed = replace(SETTINGS, epochs=3), untrained()
+    before = interrupted(untrained(), tmp_path, settings, 0.9, 0.1)
     assert train(resumed, sequences(), tmp_path, Validation(0.1), settings, resume=True)["ndcg@10"] == 0.9
     assert loss_of(resumed) == pytest.approx(before.losses[0], abs=1e-5)
 
@@ -204,44 +175,47 @@ def test_a_resumed_training_still_knows_the_best_epoch_before_the_interruption(t
 def test_an_unfinished_run_is_neither_overwritten_nor_invented(tmp_path: Path) -> None:
     with pytest.raises(EarnError, match="no interrupted training to resume"):
         train(untrained(), sequences(), tmp_path, Validation(), SETTINGS, resume=True)
-    with pytest.raises(KeyboardInterrupt):
-        train(untrained(), sequences(), tmp_path, Validation(0.1, None), SETTINGS)
+    interrupted(untrained(), tmp_path, SETTINGS, 0.1)
     with pytest.raises(EarnError, match=r"an interrupted training stands here. Pass --resume"):
         train(untrained(), sequences(), tmp_path, Validation(), SETTINGS)
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(untrained(), sequences(), tmp_path, Validation(None), SETTINGS)
+    interrupted(untrained(), tmp_path, SETTINGS)
     for half_written in tmp_path.glob("run/checkpoint-*"):
         (half_written / "trainer_state.json").unlink(missing_ok=True)
     record = train(untrained(), sequences(), tmp_path, Validation(0.1, 0.2), SETTINGS, resume=True)
     assert record["ndcg@10"] == 0.2
 
 
-@pytest.mark.parametrize(
-    ("name", "other"),
-    [
-        ("early_layers", lambda: EarnModel.from_backbone(small_backbone("tiny-llama"), CATALOG, 3, max_history=4)),
-        ("max_history", lambda: EarnModel.from_backbone(small_backbone("tiny-llama"), CATALOG, 2, max_history=5)),
-        ("identifiers", lambda: untrained(toy_catalog([f"a{item // 3} b{item % 3}" for item in range(12)]))),
-    ],
-)
-def test_another_training_is_not_resumed(
-    tmp_path: Path, name: str, other: Callable[[], EarnModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(untrained(), sequences(), tmp_path, Validation(0.1, None), SETTINGS)
-    with pytest.raises(EarnError, match=f"had another {name}"):
-        train(other(), sequences(), tmp_path, Validation(), SETTINGS, resume=True)
+def test_plans_of_older_versions_are_read(tmp_path: Path) -> None:
+    """They lack newer settings, and have settings that were removed: 0 means that they were not used."""
+    removed = {"label_smoothing": 0.1, "average": 4}
+    interrupted(untrained(), tmp_path, SETTINGS, 0.1)
+    new = ("weights", "lora", "lora_targets", "gradient_checkpointing", "dtype", "users", "validation_users")
+    plan = {name: value for name, value in read_json(tmp_path / "run/plan.json").items() if name not in new}
+    for name, value in removed.items():
+        write_json(tmp_path / "run/plan.json", {**plan, name: value})
+        with pytest.raises(EarnError, match=f"has {name} {value}, which was removed"):
+            train(untrained(), sequences(), tmp_path, Validation(), SETTINGS, resume=True)
+    write_json(tmp_path / "run/plan.json", {**plan, **dict.fromkeys(removed, 0)})
+    assert train(untrained(), sequences(), tmp_path, Validation(0.2), SETTINGS, resume=True)["ndcg@10"] == 0.2
+
+
+def test_another_training_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(untrained(), tmp_path, SETTINGS, 0.1)
+
+    def refused(name: str, model: EarnModel, users: int = 36, **changed: Any) -> None:
+        with pytest.raises(EarnError, match=f"had another {name}"):
+            train(model, sequences()[:users], tmp_path, Validation(), replace(SETTINGS, **changed), resume=True)
+
+    refused("early_layers", untrained(early_layers=3))
+    refused("max_history", untrained(max_history=5))
+    refused("identifiers", untrained(catalog=toy_catalog([f"a{item // 3} b{item % 3}" for item in range(12)])))
+    refused("data", untrained(), users=35)
+    refused("learning_rate", untrained(), learning_rate=0.1)
     monkeypatch.setattr(TrainingArguments, "world_size", 2)
-    with pytest.raises(EarnError, match="had another processes: 1, now it is 2"):
-        train(untrained(), sequences(), tmp_path, Validation(), SETTINGS, resume=True)
-    monkeypatch.undo()
-    with pytest.raises(EarnError, match="had another data"):
-        train(untrained(), sequences()[1:], tmp_path, Validation(), SETTINGS, resume=True)
-    with pytest.raises(EarnError, match="had another learning_rate"):
-        train(untrained(), sequences(), tmp_path, Validation(), replace(SETTINGS, learning_rate=0.1), resume=True)
+    refused("processes: 1, now it is 2", untrained())
 
 
 def test_a_folder_that_holds_something_else_is_spared(tmp_path: Path) -> None:
@@ -253,11 +227,23 @@ def test_a_folder_that_holds_something_else_is_spared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("epochs", 0), ("dropout", 1.0), ("warmup", 2.0), ("learning_rate", float("nan"))]
+    ("changed", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"warmup": 2.0}, "warmup is 2.0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"lora_targets": "q"}, "there are no adapters"),
+        ({"dtype": "bfloat16"}, "without lora all are"),
+        ({"lora": 4, "lora_targets": "q,x"}, "names 'x'"),
+        ({"lora": 4, "lora_targets": ""}, "names ''"),
+        ({"lora": 4, "dtype": "float16"}, "dtype is 'float16'"),
+        ({"lora": -1}, "lora is -1"),
+    ],
 )
-def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
-    with pytest.raises(EarnError, match=f"{name} is {value}"):
-        replace(SETTINGS, **{name: value})  # type: ignore[arg-type]
+def test_settings_that_make_no_sense_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(EarnError, match=message):
+        replace(SETTINGS, **changed)
 
 
 def test_without_two_items_of_one_user_there_is_nothing_to_train_on(tmp_path: Path) -> None:
