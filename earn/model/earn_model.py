@@ -24,11 +24,10 @@ from earn.config import BEAMS, MASKED, SET, EarnConfig, Prompt, from_json, to_js
 from earn.errors import EarnError, refuse
 from earn.model.backbones import load_backbone
 from earn.model.families import TINY_BACKBONES, check_backbone, family_of, rotary_of, setting, window_of
-from earn.model.new_tokens import add_tokens
 from earn.model.prompt_tokens import tokenize_prompt, without_bos
 from earn.model.rope import longrope_window
 from earn.model.stage import DenseHead, EarlyStage, LateStage
-from earn.model.tokenizer import load_tokenizer
+from earn.model.tokenizer import add_tokens, load_tokenizer
 from earn.model.transformers_versions import TIED_HEAD
 from earn.prompts import Template, prompt_rows
 

@@ -33,8 +33,7 @@ from earn.model.earn_model import EarnModel
 from earn.model.lora import add_adapters, holds_bfloat16, merge_adapters
 from earn.model.packing import pack
 from earn.model.set_model import SetModel
-from earn.model.training_callbacks import BEST_BY, Redraw, Report, SaveBetween
-from earn.model.training_run import CLOCK_FILE, RUN_FOLDER, claim, last_checkpoint, plan_of
+from earn.model.training_run import BEST_BY, RUN_FOLDER, Redraw, Report, SaveBetween, claim, last_checkpoint, plan_of
 from earn.model.transformers_versions import warmup
 from earn.settings import TrainSettings
 
@@ -174,7 +173,7 @@ def train(
         model.sample_negatives(settings.negatives, sequences)
     if settings.lora:
         add_adapters(model, settings)
-    saves = SaveBetween(out / RUN_FOLDER / CLOCK_FILE)
+    saves = SaveBetween(out)
     callbacks = [Redraw(windows), Report(progress, say), saves]
     trainer = EarnTrainer(model, windows, validate, arguments, callbacks)
     result = trainer.train(resume_from_checkpoint=last_checkpoint(out) if resume else None)

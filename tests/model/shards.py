@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from earn.export.stages import torch_recommender
-from earn.model import training_callbacks
+from earn.model import training_run
 from earn.model.earn_model import EarnModel
 from earn.model.sharding import WANTED
 from earn.model.training import train
@@ -60,7 +60,7 @@ def main(out: Path, names: list[str]) -> None:
         if name == "replicas":  # the same weights in every process, without shards
             AcceleratorState._reset_state()
             os.environ[WANTED] = "false"
-        training_callbacks.SAVE_SECONDS = 0.0 if name == "cut" else 600.0
+        training_run.SAVE_SECONDS = 0.0 if name == "cut" else 600.0
         is_resumed = (out / name).exists()
         settings = LORA if name == "lora" else WHOLE
         progress = _kill if name == "cut" and not is_resumed else None

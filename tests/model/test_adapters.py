@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,6 @@ from earn.model.earn_model import EarnModel
 from tests.support import assert_close, naive_logits, prompt_of, scramble, small_backbone, toy_catalog
 
 pytest.importorskip("peft")
-
-CATALOG = toy_catalog([f"a{item % 4} b{item // 4}" for item in range(12)])
 
 
 def adapter_folder(tmp_path: Path, targets: tuple[str, ...] = ("q_proj", "up_proj"), tied: bool = True) -> Path:
@@ -58,7 +57,7 @@ def test_an_adapter_is_merged_into_the_folder_that_it_names(tmp_path: Path) -> N
         assert_close(weight, merged[name], 1e-5, name)
         assert merged[name].requires_grad
     change_config(adapter, base_model_name_or_path="../base")  # from the adapter's own folder
-    model = EarnModel.from_backbone(adapter, CATALOG, max_history=4)
+    model = EarnModel.from_backbone(adapter, toy_catalog(), max_history=4)
     model.save_pretrained(tmp_path / "ckpt")
     prompt = prompt_of(model, [0, 5])
     want, got = (
@@ -67,40 +66,42 @@ def test_an_adapter_is_merged_into_the_folder_that_it_names(tmp_path: Path) -> N
     assert_close(want, got, 1e-6)
 
 
-def test_an_adapter_that_names_no_folder_is_refused_with_the_command_that_merges(tmp_path: Path) -> None:
-    adapter = adapter_folder(tmp_path)
-    for base in ("someone/on-the-hub", None, str(tmp_path / "missing")):
-        change_config(adapter, base_model_name_or_path=base)
-        with pytest.raises(EarnError, match=r"there is no such folder with a model.*merge_and_unload"):
-            load_backbone(adapter)
-
-
-def test_without_peft_an_adapter_is_refused_with_the_command_that_merges(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    adapter = adapter_folder(tmp_path)
-    monkeypatch.setattr("earn.model.adapters.find_spec", lambda name: None)
-    with pytest.raises(EarnError, match=r"pip install peft.*merge_and_unload"):
-        load_backbone(adapter)
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+NO_FOLDER = r"there is no such folder with a model.*merge_and_unload"
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("change", "message"),
     [
+        *(({"base_model_name_or_path": base}, NO_FOLDER) for base in ("someone/on-the-hub", None, "/missing")),
         ({"peft_type": "LOHA"}, "of the type 'LOHA'"),
         ({"of_the_future": 1}, "does not know 'of_the_future'"),
         ({"target_modules": ["q_proj"]}, "no place for"),
         ({"target_modules": ["q_proj", "up_proj", "v_proj"]}, "lacks weights"),
         ({"r": 3}, "does not fit"),
+        (lambda adapter: (adapter / WEIGHTS).write_bytes(b"none"), "does not fit its model"),
+        (lambda adapter: (adapter / WEIGHTS).unlink(), r"there is no adapter_model\.safetensors"),
+        (lambda adapter: (adapter / CONFIG).write_text("["), "cannot be read"),
     ],
 )
-def test_an_adapter_that_would_be_merged_in_part_is_refused(
-    values: dict[str, Any], message: str, tmp_path: Path
+def test_an_adapter_that_cannot_be_merged_whole_is_refused(
+    change: dict[str, Any] | Callable[[Path], object], message: str, tmp_path: Path
 ) -> None:
     adapter = adapter_folder(tmp_path)
-    change_config(adapter, **values)
+    if isinstance(change, dict):
+        change_config(adapter, **change)
+    else:
+        change(adapter)
     with pytest.raises(EarnError, match=message):
         load_backbone(adapter)
+
+
+def test_without_peft_an_adapter_is_refused_with_the_command_that_merges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("earn.model.adapters.find_spec", lambda name: None)
+    with pytest.raises(EarnError, match=r"pip install peft.*merge_and_unload"):
+        load_backbone(adapter_folder(tmp_path))
 
 
 def test_an_adapter_of_a_shared_table_is_refused(tmp_path: Path) -> None:
@@ -108,19 +109,6 @@ def test_an_adapter_of_a_shared_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EarnError, match="changes lm_head, and embedding and head of its model share a table"):
         load_backbone(adapter)
     load_backbone(adapter_folder(tmp_path / "untied", ("q_proj", "lm_head"), tied=False))
-
-
-def test_a_damaged_adapter_is_refused(tmp_path: Path) -> None:
-    adapter = adapter_folder(tmp_path)
-    (adapter / "adapter_model.safetensors").write_bytes(b"none")
-    with pytest.raises(EarnError, match="does not fit its model"):
-        load_backbone(adapter)
-    (adapter / "adapter_model.safetensors").unlink()
-    with pytest.raises(EarnError, match=r"there is no adapter_model\.safetensors"):
-        load_backbone(adapter)
-    (adapter / "adapter_config.json").write_text("[")
-    with pytest.raises(EarnError, match="cannot be read"):
-        load_backbone(adapter)
 
 
 def test_an_adapter_is_described_by_the_model_that_it_is_for(tmp_path: Path) -> None:

@@ -7,16 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional
 
-from earn.config import MASKED, Prompt
+from earn.config import Prompt
 from earn.errors import EarnError
 from earn.model import attention
 from earn.model.attention import LayerSums, Watch, analyze, kept_rows, place_weights
 from earn.model.attention_figures import ABOVE, BINS, HEAD, TAIL, k_by_cut
 from earn.model.earn_model import EarnModel
-from earn.model.stage import Stage
 from tests.support import (
     FAMILIES,
     assert_close,
@@ -108,7 +106,6 @@ def test_attention_is_that_of_hugging_face(name: str) -> None:
         tokens = torch.tensor([[*prompt, *codes[:-1]]])
         places = place_weights(len(prompt), len(codes) - 1, 3)
         shares = model.model(tokens, output_attentions=True).attentions
-        assert_close(torch.stack(shares), all_shares(model, tokens), 1e-5, "shares of all rows")
         for row in range(len(prompt) - 1, tokens.shape[1]):
             rows += 1
             for layer in range(layers):
@@ -120,19 +117,7 @@ def test_attention_is_that_of_hugging_face(name: str) -> None:
     assert_close(sparsity / rows, [row.sparsity for row in found.layers], 1e-5, "sparsity")
 
 
-def all_shares(model: EarnModel, tokens: Tensor) -> Tensor:
-    """The shares of all rows in all layers: [l,b,h,m,m]."""
-    rows = torch.arange(tokens.shape[1])
-    bias = torch.full((len(rows), len(rows)), MASKED).triu(1)[None, None]
-    hidden, found = model.model.embed_tokens(tokens), []
-    for layer in model.model.layers:
-        stage = Stage([layer], model.model.rotary_emb)
-        found.append(stage.first_shares(hidden, rows[None], bias, rows))
-        hidden, _ = stage.run(hidden, rows[None], bias, None, rows)
-    return torch.stack(found)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "tiny-phi3"])  # whose heads are turned in part
 def test_late_layers_see_registers_and_generated_tokens_alone(name: str) -> None:
     model = model_of(name, early_layers=2)
     found = analyze(model, questions(model))

@@ -41,9 +41,8 @@ def stage_logits(model: EarnModel) -> torch.Tensor:
     """Logits [rows, v] of a dense model's stages at the reference's tokens and positions."""
     every = torch.arange(len(TOKENS))
     with torch.no_grad():
-        return model.rows_logits(
-            torch.tensor([TOKENS]), torch.tensor([POSITIONS]), causal_bias(len(TOKENS)), every, every
-        )[0]
+        inputs = torch.tensor([TOKENS]), torch.tensor([POSITIONS]), causal_bias(len(TOKENS))
+        return model.rows_logits(*inputs, every, every)[0]
 
 
 def error(model: EarnModel, case: str) -> float:
@@ -76,8 +75,8 @@ def test_stages_compute_what_transformers_5_computes_before_and_after_saving(cas
 
 
 def test_settings_of_each_type_of_layer_are_read_where_all_layers_are_of_one(tmp_path: Path) -> None:
-    rope = {"rope_type": "default", "rope_theta": 1e6}
-    nested = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 7.0}}
+    full, sliding = ({"rope_type": "default", "rope_theta": theta} for theta in (1e6, 7.0))
+    nested = {"full_attention": full, "sliding_attention": sliding}
     folder = folder_of("qwen3-theta", tmp_path, rope_parameters=nested)
     if IS_5:  # transformers 5 itself does not take them for this family
         with pytest.raises(EarnError, match="cannot be loaded"):
@@ -86,54 +85,38 @@ def test_settings_of_each_type_of_layer_are_read_where_all_layers_are_of_one(tmp
     assert error(dense(folder), "qwen3-theta") < 1e-4
 
 
-ROPE = {"rope_type": "default", "rope_theta": 1e4}
-REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {  # case, changes of its config.json, what the refusal says
-    **{
-        f"rope {kind}": (
-            "llama-theta",
-            {"rope_parameters": {**ROPE, "rope_type": kind, "factor": 2.0}},
-            f"type '{kind}'",
-        )
-        for kind in ("dynamic", "longrope", "mrope")
-    },
-    **{
-        f"rope {kind} of version 4": (
-            "llama-theta",
-            {"rope_parameters": None, "rope_theta": 1e4, "rope_scaling": {"type": kind, "factor": 2.0}},
-            f"type '{kind}'",
-        )
-        for kind in ("dynamic", "longrope", "mrope")
-    },
-    "rope by sections": ("llama-theta", {"rope_parameters": {"mrope_section": [1, 1, 2]}}, "type 'mrope'"),
-    **{
-        f"quantized by {method}": (
-            "llama-theta",
-            {"quantization_config": {"quant_method": method, "bits": 4}},
-            rf"quantized \({method}\)\. Take the folder that was not",
-        )
-        for method in ("gptq", "awq", "bitsandbytes", "compressed-tensors", "torchao", "quark", "hqq", "fp8", "mxfp4")
-    },
-    "biases": (
-        "llama-biases",
-        {"attention_bias": False},
-        r"12 weights \(.*bias.*\.\.\.\) are in its files that config\.json has no",
-    ),
-    "fewer layers": ("llama-theta", {"num_hidden_layers": 2}, r"9 weights \(model\.layers\.2"),
-    "more layers": ("llama-theta", {"num_hidden_layers": 4}, r"9 weights \(model\.layers\.3.* missing"),
-    "norms": ("qwen3-theta", {"model_type": "llama"}, r"6 weights \(model\.layers\.0\.self_attn\.k_norm"),
-    "padded vocabulary": ("llama-theta", {"vocab_size": 30}, r"\[32, 32\], config.json asks for \[30, 32\]"),
-    "head turned in part": (
-        "llama-theta",
-        {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}},
-        "partial_rotary",
-    ),
-    "head turned in part, of version 4": ("llama-theta", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-}
+KINDS = ("dynamic", "longrope", "mrope")
+METHODS = ("gptq", "awq", "bitsandbytes", "compressed-tensors", "torchao", "quark", "hqq", "fp8", "mxfp4")
+OLD = {"rope_parameters": None, "rope_theta": 1e4}  # the dialect of transformers 4
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_settings_that_would_be_computed_wrongly_are_refused_by_name(name: str, tmp_path: Path) -> None:
-    case, changes, says = REFUSED[name]
+def rope(kind: str = "default", **settings: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **settings}}
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "says"),
+    [
+        *(("llama-theta", rope(kind, factor=2.0), f"type '{kind}'") for kind in KINDS),
+        *(("llama-theta", {**OLD, "rope_scaling": {"type": kind}}, f"type '{kind}'") for kind in KINDS),
+        ("llama-theta", {"rope_parameters": {"mrope_section": [1, 1, 2]}}, "type 'mrope'"),
+        ("llama-theta", rope(partial_rotary_factor=0.5), "partial_rotary_factor"),
+        ("llama-theta", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        *(("llama-theta", {"quantization_config": {"quant_method": name}}, rf"quantized \({name}") for name in METHODS),
+        (
+            "llama-biases",
+            {"attention_bias": False},
+            r"12 weights \(.*bias.*\.\.\.\) are in its files that config\.json",
+        ),
+        ("llama-theta", {"num_hidden_layers": 2}, r"9 weights \(model\.layers\.2"),
+        ("llama-theta", {"num_hidden_layers": 4}, r"9 weights \(model\.layers\.3.* missing"),
+        ("llama-theta", {"vocab_size": 30}, r"\[32, 32\], config.json asks for \[30, 32\]"),
+        ("qwen3-theta", {"model_type": "llama"}, r"6 weights \(model\.layers\.0\.self_attn\.k_norm"),
+    ],
+)
+def test_settings_that_would_be_computed_wrongly_are_refused_by_name(
+    case: str, changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
     with pytest.raises(EarnError, match=says):
         load_backbone(folder_of(case, tmp_path, **changes))
 
@@ -142,20 +125,23 @@ def test_settings_that_would_be_computed_wrongly_are_refused_by_name(name: str, 
 def test_a_separate_head_counts_though_the_config_ties_it(is_separate: bool, tmp_path: Path) -> None:
     folder = folder_of("llama-theta", tmp_path, tie_word_embeddings=True)
     if not is_separate:
-        change_weights(folder, lambda weights: weights.update({"lm_head.weight": weights["model.embed_tokens.weight"]}))
+        change_weights(
+            folder, lambda weights: weights.update({"lm_head.weight": weights["model.embed_tokens.weight"].clone()})
+        )
     model = dense(folder)
     assert (error(model, "llama-theta") < 1e-4) == is_separate
     assert model.config.tie_word_embeddings != is_separate
 
 
 def test_one_table_under_either_name_is_embedding_and_head(tmp_path: Path) -> None:
-    names, logits = ("lm_head.weight", "model.embed_tokens.weight"), []
-    for name, other in (names, names[::-1]):
-        folder = folder_of("llama-theta", tmp_path / name, tie_word_embeddings=True)
-        table = load_file(folder / "model.safetensors")[names[1]]
-        change_weights(
-            folder, lambda weights, one=name, none=other, table=table: weights.update({one: table}) or weights.pop(none)
-        )
+    embedding, head, logits = "model.embed_tokens.weight", "lm_head.weight", []
+
+    def as_head(weights: dict[str, Any]) -> None:
+        weights[head] = weights.pop(embedding)
+
+    for change in (as_head, lambda weights: weights.pop(head)):
+        folder = folder_of("llama-theta", tmp_path / f"{len(logits)}", tie_word_embeddings=True)
+        change_weights(folder, change)
         logits.append(stage_logits(dense(folder)))
     assert torch.equal(*logits)
 
@@ -310,7 +296,7 @@ LONGROPE = {"short_factor": [1.0, 1.2, 1.5], "long_factor": [1.0, 4.0, 16.0]}
 @pytest.mark.parametrize("name", ["longrope", "su", "yarn"])
 def test_longrope_is_read_under_all_names_that_transformers_4_gave_it(name: str, tmp_path: Path) -> None:
     scaling = {"rope_scaling": {"type": name, **LONGROPE}, "partial_rotary_factor": 0.75}
-    old = {"rope_parameters": None, "rope_theta": 1e4, **scaling}
+    old = {**OLD, **scaling}
     if name == "su" and IS_5:  # which transformers 5 does not know any more
         with pytest.raises(EarnError, match="original_max_position_embeddings"):
             load_backbone(folder_of("phi3-longrope", tmp_path, **old))
@@ -319,8 +305,8 @@ def test_longrope_is_read_under_all_names_that_transformers_4_gave_it(name: str,
 
 
 def test_longrope_with_a_scaling_of_its_own_is_refused(tmp_path: Path) -> None:
-    rope = {**CASES["phi3-longrope"]["config"]["rope_parameters"], "attention_factor": 1.5}
-    folder = folder_of("phi3-longrope", tmp_path, rope_parameters=rope)
+    own = {**CASES["phi3-longrope"]["config"]["rope_parameters"], "attention_factor": 1.5}
+    folder = folder_of("phi3-longrope", tmp_path, rope_parameters=own)
     if IS_5:
         load_backbone(folder)
         return

@@ -20,7 +20,7 @@ from transformers import (
     Qwen2MoeConfig,
 )
 
-from earn.config import MASKED, Prompt
+from earn.config import Prompt
 from earn.errors import EarnError
 from earn.files import read_json, write_json
 from earn.model.earn_model import EarnModel
@@ -46,50 +46,6 @@ from tests.support import (
     watched_recommender,
     weight_of,
 )
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("tiny-llama", {}),
-    "llama, untied head": ("tiny-llama", {"tie_word_embeddings": False}),
-    "llama, biases": ("tiny-llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama, no shared key-value heads": ("tiny-llama", {"num_key_value_heads": 4}),
-    "llama, explicit head size": ("tiny-llama", {"head_dim": 12}),
-    "llama, rope llama3": ("tiny-llama", {"rope_scaling": LLAMA3}),
-    "llama, rope linear": ("tiny-llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
-    "qwen2": ("tiny-qwen2", {}),
-    "qwen2, untied head": ("tiny-qwen2", {"tie_word_embeddings": False}),
-    "qwen2, rope yarn": ("tiny-qwen2", {"rope_scaling": YARN}),
-    "qwen3": ("tiny-qwen3", {}),
-    "qwen3, biases, untied head": ("tiny-qwen3", {"attention_bias": True, "tie_word_embeddings": False}),
-}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_dense_without_registers_equals_hugging_face(variant: str) -> None:
-    name, sizes = VARIANTS[variant]
-    backbone = small_backbone(name, **sizes)
-    model = EarnModel.dense(backbone, toy_catalog())
-    scramble(model)
-    backbone.eval()
-    rows = 40
-    tokens = torch.randint(0, backbone.config.vocab_size, (2, rows), generator=torch.Generator().manual_seed(0))
-    everything = torch.arange(rows)
-    with torch.no_grad():
-        want = backbone(input_ids=tokens).logits
-        bias = torch.full((rows, rows), MASKED).triu(1)[None, None]
-        got = model.rows_logits(tokens, everything.expand(2, rows), bias, everything, everything)
-    assert want.std() > 0.5  # a constant would agree with anything
-    assert_close(want, got, 1e-4, variant)
-    heads = backbone.config.hidden_size // backbone.config.num_attention_heads
-    is_own = name == "tiny-qwen3" or "head_dim" in sizes  # the head's size is not what hidden size and heads suggest
-    assert is_own == (model.get_submodule("model.layers.0.self_attn").head_dim != heads)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +109,6 @@ def test_what_was_saved_is_loaded(tmp_path: Path, name: str, untied: bool) -> No
     assert loaded.tokenizer is None
     prompt = prompt_of(model, [1, 2, 3])
     assert_close(naive_logits(model, prompt, (3,)), naive_logits(loaded, prompt, (3,)), 1e-5)
-    agreement = Agreement(tolerance=1e-5)  # loaded weights may lie otherwise in memory, and sum in another order
-    agreement.add("search", reference_search(model, [1, 2, 3]), reference_search(loaded, [1, 2, 3]))
-    agreement.check()
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)  # it is a plain Hugging Face model too
     tokens = torch.arange(12)[None]
     with torch.no_grad():

@@ -27,6 +27,7 @@ from tests.support import (
 # Ragged: of 2 to 6 items, whose identifiers have 2 to 4 tokens.
 WINDOWS = ((3, 1, 4, 1, 5, 9), (2, 6), (5, 3, 5, 8), (9, 7, 9))
 TEXT = Prompt(head=(1, 2), separator=(3,), tail=(4, 5))
+DENSE = {"prefix_registers": 0, "suffix_registers": 0}
 
 SHAPES: dict[str, dict[str, Any]] = {
     "one register per side": {},
@@ -40,15 +41,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "three early layers of four": {"early_layers": 3, "prompt": TEXT},
     "registers, but no late layer": {"early_layers": 4},
     "prefix register alone, nothing after the history": {"suffix_registers": 0, "early_layers": 2},
-    "no registers, separators": {
-        "prefix_registers": 0,
-        "suffix_registers": 0,
-        "early_layers": 2,
-        "prompt": Prompt((1,), (3, 6)),
-    },
-    "dense, separators": {"prefix_registers": 0, "suffix_registers": 0, "prompt": Prompt((1,), (3, 6))},
-    "dense, plain": {"prefix_registers": 0, "suffix_registers": 0},
-    "dense, text": {"prefix_registers": 0, "suffix_registers": 0, "prompt": TEXT},
+    "no registers, separators": {**DENSE, "early_layers": 2, "prompt": Prompt((1,), (3, 6))},
+    "dense, separators": {**DENSE, "prompt": Prompt((1,), (3, 6))},
+    "dense, plain": DENSE,
+    "dense, text": {**DENSE, "prompt": TEXT},
     "dense, prefix registers, plain": {"prefix_registers": 2, "suffix_registers": 0, "early_layers": 4},
 }
 
@@ -57,6 +53,11 @@ def build(shape: str, name: str = "tiny-llama") -> EarnModel:
     model = small_model(name, random_catalog(10), **SHAPES[shape]).double()
     assert len({len(identifier) for identifier in token_identifiers(model)}) == 3
     return model
+
+
+def windows_of(model: EarnModel, windows: Sequence[Sequence[int]]) -> list[list[tuple[int, ...]]]:
+    identifiers = token_identifiers(model)
+    return [[identifiers[item] for item in window] for window in windows]
 
 
 def one_by_one(model: EarnModel, windows: Sequence[Sequence[int]]) -> Tensor:
@@ -83,9 +84,8 @@ def gradients(model: EarnModel, loss: Tensor) -> dict[str, Tensor]:
 )
 def test_packed_loss_and_gradients_equal_one_example_at_a_time(shape: str, name: str) -> None:
     model = build(shape, name)
-    identifiers = token_identifiers(model)
     want = one_by_one(model, WINDOWS)
-    batch = pack([[identifiers[item] for item in window] for window in WINDOWS], model.earn, model.is_dense)
+    batch = pack(windows_of(model, WINDOWS), model.earn, model.is_dense)
     got = model(**batch)["loss"]
     assert want > 1
     assert_close(want, got, 1e-5, "loss")
@@ -97,7 +97,7 @@ def test_packed_loss_and_gradients_equal_one_example_at_a_time(shape: str, name:
 
 def test_windows_that_share_a_row_are_as_if_alone() -> None:
     model = build("one register per side, text")
-    windows = [[token_identifiers(model)[item] for item in window] for window in (*WINDOWS, *WINDOWS[1:])]
+    windows = windows_of(model, (*WINDOWS, *WINDOWS[1:]))
     batch = pack(windows, model.earn)
     assert len(batch["input_ids"]) < len(windows)
     tokens = [sum(map(len, window[1:])) for window in windows]
@@ -174,8 +174,7 @@ def test_the_plain_form_predicts_every_token_after_the_first_item() -> None:
 
 def test_no_row_sees_the_future_padding_or_another_group() -> None:
     model = build("two registers per side, text")
-    windows = [[token_identifiers(model)[item] for item in window] for window in WINDOWS]
-    batch = pack(windows, model.earn)
+    batch = pack(windows_of(model, WINDOWS), model.earn)
     visible, positions = batch["visible"], batch["position_ids"]
     # Among the rows that one row sees, every position stands exactly once, up to its own: a prompt's prefix.
     for user in range(len(visible)):

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from earn.catalog import Catalog
 from earn.config import BEAMS, SET, to_json
@@ -28,7 +27,6 @@ from earn.model.packing import pack
 from earn.model.reference import reference_scores
 from earn.model.set_model import SetModel
 from earn.runtime.recommender import Recommender
-from earn.runtime.set_scores import SetScores
 from earn.tags import Tags
 from tests.support import FAMILIES, assert_close, histories_of, pairs, scramble, small_backbone, small_model
 
@@ -157,14 +155,6 @@ def test_300_filtered_lists_are_those_of_every_item_scored_in_float64(family: st
     assert same >= 295
 
 
-def test_a_dense_twin_has_the_same_scores_as_its_layers() -> None:
-    model = set_model(early_layers=4, prefix_registers=0, suffix_registers=0)
-    assert model.is_dense
-    history = [3, 1, 20]
-    scores = naive_scores(model, history)
-    assert_lists(ranked(scores, 10), pairs(torch_recommender(model).recommend(["3", "1", "20"], 10)), scores)
-
-
 def test_a_session_gives_the_list_of_its_window() -> None:
     model = set_model(form="both", max_history=4)
     recommender = torch_recommender(model)
@@ -237,37 +227,21 @@ def test_a_bundle_gives_the_lists_of_every_item_scored(tmp_path: Path, family: s
         assert_lists(ranked(scores, 20, {4, 17}), got, scores)
 
 
-def test_scores_are_sums_over_digits() -> None:
-    catalog = digit_catalog(2, True, items=5)
-    logits = np.random.default_rng(1).normal(size=len(catalog.tokens)).astype(np.float32)
-    tokens = {token: number for number, token in enumerate(catalog.tokens)}
-    want = []
-    for identifier in catalog.identifiers:
-        score = 0.0
-        for place, (token, weight) in enumerate(zip(identifier, (1, 1, 2), strict=True)):
-            values = sorted({tokens[other[place]] for other in catalog.identifiers})
-            score += weight * float(
-                functional.log_softmax(torch.tensor(logits[values]), 0)[values.index(tokens[token])]
-            )
-        want.append(score)
-    assert_lists(ranked(want, 5), SetScores.of(catalog, len(logits)).best(logits, 5), want)
-
-
-def test_identifiers_that_are_no_digits_are_refused() -> None:
-    numbers = ("0", "1")
-    with pytest.raises(EarnError, match="no digits"):
-        Digits.of(Catalog(numbers, (("a", "b"), ("c",)), numbers))
-    with pytest.raises(EarnError, match="no digits"):
-        Digits.of(Catalog(numbers, (("a", "b"), ("b", "a")), numbers))
-
-
-def test_a_rule_of_the_whole_vocabulary_is_refused() -> None:
+def test_what_the_method_cannot_do_is_refused() -> None:
+    numbers, model = ("0", "1"), set_model()
+    for identifiers in ((("a", "b"), ("c",)), (("a", "b"), ("b", "a"))):
+        with pytest.raises(EarnError, match="no digits"):
+            Digits.of(Catalog(numbers, identifiers, numbers))
     with pytest.raises(EarnError, match="at once"):
-        torch_recommender(set_model(), "vocab")
+        torch_recommender(model, "vocab")
+    with pytest.raises(EarnError, match="model_class"):
+        EarnModel(model.backbone, model.earn, model.catalog)
 
 
 def test_a_dense_twin_of_the_method_is_split_into_one() -> None:
     dense = set_model(early_layers=4, prefix_registers=0, suffix_registers=0)
+    scores = naive_scores(dense, [3, 1, 20])
+    assert_lists(ranked(scores, 10), pairs(torch_recommender(dense).recommend(["3", "1", "20"], 10)), scores)
     split = EarnModel.from_dense(dense, 1)
     assert isinstance(split, SetModel)
     assert (split.earn.method, split.earn.temperature, split.earn.early_layers) == (SET, 0.5, 1)
@@ -288,9 +262,3 @@ def test_bundles_with_beams_keep_the_fingerprint_of_before() -> None:
     for name in SET_FIELDS:
         del value["model"][name]
     assert manifest.fingerprint == hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def test_a_model_of_another_method_is_refused() -> None:
-    model = set_model()
-    with pytest.raises(EarnError, match="model_class"):
-        EarnModel(model.backbone, model.earn, model.catalog)

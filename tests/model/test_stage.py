@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from earn.config import MASKED
-from earn.model.stage import attend, rotate
+from earn.model.stage import attend, causal_bias, rotate
 from tests.support import FAMILIES, assert_close, small_model
 
 
@@ -18,18 +18,14 @@ def no_past(name: str, layers: int) -> torch.Tensor:
     return torch.zeros(0, 2, 2 * layers, 2, 16 if name == "tiny-qwen3" else 8)
 
 
-def causal(rows: int) -> torch.Tensor:
-    return torch.full((rows, rows), MASKED).triu(1)[None, None]
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_keeping_rows_in_the_last_layer_loses_nothing(name: str) -> None:
     stage = small_model(name, early_layers=3).early_stage()
     hidden, positions, rows = random(2, 7, 32), torch.arange(7).expand(2, 7), torch.arange(7)
     keep = torch.tensor([0, 5, 6])
-    everything, all_keys = stage.run(hidden, positions, causal(7), None, rows)
-    kept, keys = stage.run(hidden, positions, causal(7), None, keep)
+    everything, all_keys = stage.run(hidden, positions, causal_bias(7), None, rows)
+    kept, keys = stage.run(hidden, positions, causal_bias(7), None, keep)
     assert_close(everything[:, keep], kept, 1e-5, "hidden")
     for layer, (want, got) in enumerate(zip(all_keys, keys, strict=True)):
         assert_close(want[0], got[0], 1e-5, f"keys of layer {layer}")
@@ -45,7 +41,7 @@ def test_a_stage_in_pieces_equals_one_pass(name: str, which: str) -> None:
     first = torch.randint(0, 8, (2, 9)) if which == "early" else random(2, 9, 32)
     past = no_past(name, 2)
     positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 8], [4, 5, 6, 7, 9, 10, 11, 12, 13]])
-    bias = causal(9)
+    bias = causal_bias(9)
     whole = stage(first, positions, bias, past, torch.arange(9))
     result, new = whole
     for start, end in ((0, 4), (4, 5), (5, 9)):
@@ -66,8 +62,8 @@ def test_a_stage_in_pieces_equals_one_pass(name: str, which: str) -> None:
 def test_the_cache_holds_keys_then_values_layer_by_layer(name: str) -> None:
     model = small_model(name, early_layers=3)
     stage, tokens, rows = model.early_stage(), torch.randint(0, 8, (2, 5)), torch.arange(5)
-    _, by_layer = stage.run(stage.embedding(tokens), rows.expand(2, 5), causal(5), None, rows)
-    cache = stage(tokens, rows.expand(2, 5), causal(5), no_past(name, 3), rows)["new_key_values"]
+    _, by_layer = stage.run(stage.embedding(tokens), rows.expand(2, 5), causal_bias(5), None, rows)
+    cache = stage(tokens, rows.expand(2, 5), causal_bias(5), no_past(name, 3), rows)["new_key_values"]
     assert cache.shape == (5, 2, 6, 2, 16 if name == "tiny-qwen3" else 8)
     for layer, (keys, values) in enumerate(by_layer):
         assert_close(keys, cache[:, :, 2 * layer], 1e-5, f"keys of layer {layer}")

@@ -104,9 +104,8 @@ def kind(request: pytest.FixtureRequest) -> tuple[Callable[[], EarnModel], Train
     if request.param == "every weight":
         return untrained, replace(SETTINGS, epochs=3)
     pytest.importorskip("peft")
-    return pretrained, replace(
-        LORA, epochs=3, batch_size=24, dtype="float32" if "float32" in request.param else "bfloat16"
-    )
+    dtype = "float32" if "float32" in request.param else "bfloat16"
+    return pretrained, replace(LORA, epochs=3, batch_size=24, dtype=dtype)
 
 
 def test_the_best_epoch_stays(kind: tuple[Callable[[], EarnModel], TrainSettings], tmp_path: Path) -> None:
@@ -148,7 +147,7 @@ def test_a_training_that_is_interrupted_within_an_epoch_goes_on_from_its_last_st
 ) -> None:
     whole, resumed, seen = untrained(), untrained(), list[int]()
     train(whole, sequences(), tmp_path / "whole", Validation(0.1, 0.2), SETTINGS)
-    monkeypatch.setattr("earn.model.training_callbacks.SAVE_SECONDS", 0)
+    monkeypatch.setattr("earn.model.training_run.SAVE_SECONDS", 0)
 
     def stop(done: int, _: int) -> None:
         if done == STEPS + 2:  # in the second epoch
