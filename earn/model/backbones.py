@@ -79,7 +79,7 @@ def gguf_config(path: Path) -> PretrainedConfig:
     Raises:
         EarnError: it is no such file, or holds another model than can be read.
     """
-    with header_read_once(), _as_earn_error(f"{path}: cannot be loaded as a model", "Fetch it again."):
+    with header_read_once(), _loading(path, "Fetch it again."):
         check_gguf(path)
         config: PretrainedConfig = AutoConfig.from_pretrained(**_in_gguf(path))
     check_backbone(config, str(path))
@@ -97,22 +97,21 @@ def _in_gguf(path: Path) -> dict[str, Any]:
 
 
 def _load_gguf(path: Path) -> PreTrainedModel:
-    with header_read_once(), _as_earn_error(f"{path}: cannot be loaded as a model", "Fetch it again."):
-        backbone: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            **_in_gguf(path), config=gguf_config(path), attn_implementation="eager", **float32_weights(from_gguf=True)
-        )
+    with header_read_once(), _loading(path, "Fetch it again."):
+        settings = {"config": gguf_config(path), "attn_implementation": "eager", **float32_weights(from_gguf=True)}
+        backbone: PreTrainedModel = AutoModelForCausalLM.from_pretrained(**_in_gguf(path), **settings)
     return backbone
 
 
 @contextmanager
-def _as_earn_error(what: str, remedy: str) -> Iterator[None]:
+def _loading(path: Path, remedy: str = "Copy or write it again.") -> Iterator[None]:
     """Errors of transformers, safetensors, gguf and json, which raise classes of their own, as an EarnError."""
     try:
         yield
     except EarnError:
         raise
     except Exception as error:
-        raise EarnError(f"{what} ({error}). {remedy}") from error
+        raise EarnError(f"{path}: cannot be loaded as a model ({error}). {remedy}") from error
 
 
 def _load_folder(folder: Path) -> PreTrainedModel:
@@ -150,7 +149,7 @@ def folder_config(folder: Path, written: Mapping[str, Any]) -> PretrainedConfig:
     """
     family = FAMILIES[written["model_type"]]
     own = {name: value for name, value in written.items() if name not in ("auto_map", "transformers_version")}
-    with _as_earn_error(*_unloadable(folder)):
+    with _loading(folder):
         config = family.config.from_dict(own if IS_5 else in_dialect_of_version_4(own, str(folder)))
     check_backbone(config, str(folder))
     return config
@@ -162,21 +161,17 @@ def weight_problems(folder: Path, config: PretrainedConfig, stored: Mapping[str,
     Raises:
         EarnError: there is no model of this configuration.
     """
-    with _as_earn_error(*_unloadable(folder)), torch.device("meta"):
+    with _loading(folder), torch.device("meta"):
         places = AutoModelForCausalLM.from_config(config, attn_implementation="eager").state_dict()
     shapes = {name: tuple(place.shape) for name, place in places.items()}
     return list(stored_problems(folder, stored, shapes, bool(config.tie_word_embeddings)))
-
-
-def _unloadable(folder: Path) -> tuple[str, str]:
-    return f"{folder}: cannot be loaded as a model", "Copy or write it again."
 
 
 def _from_folder(folder: Path, written: Mapping[str, Any]) -> PreTrainedModel:
     config = folder_config(folder, written)
     stored = stored_tensors(folder)
     refuse(weight_problems(folder, config, stored))
-    with _as_earn_error(*_unloadable(folder)):
+    with _loading(folder):
         state = None
         if config.tie_word_embeddings and {EMBEDDING, HEAD} <= stored.keys():
             tables = (load_tensor(stored[name], name) for name in (EMBEDDING, HEAD))

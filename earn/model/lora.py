@@ -64,11 +64,6 @@ class _Embedding(_TrainedRows):
 
 
 class _Head(_TrainedRows):
-    @property
-    def in_features(self) -> int:
-        """The width d."""
-        return cast(nn.Linear, self.table).in_features
-
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits [b,r,v] of hidden states [b,r,d]."""
         logits: Tensor = self.table(hidden)
@@ -97,9 +92,7 @@ def add_adapters(model: EarnModel, settings: TrainSettings) -> None:
     model.requires_grad_(False)
     torch.manual_seed(settings.seed)
     config = LoraConfig(r=settings.lora, lora_alpha=SCALE * settings.lora, target_modules=targets)
-    inject_adapter_in_model(
-        config, layers
-    )  # into the layers alone: what embedding and head share is not peft's to know
+    inject_adapter_in_model(config, layers)  # the layers alone: what embedding and head share is not peft's to know
     _train_rows(model)
     for parameter in model.parameters():
         if not parameter.requires_grad:

@@ -34,7 +34,9 @@ READ = [name for name, case in CASES.items() if case["config"]["model_type"] in 
 
 
 def dense(folder: Path, max_history: int = 2) -> EarnModel:
-    return EarnModel.dense(folder, toy_catalog(), max_history).eval()
+    model = EarnModel.dense(folder, toy_catalog(), max_history)
+    model.eval()
+    return model
 
 
 def stage_logits(model: EarnModel) -> torch.Tensor:
@@ -134,7 +136,7 @@ def test_a_separate_head_counts_though_the_config_ties_it(is_separate: bool, tmp
 
 
 def test_one_table_under_either_name_is_embedding_and_head(tmp_path: Path) -> None:
-    embedding, head, logits = "model.embed_tokens.weight", "lm_head.weight", []
+    embedding, head, logits = "model.embed_tokens.weight", "lm_head.weight", list[torch.Tensor]()
 
     def as_head(weights: dict[str, Any]) -> None:
         weights[head] = weights.pop(embedding)

@@ -31,6 +31,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: publisher.folder(tmp_path_factory.mktemp(name)) for name, publisher in PUBLISHERS.items()}
 
 
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer is not None
+    return tokenizer
+
+
 def prompt(model: EarnModel, history: list[int]) -> list[int]:
     identifiers = model.identifiers
     return whole_prompt([identifiers[item] for item in history], model.earn)
@@ -55,8 +61,7 @@ def their_prompt(
 def test_learned_rows_stay_whatever_is_made_of_the_folder(name: str, folders: dict[str, Path]) -> None:
     folder, catalog = folders[name], PUBLISHERS[name].catalog()
     theirs = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer = load_tokenizer(folder)
-    assert tokenizer is not None
+    tokenizer = tokenizer_of(folder)
     assert default_method(folder) == "lcrec"
     for model in (
         EarnModel.from_backbone(folder, catalog, 2),
@@ -87,8 +92,7 @@ def test_the_prompt_is_what_the_tokenizer_gives_for_the_whole_text(
     name: str, template: Template, folders: dict[str, Path]
 ) -> None:
     publisher, catalog = PUBLISHERS[name], PUBLISHERS[name].catalog()
-    tokenizer = load_tokenizer(folders[name])
-    assert tokenizer is not None
+    tokenizer = tokenizer_of(folders[name])
     dense = published_model(folders[name], catalog, template)
     early = EarnModel.from_backbone(folders[name], catalog, 2, template=template)
     for history in ([0], [5, 2], [8, 8, 1, 3]):
@@ -147,8 +151,7 @@ def test_what_would_be_read_otherwise_is_refused(folders: dict[str, Path], tmp_p
     refused(folder, catalog, Template(TEXT, system="Be brief."), "belongs to a chat")
     small_backbone("tiny-qwen2").save_pretrained(tmp_path / "bare")
     refused(tmp_path / "bare", catalog, Template(TEXT), "no tokenizer")
-    tokenizer = load_tokenizer(folder)
-    assert tokenizer is not None
+    tokenizer = tokenizer_of(folder)
     for text, says in ((None, "no chat template"), ("{{ raise_exception('no system') }}", "refuses.*no system")):
         tokenizer.chat_template = text
         with pytest.raises(EarnError, match=says):
@@ -174,8 +177,7 @@ def test_lists_are_those_of_hugging_face_generate(name: str, folders: dict[str, 
     model = published_model(folders[name], catalog, template, max_history=4)
     export_bundle(model, tmp_path / "bundle", [["0", "3"]], scoring="vocab")
     recommender = Recommender.load(tmp_path / "bundle", threads=1)
-    tokenizer = load_tokenizer(folders[name])
-    assert tokenizer is not None
+    tokenizer = tokenizer_of(folders[name])
     names = ["".join(identifier) for identifier in catalog.identifiers]
     codes = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in names]
     trie, theirs = build_trie(codes), AutoModelForCausalLM.from_pretrained(folders[name]).eval()
@@ -201,8 +203,7 @@ def test_lists_are_those_of_hugging_face_generate(name: str, folders: dict[str, 
 
 
 def test_identifier_tokens_are_found_by_form_and_level(folders: dict[str, Path]) -> None:
-    tokenizer = load_tokenizer(folders["openonerec"])
-    assert tokenizer is not None
+    tokenizer = tokenizer_of(folders["openonerec"])
     levels = tuple(Level(letter, 10, 9) for letter in "abc")
     assert identifier_tokens(tokenizer.get_vocab()) == IdentifierTokens("<s_a_N>", levels, (BEGIN, END))
     few = ["<a_3>", "<a_255>", "<b_0>", "<|prefix_0|>", "<extra_id_7>", "word"]

@@ -34,6 +34,7 @@ from tests.support import toy_catalog
 SETTINGS = TrainSettings(epochs=2, batch_size=8, learning_rate=1e-2)
 STEPS = -(-len(sequences()) * 2 // 8)  # of an epoch: two windows of up to five items per user
 LORA = replace(SETTINGS, lora=4)
+Kind = tuple[Callable[[], EarnModel], TrainSettings]
 
 
 def test_two_epochs_lower_the_loss_and_leave_a_checkpoint(tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_steps_and_epochs_are_reported(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.fixture(params=["every weight", "adapters", pytest.param("adapters in float32", marks=pytest.mark.slow)])
-def kind(request: pytest.FixtureRequest) -> tuple[Callable[[], EarnModel], TrainSettings]:
+def kind(request: pytest.FixtureRequest) -> Kind:
     """A model, and three epochs of every weight or of adapters."""
     if request.param == "every weight":
         return untrained, replace(SETTINGS, epochs=3)
@@ -108,7 +109,7 @@ def kind(request: pytest.FixtureRequest) -> tuple[Callable[[], EarnModel], Train
     return pretrained, replace(LORA, epochs=3, batch_size=24, dtype=dtype)
 
 
-def test_the_best_epoch_stays(kind: tuple[Callable[[], EarnModel], TrainSettings], tmp_path: Path) -> None:
+def test_the_best_epoch_stays(kind: Kind, tmp_path: Path) -> None:
     make, settings = kind
     model, validate = make(), Validation(0.3, 0.2, 0.1)
     record = train(model, sequences(), tmp_path, validate, replace(settings, dtype="float32"))
@@ -118,9 +119,7 @@ def test_the_best_epoch_stays(kind: tuple[Callable[[], EarnModel], TrainSettings
         assert loss_of(each) == pytest.approx(validate.losses[0], abs=1e-5)
 
 
-def test_a_resumed_training_ends_as_an_uninterrupted_one(
-    kind: tuple[Callable[[], EarnModel], TrainSettings], tmp_path: Path
-) -> None:
+def test_a_resumed_training_ends_as_an_uninterrupted_one(kind: Kind, tmp_path: Path) -> None:
     make, settings = kind
     whole, resumed = make(), make()
     train(whole, sequences(), tmp_path / "whole", Validation(0.1, 0.2, 0.3), settings)

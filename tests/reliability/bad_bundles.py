@@ -207,22 +207,20 @@ def other_graph(folder: Path, chance: random.Random) -> Path:
         else:
             attribute.ints[:] = [chance.choice(ODD_SIZES) for _ in range(chance.randrange(5))]
     elif way == 4:
-        _other_numbers(chance.choice([each for each in tensors if each.data_type == onnx.TensorProto.INT64]), chance)
+        _other_number(tensors, onnx.TensorProto.INT64, ODD_SIZES, chance)
     elif way == 5:
         tensor = chance.choice(tensors)
         tensor.dims[:] = [chance.choice(ODD_SIZES) for _ in tensor.dims]
     else:
-        tensor = chance.choice([each for each in tensors if each.data_type == onnx.TensorProto.FLOAT])
-        array = onnx.numpy_helper.to_array(tensor).copy()
-        array.flat[chance.randrange(array.size)] = chance.choice((np.nan, np.inf, -np.inf, 1e38, 0))
-        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+        _other_number(tensors, onnx.TensorProto.FLOAT, (np.nan, np.inf, -np.inf, 1e38, 0), chance)
     path.write_bytes(model.SerializeToString())
     return renew(folder, path.name)
 
 
-def _other_numbers(tensor: Any, chance: random.Random) -> None:
+def _other_number(tensors: Any, data_type: int, values: Sequence[float], chance: random.Random) -> None:
+    tensor = chance.choice([each for each in tensors if each.data_type == data_type])
     array = onnx.numpy_helper.to_array(tensor).copy()
-    array.flat[chance.randrange(array.size)] = chance.choice(ODD_SIZES)
+    array.flat[chance.randrange(array.size)] = chance.choice(values)
     tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
 
 

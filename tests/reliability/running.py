@@ -59,12 +59,8 @@ def kills(old: Path, new: Path, work: Path, random_kills: int) -> dict[str, Any]
     Returns:
         How many there were, at which calls, and what stood there afterwards: "old", "new", or a fault.
     """
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    folder, chance = work / "bundle", random.Random(0)
-    right = {name: lists(Recommender.load(path, threads=1)) for name, path in (("old", old), ("new", new))}
-    calls, found = Counter[str](), Counter[str]()
-    replace(folder, old)
+    folder, right = _placed(old, new, work)
+    chance, calls, found = random.Random(0), Counter[str](), Counter[str]()
     aims = [*_calls(folder, new)] if shutil.which("strace") else []
     for aim in [*aims, *[None] * random_kills]:
         replace(folder, old)
@@ -75,7 +71,10 @@ def kills(old: Path, new: Path, work: Path, random_kills: int) -> dict[str, Any]
             if status != -signal.SIGKILL:
                 found["ended before it was killed"] += 1
         calls[aim[0] if aim else "random"] += 1
-        found[_outcome(folder, right)] += 1
+        try:
+            found[_whose(folder, right)] += 1
+        except Exception as error:
+            found[f"does not load: {error}"] += 1
         replace(folder, new)
         if (left := [path.name for path in work.iterdir()]) != ["bundle"]:
             found[f"left behind: {left}"] += 1
@@ -114,21 +113,24 @@ def _kill_at_random(folder: Path, source: Path, seconds: float) -> None:
         child.send_signal(signal.SIGKILL)
 
 
-def _outcome(folder: Path, right: dict[str, Lists]) -> str:
-    try:
-        answer = lists(Recommender.load(folder, threads=1))
-    except Exception as error:
-        return f"does not load: {error}"
+def _placed(old: Path, new: Path, work: Path) -> tuple[Path, dict[str, Lists]]:
+    """Where a copy of the old bundle stands, and what each of the two answers."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    replace(work / "bundle", old)
+    right = {name: lists(Recommender.load(path, threads=1)) for name, path in (("old", old), ("new", new))}
+    return work / "bundle", right
+
+
+def _whose(folder: Path, right: dict[str, Lists]) -> str:
+    """Which of the two bundles stands there, by its lists."""
+    answer = lists(Recommender.load(folder, threads=1))
     return next((name for name, want in right.items() if answer == want), "lists of neither")
 
 
 def swaps(old: Path, new: Path, work: Path, count: int) -> dict[str, Any]:
     """Replaces a bundle again and again while two threads of another process load it and ask it."""
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    folder = work / "bundle"
-    right = {name: lists(Recommender.load(path, threads=1)) for name, path in (("old", old), ("new", new))}
-    replace(folder, old)
+    folder, right = _placed(old, new, work)
     script = (
         "import sys, time; from pathlib import Path; from tests.reliability.running import replace\n"
         "for index in range(int(sys.argv[4])):\n"
@@ -140,11 +142,9 @@ def swaps(old: Path, new: Path, work: Path, count: int) -> dict[str, Any]:
     def ask() -> None:
         while writer.poll() is None:
             try:
-                answer = lists(Recommender.load(folder, threads=1))
+                found[_whose(folder, right)] += 1
             except EarnError as error:
                 found["refused: replaced" if "was replaced" in str(error) else f"error: {error}"] += 1
-            else:
-                found[next((name for name, want in right.items() if answer == want), "lists of neither")] += 1
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
