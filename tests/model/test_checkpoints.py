@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -198,48 +194,6 @@ def test_a_family_that_is_not_known_is_refused_and_no_code_is_run(
         EarnModel.from_backbone(unknown, toy_catalog(), max_history=3)
     EarnModel.from_backbone(known, toy_catalog(), max_history=3)
     assert not asked
-    assert not mark.exists()
-
-
-LOAD_BOTH = """
-import sys
-from earn.errors import EarnError
-from earn.model.earn_model import EarnModel
-from tests.support import assert_close, toy_catalog
-assert sys.stdin.isatty() and sys.stdout.isatty()
-for folder in sys.argv[1:]:
-    try:
-        EarnModel.from_backbone(folder, toy_catalog(), max_history=3)
-    except EarnError as error:
-        print("refused:", error)
-    else:
-        print("read")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
-def test_nobody_is_asked_at_a_terminal_whether_a_folders_code_may_run(tmp_path: Path) -> None:
-    import pty
-
-    *folders, mark = folders_with_code(tmp_path)
-    ours, theirs = pty.openpty()
-    script, said = [sys.executable, "-c", LOAD_BOTH, *map(str, folders)], b""
-    with subprocess.Popen(script, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
-        os.close(theirs)
-        waiting = Timer(120, process.kill)
-        waiting.start()
-        try:
-            while part := os.read(ours, 4096):
-                said += part
-        except OSError:  # how Linux tells that the other side is closed
-            pass
-        waiting.cancel()
-    os.close(ours)
-    assert process.returncode == 0, said.decode()
-    assert b"refused" in said
-    assert said.rstrip().endswith(b"read")
-    assert b"y/N" not in said
     assert not mark.exists()
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -23,10 +21,12 @@ from transformers import (
 from earn.config import Prompt
 from earn.errors import EarnError
 from earn.files import read_json, write_json
+from earn.model.backbones import load_backbone
 from earn.model.earn_model import EarnModel
 from earn.model.families import check_backbone
 from earn.model.reference import reference_search
 from earn.prompts import Template
+from tests.model.test_tokenizer import folder_with
 from tests.support import (
     FAMILIES,
     RULES,
@@ -165,15 +165,11 @@ WORDS = Template("A user has chosen {history} . Name next :", " , ")
 @pytest.fixture
 def pretrained(tmp_path: Path) -> Path:
     """A "trained" Hugging Face folder: its table is padded beyond the tokenizer and far from zero."""
-    words = re.findall(r"\w+|[^\w\s]", WORDS.text.format(history=WORDS.separator))
-    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(["<s>", "<unk>", *words]))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    folder = tmp_path / "pretrained"
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>").save_pretrained(folder)
-    backbone = small_backbone("tiny-llama", vocab_size=TEXT_TOKENS, tie_word_embeddings=False)
-    scramble(backbone)
+    words = dict.fromkeys(["<s>", "<unk>", *WORDS.text.format(history=WORDS.separator).split()])
+    vocabulary = {word: number for number, word in enumerate(words)}
+    kind = "PreTrainedTokenizerFast"
+    folder = folder_with(tmp_path / "pretrained", vocabulary, TEXT_TOKENS, has_bos=True, tokenizer_class=kind)
+    backbone = load_backbone(folder)
     for table in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
         weight_of(table).add_(3)
     backbone.save_pretrained(folder)

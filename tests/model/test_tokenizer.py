@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
 from earn.errors import EarnError
@@ -23,13 +23,15 @@ WORDS = {"<s>": 0, "<unk>": 1, "name": 2, "the": 3, "next": 4, "a0": 5, "b0": 6}
 WITH_HOLES = {"<s>": 0, "<unk>": 1, "name": 2, "the": 3, "next": 4, "a0": 9, "b0": 11}
 
 
-def folder_with(folder: Path, vocabulary: Mapping[str, int], rows: int, **settings: Any) -> Path:
-    """A backbone of so many rows, and a tokenizer of these words with these settings."""
+def folder_with(folder: Path, vocabulary: Mapping[str, int], rows: int, has_bos: bool = False, **settings: Any) -> Path:
+    """A backbone of so many rows, and a tokenizer of these words with these settings, which may put <s> first."""
     backbone = small_backbone("tiny-llama", vocab_size=rows, tie_word_embeddings=False)
     scramble(backbone)
     backbone.save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel(dict(vocabulary), unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if has_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(folder / "tokenizer_config.json", {**ROLES, **settings})
     return folder
