@@ -92,9 +92,10 @@ class Interactions:
         Raises:
             EarnError: a row is not what it should be; names its number, counted from 0.
         """
-        from earn.data.tables.files import import_rows
+        from earn.data.tables.importing import import_sources
+        from earn.data.tables.sources import Rows
 
-        return import_rows(rows, name, options, say).interactions()
+        return import_sources(name, [Rows(rows, name)], None, options or ImportOptions(), say).interactions
 
     @classmethod
     def from_dataframe(
@@ -109,9 +110,10 @@ class Interactions:
         Raises:
             EarnError: a column is missing, or a row is not what it should be; names its number, counted from 0.
         """
-        from earn.data.tables.files import import_frame
+        from earn.data.tables.importing import import_sources
+        from earn.data.tables.sources import Frame
 
-        return import_frame(frame, name, options, say).interactions()
+        return import_sources(name, [Frame(frame, name)], None, options or ImportOptions(), say).interactions
 
     def __post_init__(self) -> None:
         self._check_items()

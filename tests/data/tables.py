@@ -34,7 +34,7 @@ def write(path: Path, content: object) -> Path:
 def read(path: Path, items: Path | None = None, **options: Any) -> tuple[Interactions, str]:
     """What was read, and what was said."""
     said: list[str] = []
-    return import_files([path], items, ImportOptions(**options), said.append).interactions(), "\n".join(said)
+    return import_files([path], items, ImportOptions(**options), said.append).interactions, "\n".join(said)
 
 
 def packed(text: str) -> bytes:

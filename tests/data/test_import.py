@@ -291,7 +291,7 @@ def test_what_was_imported_is_read_as_it_was(tmp_path: Path) -> None:
     folder = tmp_path / "imported"
     folder.mkdir()
     write_import(folder, imported, ImportOptions())
-    got, want = load_interactions(folder), imported.interactions()
+    got, want = load_interactions(folder), imported.interactions
     assert sequences(got) == sequences(want) == {"u": ["a", "b", "c", "a", "a"], "v": ["a"]}
     assert (got.item_ids, got.titles, got.metadata) == (("a", "c", "b"), ("Ä", "C", "B"), ("x", "y", "z"))
     facts = json.loads((folder / "import.json").read_text(encoding="utf-8"))

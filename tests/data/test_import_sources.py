@@ -75,7 +75,7 @@ def test_an_address_is_fetched_and_read_as_the_file(tmp_path: Path, monkeypatch:
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         assert sequences(load_interactions(f"{address}/ratings.csv")) == want
-        assert import_files([f"{address}/ratings.csv"]).name == "ratings"
+        assert import_files([f"{address}/ratings.csv"]).interactions.name == "ratings"
         with pytest.raises(EarnError, match=r"/none\.csv: cannot be fetched \(HTTP Error 404.*Check the address"):
             load_interactions(f"{address}/none.csv")
         server.shutdown()

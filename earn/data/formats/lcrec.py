@@ -9,7 +9,7 @@ items.tsv      columns item_id, title; any other column except asin is metadata 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from earn.console import note
 from earn.data.formats.folders import matches, only_match
 from earn.data.formats.tables import read_items_tsv
 from earn.data.interactions import Interactions, Words, with_words
-from earn.data.tables.values import id_text
+from earn.data.tables.values import id_text, texts
 from earn.errors import EarnError
 from earn.files import read_json
 
@@ -91,20 +91,11 @@ def read_item_json(path: Path) -> dict[str, Words]:
     for item, fields in _object(path, '{"item": {"title": ...}}').items():
         if not isinstance(fields, dict) or not isinstance(fields.get("title"), str | list | None):
             raise EarnError(f'{path}: item {item!r} holds {str(fields)[:60]}. Give it an object {{"title": "..."}}.')
-        metadata = one_line(" ".join(_texts([value for key, value in fields.items() if key != "title"])))
-        words[item] = Words(one_line(" ".join(_texts(fields.get("title")))), metadata)
+        metadata = one_line(" ".join(texts([value for key, value in fields.items() if key != "title"])))
+        words[item] = Words(one_line(" ".join(texts(fields.get("title")))), metadata)
     if untitled := sum(not word.title for word in words.values()):
         note(f"      {path}: {untitled} of {len(words)} items have no title")
     return words
-
-
-def _texts(value: object) -> Iterator[str]:
-    """Every text in a JSON value: categories come as one text, as a list or as a list of lists."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for part in value:
-            yield from _texts(part)
 
 
 def _object(path: Path, form: str) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,24 +21,14 @@ class Batch:
         return f"{self.source}, {self.unit} {self.numbers[row]}"
 
 
-class Source(Protocol):
+class Source:
     """A table that is read in batches."""
 
-    @property
-    def name(self) -> str:
-        """What it is called in messages."""
-
-    @property
-    def says(self) -> str:
-        """What it is, for people."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Its columns."""
-
-    @property
-    def roles(self) -> Mapping[str, str]:
-        """role -> name of a column, where the kind of file fixes them."""
+    name: str  # what it is called in messages
+    says: str  # what it is, for people
+    names: Sequence[str]  # its columns
+    roles: Mapping[str, str] = {}  # role -> name of a column, where the kind of file fixes them
 
     def batches(self, names: Sequence[str]) -> Iterator[Batch]:
         """Batches with these columns."""
+        raise NotImplementedError

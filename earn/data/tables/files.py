@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from earn.console import note
 from earn.data.import_options import ImportOptions
@@ -15,7 +14,7 @@ from earn.data.tables.batches import Source
 from earn.data.tables.columns import ITEM_TABLE_TITLES, USUAL_NAMES, given_columns, plain
 from earn.data.tables.importing import Imported, Say, import_sources
 from earn.data.tables.items import read_items
-from earn.data.tables.sources import Frame, Rows, open_source
+from earn.data.tables.sources import open_source
 from earn.errors import EarnError
 
 SUFFIXES = (".csv", ".tsv", ".dat", ".data", ".jsonl", ".ndjson", ".parquet", ".pq")  # of the tables in a folder
@@ -39,7 +38,7 @@ def read_tables(path: Path) -> Interactions:
     Raises:
         EarnError: as `import_files`.
     """
-    return import_files([path], say=lambda line: note(INDENTED + line)).interactions()
+    return import_files([path], say=lambda line: note(INDENTED + line)).interactions
 
 
 def import_files(
@@ -71,16 +70,6 @@ def import_files(
     sources = [open_source(path, given_columns(options.columns), options.encoding) for path in tables]
     known = read_items(words, options, say) if words is not None else None
     return import_sources(name, sources, known, options, say)
-
-
-def import_rows(rows: Iterable[Any], name: str, options: ImportOptions | None, say: Say) -> Imported:
-    """As `Interactions.from_rows`."""
-    return import_sources(name, [Rows(rows, name)], None, options or ImportOptions(), say)
-
-
-def import_frame(frame: Any, name: str, options: ImportOptions | None, say: Say) -> Imported:
-    """As `Interactions.from_dataframe`."""
-    return import_sources(name, [Frame(frame, name)], None, options or ImportOptions(), say)
 
 
 def _stem(path: Path) -> str:

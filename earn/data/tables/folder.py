@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -43,24 +42,19 @@ def write_import(folder: Path, imported: Imported, options: ImportOptions) -> No
     import pyarrow as pa
     from pyarrow import parquet
 
-    lists = pa.ListArray.from_arrays(_offsets(imported), pa.array(imported.items, pa.int32()))
-    users = pa.table({"user_id": pa.array(imported.user_ids, pa.string()), "items": lists})
+    data = imported.interactions
+    lengths = [len(sequence) for sequence in data.sequences]
+    if sum(lengths) >= 1 << 31:
+        raise EarnError(f"{data.name}: {sum(lengths):,} interactions; 2,147,483,647 are the most. Filter them.")
+    offsets = pa.array(np.cumsum([0, *lengths]), pa.int32())
+    lists = pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(data.sequences), pa.int32()))
+    users = pa.table({"user_id": pa.array(data.user_ids, pa.string()), "items": lists})
     parquet.write_table(users, folder / USERS, row_group_size=1 << 17)
-    words = {"item_id": imported.item_ids, "title": imported.titles, "metadata": imported.metadata}
+    words = {"item_id": data.item_ids, "title": data.titles, "metadata": data.metadata}
     items = pa.table({name: pa.array(values, pa.string()) for name, values in words.items()})
     parquet.write_table(items, folder / ITEMS)
-    facts = {"version": VERSION, "name": imported.name, "options": asdict(options), **imported.facts}
+    facts = {"version": VERSION, "name": data.name, "options": asdict(options), **imported.facts}
     write_json(folder / FACTS, facts)
-
-
-def _offsets(imported: Imported) -> Any:
-    import pyarrow as pa
-
-    if len(imported.items) >= 1 << 31:
-        raise EarnError(
-            f"{imported.name}: {len(imported.items):,} interactions; 2,147,483,647 are the most. Filter them."
-        )
-    return pa.array(imported.offsets.astype(np.int32), pa.int32())
 
 
 def read_import(folder: Path) -> Interactions:

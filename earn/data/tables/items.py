@@ -14,7 +14,7 @@ from earn.data.import_options import ImportOptions
 from earn.data.interactions import Words
 from earn.data.tables.columns import HEADLESS_ITEMS, ITEM_TABLE_TITLES, USUAL_NAMES, choose, given_columns
 from earn.data.tables.sources import open_source
-from earn.data.tables.values import MISSING, id_text
+from earn.data.tables.values import MISSING, id_text, texts
 from earn.errors import EarnError
 
 USUAL_ITEM_NAMES = {"item": (*USUAL_NAMES["item"], "id"), "title": ITEM_TABLE_TITLES}
@@ -73,8 +73,8 @@ def read_items(path: Path, options: ImportOptions, say: Callable[[str], None]) -
             if item_id in words:
                 repeats += 1
                 continue
-            title = " ".join(texts(columns[roles["title"]][row])) if "title" in roles else ""
-            metadata = " ".join(text for name in others for text in texts(columns[name][row]))
+            title = _words(columns[roles["title"]][row]) if "title" in roles else ""
+            metadata = " ".join(filter(None, (_words(columns[name][row]) for name in others)))
             words[item_id] = Words(one_line(title), one_line(metadata))
     if not words:
         raise EarnError(f"{source.name}: only a header, no rows. Add at least one.")
@@ -85,14 +85,8 @@ def read_items(path: Path, options: ImportOptions, say: Callable[[str], None]) -
     return Items(source.name, words)
 
 
-def texts(value: object) -> Iterator[str]:
-    """Every text in a cell: categories come as one text, as a list or as a list of lists."""
-    if isinstance(value, str):
-        if value.strip() not in MISSING:
-            yield value
-    elif isinstance(value, list):
-        for part in value:
-            yield from texts(part)
+def _words(cell: object) -> str:
+    return " ".join(text for text in texts(cell) if text.strip() not in MISSING)
 
 
 def _ids(values: Sequence[object], where: Callable[[int], str]) -> Iterator[str]:

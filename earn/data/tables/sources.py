@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 from earn.data.tables.batches import Batch, Source
 from earn.data.tables.columns import HEADLESS, Headless
 from earn.data.tables.text import Text
+from earn.data.tables.values import texts
 from earn.errors import EarnError
 from earn.files import open_bytes, open_text
 
@@ -51,64 +52,56 @@ def open_source(
     return Json(path, encoding) if first in "{[" else Text(path, encoding, sample, given, forms)
 
 
-class Json:
+class Json(Source):
     """One JSON object per line, or one list of objects."""
 
-    roles: Mapping[str, str] = {}
+    says = "json"
 
     def __init__(self, path: Path, encoding: str | None) -> None:
-        self.name, self.says = str(path), "json"
-        self._path, self._encoding = path, encoding
+        self.name = str(path)
+        self._path, self._encoding, self._unit = path, encoding, "line"
         self.names = list(dict.fromkeys(chain.from_iterable(row for _, row in islice(self._objects(), 1000))))
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each object with its line, or with its number from 1 in a list."""
         with open_text(self._path, self._encoding, newline=None) as file:
-            lines = enumerate(file, start=1)
-            number, first = next((number, line) for number, line in lines if line.strip())
+            lines = ((line, text) for line, text in enumerate(file, start=1) if text.strip())
+            line, first = next(lines)
+            values: Iterable[tuple[int, Any]]
             if first.lstrip().startswith("["):
-                yield from self._list(first + file.read())
-                return
-            for line, text in chain([(number, first)], lines):
-                if text.strip():
-                    yield line, self._object(line, text)
-
-    def _list(self, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        try:
-            rows = json.loads(text)
-        except ValueError as error:
-            raise EarnError(f"{self.name}: not valid JSON ({error}). Mend the file.") from error
-        for number, row in enumerate(rows, start=1):
-            if not isinstance(row, dict):
-                raise EarnError(f"{self.name}, element {number}: {str(row)[:40]} is no object. Give one per row.")
-            yield number, row
-
-    def _object(self, line: int, text: str) -> dict[str, Any]:
-        try:
-            row = json.loads(text)
-        except ValueError as error:
-            hint = (
-                " It looks like a Python literal; write it with json.dumps." if text.lstrip().startswith("{'") else ""
-            )
-            raise EarnError(
-                f"{self.name}, line {line}: not valid JSON ({error}). Give one object per line.{hint}"
-            ) from error
-        if not isinstance(row, dict):
-            raise EarnError(f"{self.name}, line {line}: {text.strip()[:40]} is no object. Give one object per line.")
-        return row
+                self._unit = "element"
+                values = enumerate(_json(first + file.read(), self.name), start=1)
+            else:
+                lines = chain([(line, first)], lines)
+                values = ((line, _json(text, f"{self.name}, line {line}")) for line, text in lines)
+            for number, row in values:
+                if not isinstance(row, dict):
+                    where = f"{self.name}, {self._unit} {number}"
+                    raise EarnError(f"{where}: {str(row)[:40]} is no object. Give one object per row.")
+                yield number, row
 
     def batches(self, names: Sequence[str]) -> Iterator[Batch]:
         """Batches with these columns; a key that an object lacks is null."""
         objects = self._objects()
         while piece := list(islice(objects, BATCH)):
-            columns = {name: [_without_objects(row.get(name)) for _, row in piece] for name in names}
-            yield _batch(columns, self.name, [line for line, _ in piece], "line")
+            columns = {name: _array([_without_objects(row.get(name)) for _, row in piece]) for name in names}
+            yield Batch(columns, self.name, [number for number, _ in piece], self._unit)
 
 
-class Frame:
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        hint = " It looks like a Python literal; write it with json.dumps." if text.lstrip().startswith("{'") else ""
+        raise EarnError(
+            f"{where}: not valid JSON ({error}). Give one object per line, or one list of objects.{hint}"
+        ) from error
+
+
+class Frame(Source):
     """A pyarrow table, or whatever gives one: a data frame of pandas or polars."""
 
     says = "data frame"
-    roles: Mapping[str, str] = {}
 
     def __init__(self, frame: Any, name: str) -> None:
         self.name = name
@@ -119,32 +112,21 @@ class Frame:
         """Batches with these columns; rows are numbered from 0, as data frames do."""
         import pyarrow as pa
 
-        columns = {name: self._column(self._frame[name]) for name in names}
-        start = 0
-        for piece in pa.table(columns).to_batches(BATCH):
-            yield Batch(
-                {name: piece.column(name) for name in names}, self.name, range(start, start + piece.num_rows), "row"
-            )
-            start += piece.num_rows
+        table = pa.table({name: self._column(self._frame[name]) for name in names})
+        return _numbered((dict(zip(names, piece.columns, strict=True)) for piece in table.to_batches(BATCH)), self.name)
 
     def _column(self, column: Any) -> Any:
         import pyarrow as pa
 
         if isinstance(column, pa.ChunkedArray | pa.Array):
             return column
-        if hasattr(column, "to_arrow"):
-            return column.to_arrow()
-        try:
-            return pa.array(column, from_pandas=True)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):  # an object column of several types
-            return _array(list(column))
+        return column.to_arrow() if hasattr(column, "to_arrow") else _array(column)
 
 
-class Rows:
+class Rows(Source):
     """Rows as mappings, or as tuples (user, item, time)."""
 
     says = "rows"
-    roles: Mapping[str, str] = {}
     TUPLE = ("user", "item", "time")
 
     def __init__(self, rows: Iterable[Any], name: str) -> None:
@@ -153,17 +135,15 @@ class Rows:
         first = next(iterator, None)
         if first is None:
             raise EarnError(f"{name}: there are no rows. Give at least one.")
-        self._rows = chain([first], iterator)
-        self.names = [*map(str, first)] if isinstance(first, Mapping) else [*self.TUPLE]
+        self._rows = map(self._mapping, chain([first], iterator), count())
+        self.names = [*map(str, first)] if isinstance(first, Mapping) else self.TUPLE
 
     def batches(self, names: Sequence[str]) -> Iterator[Batch]:
         """Batches with these columns; rows are numbered from 0."""
-        start = 0
-        while piece := list(islice(self._rows, BATCH)):
-            rows = [self._mapping(row, start + index) for index, row in enumerate(piece)]
-            numbers = range(start, start + len(rows))
-            yield _batch({name: [row.get(name) for row in rows] for name in names}, self.name, numbers, "row")
-            start += len(rows)
+        pieces = iter(lambda: list(islice(self._rows, BATCH)), [])
+        return _numbered(
+            ({name: _array([row.get(name) for row in rows]) for name in names} for rows in pieces), self.name
+        )
 
     def _mapping(self, row: Any, number: int) -> Mapping[str, Any]:
         if isinstance(row, Mapping):
@@ -173,11 +153,10 @@ class Rows:
         return dict(zip(self.TUPLE, row, strict=True))
 
 
-class Parquet:
-    """A parquet file."""
+class Parquet(Source):
+    """A parquet file, gzipped or not."""
 
     says = "parquet"
-    roles: Mapping[str, str] = {}
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
@@ -197,38 +176,27 @@ class Parquet:
         self.names = self._file.schema_arrow.names
 
     def batches(self, names: Sequence[str]) -> Iterator[Batch]:
-        """Batches with these columns."""
-        start = 1
-        for piece in self._file.iter_batches(BATCH, columns=list(names)):
-            yield Batch(
-                {name: piece.column(name) for name in names}, self.name, range(start, start + piece.num_rows), "row"
-            )
-            start += piece.num_rows
+        """Batches with these columns; rows are numbered from 1."""
+        pieces = self._file.iter_batches(BATCH, columns=list(names))
+        return _numbered(({name: piece.column(name) for name in names} for piece in pieces), self.name, 1)
 
 
-def _batch(columns: Mapping[str, Sequence[Any]], source: str, numbers: Sequence[int], unit: str) -> Batch:
-    return Batch({name: _array(values) for name, values in columns.items()}, source, numbers, unit)
+def _numbered(pieces: Iterable[Mapping[str, Any]], source: str, number: int = 0) -> Iterator[Batch]:
+    """Batches of these columns, whose rows are numbered from `number` on."""
+    for columns in pieces:
+        end = number + len(next(iter(columns.values())))
+        yield Batch(columns, source, range(number, end), "row")
+        number = end
 
 
-def _array(values: Sequence[Any]) -> Any:
+def _array(values: Iterable[Any]) -> Any:
     """Python values as an array; where their types differ, as texts."""
     import pyarrow as pa
 
     try:
         return pa.array(values, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return pa.array([" ".join(_texts(value)) or None for value in values], pa.string())
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """The texts and numbers in a value; in anything else there are none."""
-    if isinstance(value, list):
-        for part in value:
-            yield from _texts(part)
-    elif isinstance(value, str):
-        yield value
-    elif isinstance(value, int | float) and not isinstance(value, bool) and value == value:
-        yield str(int(value) if isinstance(value, float) and value.is_integer() else value)
+        return pa.array([" ".join(texts(value, with_numbers=True)) or None for value in values], pa.string())
 
 
 def _without_objects(value: Any) -> Any:

@@ -9,7 +9,7 @@ Times become whole nanoseconds. The unit of numbers is told from their size, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,12 @@ from earn.errors import EarnError
 
 Where = Callable[[int], str]  # from a row's index in its batch to the words for messages: file and line
 
-MISSING = ("", "nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "NaT")
+MISSING = frozenset(("", "nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "NaT"))
 # Bounds between the units of times since 1970: 1e8 s is 1973, 1e10 ms April 1970.
 BOUNDS = np.array([1e8, 1e10, 1e13, 1e16])
-KINDS = ("numbers without a unit", "seconds", "milliseconds", "microseconds", "nanoseconds")
+UNITLESS, DATES = "numbers without a unit", "dates"
+KINDS = (UNITLESS, "seconds", "milliseconds", "microseconds", "nanoseconds", DATES)
 NANOSECONDS = (10**9, 10**9, 10**6, 10**3, 1)  # in one of each kind
-DATES = "dates"
 
 
 class Ids:
@@ -53,20 +53,17 @@ class Ids:
         """
         import pyarrow as pa
 
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
         try:
-            encoded = column.dictionary_encode()
+            encoded = _without_dictionary(column).dictionary_encode()
         except pa.ArrowNotImplementedError:
             raise EarnError(
                 f"{where(0)}: the {self._role} is a {column.type}. Give a text of one line or a whole number."
             ) from None
         rows: NDArray[np.int32] = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         codes = np.full(len(encoded.dictionary) + 1, -1, np.int32)  # the last is that of null
-        texts = _plain_texts(encoded.dictionary)
-        for index, value in enumerate(encoded.dictionary.to_pylist() if texts is None else texts):
+        for index, value in enumerate(encoded.dictionary.to_pylist()):
             try:
-                text = value if texts is not None else id_text(value)
+                text = id_text(value)
             except ValueError:
                 raise EarnError(
                     f"{where(int(np.argmax(rows == index)))}: the {self._role} {str(value)[:60]!r} is no id. "
@@ -78,37 +75,35 @@ class Ids:
         return codes[rows]
 
 
-def _plain_texts(values: Any) -> list[str | None] | None:
-    """What `id_text` makes of texts and whole numbers, all at once; None where a value has to be looked at."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if pa.types.is_integer(values.type):
-        values = values.cast(pa.string())
-    if not pa.types.is_string(values.type) or pc.any(pc.match_substring_regex(values, "[\r\n]")).as_py():
-        return None
-    texts: list[str | None] = _cleaned(values).to_pylist()
-    return texts
-
-
 def id_text(value: object) -> str | None:
     """An id as text, None where it is missing.
 
     Raises:
         ValueError: no id.
     """
-    if isinstance(value, bytes):
-        value = value.decode()
     if isinstance(value, str):
         text = value.strip()
         if "\n" in text or "\r" in text:
             raise ValueError(text)
         return None if text in MISSING else text
+    if isinstance(value, bytes):
+        return id_text(value.decode())
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
         raise ValueError(value)
     return str(int(value))
+
+
+def texts(value: object, with_numbers: bool = False) -> Iterator[str]:
+    """Every text in a cell or JSON value: categories come as one text, as a list or as a list of lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for part in value:
+            yield from texts(part, with_numbers)
+    elif with_numbers and isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+        yield str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 class Clock:
@@ -127,36 +122,16 @@ class Clock:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        column = _cleaned(column)
-        missing = column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
+        column, missing = _cleaned(column)
         if missing.all():
             return np.zeros(len(column), np.int64), missing
-        if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-            self._agree(DATES, lambda: where(int(np.argmin(missing))))
-            return _as_int64(pc.cast(column, pa.timestamp("ns", getattr(column.type, "tz", None)))), missing
-        is_text = pa.types.is_string(column.type) and not _are_digits(column, missing)
-        if is_text and not _matches(column, NUMBER.pattern, missing).any():
-            return self._read_dates(column, missing, where), missing
-        return self._read_numbers(numbers(column, missing, where, "time"), missing, where), missing
-
-    def _read_dates(self, column: Any, missing: NDArray[np.bool_], where: Where) -> NDArray[np.int64]:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        self._agree(DATES, lambda: where(int(np.argmin(missing))))
-        texts = pc.replace_substring_regex(column, r" ?UTC$", "Z")
-        first = texts[int(np.argmin(missing))].as_py()
-        kind = pa.timestamp("ns", "UTC" if _parses(first, pa.timestamp("ns", "UTC")) else None)
-        try:
-            return _as_int64(texts.cast(kind))
-        except pa.ArrowInvalid:
-            bad = next(
-                row for row, text in enumerate(texts.to_pylist()) if text is not None and not _parses(text, kind)
-            )
-            raise EarnError(
-                f"{where(bad)}: the time {column[bad].as_py()!r} is no number, nor a date as the others are. Write "
-                "seconds, such as 881250949, or ISO text, such as 1997-12-04T15:55:49, all with a zone or all without."
-            ) from None
+        is_date = pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)
+        if not is_date and not (pa.types.is_string(column.type) and not _matches(column, NUMBER.pattern).any()):
+            return self._read_numbers(numbers(column, missing, where, "time"), missing, where), missing
+        self._agree(np.full(len(column), KINDS.index(DATES)), missing, where)
+        dates = column if is_date else _parsed_dates(column, int(np.argmin(missing)), where)
+        times = pc.cast(dates, pa.timestamp("ns", getattr(dates.type, "tz", None))).cast(pa.int64()).fill_null(0)
+        return np.asarray(times.to_numpy(zero_copy_only=False)), missing
 
     def _read_numbers(self, values: NDArray[Any], missing: NDArray[np.bool_], where: Where) -> NDArray[np.int64]:
         values = np.where(missing, 0, values)
@@ -166,31 +141,63 @@ class Clock:
                 f"{where(row)}: the time {values[row]} is negative, which often marks one that is missing. Write the "
                 "time, or remove the row."
             )
-        kinds = np.searchsorted(BOUNDS, values, side="right")
-        kinds[missing] = kind = int(kinds[np.argmin(missing)])
-        if self._given:
-            kinds[:] = kind = KINDS.index(str(self.kind))
-        if (kinds != kind).any():
-            row = int(np.argmax(kinds != kind))
-            self._mixed(KINDS[int(kinds[row])], KINDS[kind], where(row))
-        self._agree(KINDS[kind], lambda: where(int(np.argmin(missing))))
-        factor = NANOSECONDS[kind]
-        if values.max() > np.iinfo(np.int64).max // factor:
+        if not self._given:
+            self._agree(np.searchsorted(BOUNDS, values, side="right"), missing, where)
+        kind = KINDS.index(str(self.kind))
+        if values.max() > np.iinfo(np.int64).max // NANOSECONDS[kind]:
             row = int(np.argmax(values))
             raise EarnError(f"{where(row)}: the time {values[row]} is too large for {KINDS[kind]}. Mend it.")
-        scaled = values * factor
+        scaled = values * NANOSECONDS[kind]
         return scaled if scaled.dtype == np.int64 else np.rint(scaled).astype(np.int64)
 
-    def _agree(self, kind: str, where: Callable[[], str]) -> None:
-        if self.kind is not None and self.kind != kind:
-            self._mixed(kind, self.kind, where())
-        self.kind = kind
+    def _agree(self, kinds: NDArray[np.int64], missing: NDArray[np.bool_], where: Where) -> None:
+        """Refuses times of another kind than those before; `kinds` [rows] are indices of KINDS."""
+        self.kind = self.kind or KINDS[int(kinds[np.argmin(missing)])]
+        is_other = (kinds != KINDS.index(self.kind)) & ~missing
+        if is_other.any():
+            row = int(np.argmax(is_other))
+            raise EarnError(
+                f"{where(row)}: the time is in {KINDS[int(kinds[row])]} by its size, but others are in {self.kind}. "
+                "Write all times in one unit, or name the unit: --unit s."
+            )
 
-    def _mixed(self, kind: str, before: str, where: str) -> None:
+
+def _parsed_dates(column: Any, first: int, where: Where) -> Any:
+    """Texts as timestamps, all with a zone or all without, as the row `first` is."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    dates = pc.replace_substring_regex(column, r" ?UTC$", "Z")
+    zoned = pa.timestamp("ns", "UTC")
+    kind = zoned if _parses(dates[first].as_py(), zoned) else pa.timestamp("ns")
+    try:
+        return dates.cast(kind)
+    except pa.ArrowInvalid:
+        bad = next(row for row, text in enumerate(dates.to_pylist()) if text is not None and not _parses(text, kind))
         raise EarnError(
-            f"{where}: the time is in {kind} by its size, but others are in {before}. Write all times in one unit, or "
-            "name the unit: --unit s."
-        )
+            f"{where(bad)}: the time {column[bad].as_py()!r} is no number, nor a date as the others are. Write "
+            "seconds, such as 881250949, or ISO text, such as 1997-12-04T15:55:49, all with a zone or all without."
+        ) from None
+
+
+def _parses(text: str, kind: Any) -> bool:
+    import pyarrow as pa
+
+    try:
+        pa.scalar(text).cast(kind)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def ratings(column: Any, where: Where) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Ratings as numbers [rows], and where they are missing [rows].
+
+    Raises:
+        EarnError: a value that is no number.
+    """
+    column, missing = _cleaned(column)
+    return numbers(column, missing, where, "rating"), missing
 
 
 def numbers(column: Any, missing: NDArray[np.bool_], where: Where, role: str) -> NDArray[Any]:
@@ -201,18 +208,16 @@ def numbers(column: Any, missing: NDArray[np.bool_], where: Where, role: str) ->
     """
     import pyarrow as pa
 
+    is_whole = pa.types.is_integer(column.type)
+    bad = ~missing
+    if pa.types.is_string(column.type):
+        is_whole = bool((_matches(column, "-?" + WHOLE.pattern) | missing).all())
+        bad &= ~_matches(column, NUMBER.pattern)
+    elif is_whole or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+        bad = np.zeros_like(missing)
     try:
-        if pa.types.is_string(column.type) and _are_digits(column, missing):
-            bad, whole = np.zeros(len(column), np.bool_), True
-        elif pa.types.is_string(column.type):
-            bad = ~_matches(column, NUMBER.pattern, missing) & ~missing
-            whole = not bad.any() and bool((_matches(column, "-?" + WHOLE.pattern, missing) | missing).all())
-        else:
-            known = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-            bad = ~missing & (not (known or pa.types.is_decimal(column.type)))
-            whole = pa.types.is_integer(column.type)
         if not bad.any():
-            values: NDArray[Any] = column.cast(pa.int64() if whole else pa.float64()).fill_null(0).to_numpy()
+            values: NDArray[Any] = column.cast(pa.int64() if is_whole else pa.float64()).fill_null(0).to_numpy()
             bad = ~missing & ~np.isfinite(values)
     except pa.ArrowInvalid:  # more than 64 bits
         bad = np.array([abs(float(value or 0)) >= 1 << 63 for value in column.to_pylist()])
@@ -225,55 +230,27 @@ def numbers(column: Any, missing: NDArray[np.bool_], where: Where, role: str) ->
     return values
 
 
-def _cleaned(column: Any) -> Any:
-    """Texts without blanks around them, and null where they say that something is missing."""
+def _cleaned(column: Any) -> tuple[Any, NDArray[np.bool_]]:
+    """The column with texts without blanks around them, and where values are missing [rows]."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    column = _without_dictionary(column)
     if pa.types.is_large_string(column.type) or pa.types.is_string(column.type):
         column = pc.utf8_trim_whitespace(column.cast(pa.string()))
-        column = pc.if_else(pc.is_in(column, pa.array(MISSING)), pa.scalar(None, pa.string()), column)
-    return column
+        column = pc.if_else(pc.is_in(column, pa.array(list(MISSING))), pa.scalar(None, pa.string()), column)
+    return column, column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
 
 
-def ratings(column: Any, where: Where) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Ratings as numbers [rows], and where they are missing [rows].
+def _without_dictionary(column: Any) -> Any:
+    import pyarrow as pa
 
-    Raises:
-        EarnError: a value that is no number.
-    """
-    column = _cleaned(column)
-    missing = column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
-    return numbers(column, missing, where, "rating"), missing
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def _are_digits(column: Any, missing: NDArray[np.bool_]) -> bool:
-    """Whether all texts that are there are ASCII digits alone, as most columns of numbers are."""
-    import pyarrow.compute as pc
-
-    return bool((np.asarray(pc.ascii_is_decimal(column).fill_null(False)) | missing).all())
-
-
-def _matches(column: Any, pattern: str, missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _matches(column: Any, pattern: str) -> NDArray[np.bool_]:
+    """Whether each text, as a whole, matches [rows]."""
     import pyarrow.compute as pc
 
     matches = pc.match_substring_regex(column, f"^(?:{pattern})$").fill_null(False)
-    return np.asarray(matches.to_numpy(zero_copy_only=False)) & ~missing
-
-
-def _parses(text: str, kind: Any) -> bool:
-    import pyarrow as pa
-
-    try:
-        pa.array([text]).cast(kind)
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
-def _as_int64(times: Any) -> NDArray[np.int64]:
-    import pyarrow as pa
-
-    return np.asarray(times.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False))
+    return np.asarray(matches.to_numpy(zero_copy_only=False))
