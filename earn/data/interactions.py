@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,17 +164,18 @@ class Words:
     metadata: str = ""
 
 
-def with_words(
+def from_histories(
     name: str,
-    item_ids: tuple[str, ...],
+    item_ids: Sequence[str],
+    histories: Mapping[str, Sequence[str]],
     words: Mapping[str, Words],
-    user_ids: tuple[str, ...],
-    sequences: tuple[NDArray[np.int64], ...],
     catalog: Catalog | None,
     held_out: tuple[tuple[int, int], ...] | None = None,
     ties: Ties | None = None,
 ) -> Interactions:
-    """Interactions whose titles and metadata are the items' words, by item id; words of other items are left out."""
+    """Interactions of users' histories, which are item ids, oldest first; words of other items are left out."""
+    index_of = {item_id: index for index, item_id in enumerate(item_ids)}
+    sequences = tuple(np.array([index_of[item] for item in history], np.int64) for history in histories.values())
     known = [words.get(item_id, Words()) for item_id in item_ids]
     titles, metadata = tuple(word.title for word in known), tuple(word.metadata for word in known)
-    return Interactions(name, item_ids, titles, metadata, user_ids, sequences, catalog, held_out, ties)
+    return Interactions(name, tuple(item_ids), titles, metadata, tuple(histories), sequences, catalog, held_out, ties)

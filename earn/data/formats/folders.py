@@ -1,4 +1,4 @@
-"""Finding a format's files: in the folder that was named, or in its subfolder raw/."""
+"""Finding a format's files: in the folder that was named, or in one of its subfolders."""
 
 from __future__ import annotations
 
@@ -8,18 +8,31 @@ from pathlib import Path
 from earn.errors import EarnError
 
 
-def matches(folder: Path, pattern: str) -> list[Path]:
-    """The files in the folder or its raw/ that match."""
-    return sorted(folder.glob(pattern)) + sorted((folder / "raw").glob(pattern))
+def matches(folder: Path, pattern: str, subfolder: str = "") -> list[Path]:
+    """The files in the folder or its subfolder that match."""
+    return [path for place in dict.fromkeys((folder, folder / subfolder)) for path in sorted(place.glob(pattern))]
 
 
-def only_match(folder: Path, pattern: str) -> Path | None:
-    """The one file in the folder or its raw/ that matches, if any.
+def only_match(folder: Path, pattern: str, subfolder: str = "") -> Path | None:
+    """The one file in the folder or its subfolder that matches, if any.
 
     Raises:
         EarnError: several match.
     """
-    return only_one(folder, matches(folder, pattern))
+    return only_one(folder, matches(folder, pattern, subfolder))
+
+
+def needed_match(folder: Path, pattern: str, subfolder: str = "", remedy: str = "Put the file there.") -> Path:
+    """The one file in the folder or its subfolder that matches.
+
+    Raises:
+        EarnError: none or several match; says the remedy for the first.
+    """
+    path = only_match(folder, pattern, subfolder)
+    if path is None:
+        places = f", nor does its {subfolder}/" if subfolder else ""
+        raise EarnError(f"{folder}: holds no {pattern}{places}. {remedy}")
+    return path
 
 
 def only_one(folder: Path, paths: Sequence[Path]) -> Path | None:

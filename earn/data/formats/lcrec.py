@@ -9,17 +9,14 @@ items.tsv      columns item_id, title; any other column except asin is metadata 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from earn.catalog import one_line, read_index
 from earn.console import note
-from earn.data.formats.folders import matches, only_match
+from earn.data.formats.folders import matches, needed_match, only_match
 from earn.data.formats.tables import read_items_tsv
-from earn.data.interactions import Interactions, Words, with_words
+from earn.data.interactions import Interactions, Words, from_histories
 from earn.data.tables.values import id_text, texts
 from earn.errors import EarnError
 from earn.files import read_json
@@ -27,7 +24,7 @@ from earn.files import read_json
 
 def is_lcrec(path: Path) -> bool:
     """Whether the path is a folder in the LC-Rec format."""
-    return path.is_dir() and bool(matches(path, "*.inter.json"))
+    return path.is_dir() and bool(matches(path, "*.inter.json", "raw"))
 
 
 def read_lcrec(folder: Path) -> Interactions:
@@ -36,21 +33,17 @@ def read_lcrec(folder: Path) -> Interactions:
     Raises:
         EarnError: a file is missing, stands there twice or is not of its form; names the file and the key.
     """
-    inter, index = only_match(folder, "*.inter.json"), only_match(folder, "*.index.json")
-    if inter is None or index is None:
-        raise EarnError(
-            f"{folder}: holds no {'*.index.json' if inter else '*.inter.json'}, nor does its raw/. "
-            "Put the file there, or give the data as RecBole atomic files, which need no identifiers."
-        )
+    remedy = "Put the file there, or give the data as RecBole atomic files, which need no identifiers."
+    inter, index = (needed_match(folder, pattern, "raw", remedy) for pattern in ("*.inter.json", "*.index.json"))
     words = _words(folder)
     catalog = read_index(index, {item_id: word.title for item_id, word in words.items()})
     users = _object(inter, '{"user": [item, ...]}')
-    index_of = {item_id: item for item, item_id in enumerate(catalog.item_ids)}
-    sequences = tuple(_sequence(inter, user, items, index_of, index) for user, items in users.items())
-    return with_words(folder.resolve().name, tuple(catalog.item_ids), words, tuple(users), sequences, catalog)
+    known = set(catalog.item_ids)
+    histories = {user: _history(inter, user, items, known, index) for user, items in users.items()}
+    return from_histories(folder.resolve().name, catalog.item_ids, histories, words, catalog)
 
 
-def _sequence(path: Path, user: str, items: object, index_of: Mapping[str, int], index: Path) -> NDArray[np.int64]:
+def _history(path: Path, user: str, items: object, known: Collection[str], index: Path) -> list[str]:
     try:
         item_ids = [id_text(item) for item in items] if isinstance(items, list) else None
     except ValueError:
@@ -59,26 +52,24 @@ def _sequence(path: Path, user: str, items: object, index_of: Mapping[str, int],
         raise EarnError(f"{path}: user {user!r} holds {str(items)[:60]}. Give a list of items, oldest first.")
     if not item_ids:
         raise EarnError(f"{path}: user {user!r} has no items. Remove the user.")
-    if None in item_ids:
-        raise EarnError(f"{path}: user {user!r}: item {item_ids.index(None) + 1} is missing (NaN, null). Remove it.")
-    unknown = next((item for item in item_ids if item not in index_of), None)
-    if unknown is not None:
-        raise EarnError(
-            f"{path}: user {user!r} holds item {unknown}, which {index.name} lacks. "
-            "Give it an identifier there or remove the interaction."
-        )
-    return np.array([index_of[item] for item in item_ids if item is not None], np.int64)
+    for number, item in enumerate(item_ids, start=1):
+        if item is None:
+            raise EarnError(f"{path}: user {user!r}: item {number} is missing (NaN, null). Remove it.")
+        if item not in known:
+            raise EarnError(
+                f"{path}: user {user!r} holds item {item}, which {index.name} lacks. "
+                "Give it an identifier there or remove the interaction."
+            )
+    return [item for item in item_ids if item is not None]
 
 
 def _words(folder: Path) -> dict[str, Words]:
-    readers: dict[str, Callable[[Path], dict[str, Words]]] = {
-        "items.tsv": read_items_tsv,
-        "*.item.json": read_item_json,
-    }
-    files = [(path, read) for pattern, read in readers.items() if (path := only_match(folder, pattern)) is not None]
+    files = [path for name in ("items.tsv", "*.item.json") if (path := only_match(folder, name, "raw")) is not None]
     if len(files) > 1:
-        raise EarnError(f"{folder}: both {' and '.join(path.name for path, _ in files)} hold titles. Keep one.")
-    return files[0][1](files[0][0]) if files else {}
+        raise EarnError(f"{folder}: both {' and '.join(path.name for path in files)} hold titles. Keep one.")
+    if not files:
+        return {}
+    return read_items_tsv(files[0]) if files[0].suffix == ".tsv" else read_item_json(files[0])
 
 
 def read_item_json(path: Path) -> dict[str, Words]:

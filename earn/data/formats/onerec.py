@@ -11,16 +11,13 @@ train with is taken. Where there are identifiers, items without one are left out
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from earn.catalog import Catalog
 from earn.console import note
 from earn.data.formats.folders import only_one
-from earn.data.interactions import Interactions
+from earn.data.interactions import Interactions, from_histories
 from earn.errors import EarnError
 
 DOMAINS = {  # name -> the files with its identifiers
@@ -58,7 +55,7 @@ def read_onerec(path: Path) -> Interactions:
         raise EarnError(f"{file}: cannot be read ({error}). Fetch it again.") from error
     note(f"      {file}: domain {domain}" + (f"; not read: {', '.join(others)}" if others else ""))
     identifiers = _identifiers(folder, domain)
-    sequences: dict[str, list[int]] = {}
+    sequences: dict[str, list[str]] = {}
     held_out: list[tuple[int, int]] = []
     dropped = 0
     for number, row in enumerate(rows.to_pylist(), start=1):
@@ -67,7 +64,7 @@ def read_onerec(path: Path) -> Interactions:
             raise EarnError(f"{file}, row {number}: uid is {user!r}, split is {is_test!r}. Give a number, and 0 or 1.")
         if str(user) in sequences:
             raise EarnError(f"{file}, row {number}: the user {user} stands twice. Keep one of the rows.")
-        given = [_numbers(values, f"{file}, row {number}") for values in lists]
+        given = [list(map(str, _numbers(values, f"{file}, row {number}"))) for values in lists]
         history, targets = ([item for item in part if identifiers is None or item in identifiers] for part in given)
         dropped += sum(map(len, given)) - len(history) - len(targets)
         if items := history + targets:
@@ -79,21 +76,11 @@ def read_onerec(path: Path) -> Interactions:
         raise EarnError(
             f"{file}: no interaction is left. Give users with histories, and the identifiers of their items."
         )
-    return _interactions(folder.resolve().name, sequences, tuple(held_out), identifiers)
-
-
-def _interactions(
-    name: str,
-    sequences: dict[str, list[int]],
-    held_out: tuple[tuple[int, int], ...],
-    identifiers: dict[int, tuple[str, ...]] | None,
-) -> Interactions:
-    pids = list(dict.fromkeys(pid for sequence in sequences.values() for pid in sequence))
-    index = {pid: number for number, pid in enumerate(pids)}
-    item_ids, none = tuple(map(str, pids)), ("",) * len(pids)
-    catalog = None if identifiers is None else Catalog(item_ids, tuple(identifiers[pid] for pid in pids), none)
-    arrays = tuple(np.array([index[pid] for pid in sequence], np.int64) for sequence in sequences.values())
-    return Interactions(name, item_ids, none, none, tuple(sequences), arrays, catalog, held_out)
+    item_ids = tuple(dict.fromkeys(item for sequence in sequences.values() for item in sequence))
+    catalog = None
+    if identifiers is not None:
+        catalog = Catalog(item_ids, tuple(identifiers[item] for item in item_ids), ("",) * len(item_ids))
+    return from_histories(folder.resolve().name, item_ids, sequences, {}, catalog, tuple(held_out))
 
 
 def _user_files(path: Path) -> list[Path]:
@@ -114,7 +101,7 @@ def _domains(file: Path) -> list[str]:
     return domains if {"uid", "split"} <= names else []
 
 
-def _identifiers(folder: Path, domain: str) -> dict[int, tuple[str, ...]] | None:
+def _identifiers(folder: Path, domain: str) -> dict[str, tuple[str, ...]] | None:
     from pyarrow import parquet
 
     files = dict.fromkeys(file for pattern in DOMAINS[domain] for file in sorted(folder.glob(pattern)))
@@ -124,19 +111,14 @@ def _identifiers(folder: Path, domain: str) -> dict[int, tuple[str, ...]] | None
     table = parquet.read_table(file)
     if not {"pid", "sid"} <= set(table.column_names):
         raise EarnError(f"{file}: has the columns {', '.join(table.column_names)}. Give pid and sid.")
-    return {
-        pid: tuple(f"<s_{level}_{code}>" for level, code in zip(LEVELS, codes, strict=False))
-        for pid, codes in _codes(table, file)
-    }
-
-
-def _codes(table: Any, file: Path) -> Iterator[tuple[int, Sequence[int]]]:
-    pids, sids = table["pid"].to_pylist(), table["sid"].to_pylist()
-    for number, (pid, sid) in enumerate(zip(pids, sids, strict=True), start=1):
+    identifiers = {}
+    for number, (pid, sid) in enumerate(zip(table["pid"].to_pylist(), table["sid"].to_pylist(), strict=True), start=1):
         codes = _numbers(sid, f"{file}, row {number}")
         if pid is None or not 0 < len(codes) <= len(LEVELS):
             raise EarnError(f"{file}, row {number}: pid is {pid!r}, sid is {sid!r}. Give a number, and one per level.")
-        yield pid, codes
+        tokens = (f"<s_{level}_{code}>" for level, code in zip(LEVELS, codes, strict=False))
+        identifiers[str(int(pid))] = tuple(tokens)
+    return identifiers
 
 
 def _numbers(values: Any, where: str) -> list[int]:

@@ -21,17 +21,19 @@ from pathlib import Path
 
 import numpy as np
 
-from earn.catalog import Catalog, read_index
-from earn.data.formats.folders import only_one
+from earn.catalog import read_index
+from earn.data.formats.folders import needed_match, only_match
 from earn.data.formats.lcrec import read_item_json
 from earn.data.formats.recbole import read_item_file
-from earn.data.interactions import Interactions, Ties, Words, with_words
+from earn.data.interactions import Interactions, Ties, Words, from_histories
+from earn.data.tables.columns import USUAL_NAMES, choose
+from earn.data.tables.sources import open_source
+from earn.data.tables.values import Clock, Ids
 from earn.errors import EarnError
 
 PARTS = ("train", "valid", "test")
 LAYOUTS = ("*.{}.inter", "*.{}.csv", "{}/*.csv")
-HISTORIES = ("item_id_list", "history_item_id", "history")
-ROLES: Mapping[str, Sequence[str]] = {"history": HISTORIES}
+NAMES = {**USUAL_NAMES, "history": ("item_id_list", "history_item_id", "history")}
 WORDS: Mapping[str, Callable[[Path], dict[str, Words]]] = {"*.item": read_item_file, "*.item.json": read_item_json}
 
 
@@ -61,10 +63,7 @@ def read_parts(folder: Path) -> Interactions:
     held_out: dict[str, list[int]] = {}
     timed: dict[str, list[tuple[float, str]]] = {}  # of each user: time and item
     for part, name in enumerate(PARTS):
-        path = only_one(folder, sorted(folder.glob(layout.format(name))))
-        if path is None:
-            raise EarnError(f"{folder}: holds no {layout.format(name)}. Put the file there.")
-        for user, rows in _rows_by_user(path).items():
+        for user, rows in _rows_by_user(needed_match(folder, layout.format(name))).items():
             counts = held_out.setdefault(user, [0, 0, 0])
             for row in sorted(rows, key=lambda row: row.time or 0):  # stable: the file's order at equal times
                 _append(sequences, user, row)
@@ -94,12 +93,8 @@ def _append(sequences: dict[str, list[str]], user: str, row: Row) -> None:
 
 
 def _rows_by_user(path: Path) -> dict[str, list[Row]]:
-    from earn.data.tables.columns import USUAL_NAMES, choose
-    from earn.data.tables.sources import open_source
-    from earn.data.tables.values import Clock, Ids
-
     source = open_source(path, {})
-    roles = choose(source.name, source.names, {}, ["user", "item"], ["time", "history"], {**USUAL_NAMES, **ROLES})
+    roles = choose(source, {}, ["user", "item"], ["time", "history"], NAMES)
     users, items, clock = Ids("user"), Ids("item"), Clock()
     by_user: dict[str, list[Row]] = {}
     for batch in source.batches([*roles.values()]):
@@ -134,20 +129,14 @@ def _with_items(
 ) -> Interactions:
     words: dict[str, Words] = {}
     for pattern, read in WORDS.items():
-        path = _beside(folder, pattern)
+        path = only_match(folder, pattern, "index")
         words |= read(path) if path is not None else {}
-    index = _beside(folder, "*.index.json")
+    index = only_match(folder, "*.index.json", "index")
+    catalog = None if index is None else read_index(index, {item: word.title for item, word in words.items()})
     seen = dict.fromkeys(item for sequence in sequences.values() for item in sequence)
-    titles = {item: word.title for item, word in words.items()}
-    catalog: Catalog | None = None if index is None else read_index(index, titles)
-    item_ids = tuple(dict.fromkeys([*words, *seen])) if catalog is None else tuple(catalog.item_ids)
-    index_of = {item: number for number, item in enumerate(item_ids)}
-    lacking = next((item for item in seen if item not in index_of), None)
+    item_ids = [*dict.fromkeys([*words, *seen])] if catalog is None else catalog.item_ids
+    known = set(item_ids)
+    lacking = next((item for item in seen if item not in known), None)
     if lacking is not None:
         raise EarnError(f"{index}: item {lacking!r} of the data has no identifier. Add it, or take the file away.")
-    arrays = tuple(np.array([index_of[item] for item in sequence], np.int64) for sequence in sequences.values())
-    return with_words(folder.resolve().name, item_ids, words, tuple(sequences), arrays, catalog, held_out, ties)
-
-
-def _beside(folder: Path, pattern: str) -> Path | None:
-    return only_one(folder, [*sorted(folder.glob(pattern)), *sorted((folder / "index").glob(pattern))])
+    return from_histories(folder.resolve().name, item_ids, sequences, words, catalog, held_out, ties)

@@ -15,13 +15,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from earn.catalog import Catalog, read_index
 from earn.console import note
-from earn.data.formats.folders import only_one
+from earn.data.formats.folders import needed_match, only_match
 from earn.data.formats.tables import Table, read_table, table_words
-from earn.data.interactions import Interactions, Ties, Words, with_words
+from earn.data.interactions import Interactions, Ties, Words, from_histories
 from earn.data.tables.columns import NUMBER
 from earn.errors import EarnError
 
@@ -41,39 +39,33 @@ def read_recbole(path: Path) -> Interactions:
     Raises:
         EarnError: there is no such file or several, or one is not of its form; names the file and the line.
     """
-    inter = path if path.is_file() else only_one(path, sorted(path.glob("*.inter")))
-    if inter is None:
-        raise EarnError(f"{path}: holds no *.inter file. Put the interactions there.")
+    inter = path if path.is_file() else needed_match(path, "*.inter")
     item, index = _beside(inter, ".item"), _beside(inter, ".index.json")
     words = read_item_file(item) if item is not None else {}
     table = read_table(inter, typed=True)
     table.need("user_id", "item_id", "timestamp")
-    histories = _histories(table)
-    ties = Ties.among(histories.values())
+    rows = _rows_by_user(table)
+    ties = Ties.among(rows.values())
     ties.say(inter.name)
+    # sorted() is stable: interactions of one time stay in the file's order
+    histories = {user: [item for _, item in sorted(timed, key=lambda row: row[0])] for user, timed in rows.items()}
     item_ids = tuple(dict.fromkeys([*words, *(row["item_id"] for _, row in table.rows)]))
     if item is not None and len(item_ids) > len(words):
         note(
             f"      {item.name}: {len(item_ids) - len(words):,} items such as {item_ids[len(words)]!r} are not in it, "
             "so they have no titles"
         )
-    index_of = {item_id: index for index, item_id in enumerate(item_ids)}
-    sequences = tuple(
-        # sorted() is stable: interactions of one time stay in the file's order
-        np.array([index_of[item_id] for _, item_id in sorted(history, key=lambda entry: entry[0])], np.int64)
-        for history in histories.values()
-    )
     catalog = _catalog_for(index, item_ids, words) if index is not None else None
-    return with_words(inter.stem, item_ids, words, tuple(histories), sequences, catalog, ties=ties)
+    return from_histories(inter.stem, item_ids, histories, words, catalog, ties=ties)
 
 
-def _histories(table: Table) -> dict[str, list[tuple[float, str]]]:
+def _rows_by_user(table: Table) -> dict[str, list[tuple[float, str]]]:
     """Each user's times and item ids, in the file's order."""
-    histories: dict[str, list[tuple[float, str]]] = {}
+    rows: dict[str, list[tuple[float, str]]] = {}
     for line, row in table.rows:
         user_id, item_id = table.filled(line, row, "user_id"), table.filled(line, row, "item_id")
-        histories.setdefault(user_id, []).append((_timestamp(table.path, line, row["timestamp"]), item_id))
-    return histories
+        rows.setdefault(user_id, []).append((_timestamp(table.path, line, row["timestamp"]), item_id))
+    return rows
 
 
 def read_item_file(path: Path) -> dict[str, Words]:
@@ -123,4 +115,4 @@ def _beside(inter: Path, suffix: str) -> Path | None:
         return same
     if len(list(inter.parent.glob("*.inter"))) > 1:
         return None
-    return only_one(inter.parent, sorted(inter.parent.glob(f"*{suffix}")))
+    return only_match(inter.parent, f"*{suffix}")

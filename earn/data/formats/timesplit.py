@@ -17,15 +17,14 @@ figure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
 from earn.catalog import Catalog, read_index
-from earn.data.formats.folders import matches, only_match
+from earn.data.formats.folders import matches, needed_match, only_match
 from earn.data.formats.tables import read_items_tsv
-from earn.data.interactions import Interactions, with_words
+from earn.data.interactions import Interactions, from_histories
 from earn.errors import EarnError
 from earn.files import read_lines
 
@@ -34,7 +33,7 @@ PARTS = ("sequential_train.txt", "sequential_valid.txt", "sequential_test.txt")
 
 def is_timesplit(path: Path) -> bool:
     """Whether the path is a folder in the format of AtSpeed."""
-    return path.is_dir() and bool(matches(path, PARTS[0]))
+    return path.is_dir() and bool(matches(path, PARTS[0], "raw"))
 
 
 def read_timesplit(folder: Path) -> Interactions:
@@ -44,61 +43,50 @@ def read_timesplit(folder: Path) -> Interactions:
         EarnError: a file is missing, stands there twice or is not of its form, an item of the text is none of the
             index, or a user has no items; names the file and the line.
     """
-    paths, index = [_needed(folder, name) for name in PARTS], _needed(folder, "*.json")
-    titles = only_match(folder, "items.tsv")
+    train_path, *_ = paths = [needed_match(folder, name, "raw") for name in PARTS]
+    index, titles = needed_match(folder, "*.json", "raw"), only_match(folder, "items.tsv", "raw")
     words = read_items_tsv(titles) if titles is not None else {}
     catalog = read_index(index, {item_id: word.title for item_id, word in words.items()})
-    index_of = _index_of(index, catalog)
-    train, valid, test = (_read_part(path, index_of, index) for path in paths)
+    ids = _ids_by_number(index, catalog)
+    train, valid, test = (_read_part(path, ids, index) for path in paths)
     if not any(train.values()):
-        raise EarnError(f"{paths[0]}: no user has an item, so there is nothing to train on. Add the training items.")
-    users = tuple(train | valid | test)
-    histories = [(train.get(user, []), valid.get(user, []), test.get(user, [])) for user in users]
-    _check_users(folder, users, histories)
-    sequences = tuple(np.array([item for part in parts for item in part], np.int64) for parts in histories)
-    held_out = tuple((len(valid_items), len(test_items)) for _, valid_items, test_items in histories)
-    return with_words(folder.resolve().name, tuple(catalog.item_ids), words, users, sequences, catalog, held_out)
+        raise EarnError(f"{train_path}: no user has an item, so there is nothing to train on. Add the training items.")
+    parts = {user: (train.get(user, []), valid.get(user, []), test.get(user, [])) for user in train | valid | test}
+    histories = {user: [*chain.from_iterable(items)] for user, items in parts.items()}
+    empty = next((user for user, items in histories.items() if not items), None)
+    if empty is not None:
+        raise EarnError(f"{folder}: user {empty!r} has no item in {', '.join(PARTS)}. Remove the user.")
+    held_out = tuple((len(valid_items), len(test_items)) for _, valid_items, test_items in parts.values())
+    return from_histories(folder.resolve().name, catalog.item_ids, histories, words, catalog, held_out)
 
 
-def _needed(folder: Path, pattern: str) -> Path:
-    path = only_match(folder, pattern)
-    if path is None:
-        raise EarnError(f"{folder}: holds no {pattern}, nor does its raw/. Put the file there.")
-    return path
-
-
-def _index_of(index: Path, catalog: Catalog) -> dict[str, int]:
-    """From an item's number in the text to its index."""
-    found = catalog.index.find(tuple(map(str, range(len(catalog)))))
+def _ids_by_number(index: Path, catalog: Catalog) -> dict[str, str]:
+    """From an item's number in the text to its id."""
+    ids = tuple(map(str, range(len(catalog))))
+    found = catalog.index.find(ids)
     if (found < 0).any():
         raise EarnError(
             f"{index}: holds {len(catalog)} items, but no item '{found.argmin()}'. Number them from 0, without a gap; "
             "the text numbers the same items from 1."
         )
-    return {str(number): item for number, item in enumerate(found.tolist(), start=1)}
+    return {str(number): item for number, item in enumerate(ids, start=1)}
 
 
-def _check_users(folder: Path, users: Sequence[str], histories: Sequence[Sequence[Sequence[int]]]) -> None:
-    empty = next((user for user, parts in zip(users, histories, strict=True) if not any(parts)), None)
-    if empty is not None:
-        raise EarnError(f"{folder}: user {empty!r} has no item in {', '.join(PARTS)}. Remove the user.")
-
-
-def _read_part(path: Path, index_of: Mapping[str, int], index: Path) -> dict[str, list[int]]:
-    """Each user's item indices, by user; users in the file's order."""
-    users: dict[str, list[int]] = {}
+def _read_part(path: Path, ids: Mapping[str, str], index: Path) -> dict[str, list[str]]:
+    """Each user's item ids, by user; users in the file's order."""
+    users: dict[str, list[str]] = {}
     for line, text in enumerate(read_lines(path), start=1):
         if not text.strip():
             continue
         user, *items = text.split()
         if user in users:
             raise EarnError(f"{path}, line {line}: user {user!r} stands twice. Put all items of the user on one line.")
-        unknown = next((item for item in items if item not in index_of), None)
+        unknown = next((item for item in items if item not in ids), None)
         if unknown is not None:
             raise EarnError(
                 f"{path}, line {line}: user {user!r} holds item {unknown!r}, but items are numbered from 1 to "
-                f"{len(index_of)} here: {index.name} has {len(index_of)}, numbered from 0. Mend the line, or add the "
+                f"{len(ids)} here: {index.name} has {len(ids)}, numbered from 0. Mend the line, or add the "
                 "item there."
             )
-        users[user] = [index_of[item] for item in items]
+        users[user] = [ids[item] for item in items]
     return users

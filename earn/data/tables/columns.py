@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from earn.data.import_options import Columns
+from earn.data.tables.batches import Source
 from earn.errors import EarnError
 
 ITEM_TITLES = (
@@ -84,8 +85,8 @@ def given_columns(columns: Columns) -> dict[str, str]:
 
 def headless(
     first: Sequence[str], separator: str, given: Mapping[str, str], forms: Sequence[Headless] = HEADLESS
-) -> tuple[bool, Headless | None]:
-    """Whether a text file's first line holds data instead of names, and which usual file it then is, if one.
+) -> Headless | None:
+    """The file without a header that a text file is whose first line holds data instead of names.
 
     Args:
         first: the cells of the first line.
@@ -95,17 +96,24 @@ def headless(
     """
     known = {plain(name) for name in first}
     if given and all(WHOLE.fullmatch(name) and plain(name) not in known for name in given.values()):
-        return True, None
+        return Headless((), (), {}, "no header")
     for form in forms:
         fits = separator in form.separators and len(first) == len(form.cells)
         if fits and all(pattern.fullmatch(cell.strip()) for pattern, cell in zip(form.cells, first, strict=True)):
-            return True, form
-    return False, None
+            return form
+    return None
+
+
+def find(source: Source, role: str, given: Mapping[str, str], usual: Mapping[str, Sequence[str]]) -> str | None:
+    """A table's column of a role: the given one, that of its kind of file, or the first of a usual name; None: none."""
+    by_name = {plain(name): name for name in source.names}
+    usual = {fixed: (name,) for fixed, name in source.roles.items()} or usual
+    names = [given[role]] if role in given else usual.get(role, ())
+    return next((by_name[plain(name)] for name in names if plain(name) in by_name), None)
 
 
 def choose(
-    where: str,
-    names: Sequence[str],
+    source: Source,
     given: Mapping[str, str],
     needed: Sequence[str],
     wanted: Sequence[str] = (),
@@ -114,8 +122,7 @@ def choose(
     """The column of each role.
 
     Args:
-        where: the table, for messages.
-        names: its columns.
+        source: the table.
         given: role -> name that the caller gave.
         needed: roles that there must be.
         wanted: roles that there may be.
@@ -124,38 +131,33 @@ def choose(
     Raises:
         EarnError: a name stands twice, a given column is missing, or a needed role has no column.
     """
-    by_name: dict[str, str] = {}
-    for name in names:
-        if plain(name) in by_name:
-            raise EarnError(f"{where}: the column {name!r} stands twice. Keep one of them.")
-        by_name[plain(name)] = name
-    roles, missing = {}, []
-    for role in (*needed, *wanted):
-        candidates = [given[role]] if role in given else [*usual.get(role, ())]
-        match = next((by_name[plain(name)] for name in candidates if plain(name) in by_name), None)
-        if match is not None:
-            roles[role] = match
-        elif role in given or role in needed:
-            missing.append(role)
+    seen: set[str] = set()
+    for name in source.names:
+        if plain(name) in seen:
+            raise EarnError(f"{source.name}: the column {name!r} stands twice. Keep one of them.")
+        seen.add(plain(name))
+    matches = {role: find(source, role, given, usual) for role in (*needed, *wanted)}
+    roles = {role: name for role, name in matches.items() if name is not None}
+    missing = [role for role in matches if role not in roles and (role in given or role in needed)]
     if missing:
-        raise _missing(where, names, given, missing)
+        raise _missing(source, given, missing)
     twice = next((name for name in roles.values() if [*roles.values()].count(name) > 1), None)
     if twice is not None:
         shared = " and ".join(role for role, name in roles.items() if name == twice)
-        raise EarnError(f"{where}: the column {twice!r} was given twice, as {shared}. Give each role its own.")
+        raise EarnError(f"{source.name}: the column {twice!r} was given twice, as {shared}. Give each role its own.")
     return roles
 
 
-def _missing(where: str, names: Sequence[str], given: Mapping[str, str], roles: Sequence[str]) -> EarnError:
+def _missing(source: Source, given: Mapping[str, str], roles: Sequence[str]) -> EarnError:
     """Names all roles that have no column."""
-    shown = ", ".join(repr(name) for name in names[:12]) + (", ..." if len(names) > 12 else "")
+    shown = ", ".join(repr(name) for name in source.names[:12]) + (", ..." if len(source.names) > 12 else "")
     problems = [f"no column {given[role]!r}" for role in roles if role in given]
     unnamed = [role for role in roles if role not in given]
     if unnamed:
         problems.append(f"no column with a usual name for the {' and the '.join(unnamed)}")
     options = " ".join(f"--{role} COLUMN" for role in roles)
     return EarnError(
-        f"{where}: there is {' and '.join(problems)}; there are {shown}. Name what is missing: {options}. If these are "
-        "no names because the file has no header, give numbers: --user 1 --item 2 --time 4."
+        f"{source.name}: there is {' and '.join(problems)}; there are {shown}. Name what is missing: {options}. If "
+        "these are no names because the file has no header, give numbers: --user 1 --item 2 --time 4."
         + (" If the rows are in order of time and have none: --order file." if "time" in roles else "")
     )

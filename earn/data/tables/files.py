@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from earn.console import note
 from earn.data.import_options import ImportOptions
 from earn.data.interactions import Interactions
 from earn.data.remote import local
-from earn.data.tables.batches import Source
-from earn.data.tables.columns import ITEM_TABLE_TITLES, USUAL_NAMES, given_columns, plain
+from earn.data.tables.columns import ITEM_TABLE_TITLES, USUAL_NAMES, find, given_columns
 from earn.data.tables.importing import Imported, Say, import_sources
 from earn.data.tables.items import read_items
 from earn.data.tables.sources import open_source
@@ -83,23 +81,16 @@ def _parts(folder: Path, options: ImportOptions) -> tuple[list[Path], Path | Non
     tables = {path: open_source(path, given, options.encoding) for path in table_files(folder)}
     if not tables:
         raise EarnError(f"{folder}: holds no table ({', '.join(SUFFIXES)}). Name a file.")
-    has = partial(_has, given=given)
-    interactions = [path for path, source in tables.items() if has(source, "user") and has(source, "item")]
+    usual = {**USUAL_NAMES, "title": ITEM_TABLE_TITLES}
+
+    def has(path: Path, *roles: str) -> bool:
+        return all(find(tables[path], role, {} if role == "title" else given, usual) for role in roles)
+
+    interactions = [path for path in tables if has(path, "user", "item")]
     kinds = {tuple(tables[path].names) for path in interactions}
     if len(kinds) != 1:
         names = ", ".join(path.name for path in interactions or tables)
         problem = "holds tables of interactions with different columns" if kinds else "no table has a user and an item"
         raise EarnError(f"{folder}: {problem}: {names}. Name one file.")
-    others = [path for path in tables if path not in interactions]
-    items = [path for path in others if has(tables[path], "item") and _titled(tables[path])]
+    items = [path for path in tables if path not in interactions and has(path, "item", "title")]
     return interactions, items[0] if len(items) == 1 else None
-
-
-def _has(source: Source, role: str, given: dict[str, str]) -> bool:
-    names = {plain(name) for name in source.names}
-    wanted = [given[role]] if role in given else USUAL_NAMES[role]
-    return role in source.roles or any(plain(name) in names for name in wanted)
-
-
-def _titled(source: Source) -> bool:
-    return bool({plain(name) for name in source.names} & {plain(name) for name in ITEM_TABLE_TITLES})

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from earn.data.import_options import ImportOptions
 from earn.data.interactions import Interactions, Ties
 from earn.data.tables.batches import Batch, Source
-from earn.data.tables.columns import USUAL_NAMES, choose, given_columns
+from earn.data.tables.columns import choose, given_columns
 from earn.data.tables.items import Items
 from earn.data.tables.values import UNITLESS, Clock, Ids, ratings
 from earn.errors import EarnError
@@ -104,8 +104,7 @@ class _Log:
             needed.append("time")
         if options.min_rating is not None:
             needed.append("rating")
-        usual = {role: (name,) for role, name in source.roles.items()} or USUAL_NAMES
-        roles = choose(source.name, source.names, given, needed, ["title"], usual)
+        roles = choose(source, given, needed, ["title"])
         clock, rows, kept = Clock(options.unit), 0, 0
         for batch in source.batches(list(roles.values())):
             kept += self._append(batch, roles, clock)
@@ -171,8 +170,9 @@ class _Log:
                 self._span = [min(self._span[0], int(times[keep].min())), max(self._span[1], int(times[keep].max()))]
         if "title" in roles:
             self._note_titles(items, column["title"])
-        for parts, part in zip(self._columns, _Rows(users, items, times).take(keep), strict=True):
-            parts.append(part)
+        read: tuple[NDArray[Any], ...] = users, items, times
+        for parts, part in zip(self._columns, read, strict=True):
+            parts.append(part[keep])
         return int(keep.sum())
 
     def _drop(self, keep: NDArray[np.bool_], drop: NDArray[np.bool_], why: str) -> None:
@@ -182,7 +182,8 @@ class _Log:
 
     def _note_titles(self, items: NDArray[np.int32], titles: Any) -> None:
         """Takes the title of every item's first row that has one."""
-        for code, row in zip(*map(np.ndarray.tolist, np.unique(items, return_index=True)), strict=True):
+        codes, rows = np.unique(items, return_index=True)
+        for code, row in zip(codes.tolist(), rows.tolist(), strict=True):
             if code >= 0 and not self._titles.get(code):
                 self._titles[code] = " ".join(str(titles[row].as_py() or "").split())
 

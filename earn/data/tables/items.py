@@ -60,10 +60,9 @@ def read_items(path: Path, options: ImportOptions, say: Callable[[str], None]) -
         EarnError: no table, no column of ids, or an id is missing; names the file and the line.
     """
     source = open_source(path, {}, options.encoding, HEADLESS_ITEMS)
-    usual = {role: (name,) for role, name in source.roles.items()} or USUAL_ITEM_NAMES
     # a name that is not here is of a column of the interactions
     given = {role: name for role, name in given_columns(options.columns).items() if name in source.names}
-    roles = choose(source.name, source.names, given, ["item"], ["title"], usual)
+    roles = choose(source, given, ["item"], ["title"], USUAL_ITEM_NAMES)
     others = [name for name in source.names if name not in roles.values() and name != "asin"]
     words: dict[str, Words] = {}
     repeats = 0

@@ -72,8 +72,8 @@ class Json(Source):
                 self._unit = "element"
                 values = enumerate(_json(first + file.read(), self.name), start=1)
             else:
-                lines = chain([(line, first)], lines)
-                values = ((line, _json(text, f"{self.name}, line {line}")) for line, text in lines)
+                pairs = chain([(line, first)], lines)
+                values = ((line, _json(text, f"{self.name}, line {line}")) for line, text in pairs)
             for number, row in values:
                 if not isinstance(row, dict):
                     where = f"{self.name}, {self._unit} {number}"

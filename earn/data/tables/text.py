@@ -14,7 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from earn.data.tables.batches import Batch
+from earn.data.tables.batches import Batch, Source
 from earn.data.tables.columns import Headless, headless
 from earn.errors import EarnError
 from earn.files import open_text
@@ -28,27 +28,25 @@ SEPARATOR_NAMES = {"\t": "tabs", " ": "blanks"}
 UNIT = "\x1f"  # ASCII's unit separator, which stands for a separator of two characters
 
 
-class Text:
+class Text(Source):
     """Delimited text, with or without a header."""
 
     def __init__(
         self, path: Path, encoding: str | None, sample: str, given: Mapping[str, str], forms: Sequence[Headless]
     ) -> None:
         self.name = str(path)
-        self._path, self._encoding = path, encoding
-        self._separator = _separator(path, sample)
-        self._header_lines, first = next(_rows(io.StringIO(sample, ""), self._separator, self.name))
-        is_headless, form = headless(first, self._separator, given, forms)
-        if is_headless:
-            self._header_lines = 0
-        self.names = [str(number) for number in range(1, len(first) + 1)] if is_headless else first
-        self.roles = form.roles if form else {}
-        self.says = f"text, columns separated by {SEPARATOR_NAMES.get(self._separator, self._separator)}"
-        self.says += f", {form.says}" if form else ", no header" if is_headless else ""
+        self._path, self._encoding, self._separator = path, encoding, _separator(path, sample)
+        self._shown = SEPARATOR_NAMES.get(self._separator, self._separator)
+        self._header_lines, self.names = next(_rows(io.StringIO(sample, ""), self._separator, self.name))
+        self.says = f"text, columns separated by {self._shown}"
+        if form := headless(self.names, self._separator, given, forms):
+            self._header_lines, self.names = 0, [str(number) for number in range(1, len(self.names) + 1)]
+            self.roles = form.roles
+            self.says += f", {form.says}"
 
     def batches(self, names: Sequence[str]) -> Iterator[Batch]:
         """Batches with these columns, as texts."""
-        indices = [list(self.names).index(name) for name in names]
+        indices = [self.names.index(name) for name in names]
         with open_text(self._path, self._encoding, "") as file:
             line = self._header_lines
             for _ in range(line):
@@ -92,26 +90,19 @@ class Text:
     ) -> Iterator[Batch]:
         import pyarrow as pa
 
-        rows = _rows(lines, self._separator, self.name, line)
+        rows, count = _rows(lines, self._separator, self.name, line), len(self.names)
         while piece := list(islice(rows, ROWS)):
-            numbers, cells = [number for number, _ in piece], [row for _, row in piece]
-            self._check(numbers, cells)
-            arrays = {
-                name: pa.array([row[index] for row in cells], pa.string())
+            for number, cells in piece:
+                if len(cells) != count:
+                    raise EarnError(
+                        f"{self.name}, line {number}: {len(cells)} cells, but the first line has {count}. Separate "
+                        f"cells by {self._shown}, quote cells that hold it."
+                    )
+            columns = {
+                name: pa.array([cells[index] for _, cells in piece], pa.string())
                 for name, index in zip(names, indices, strict=True)
             }
-            yield Batch(arrays, self.name, numbers, "line")
-
-    def _check(self, lines: Sequence[int], cells: Sequence[list[str]]) -> None:
-        """Refuses a row that has too few or too many cells."""
-        count = len(self.names)
-        if set(map(len, cells)) == {count}:
-            return
-        line, row = next((line, row) for line, row in zip(lines, cells, strict=True) if len(row) != count)
-        raise EarnError(
-            f"{self.name}, line {line}: {len(row)} cells, but the first line has {count}. Separate cells by "
-            f"{SEPARATOR_NAMES.get(self._separator, self._separator)}, quote cells that hold it."
-        )
+            yield Batch(columns, self.name, [number for number, _ in piece], "line")
 
 
 def _block(file: TextIO) -> str:
