@@ -26,7 +26,7 @@ dictionary that JSON can hold:
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,12 +36,16 @@ from numpy.typing import NDArray
 from earn.catalog import Catalog
 from earn.data.dataset import Dataset
 from earn.data.formats import Interactions
-from earn.data.splits import Split
+from earn.data.identifiers import numbers_within
+from earn.data.splits import flat, item_counts
 from earn.metrics import summarise
 
 COLD = "targets_untrained"
 MANY_TARGETS = 0.05  # share of the test questions from which on a fault is serious
 LENGTHS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500)  # where the classes of history lengths begin
+OF_IDENTIFIERS = (
+    "depth", "distinct", "shared", "items_sharing", "largest", "targets_sharing", "ceiling", "levels",
+)  # fmt: skip
 FEW_QUESTIONS = 300  # below, chance hides small differences between models
 
 
@@ -63,8 +67,7 @@ def figures(dataset: Dataset, catalog: Catalog | None = None) -> dict[str, Any]:
     interactions, split = dataset.interactions, dataset.split
     lengths = np.array([len(sequence) for sequence in interactions.sequences])
     users, items = len(interactions.user_ids), len(interactions.item_ids)
-    seen = np.bincount(np.concatenate(interactions.sequences), minlength=items)
-    trained = np.bincount(np.concatenate([np.zeros(0, np.int64), *split.train]), minlength=items)
+    seen, trained = (item_counts(sequences, items) for sequences in (interactions.sequences, split.train))
     targets = np.array([example.target for example in split.test], np.int64)
     return {
         "name": interactions.name,
@@ -78,7 +81,7 @@ def figures(dataset: Dataset, catalog: Catalog | None = None) -> dict[str, Any]:
             "max": int(lengths.max()),
             "lengths": _histogram(lengths),
         },
-        "order": _order(interactions, lengths),
+        "order": _order(interactions),
         "short_users": users - len(split.test),
         "unseen_items": int((seen == 0).sum()),
         "untrained_items": int((trained == 0).sum()),
@@ -91,7 +94,7 @@ def figures(dataset: Dataset, catalog: Catalog | None = None) -> dict[str, Any]:
             "test": len(split.test),
         },
         COLD: _share(trained[targets] == 0),
-        "targets_repeated": _repeated_targets(split),
+        "targets_repeated": _share(np.array([example.target in example.history for example in split.test])),
     }
 
 
@@ -106,8 +109,8 @@ def _histogram(lengths: NDArray[np.int64]) -> list[dict[str, int | None]]:
     return [{"from": start, "to": end, "users": count} for start, end, count in zip(LENGTHS, ends, counts.tolist())]  # noqa: B905
 
 
-def _order(interactions: Interactions, lengths: NDArray[np.int64]) -> dict[str, int | None]:
-    users, items = np.repeat(np.arange(len(lengths)), lengths), np.concatenate(interactions.sequences)
+def _order(interactions: Interactions) -> dict[str, int | None]:
+    users, items = flat(interactions.sequences)
     pairs = np.sort(users * len(interactions.item_ids) + items)
     ties = interactions.ties
     return {
@@ -118,43 +121,29 @@ def _order(interactions: Interactions, lengths: NDArray[np.int64]) -> dict[str, 
     }
 
 
-def _repeated_targets(split: Split) -> float:
-    return _share(np.array([example.target in example.history for example in split.test]))
-
-
 def _identifiers(interactions: Interactions, catalog: Catalog | None, targets: NDArray[np.int64]) -> dict[str, Any]:
     own = interactions.catalog
     catalog = catalog or own
-    names = ("depth", "distinct", "shared", "items_sharing", "largest", "targets_sharing", "ceiling", "levels")
-    values: tuple[Any, ...] = (None,) * len(names)
-    if catalog is not None:
-        _, group, sizes = np.unique(catalog.codes, axis=0, return_inverse=True, return_counts=True)
-        group = group.reshape(-1)  # [items]; numpy 2.0 gives it another shape
-        sharing = sizes[group] > 1
-        values = (
-            catalog.depth,
-            len(sizes),
-            int((sizes > 1).sum()),
-            int(sharing.sum()),
-            int(sizes.max()),
-            _share(sharing[targets]),
-            summarise(_places(group)[targets]),
-            [_level(codes[codes >= 0]) for codes in catalog.codes.T],
-        )
-    return {"from": "data" if catalog is not None and catalog is own else "built", **dict(zip(names, values))}  # noqa: B905
-
-
-def _places(group: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each item's place, from 0, among those that share its identifier: lists have them in the catalog's order."""
-    order = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    places = np.empty_like(order)
-    places[order] = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    return places
+    if catalog is None:
+        return {"from": "built", **dict.fromkeys(OF_IDENTIFIERS)}
+    _, group, sizes = np.unique(catalog.codes, axis=0, return_inverse=True, return_counts=True)
+    is_sharing = sizes[group.reshape(-1)] > 1  # [items]; numpy 2.0 gives the groups another shape
+    places = numbers_within(catalog.codes, np.zeros(len(catalog), np.int64))  # lists have clones in this order
+    values = (
+        catalog.depth,
+        len(sizes),
+        int((sizes > 1).sum()),
+        int(is_sharing.sum()),
+        int(sizes.max()),
+        _share(is_sharing[targets]),
+        summarise(places[targets]),
+        [_level(codes[codes >= 0]) for codes in catalog.codes.T],
+    )
+    return {"from": "data" if catalog is own else "built", **dict(zip(OF_IDENTIFIERS, values, strict=True))}
 
 
 def _level(codes: NDArray[np.int32]) -> dict[str, float]:
-    counts = np.array(list(Counter(codes.tolist()).values()))
+    counts = np.unique(codes, return_counts=True)[1]
     shares = counts / counts.sum()
     entropy = float(-(shares * np.log(shares)).sum())
     return {"codes": len(counts), "evenness": entropy / float(np.log(len(counts))) if len(counts) > 1 else 1.0}
@@ -162,91 +151,78 @@ def _level(codes: NDArray[np.int32]) -> dict[str, float]:
 
 def advice(facts: dict[str, Any]) -> list[Advice]:
     """What is odd in these figures, the serious first."""
-    found = [
-        *_about_users(facts),
-        *_about_order(facts),
-        *_about_items(facts),
-        *_about_identifiers(facts["identifiers"]),
-    ]
+    found = [*_of_users(facts), *_of_order(facts), *_of_items(facts), *_of_identifiers(facts["identifiers"])]
     return sorted(found, key=lambda line: not line.is_serious)
 
 
-def _about_users(facts: dict[str, Any]) -> list[Advice]:
+def _of_users(facts: dict[str, Any]) -> Iterator[Advice]:
     users, questions, short = facts["users"], facts["split"]["test"], facts["short_users"]
-    found = []
     if short and facts["split"]["from"] == "leave-one-out":  # a split of the data's own leaves users out on purpose
-        text = (
+        yield Advice(
             f"{short:,} of {users:,} users have fewer than 3 items: they train, but nobody asks for them. Give longer "
-            "histories, or drop these users (of a table: earn import --k-core 3)."
+            "histories, or drop these users (of a table: earn import --k-core 3).",
+            2 * short > users,
         )
-        found.append(Advice(text, 2 * short > users))
     if not questions:
-        found.append(Advice("No user can be asked a test question, so no model can be measured.", is_serious=True))
+        yield Advice("No user can be asked a test question, so no model can be measured.", is_serious=True)
     elif questions < FEW_QUESTIONS:
-        text = f"So few test questions ({questions:,}) can hardly show a small difference between models; 1,000 can."
-        found.append(Advice(text))
-    return found
+        yield Advice(
+            f"So few test questions ({questions:,}) can hardly show a small difference between models; 1,000 can."
+        )
 
 
-def _about_order(facts: dict[str, Any]) -> list[Advice]:
-    order, repeated, found = facts["order"], facts["targets_repeated"], []
+def _of_order(facts: dict[str, Any]) -> Iterator[Advice]:
+    order, repeated = facts["order"], facts["targets_repeated"]
     if order["ties"]:
-        text = (
+        yield Advice(
             f"{order['ties']:,} of {facts['interactions']:,} interactions share their time with others of the user, so "
             "the file's order decides what comes next. To draw it: earn import --ties shuffle."
         )
-        found.append(Advice(text))
     if order["exact_repeats"]:
-        text = f"{order['exact_repeats']:,} interactions are exact repeats (user, item, time): earn import --dedupe."
-        found.append(Advice(text))
+        yield Advice(
+            f"{order['exact_repeats']:,} interactions are exact repeats (user, item, time): earn import --dedupe."
+        )
     if repeated > MANY_TARGETS:
-        text = (
+        yield Advice(
             f"{repeated:.0%} of the test answers stand in their own history, so lists that repeat it score well, and "
-            "--exclude-history rules them out. Where repeats mean nothing, drop them: earn import --dedupe all."
+            "--exclude-history rules them out. Where repeats mean nothing, drop them: earn import --dedupe all.",
+            is_serious=True,
         )
-        found.append(Advice(text, is_serious=True))
-    return found
 
 
-def _about_items(facts: dict[str, Any]) -> list[Advice]:
+def _of_items(facts: dict[str, Any]) -> Iterator[Advice]:
     items, unseen, untitled, cold = (facts[name] for name in ("items", "unseen_items", "untitled_items", COLD))
-    found = []
     if unseen:
-        text = f"{unseen:,} of {items:,} items have no interaction: nothing teaches a model to recommend them."
-        found.append(Advice(text, 5 * unseen > items))
-    if cold:
-        text = (
-            f"{cold:.1%} of the test answers are items that no training history holds, so they are hardly ever found. "
-            "Give more interactions, or drop rare items (of a table: earn import --k-core 5)."
+        yield Advice(
+            f"{unseen:,} of {items:,} items have no interaction: nothing teaches a model to recommend them.",
+            5 * unseen > items,
         )
-        found.append(Advice(text, cold > MANY_TARGETS))
+    if cold:
+        yield Advice(
+            f"{cold:.1%} of the test answers are items that no training history holds, so they are hardly ever found. "
+            "Give more interactions, or drop rare items (of a table: earn import --k-core 5).",
+            cold > MANY_TARGETS,
+        )
     if untitled:
         what = "No item has a title" if untitled == items else f"{untitled:,} of {items:,} items have no title"
-        found.append(Advice(f"{what}. Titles help to build identifiers and to read lists (of a table: --items FILE)."))
-    return found
+        yield Advice(f"{what}. Titles help to build identifiers and to read lists (of a table: --items FILE).")
 
 
-def _about_identifiers(facts: dict[str, Any]) -> list[Advice]:
-    found = []
+def _of_identifiers(facts: dict[str, Any]) -> Iterator[Advice]:
     if facts["shared"]:
-        found.append(
-            Advice(
-                f"{facts['items_sharing']:,} items share {facts['shared']:,} identifiers, at most {facts['largest']:,} "
-                f"one: {facts['targets_sharing']:.1%} of right lists hold such clones, and NDCG@10 is at most "
-                f"{facts['ceiling']['ndcg@10']:.4f}. To tell them apart: earn train --disambiguate.",
-                facts["targets_sharing"] > 0.01,
-            )
+        yield Advice(
+            f"{facts['items_sharing']:,} items share {facts['shared']:,} identifiers, at most {facts['largest']:,} "
+            f"one: {facts['targets_sharing']:.1%} of right lists hold such clones, and NDCG@10 is at most "
+            f"{facts['ceiling']['ndcg@10']:.4f}. To tell them apart: earn train --disambiguate.",
+            facts["targets_sharing"] > 0.01,
         )
     # of identifiers that were just built nothing better can be built; the last level may only tell clones apart
     levels = facts["levels"][:-1] if facts["levels"] and facts["from"] == "data" else []
     for number, level in enumerate(levels, start=1):
         if level["codes"] == 1 or level["evenness"] < 0.7:
-            found.append(
-                Advice(
-                    f"Level {number} of the identifiers uses {level['codes']:,} codes unevenly (entropy "
-                    f"{level['evenness']:.0%} of the most there can be), so it tells few items apart: "
-                    "earn train --build-identifiers.",
-                    is_serious=True,
-                )
+            yield Advice(
+                f"Level {number} of the identifiers uses {level['codes']:,} codes unevenly (entropy "
+                f"{level['evenness']:.0%} of the most there can be), so it tells few items apart: "
+                "earn train --build-identifiers.",
+                is_serious=True,
             )
-    return found

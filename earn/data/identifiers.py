@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from earn.catalog import Catalog
 from earn.data.download import cache_folder
 from earn.data.formats import Interactions
+from earn.data.splits import flat, item_counts
 from earn.errors import EarnError
 from earn.files import written_whole
 from earn.quantizer import unit, words_of
@@ -118,7 +119,7 @@ def _codes(
     with threadpool_limits(1):  # sums of several threads are added in the order in which they end
         vectors = item_vectors(interactions, train_sequences, seed)
         codes = _residual_codes(vectors, codebook or codebook_size(items), levels, seed)
-    return np.column_stack([codes, _numbers_within(codes, _counts(train_sequences, items))])
+    return np.column_stack([codes, numbers_within(codes, item_counts(train_sequences, items))])
 
 
 def _catalog(interactions: Interactions, codes: NDArray[np.int64]) -> Catalog:
@@ -142,17 +143,12 @@ def disambiguated(catalog: Catalog, train_sequences: Sequence[NDArray[np.int64]]
         train_sequences: item indices per user, the training part only.
     """
     shared = Counter(catalog.identifiers)
-    numbers = _numbers_within(catalog.codes.astype(np.int64), _counts(train_sequences, len(catalog))).tolist()
+    numbers = numbers_within(catalog.codes, item_counts(train_sequences, len(catalog))).tolist()
     identifiers = (
         (*identifier, f"<{chr(ord('a') + len(identifier))}_{number}>") if shared[identifier] > 1 else identifier
         for identifier, number in zip(catalog.identifiers, numbers, strict=True)
     )
     return replace(catalog, identifiers=tuple(identifiers))
-
-
-def _counts(train_sequences: Sequence[NDArray[np.int64]], items: int) -> NDArray[np.int64]:
-    """How often each item is trained on."""
-    return np.bincount(np.concatenate([np.zeros(0, np.int64), *train_sequences]), minlength=items)
 
 
 def codebook_size(items: int) -> int:
@@ -186,8 +182,7 @@ def _user_matrix(train_sequences: Sequence[NDArray[np.int64]], items: int) -> An
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfTransformer
 
-    rows = np.concatenate([np.zeros(0, np.int64), *train_sequences])
-    users = np.repeat(np.arange(len(train_sequences)), [len(sequence) for sequence in train_sequences])
+    users, rows = flat(train_sequences)
     if not rows.size:
         return None
     counts = csr_matrix((np.ones(len(rows)), (rows, users)), shape=(items, len(train_sequences)))
@@ -229,12 +224,11 @@ def _residual_codes(
     return np.column_stack(codes)
 
 
-def _numbers_within(codes: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:  # [items]
-    """Numbers the items of equal codes 0, 1, ..., by falling count, ties by index."""
-    numbers = np.zeros(len(codes), np.int64)
-    used: dict[tuple[int, ...], int] = {}
-    for item in np.argsort(-counts, kind="stable").tolist():
-        key = tuple(codes[item].tolist())
-        numbers[item] = used.get(key, 0)
-        used[key] = numbers[item] + 1
+def numbers_within(codes: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[np.int64]:  # [items]
+    """Numbers the items of equal codes [items, tokens] 0, 1, ..., by falling count, ties by index."""
+    _, group = np.unique(codes, axis=0, return_inverse=True)
+    order = np.lexsort((-counts, group.reshape(-1)))  # [items]; numpy 2.0 gives the groups another shape
+    sizes = np.bincount(group.reshape(-1))
+    numbers = np.empty_like(order)
+    numbers[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return numbers

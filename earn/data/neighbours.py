@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from earn.data.formats import Interactions
 from earn.data.identifiers import word_matrix
+from earn.data.splits import flat
 from earn.errors import EarnError
 from earn.quantizer import unit
 
@@ -67,8 +68,7 @@ def _near(sequences: Sequence[NDArray[np.int64]], items: int) -> Any:
     """C, scaled by the items' counts (module docstring), sparse [items, items]."""
     from scipy.sparse import csr_matrix, diags
 
-    whole = np.concatenate([np.zeros(0, np.int64), *sequences])
-    user = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
+    user, whole = flat(sequences)
     sums = csr_matrix((items, items))
     for gap in range(1, REACH + 1):
         earlier, later = whole[:-gap], whole[gap:]

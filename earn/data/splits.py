@@ -63,10 +63,20 @@ def _split(interactions: Interactions, held_out: Sequence[tuple[int, int]]) -> S
     return Split(tuple(train), tuple(valid), tuple(test))
 
 
+def item_counts(sequences: Sequence[NDArray[np.int64]], items: int) -> NDArray[np.int64]:
+    """How often each item stands in the sequences [items]."""
+    return np.bincount(flat(sequences)[1], minlength=items)
+
+
+def flat(sequences: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The sequences one after the other: of each place the sequence's number and the item."""
+    numbers = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
+    return numbers, np.concatenate([np.zeros(0, np.int64), *sequences])
+
+
 def popularity(split: Split, items: int) -> NDArray[np.int64]:
     """All item indices [items], the one with most training interactions first; ties by index."""
-    counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *split.train]), minlength=items)
-    return np.argsort(-counts, kind="stable").astype(np.int64)
+    return np.argsort(-item_counts(split.train, items), kind="stable").astype(np.int64)
 
 
 def popularity_ranks(split: Split, items: int, users: Sequence[Example]) -> NDArray[np.int64]:
