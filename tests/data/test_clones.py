@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from earn.catalog import Catalog
-from earn.data import Interactions, split_of
+from earn.data import split_of
 from earn.data.dataset import Dataset
 from earn.data.identifiers import disambiguated
 from earn.errors import EarnError
+from tests.data.tables import toy
 
 IDENTIFIERS = (("x", "0"), ("y", "0"), ("x", "0"), ("y", "1", "z"), ("x", "0"))
-CATALOG = Catalog(tuple("abcde"), IDENTIFIERS, ("",) * 5)
+CATALOG = Catalog(tuple(f"i{item}" for item in range(5)), IDENTIFIERS, ("",) * 5)
 
 
 def dataset(users: int = 4) -> Dataset:
     sequences = tuple(np.array([0, 2, 4, user % 5, 1]) for user in range(users))
-    ids = tuple(f"u{user}" for user in range(users))
     held_out = tuple((user % 2, 1) for user in range(users))
-    interactions = Interactions("toy", tuple(CATALOG.item_ids), ("",) * 5, ("",) * 5, ids, sequences, CATALOG, held_out)
+    interactions = toy(sequences, 5, catalog=CATALOG, held_out=held_out)
     return Dataset("toy", interactions, split_of(interactions))
 
 

@@ -26,21 +26,13 @@ from earn.data import (
 )
 from earn.data.download import FILES, cache_folder
 from earn.errors import EarnError
+from tests.data.tables import toy, write_files
+
+HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
 
 
-def interactions(
-    *sequences: list[int], items: int = 6, held_out: tuple[tuple[int, int], ...] | None = None
-) -> Interactions:
-    return Interactions(
-        name="toy",
-        item_ids=tuple(f"i{item}" for item in range(items)),
-        titles=("",) * items,
-        metadata=("",) * items,
-        user_ids=tuple(f"u{user}" for user in range(len(sequences))),
-        sequences=tuple(np.array(sequence, np.int64) for sequence in sequences),
-        catalog=None,
-        held_out=held_out,
-    )
+def interactions(*sequences: list[int], held_out: tuple[tuple[int, int], ...] | None = None) -> Interactions:
+    return toy(sequences, 6, held_out=held_out)
 
 
 def asked(examples: Sequence[Example]) -> list[tuple[str, list[int], int]]:
@@ -48,15 +40,11 @@ def asked(examples: Sequence[Example]) -> list[tuple[str, list[int], int]]:
 
 
 def test_the_last_item_is_test_and_the_one_before_is_valid() -> None:
-    split = leave_one_out(interactions([3, 1, 4, 1], [5, 2], [0, 1, 2], [4]))
-    assert [sequence.tolist() for sequence in split.train] == [[3, 1], [5, 2], [0], [4]]
-    assert asked(split.valid) == [("u0", [3, 1], 4), ("u2", [0], 1)]
-    assert asked(split.test) == [("u0", [3, 1, 4], 1), ("u2", [0, 1], 2)]
-
-
-def test_without_a_split_of_its_own_a_source_is_split_by_leave_one_out() -> None:
-    data = interactions([3, 1, 4, 1], [5, 2])
-    assert asked(split_of(data).test) == asked(leave_one_out(data).test) == [("u0", [3, 1, 4], 1)]
+    data = interactions([3, 1, 4, 1], [5, 2], [0, 1, 2], [4])
+    for split in (leave_one_out(data), split_of(data)):  # a source without a split of its own
+        assert [sequence.tolist() for sequence in split.train] == [[3, 1], [5, 2], [0], [4]]
+        assert asked(split.valid) == [("u0", [3, 1], 4), ("u2", [0], 1)]
+        assert asked(split.test) == [("u0", [3, 1, 4], 1), ("u2", [0, 1], 2)]
 
 
 def test_the_first_held_out_item_of_each_part_is_asked_for() -> None:
@@ -152,9 +140,7 @@ def test_what_is_no_path_here_is_looked_for_in_the_variables_folder(
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for folder, item in ((here / "both", "h"), (there / "both", "t"), (there / "toy", "x"), (there / "ml-100k", "y")):
-        folder.mkdir(parents=True)
-        header = "user_id:token\titem_id:token\ttimestamp:float\n"
-        (folder / "toy.inter").write_text(f"{header}u\t{item}\t1\n", encoding="utf-8")
+        write_files(folder, {"toy.inter": f"{HEADER}u\t{item}\t1\n"})
     monkeypatch.chdir(here)
     monkeypatch.setenv("EARN_DATA", str(there))
     monkeypatch.setitem(NAMED, "ml-100k", lambda: here / "both")
@@ -171,15 +157,8 @@ def test_a_folder_that_no_format_fits_gets_what_was_looked_for(tmp_path: Path) -
         load_interactions(tmp_path)
 
 
-def test_a_folder_that_two_formats_fit_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "toy.inter").touch()
-    (tmp_path / "toy.inter.json").touch()
-    with pytest.raises(EarnError, match="more than one format fits it"):
-        load_interactions(tmp_path)
-
-
 def test_a_name_is_fetched_and_a_path_of_that_name_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "toy.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu\tx\t1\n", encoding="utf-8")
+    write_files(tmp_path, {"toy.inter": f"{HEADER}u\tx\t1\n"})
     monkeypatch.delenv("EARN_DATA", raising=False)
     monkeypatch.setitem(NAMED, "toy-set", lambda: tmp_path)
     assert load_interactions("toy-set").item_ids == ("x",)

@@ -9,6 +9,7 @@ from earn.data.digits import DigitForm, build_digits, fit_quantizer
 from earn.data.formats import Interactions
 from earn.digits import Digits
 from earn.errors import EarnError
+from tests.data.tables import toy
 
 
 def interactions(items: int = 30) -> Interactions:
@@ -16,8 +17,7 @@ def interactions(items: int = 30) -> Interactions:
     kinds = [("red apple fruit", "green pear fruit")[item % 2] + f" n{item}" for item in range(items)]
     generator = np.random.default_rng(0)
     sequences = tuple(2 * generator.integers(0, items // 2, 8) + user % 2 for user in range(20))
-    ids = tuple(f"i{item}" for item in range(items))
-    return Interactions("toy", ids, tuple(kinds), tuple("" for _ in ids), tuple(map(str, range(20))), sequences, None)
+    return toy(sequences, items, kinds)
 
 
 @pytest.mark.parametrize(

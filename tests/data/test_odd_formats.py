@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from earn.data import Interactions, load_interactions
+from earn.data import load_interactions
 from earn.errors import EarnError
+from tests.data.tables import packed, sequences, write_files
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
 TWO = HEADER + "u\ty\t2\nu\tx\t1\n"
@@ -18,58 +18,28 @@ UX = {"u": ["x", "y"]}
 INDEX = {"2": ["<a_0>", "<b_0>"], "9": ["<a_0>", "<b_1>"], "1": ["<a_1>", "<b_0>"]}
 
 
-def sequences(data: Interactions) -> dict[str, list[str]]:
-    return {
-        user: [data.item_ids[item] for item in sequence]
-        for user, sequence in zip(data.user_ids, data.sequences, strict=True)
-    }
-
-
-def write(folder: Path, files: Mapping[str, object]) -> Path:
-    """Writes the files name -> content; what is neither text nor bytes is written as JSON."""
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = content if isinstance(content, str | bytes) else json.dumps(content)
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return folder
-
-
 @pytest.mark.parametrize(
     ("content", "want"),
     [
         (TWO.encode("utf-16"), UX),
-        (gzip.compress(TWO.encode(), mtime=0), UX),
+        (packed(TWO), UX),
         (TWO.replace("\n", "\r"), UX),
         (TWO.replace("\n", "\r\n"), UX),
         (HEADER + '"u"\t"y ""1"""\t2\n"u"\t"x"\t1\n', {"u": ["x", 'y "1"']}),
         (HEADER + 'u\tit"s\t1\n', {"u": ['it"s']}),
+        (HEADER + "u\tx\t1700000000000000001\nu\ty\t1700000000000000000\n", {"u": ["y", "x"]}),  # equal as doubles
         (HEADER + "u\t007\t1\nu\t7\t2\nu\t1e5\t3\nu\ta,b\t4\n", {"u": ["007", "7", "1e5", "a,b"]}),
     ],
 )
 def test_odd_atomic_files_are_read(tmp_path: Path, content: object, want: dict[str, list[str]]) -> None:
-    assert sequences(load_interactions(write(tmp_path, {"toy.inter": content}))) == want
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("u\tx\t1_000\n", r"toy\.inter, line 4: the timestamp '1_000' is not a number"),
-        ("u\tx\t١٢٣\n", r"line 4: the timestamp '١٢٣' is not a number"),
-        ("nan\tx\t3\n", r"line 4: the user_id is missing \(nan\)"),
-        ("u\tNone\t3\n", r"line 4: the item_id is missing \(None\)"),
-    ],
-)
-def test_odd_rows_of_atomic_files_are_refused(tmp_path: Path, row: str, message: str) -> None:
-    with pytest.raises(EarnError, match=message):
-        load_interactions(write(tmp_path, {"toy.inter": TWO + row}))
+    assert sequences(load_interactions(write_files(tmp_path, {"toy.inter": content}))) == want
 
 
 def test_items_without_metadata_ties_and_repeats_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     items = 'item_id:token\ttitle:token_seq\nx\t"The ""Best"""\n'
-    data = load_interactions(write(tmp_path, {"toy.inter": TWO + "u\tx\t1\n", "toy.item": items}))
+    data = load_interactions(write_files(tmp_path, {"toy.inter": TWO + "u\tx\t1\n", "toy.item": items}))
     assert (data.item_ids, data.titles) == (("x", "y"), ('The "Best"', ""))
     said = capsys.readouterr().err
     assert "1 items such as 'y' are not in it" in said
@@ -78,9 +48,9 @@ def test_items_without_metadata_ties_and_repeats_are_counted(
 
 
 def test_floats_of_pandas_are_items_and_nan_is_named_with_its_user(tmp_path: Path) -> None:
-    write(tmp_path, {"T.index.json": INDEX, "T.inter.json": {"u": [2.0, 9.0, 1]}})
+    write_files(tmp_path, {"T.index.json": INDEX, "T.inter.json": {"u": [2.0, 9.0, 1]}})
     assert sequences(load_interactions(tmp_path)) == {"u": ["2", "9", "1"]}
-    write(tmp_path, {"T.inter.json": '{"u": [1], "v": [1, 2, NaN]}'})
+    write_files(tmp_path, {"T.inter.json": '{"u": [1], "v": [1, 2, NaN]}'})
     with pytest.raises(EarnError, match=r"T\.inter\.json: user 'v': item 3 is missing \(NaN, null\)"):
         load_interactions(tmp_path)
 
@@ -90,7 +60,7 @@ def test_titles_that_are_null_or_lists_are_counted_not_refused(
 ) -> None:
     titles = {"2": {"title": None, "categories": ["A"]}, "9": {"title": ["Red", "ball"]}}
     data = load_interactions(
-        write(tmp_path, {"T.index.json": INDEX, "T.inter.json": {"u": [2]}, "T.item.json": titles})
+        write_files(tmp_path, {"T.index.json": INDEX, "T.inter.json": {"u": [2]}, "T.item.json": titles})
     )
     assert (data.titles, data.metadata) == (("", "Red ball", ""), ("A", "", ""))
     assert "1 of 2 items have no title" in capsys.readouterr().err
@@ -98,10 +68,10 @@ def test_titles_that_are_null_or_lists_are_counted_not_refused(
 
 def test_whole_numbers_are_codes_per_level(tmp_path: Path) -> None:
     codes = {"2": [0, 0], "9": [0, 12], "1": [12, 0]}
-    data = load_interactions(write(tmp_path, {"T.index.json": codes, "T.inter.json": {"u": [2]}}))
+    data = load_interactions(write_files(tmp_path, {"T.index.json": codes, "T.inter.json": {"u": [2]}}))
     assert data.catalog is not None
     assert data.catalog.identifiers == (("<a_0>", "<b_0>"), ("<a_0>", "<b_12>"), ("<a_12>", "<b_0>"))
-    write(tmp_path, {"T.index.json": {"2": [0, "<b_0>"]}})
+    write_files(tmp_path, {"T.index.json": {"2": [0, "<b_0>"]}})
     with pytest.raises(EarnError, match=r"identifier of item '2' is \[0, '<b_0>'\]"):
         load_interactions(tmp_path)
 
@@ -140,13 +110,14 @@ MINI_ONE_REC = {
     [
         (RECBOLE, ["b", "c"]),
         (RECBOLE_EXAMPLES, ["b", "b", "c"]),
+        (RECBOLE_EXAMPLES | {"toy.valid.inter": EXAMPLES + "u\tb\tc\n"}, ["b", "b", "c"]),
         (AMAZON_2023, ["b", "c"]),
         (MINI_ONE_REC, ["b", "b", "c"]),
     ],
-    ids=["recbole", "recbole with histories", "amazon 2023", "minionerec"],
+    ids=["recbole", "recbole with histories", "the newest part of a history", "amazon 2023", "minionerec"],
 )
 def test_three_parts_are_kept_as_the_split(tmp_path: Path, files: dict[str, object], v: list[str]) -> None:
-    data = load_interactions(write(tmp_path, files))
+    data = load_interactions(write_files(tmp_path, files))
     assert sequences(data) == {"u": ["a", "b", "c", "a"], "v": v}
     assert data.held_out == ((1, 1), (0, 1))
     if "index/Toys.index.json" in files:
@@ -157,7 +128,6 @@ def test_three_parts_are_kept_as_the_split(tmp_path: Path, files: dict[str, obje
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"toy.valid.inter": EXAMPLES + "u\tb\tc\n"}, None),
         ({"toy.valid.inter": EXAMPLES + "u\tc\tc\n"}, r"toy\.valid\.inter, line 2: the history of user 'u' ends with"),
         ({"toy.valid.inter": EXAMPLES + "u\tz a b\tc\n"}, r"toy\.valid\.inter, line 2: the history of user 'u' ends"),
         ({"toy.valid.inter": EXAMPLES + "u\t[a\tc\n"}, r"toy\.valid\.inter, line 2: the history '\[a' is no list"),
@@ -166,41 +136,33 @@ def test_three_parts_are_kept_as_the_split(tmp_path: Path, files: dict[str, obje
         ({"toy.index.json": {"a": ["<a_1>"]}}, r"toy\.index\.json: item 'b' of the data has no identifier"),
     ],
 )
-def test_parts_that_contradict_each_other_are_refused(
-    tmp_path: Path, files: dict[str, object], message: str | None
-) -> None:
-    write(tmp_path, RECBOLE_EXAMPLES | files)
-    if message is None:
-        assert sequences(load_interactions(tmp_path))["u"] == ["a", "b", "c", "a"]
-        return
+def test_parts_that_contradict_each_other_are_refused(tmp_path: Path, files: dict[str, object], message: str) -> None:
     with pytest.raises(EarnError, match=message):
-        load_interactions(tmp_path)
+        load_interactions(write_files(tmp_path, RECBOLE_EXAMPLES | files))
 
 
 def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
-    (write(tmp_path, RECBOLE) / "toy.valid.inter").unlink()
+    (write_files(tmp_path, RECBOLE) / "toy.valid.inter").unlink()
     with pytest.raises(EarnError, match=r"holds no \*\.valid\.inter"):
         load_interactions(tmp_path)
 
 
 def test_ties_are_told_of_data_in_three_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    header = "user_id:token\titem_id:token\ttimestamp:float\n"
     files = {"t.train.inter": "u\ta\t5\nu\tb\t5\nv\ta\t5\n", "t.valid.inter": "u\tb\t5\n", "t.test.inter": "u\tc\t6\n"}
-    data = load_interactions(write(tmp_path, {name: header + rows for name, rows in files.items()}))
+    data = load_interactions(write_files(tmp_path, {name: HEADER + rows for name, rows in files.items()}))
     assert data.ties is not None
     assert (data.ties.interactions, data.ties.exact_repeats) == (3, 1)
     said = capsys.readouterr().err
     assert "3 interactions share their time" in said
     assert "earn import" not in said  # which would not keep the split
     untimed = dict.fromkeys(files, "user_id:token\titem_id:token\nu\ta\n")
-    assert load_interactions(write(tmp_path / "untimed", untimed)).ties is None
+    assert load_interactions(write_files(tmp_path / "untimed", untimed)).ties is None
 
 
 # --- OpenOneRec -----------------------------------------------------------------------------------------------
 
 
 def one_rec(folder: Path, **columns: object) -> Path:
-    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     folder.mkdir(parents=True, exist_ok=True)
     users = {"uid": [7, 8, 9], "split": [0, 1, 0], "hist_video_pid": [[11, 12], [12, 11], None]}
     users |= {"target_video_pid": [[13], [13, 14], [11]], "hist_ad_pid": [[1], [2], [3]], "target_ad_pid": [[1]] * 3}
@@ -218,7 +180,6 @@ def test_open_one_rec_is_read_with_its_split_and_identifiers(
     assert plain.held_out == ((1, 0), (0, 2), (0, 0))
     assert plain.catalog is None
     assert "domain video; not read: ad" in capsys.readouterr().err
-    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     mapping = {"pid": [13, 12, 11, 99], "sid": [[3, 0, 1], [2, 0, 1], [1, 0, 1], [9, 9, 9]]}
     parquet.write_table(pa.table(mapping), folder / "video_ad_pid2sid.parquet")
     named = load_interactions(folder)
