@@ -7,18 +7,18 @@ RecBole's atomic files name each column as name:type.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from earn.catalog import one_line
 from earn.data.interactions import Words
+from earn.data.tables.columns import RECBOLE_TYPES
 from earn.data.tables.text import unquoted
 from earn.data.tables.values import MISSING
 from earn.errors import EarnError
 from earn.files import read_lines
 
-COLUMN_TYPES = ("token", "token_seq", "float", "float_seq")
 NO_METADATA = ("item_id", "title", "asin")  # columns of items.tsv
 
 
@@ -48,31 +48,39 @@ class Table:
 
 
 def read_table(path: Path, typed: bool) -> Table:
-    """Reads a table; where it is typed, every column must have one of COLUMN_TYPES.
+    """Reads a table; where it is typed, every column must have one of RECBOLE_TYPES.
 
     Raises:
         EarnError: no header or rows, a column without its type or named twice, or a row with too few or many cells.
     """
-    lines = read_lines(path)
-    if not lines[0].strip():
+    lines = enumerate(read_lines(path), start=1)
+    (_, header), *rows = [
+        (line, [unquoted(cell.strip()) for cell in text.split("\t")]) for line, text in lines if text or line == 1
+    ]
+    if not any(header):
         raise EarnError(
             f"{path}, line 1: the file is empty or lacks its header. Name the columns there, separated by tabs."
         )
-    columns = _columns(path, [unquoted(name.strip()) for name in lines[0].split("\t")], typed)
-    rows = []
-    for line, text in enumerate(lines[1:], start=2):
-        cells = [unquoted(cell.strip()) for cell in text.split("\t")]
-        if not text:
-            continue
+    columns: dict[str, str] = {}
+    for field in header:
+        name, _, type_ = field.partition(":")
+        if typed and type_ not in RECBOLE_TYPES:
+            raise EarnError(
+                f"{path}, line 1: the column {field!r} has no type. "
+                f"Write name:type, separated by tabs, with one of the types {', '.join(RECBOLE_TYPES)}."
+            )
+        if name in columns:
+            raise EarnError(f"{path}, line 1: the column {name!r} stands twice. Keep one of them.")
+        columns[name] = type_
+    for line, cells in rows:
         if len(cells) != len(columns):
             raise EarnError(
                 f"{path}, line {line}: {len(cells)} fields, but the header names {len(columns)} columns. "
                 "Separate the fields by tabs, and leave none out."
             )
-        rows.append((line, dict(zip(columns, cells, strict=True))))
     if not rows:
         raise EarnError(f"{path}: only a header, no rows. Add at least one.")
-    return Table(path, columns, tuple(rows))
+    return Table(path, columns, tuple((line, dict(zip(columns, cells, strict=True))) for line, cells in rows))
 
 
 def table_words(table: Table, title: str | None, metadata: Sequence[str]) -> dict[str, Words]:
@@ -105,18 +113,3 @@ def read_items_tsv(path: Path) -> dict[str, Words]:
     table = read_table(path, typed=False)
     table.need("item_id", "title")
     return table_words(table, "title", [name for name in table.columns if name not in NO_METADATA])
-
-
-def _columns(path: Path, header: Iterable[str], typed: bool) -> dict[str, str]:
-    columns: dict[str, str] = {}
-    for field in header:
-        name, _, type_ = field.strip().partition(":")
-        if typed and type_ not in COLUMN_TYPES:
-            raise EarnError(
-                f"{path}, line 1: the column {field!r} has no type. "
-                f"Write name:type, separated by tabs, with one of the types {', '.join(COLUMN_TYPES)}."
-            )
-        if name in columns:
-            raise EarnError(f"{path}, line 1: the column {name!r} stands twice. Keep one of them.")
-        columns[name] = type_
-    return columns
