@@ -24,7 +24,7 @@ import onnx
 import onnxruntime
 
 from earn.bundle_edit import bundle_locked
-from earn.calibration.collect import StageRanges, collect_activations, collect_moments
+from earn.calibration.collect import StageRanges, collect_moments, collect_ranges
 from earn.calibration.equalize import ALPHA, equalize
 from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Ranking, Verdict, apply_gate
 from earn.calibration.linear_layers import LinearLayer
@@ -184,12 +184,14 @@ def calibrate(
         before: Mapping[str, StageRanges] = {}
         after: Mapping[str, StageRanges] = {}
         if any(row.equalizes for row in precisions):
-            before = collect_activations(variants, FLOAT, histories, settings.beams, progress("collect, float"))
+            before = collect_ranges(variants, FLOAT, histories, settings.beams, progress("collect, float"))
             _equalize(variants, before, settings.alpha)
         if any(row.method == "static" for row in precisions):
-            after = collect_activations(variants, EQUALIZED, histories, settings.beams, progress("collect, equalized"))
+            after = collect_ranges(variants, EQUALIZED, histories, settings.beams, progress("collect, equalized"))
         for row, form in wanted + compared:
-            _quantize(variants, row, form, after, histories, settings.beams, progress)
+            for stage in STAGES:
+                ranges = after.get(stage, {})
+                _quantize(variants, stage, row, form, ranges, histories, settings.beams, progress)
 
         rankings = held_out.rankings(variants.recommender(source), progress("ask, fp32"))
         timed = settings.requests and any(form.runs_on_cpu for _, form in wanted)
@@ -250,34 +252,30 @@ def _others(wanted: Sequence[tuple[Precision, GraphForm]]) -> list[tuple[Precisi
 
 def _equalize(variants: GraphVariants, ranges: Mapping[str, StageRanges], alpha: float | None) -> None:
     """Makes the equalized variant, which is as the float one if alpha is None."""
-
-    def change(stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
-        if alpha is not None:
-            equalize(graph, ranges[stage], alpha)
-        return graph
-
-    variants.derive(FLOAT, EQUALIZED, change)
+    for stage in STAGES:  # no name holds a graph, so that one is in memory at a time
+        if alpha is None:
+            variants.save(EQUALIZED, stage, variants.load(FLOAT, stage))
+        else:
+            variants.save(EQUALIZED, stage, equalize(variants.load(FLOAT, stage), ranges[stage], alpha))
 
 
 def _quantize(
     variants: GraphVariants,
+    stage: str,
     precision: Precision,
     form: GraphForm,
-    ranges: Mapping[str, StageRanges],
+    ranges: StageRanges,
     histories: Sequence[Sequence[str]],
     beams: int,
     progress: Progress,
 ) -> None:
-    """Makes the variant of the precision's name."""
-    base, moments = _base(precision), {}
-    if stages := [stage for stage in STAGES if precision.of_stage(stage).method == "blocks"]:
-        moments = collect_moments(variants, base, stages, histories, beams, progress(f"collect, {precision.name}"))
-
-    def change(stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
-        spans = {name: seen.whole for name, seen in ranges.get(stage, {}).items()}
-        return quantize(graph, precision.of_stage(stage), form, spans, moments.get(stage, {}))
-
-    variants.derive(base, precision.name, change)
+    """Makes a stage of the variant of the precision's name."""
+    base, row, moments = _base(precision), precision.of_stage(stage), {}
+    if row.method == "blocks":
+        label = f"collect, {precision.name}, {stage} stage"
+        moments = collect_moments(variants, base, stage, histories, beams, progress(label))
+    spans = {name: seen.whole for name, seen in ranges.items()}
+    variants.save(precision.name, stage, quantize(variants.load(base, stage), row, form, spans, moments))
 
 
 def _judge(trial: _Trial, precision: Precision, form: GraphForm, only_plain: bool = False) -> Candidate:

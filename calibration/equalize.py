@@ -38,11 +38,11 @@ class SmoothingPair:
     readers: tuple[LinearLayer, ...]
 
 
-def equalize(graph: onnx.ModelProto, ranges: StageRanges, alpha: float = ALPHA) -> None:
-    """Changes the weights of a stage graph in place.
+def equalize(graph: onnx.ModelProto, ranges: StageRanges, alpha: float = ALPHA) -> onnx.ModelProto:
+    """The graph, whose weights are changed in place.
 
     Args:
-        graph: with its weights loaded.
+        graph: of a stage, with its weights loaded.
         ranges: of what goes into the linear layers.
         alpha: how much of an outlier is moved, 0 to 1.
     """
@@ -54,6 +54,7 @@ def equalize(graph: onnx.ModelProto, ranges: StageRanges, alpha: float = ALPHA) 
         _replace(weights[pair.source], numpy_helper.to_array(weights[pair.source]) / scale)
         for reader, weight in zip(pair.readers, readers, strict=True):
             _replace(weights[reader.weight], weight * scale[:, None])
+    return graph
 
 
 def smoothing_pairs(graph: onnx.ModelProto) -> list[SmoothingPair]:

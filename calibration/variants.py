@@ -7,7 +7,6 @@ combines two variants is written without copying a weight, and sessions map the 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ class GraphVariants:
         self.manifest = opened(source, self._keep)
         self.catalog = Catalog.load(self.source / CATALOG_FILE)
         for stage in STAGES:
-            self._write(FLOAT, stage, load_graph(self.source / GRAPH_FILES[stage]))
+            self.save(FLOAT, stage, load_graph(self.source / GRAPH_FILES[stage]))
 
     def _keep(self, source: Path) -> Manifest:
         manifest = Manifest.load(source)
@@ -58,10 +57,13 @@ class GraphVariants:
         link_files(source, self.source)
         return manifest
 
-    def derive(self, base: str, variant: str, change: Callable[[str, onnx.ModelProto], onnx.ModelProto]) -> None:
-        """Makes a variant of another one; `change` takes a stage and its graph with weights."""
-        for stage in STAGES:
-            self._write(variant, stage, change(stage, load_graph(self.path(base, stage))))
+    def load(self, variant: str, stage: str) -> onnx.ModelProto:
+        """A variant's stage with its weights."""
+        return load_graph(self.path(variant, stage))
+
+    def save(self, variant: str, stage: str, graph: onnx.ModelProto) -> None:
+        """Writes a variant's stage, whose weights are loaded."""
+        lay_out_weights(graph, self.path(variant, stage), external_data_bytes=0)
 
     def path(self, variant: str, stage: str) -> Path:
         """The file of a variant's stage."""
@@ -115,6 +117,3 @@ class GraphVariants:
         """An ONNX Runtime session of one graph alone."""
         options = session_options(self.threads, spinning=False, arena=True)
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def _write(self, variant: str, stage: str, graph: onnx.ModelProto) -> None:
-        lay_out_weights(graph, self.path(variant, stage), external_data_bytes=0)

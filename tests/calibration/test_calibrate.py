@@ -16,7 +16,7 @@ import pytest
 from earn.bundle_edit import edit_catalog
 from earn.calibration import calibrate as module
 from earn.calibration.calibrate import Calibration, CalibrationSettings, calibrate
-from earn.calibration.collect import ActivationCollector, collect_activations
+from earn.calibration.collect import CollectingEngine, collect_ranges
 from earn.calibration.gate import LEAST_OVERLAP, HeldOut
 from earn.calibration.precisions import PRECISIONS, QUANTIZED
 from earn.calibration.refine import LEVELS
@@ -188,16 +188,14 @@ def test_other_precisions_are_compared(case: Case, tmp_path: Path) -> None:
 def test_activations_are_collected_as_in_service(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts and decode steps, of both stages: a late stage that saw no generated row would have ranges too narrow."""
     calls: list[tuple[str, int]] = []
-    collect = ActivationCollector.run
+    collect = CollectingEngine.run
 
-    def counted(
-        self: ActivationCollector, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]
-    ) -> None:
+    def counted(self: CollectingEngine, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         calls.append((stage, len(feeds["keep"])))
         collect(self, stage, feeds, outputs)
 
-    monkeypatch.setattr(ActivationCollector, "run", counted)
-    collect_activations(GraphVariants(case.bundle, tmp_path), FLOAT, case.histories[:2], 20)
+    monkeypatch.setattr(CollectingEngine, "run", counted)
+    collect_ranges(GraphVariants(case.bundle, tmp_path), FLOAT, case.histories[:2], 20)
     for stage in STAGES:
         rows = [count for name, count in calls if name == stage]
         assert 1 in rows

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from earn.calibration.collect import ChannelRange, collect_activations
+from earn.calibration.collect import ChannelRange, collect_ranges
 from earn.calibration.equalize import equalize, smoothing_pairs
 from earn.calibration.variants import GraphVariants, MixedPrecision
 from earn.specs import STAGES
@@ -19,14 +20,10 @@ def test_the_function_stays_the_same_and_outliers_shrink(family: str, tmp_path: 
     case = make_case(family, tmp_path / "bundle")
     variants = GraphVariants(case.bundle, tmp_path)
     add_outliers(variants)
-    before = collect_activations(variants, "outliers", case.histories[:8], 10)
-
-    def change(stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
-        equalize(graph, before[stage])
-        return graph
-
-    variants.derive("outliers", "equalized", change)
-    after = collect_activations(variants, "equalized", case.histories[:8], 10)
+    before = collect_ranges(variants, "outliers", case.histories[:8], 10)
+    for stage in STAGES:
+        variants.save("equalized", stage, equalize(variants.load("outliers", stage), before[stage]))
+    after = collect_ranges(variants, "equalized", case.histories[:8], 10)
     for stage in STAGES:
         for pair in smoothing_pairs(variants.load_without_weights("outliers", stage)):
             for reader in pair.readers:
@@ -89,20 +86,20 @@ def normed(weight: list[list[float]]) -> onnx.ModelProto:
 
 def add_outliers(variants: GraphVariants) -> None:
     """Makes some channels of every norm fifty times larger, and their readers' rows smaller, as trained models have."""
-
-    def change(stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
-        weights = {tensor.name: tensor for tensor in graph.graph.initializer}
+    for stage in STAGES:
+        graph = variants.load("float", stage)
         for pair in smoothing_pairs(graph):
-            source = numpy_helper.to_array(weights[pair.source]).copy()
-            source[..., :2] *= 50
-            weights[pair.source].CopyFrom(numpy_helper.from_array(source, pair.source))
+            scale(graph, pair.source, (..., slice(2)), 50)
             for reader in pair.readers:
-                rows = numpy_helper.to_array(weights[reader.weight]).copy()
-                rows[:2] /= 50
-                weights[reader.weight].CopyFrom(numpy_helper.from_array(rows, reader.weight))
-        return graph
+                scale(graph, reader.weight, (slice(2),), 1 / 50)
+        variants.save("outliers", stage, graph)
 
-    variants.derive("float", "outliers", change)
+
+def scale(graph: onnx.ModelProto, name: str, place: tuple[Any, ...], factor: float) -> None:
+    weight = next(tensor for tensor in graph.graph.initializer if tensor.name == name)
+    values = numpy_helper.to_array(weight).copy()
+    values[place] *= factor
+    weight.CopyFrom(numpy_helper.from_array(values, name))
 
 
 def spread(seen: ChannelRange) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from earn.calibration.collect import StageRanges, collect_activations
+from earn.calibration.collect import StageRanges, collect_ranges
 from earn.calibration.precisions import FORMS, PRECISIONS, QUANTIZED, find_form, find_precisions
 from earn.calibration.quantize import quantize
 from earn.calibration.refine import LEVELS
@@ -32,17 +32,17 @@ FUSED = {"int8": {"MatMulIntegerToFloat"}, "int8-dynamic": {"DynamicQuantizeMatM
 def quantize_variant(
     variants: GraphVariants, name: str, engine: str, ranges: Mapping[str, StageRanges], variant: str
 ) -> None:
-    def change(stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
+    precision, form = PRECISIONS[name], find_form(PRECISIONS[name], engine)
+    for stage in STAGES:
         spans = {tensor: seen.whole for tensor, seen in ranges[stage].items()}
-        return quantize(graph, PRECISIONS[name].of_stage(stage), find_form(PRECISIONS[name], engine), spans)
-
-    variants.derive(FLOAT, variant, change)
+        graph = quantize(variants.load(FLOAT, stage), precision.of_stage(stage), form, spans)
+        variants.save(variant, stage, graph)
 
 
 @pytest.fixture(scope="module")
 def variants(case: Case, tmp_path_factory: pytest.TempPathFactory) -> GraphVariants:
     variants = GraphVariants(case.bundle, tmp_path_factory.mktemp("variants"))
-    ranges = collect_activations(variants, FLOAT, case.histories, 20)
+    ranges = collect_ranges(variants, FLOAT, case.histories, 20)
     for name, engine in ROWS:
         quantize_variant(variants, name, engine, ranges, f"{name}-{engine}")
     return variants
@@ -87,7 +87,7 @@ def test_refined_layers_are_fused_in_every_family(family: str, tmp_path: Path) -
     """Biases and norms follow the linear layers of Qwen2 and Qwen3."""
     case = make_case(family, tmp_path / "bundle")
     variants = GraphVariants(case.bundle, tmp_path)
-    ranges = collect_activations(variants, FLOAT, case.histories[:2], 20)  # any will do
+    ranges = collect_ranges(variants, FLOAT, case.histories[:2], 20)  # any will do
     quantize_variant(variants, "int8", "cpu", ranges, "int8")
     for kinds in LEVELS:
         for stage in STAGES:
