@@ -63,7 +63,7 @@ from earn.errors import EarnError
 from earn.files import read_json, write_json
 from earn.manifest import GRAPH_FILES, MANIFEST_FILE, FileEntry, Manifest
 from earn.model.earn_model import EarnModel
-from earn.specs import Sizes
+from earn.specs import STAGES, Sizes
 
 if has_exporter := bool(find_spec("onnx") and find_spec("optimum")):  # a machine with a GPU may lack both
     import onnx
@@ -72,9 +72,8 @@ if has_exporter := bool(find_spec("onnx") and find_spec("optimum")):  # a machin
 
     from earn.calibration.precisions import PRECISIONS, find_form
     from earn.calibration.quantize import quantize
-    from earn.export.fuse import check_fused, fuse_projections
-    from earn.export.onnx_stages import trace_stages
-    from earn.export.simplify import LAYER_LINEARS, drop_dead, simplify
+    from earn.export.onnx_stages import trace_stage
+    from earn.export.simplify import LAYER_LINEARS, check_fused, drop_dead, fuse_projections, simplify
     from earn.export.stages import BundleModel, bundle_model
 
 RULE = "vocab"
@@ -305,8 +304,8 @@ def _put(backbone: nn.Module, name: str, value: nn.Module | nn.Parameter) -> Non
 def trace(bundle: BundleModel) -> dict[str, Hollow]:
     """Both stages' graphs as an export leaves them."""
     with tempfile.TemporaryDirectory() as name:
-        trace_stages(bundle, backbone_config(bundle.manifest.sizes), Path(name))
-        return {stage: _finished(onnx.load(str(Path(name) / file))) for stage, file in GRAPH_FILES.items()}
+        config = backbone_config(bundle.manifest.sizes)
+        return {stage: _finished(onnx.load(str(trace_stage(bundle, stage, config, Path(name))))) for stage in STAGES}
 
 
 def _finished(traced: ModelProto) -> Hollow:

@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, NodeProto, helper
 
-from earn.export.fuse import fuse_projections
 from earn.export.onnx_stages import export_stages
+from earn.export.simplify import fuse_projections
 from earn.export.stages import bundle_model
 from earn.manifest import GRAPH_FILES
 from earn.model.earn_model import EarnModel

@@ -10,10 +10,9 @@ import onnx
 import pytest
 
 from earn.config import MASKED, Prompt
-from earn.export import tracing
-from earn.export.onnx_stages import export_stages
+from earn.export import onnx_stages
+from earn.export.onnx_stages import OPSET, export_stages
 from earn.export.stages import BundleModel, TorchEngine, bundle_model
-from earn.export.tracing import OPSET
 from earn.manifest import GRAPH_FILES
 from earn.model.earn_model import EarnModel
 from earn.model.reference import reference_search
@@ -109,14 +108,16 @@ def test_both_rules_over_identifier_tokens_share_their_graphs(tmp_path: Path) ->
         assert (tmp_path / "trie" / name).read_bytes() == (tmp_path / "level" / name).read_bytes()
 
 
-@pytest.mark.skipif(tracing.choose_exporter() is tracing.export_by_torch, reason="Optimum cannot be imported here")
+@pytest.mark.skipif(
+    onnx_stages.choose_exporter() is onnx_stages.export_by_torch, reason="Optimum cannot be imported here"
+)
 @pytest.mark.parametrize(("name", "shape"), [*zip(FAMILIES, list(SHAPES), strict=False), ("tiny-qwen3", "dense")])
 def test_optimum_and_torch_write_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, shape: str
 ) -> None:
     written = []
-    for exporter in (tracing.export_by_optimum, tracing.export_by_torch):
-        monkeypatch.setattr(tracing, "choose_exporter", lambda exporter=exporter: exporter)
+    for exporter in (onnx_stages.export_by_optimum, onnx_stages.export_by_torch):
+        monkeypatch.setattr(onnx_stages, "choose_exporter", lambda exporter=exporter: exporter)
         folder = tmp_path / exporter.__name__
         folder.mkdir()
         exported(folder, name, shape, max_batch=3, max_beams=8)
@@ -128,7 +129,7 @@ def test_optimum_and_torch_write_the_same_bytes(
 @pytest.mark.parametrize("missing", ["optimum", "optimum.exporters.onnx"])
 def test_without_optimum_torch_exports(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    assert tracing.choose_exporter() is tracing.export_by_torch
+    assert onnx_stages.choose_exporter() is onnx_stages.export_by_torch
 
 
 LIMITS = ((1, 1), (1, 8), (3, 1))

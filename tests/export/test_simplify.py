@@ -12,10 +12,9 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from earn.errors import EarnError
-from earn.export.onnx_stages import export_stages
+from earn.export.onnx_stages import OPSET, export_stages
 from earn.export.simplify import LAYER_LINEARS, reshape_target, simplify
 from earn.export.stages import bundle_model
-from earn.export.tracing import OPSET
 from earn.manifest import GRAPH_FILES
 from earn.runtime.memory import Array
 from earn.specs import STAGES

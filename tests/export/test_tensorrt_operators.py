@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape
 from earn.calibration.error_feedback import BLOCK
 from earn.calibration.precisions import FORMS, PRECISIONS
 from earn.calibration.quantize import quantize
-from earn.export.tracing import OPSET
+from earn.export.onnx_stages import OPSET
 from earn.model.earn_model import EarnModel
 from earn.runtime.memory import Array
 from earn.specs import PAST, STAGES
