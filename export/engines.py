@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from earn.errors import EarnError
-from earn.files import folder_written_whole, sha256
+from earn.files import folder_written_whole
 from earn.manifest import FileEntry, Manifest
 from earn.runtime.engine_files import (
     HARDWARE,
@@ -25,7 +24,6 @@ from earn.runtime.engine_files import (
     STAGE_ENGINES,
     EngineKind,
     EngineRecord,
-    Target,
     check_form,
     check_one_graph,
     graph_hash,
@@ -80,17 +78,23 @@ def build_engines(
     with folder_written_whole(out) as beside:
         for name, ranges in kind.ranges(manifest).items():
             what = "one graph" if kind is ONE_ENGINE else f"{name} stage"
-            report = progress and partial(_report, progress, what)
             graph, file = folder / kind.graphs[name], beside / kind.files[name]
-            timings = _build_engine(graph, ranges, settings, timings, file, report)
+            timings = _build_engine(graph, ranges, settings, timings, file, _make_monitor(what, progress))
         (beside / TIMING_CACHE).write_bytes(timings)
-        record = _record(manifest, kind, settings, target, beside)
+        record = EngineRecord(
+            tensorrt=target.tensorrt,
+            gpu=target.gpu.name,
+            architecture=target.gpu.architecture,
+            driver=target.gpu.driver,
+            hardware=settings.hardware,
+            version_compatible=settings.version_compatible,
+            precision=manifest.precision,
+            graphs=graph_hash(manifest, kind),
+            profiles=ranges_hash(manifest, kind),
+            files={name: FileEntry.of(beside / name) for name in kind.files.values()},
+        )
         record.save(beside)
     return record
-
-
-def _report(progress: Progress, what: str, phase: str, done: int, total: int) -> None:
-    progress(f"{what}: {phase}", done, total)
 
 
 def check_settings(settings: BuildSettings) -> None:
@@ -103,31 +107,13 @@ def check_settings(settings: BuildSettings) -> None:
         raise EarnError(f"The workspace is {settings.workspace_bytes} bytes. Take 1 or more.")
 
 
-def _record(
-    manifest: Manifest, kind: EngineKind, settings: BuildSettings, target: Target, folder: Path
-) -> EngineRecord:
-    paths = [folder / name for name in kind.files.values()]
-    return EngineRecord(
-        tensorrt=target.tensorrt,
-        gpu=target.gpu.name,
-        architecture=target.gpu.architecture,
-        driver=target.gpu.driver,
-        hardware=settings.hardware,
-        version_compatible=settings.version_compatible,
-        precision=manifest.precision,
-        graphs=graph_hash(manifest, kind),
-        profiles=ranges_hash(manifest, kind),
-        files={path.name: FileEntry(path.stat().st_size, sha256(path)) for path in paths},
-    )
-
-
 def _build_engine(
     graph: Path,
     ranges: Sequence[OptimizationProfile],
     settings: BuildSettings,
     timings: bytes,
     out: Path,
-    progress: Progress | None,
+    monitor: Any,
 ) -> bytes:
     """Writes one engine and returns the kernels' timings so far."""
     package, log = tensorrt(), make_log()
@@ -135,13 +121,15 @@ def _build_engine(
     network = builder.create_network(1 << int(package.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(package.OnnxParser(network, log), graph)
     config = _config(builder, settings)
-    for profile in ranges:
-        config.add_optimization_profile(_tensorrt_profile(builder, profile))
+    for row in ranges:
+        profile = builder.create_optimization_profile()
+        for name, own in row.ranges.items():
+            profile.set_shape(name, own.least, own.usual, own.most)
+        config.add_optimization_profile(profile)
     cache = config.create_timing_cache(timings)
     if cache is None or not config.set_timing_cache(cache, False):  # of another version or GPU
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
-    monitor = _make_monitor(progress)
     config.progress_monitor = monitor
     built = builder.build_serialized_network(network, config)
     if monitor.stopped_by is not None:
@@ -190,14 +178,7 @@ def _config(builder: Any, settings: BuildSettings) -> Any:
     return config
 
 
-def _tensorrt_profile(builder: Any, profile: OptimizationProfile) -> Any:
-    tensorrt_profile = builder.create_optimization_profile()
-    for name, own in profile.ranges.items():
-        tensorrt_profile.set_shape(name, own.least, own.usual, own.most)
-    return tensorrt_profile
-
-
-def _make_monitor(progress: Progress | None) -> Any:
+def _make_monitor(what: str, progress: Progress | None) -> Any:
     """TensorRT's phases as progress; an interrupt stops the build at its next step."""
     package = tensorrt()
 
@@ -215,7 +196,7 @@ def _make_monitor(progress: Progress | None) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             if report := progress:
-                self._guard(lambda: report(phase_name, step + 1, self._steps.get(phase_name, step + 1)))
+                self._guard(lambda: report(f"{what}: {phase_name}", step + 1, self._steps.get(phase_name, step + 1)))
             return self.stopped_by is None
 
         def _guard(self, work: Callable[[], object]) -> None:

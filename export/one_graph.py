@@ -91,7 +91,7 @@ class Choices:
 
     @classmethod
     def of(cls, manifest: Manifest, form: str | None = None, beams: int | None = None, k: int | None = None) -> Choices:
-        """The choices for a bundle; see `compose`."""
+        """The choices for a bundle; see `compose_bundle`."""
         method, most = manifest.model.method, manifest.limits.beams
         forms = [name for name, row in FORMS.items() if row.method == method]
         if form is None:
@@ -111,22 +111,6 @@ class Choices:
         if not 1 <= k <= beams:
             raise EarnError(f"k is {k}. Take 1 to {beams}, the most items that the graph gives.")
         return cls(form, beams, k)
-
-
-def compose(folder: Path, form: str | None = None, beams: int | None = None, k: int | None = None) -> ModelProto:
-    """The one graph of a bundle. Large weights stay where the stages have them: the graph belongs into that folder.
-
-    Args:
-        folder: the bundle.
-        form: one of FORMS for the bundle's method; the first of them if None.
-        beams: width of the search; 1 to the bundle's most; 20, or as many as `k`, if None. Not for all codes at once.
-        k: items that come back where the caller does not say; 1 to `beams`; 10 if None.
-
-    Raises:
-        EarnError: the bundle is damaged, there is no such form for it, or a number is out of range.
-    """
-    recommender = Recommender.load(folder)
-    return _model(recommender, folder, Choices.of(recommender.manifest, form, beams, k))
 
 
 def _model(recommender: Recommender, folder: Path, choices: Choices) -> ModelProto:
@@ -175,12 +159,20 @@ def _example(recommender: Recommender, choices: Choices) -> dict[str, list[int]]
 
 
 def compose_bundle(folder: Path, form: str | None = None, beams: int | None = None, k: int | None = None) -> Manifest:
-    """Writes a bundle's one graph and its items.json into the bundle, and lists them in its manifest; see `compose`.
+    """Writes a bundle's one graph and its items.json into the bundle, and lists them in its manifest.
 
-    The bundle is replaced by one that has the graph: it is the old one or the new one at every moment.
+    The bundle is replaced by one that has the graph: it is the old one or the new one at every moment. Large weights
+    stay where the stages have them.
+
+    Args:
+        folder: the bundle.
+        form: one of FORMS for the bundle's method; the first of them if None.
+        beams: width of the search; 1 to the bundle's most; 20, or as many as `k`, if None. Not for all codes at once.
+        k: items that come back where the caller does not say; 1 to `beams`; 10 if None.
 
     Raises:
-        EarnError: see `compose`; or the bundle's folder cannot be written.
+        EarnError: the bundle is damaged, its catalog was changed, there is no such form for it, a number is out of
+            range, or its folder cannot be written.
     """
     with bundle_changed(folder) as beside:  # first: the graph is of the catalog that it stands beside
         recommender = Recommender.load(folder)

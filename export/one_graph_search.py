@@ -12,7 +12,7 @@ What a level reads and leaves behind is a `State`, names of tensors by what they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,18 +83,14 @@ class SearchTables:
 class Level:
     """Writes one level; what all levels share stands here. Tensors of the outer graph are named."""
 
+    request: Request
     tables: SearchTables
-    manifest: Manifest
-    stages: Mapping[str, Any]  # the bundle's graphs
-    width: int  # beams per user
-    users: str  # [1]
     kept: str  # [b,items+1] how many of the first j sorted items are not excluded
     next_position: str  # [b,1] of the first generated token
-    k: str  # [] items wanted
 
     def shapes(self, state: State) -> dict[str, tuple[int, list[int | str]]]:
         """Type and shape of the state's tensors."""
-        sizes = self.manifest.sizes
+        sizes = self.request.manifest.sizes
 
         def cache(stage: str, rows: str) -> tuple[int, list[int | str]]:
             return FLOAT, [rows, "b", 2 * sizes.stage_layers(stage), sizes.key_value_heads, sizes.head_size]
@@ -124,7 +120,7 @@ class Level:
         beams, so that its shapes do not depend on scores.
         """
         rows = s.scalar(s.size(state["row_node"], 1))
-        logits, caches = run_stages(s, self.stages, state, rows)
+        logits, caches = run_stages(s, self.request.stages, state, rows)
         child, total, left, broken = self._children(s, index, state, logits)
         beams, row_of = self._best(s, index, state, child, total, left)
         is_open = self._is_open(s, beams)
@@ -141,7 +137,7 @@ class Level:
         child = s.add("Min", s.add("Add", start, offset), np.int64(len(tables.token) - 1))
         token = s.add("Gather", tables.token, child, axis=0)
         total = s.add("Add", s.unsqueeze(state["row_score"], 2), self._scores(s, index, logits, token, is_child))
-        flat = s.concat(self.users, [-1], axis=0)
+        flat = s.concat(self.request.users, [-1], axis=0)
         child = s.add("Reshape", child, flat)
         first = s.add("Gather", tables.first_item, child, axis=0)
         end = s.add("Add", first, s.add("Gather", tables.below, child, axis=0))
@@ -150,13 +146,13 @@ class Level:
         total = s.add("Reshape", total, flat)
         broken = s.add("ReduceMax", s.whole(s.add("IsNaN", total)), [1], keepdims=1)
         total = s.add("Where", may_be, total, dead)
-        if SCORING_RULES[self.manifest.scoring].finishes_determined:
+        if SCORING_RULES[self.request.manifest.scoring].finishes_determined:
             child = s.add("Gather", tables.finishes, child, axis=0)
         return child, total, left, broken
 
     def _scores(self, s: GraphWriter, index: Value, logits: str, token: str, is_child: str) -> str:
         """Log-probabilities [b,r,F] of the children, normalised as the bundle's rule says."""
-        over, dead = SCORING_RULES[self.manifest.scoring].over, np.float32(DEAD)
+        over, dead = SCORING_RULES[self.request.manifest.scoring].over, np.float32(DEAD)
         if over == "children":
             own = s.add("Where", is_child, s.add("GatherElements", logits, token, axis=2), dead)
             return s.add("LogSoftmax", own, axis=2)
@@ -168,11 +164,11 @@ class Level:
 
     def _best(self, s: GraphWriter, index: Value, state: State, child: str, total: str, left: str) -> tuple[State, str]:
         """The best of the finished beams and the children, and the row [b,w] that each child came from."""
-        one = s.concat(self.users, [1], axis=0)
+        one = s.concat(self.request.users, [1], axis=0)
         nothing = s.add("Expand", np.array([[0]]), one)  # a dead candidate, so that one is always dropped
         scores = s.concat(state["score"], total, s.add("Expand", np.array([[DEAD]], np.float32), one), axis=1)
         nodes, lefts = (s.concat(*parts, nothing, axis=1) for parts in ((state["node"], child), (state["left"], left)))
-        score, place = s.top(scores, s.add("Min", s.size(scores, 1), [self.width + 1]))
+        score, place = s.top(scores, s.add("Min", s.size(scores, 1), [self.request.width + 1]))
         dropped = s.add("Slice", score, [-1], [LAST], [1])
         score, place = (s.add("Slice", tensor, [0], [-1], [1]) for tensor in (score, place))
         beams = {"node": s.pick(nodes, place), "left": s.pick(lefts, place), "score": score}
@@ -188,7 +184,7 @@ class Level:
         is_open = s.add("And", has_children, s.add("Greater", beams["score"], np.float32(DEAD / 2)))
         leads = s.add("Equal", s.add("CumSum", s.whole(is_open), np.int64(1)), np.int64(0))
         named = s.add("ReduceSum", s.add("Where", leads, beams["left"], np.int64(0)), [1], keepdims=1)
-        return s.add("And", is_open, s.add("Less", named, self.k))
+        return s.add("And", is_open, s.add("Less", named, self.request.wanted))
 
     def _next(
         self, s: GraphWriter, index: Value, state: State, beams: State, row_of: str, is_open: str, caches: State
@@ -198,16 +194,16 @@ class Level:
         if isinstance(index, str):
             rows = s.unsqueeze(s.add("Max", most, np.int64(1)), 0)  # [1]
         else:
-            rows = s.constant(np.clip(self.tables.open_nodes[[index + 1]], 1, self.width))
+            rows = s.constant(np.clip(self.tables.open_nodes[[index + 1]], 1, self.request.width))
         order = s.range(0, s.scalar(s.size(beams["node"], 1)))
         key = s.add("Where", is_open, s.add("Neg", order), s.add("Sub", np.int64(-(2**30)), order))
         _, chosen = s.top(key, rows)  # [b,r]
         row_node = s.pick(beams["node"], chosen)
-        shape = s.concat(self.users, rows, axis=0)
+        shape = s.concat(self.request.users, rows, axis=0)
         numbers = s.range(0, s.scalar(rows))
         own = s.add("Equal", numbers, s.unsqueeze(numbers, 1))
         own = s.add("Where", own, np.float32(0), np.float32(MASKED))  # [r,r]: each row sees itself
-        own = s.add("Expand", own, s.concat(self.users, rows, rows, axis=0))
+        own = s.add("Expand", own, s.concat(self.request.users, rows, rows, axis=0))
         parent = s.unsqueeze(s.pick(row_of, chosen), 2)  # [b,r,1]
         parents = s.add("Neg", s.size(state["row_node"], 1))
 
@@ -252,10 +248,7 @@ def beam_search(request: Request, levels: Callable[[GraphWriter, Level, State, i
         prompt = read_in_pieces(g, request.stages["early"], prompt, lengths)
     kept = g.add("Sub", np.int64(1), g.add("Gather", request.banned, tables.sorted_items, axis=1))
     kept = g.concat(request.per_user(np.array([[0]]), 1), g.add("CumSum", kept, np.int64(1)), axis=1)
-    level = Level(
-        *(tables, request.manifest, request.stages, request.width),
-        *(request.users, kept, next_position, request.wanted),
-    )
+    level = Level(request, tables, kept, next_position)
     root, no_score = request.per_user(np.array([[0]]), 1), request.per_user(np.array([[DEAD]], np.float32), 1)
     state = prompt | {
         "row_node": root,

@@ -19,7 +19,7 @@ from earn.config import Prompt
 from earn.errors import DeadlineError, EarnError
 from earn.export.bundle import export_bundle
 from earn.export.mobile import convert_bundle
-from earn.export.one_graph import compose, compose_bundle
+from earn.export.one_graph import compose_bundle
 from earn.export.one_graph_request import EMPTY, NO_NUMBER, OUT_OF_RANGE, piece_lengths
 from earn.graph_files import MOST_ROUNDS
 from earn.manifest import MOBILE_FILES, Manifest, check_graphs
@@ -240,7 +240,7 @@ def test_it_belongs_to_the_bundle(bundle: Path) -> None:
 )
 def test_what_cannot_be_composed_is_refused(bundle: Path, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(EarnError, match=says):
-        compose(bundle, **settings)
+        compose_bundle(bundle, **settings)
 
 
 def test_long_prompts_are_read_in_pieces(tmp_path: Path) -> None:

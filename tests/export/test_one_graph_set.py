@@ -17,7 +17,7 @@ from earn.calibration.gate import HeldOut
 from earn.calibration.variants import MixedPrecision
 from earn.errors import EarnError
 from earn.export.bundle import export_bundle
-from earn.export.one_graph import compose, compose_bundle
+from earn.export.one_graph import compose_bundle
 from earn.export.one_graph_request import EMPTY, NO_NUMBER, OUT_OF_RANGE
 from earn.runtime.recommender import Recommendation, Recommender
 from tests.model.test_set_model import ITEMS, set_model
@@ -135,4 +135,4 @@ def test_what_is_no_number_is_no_answer(bundle: Path, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_composed_is_refused(bundle: Path, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(EarnError, match=says):
-        compose(bundle, **settings)
+        compose_bundle(bundle, **settings)

@@ -18,8 +18,8 @@ from onnx import TensorProto, helper
 
 from earn.config import SET
 from earn.export.bundle import export_bundle
-from earn.export.one_graph import compose
-from earn.manifest import GRAPH_FILES, Manifest
+from earn.export.one_graph import compose_bundle
+from earn.manifest import GRAPH_FILES, ONE_GRAPH_FILE, Manifest
 from earn.model.earn_model import EarnModel
 from earn.model.families import TINY_BACKBONES
 from earn.runtime.engine_files import FIXED_FORMS
@@ -103,7 +103,8 @@ def one_graph(case: str, variant: str, bundle: Path) -> tuple[onnx.ModelProto, S
         for path in (bundle / name for name in GRAPH_FILES.values()):
             onnx.save(in_variant(path.read_bytes(), variant), str(path))
         manifest.with_files(bundle).save(bundle)
-    return compose(bundle, FIXED_FORMS[manifest.model.method]), one_graph_profiles(manifest.limits)[-1:]
+    compose_bundle(bundle, FIXED_FORMS[manifest.model.method])
+    return onnx.load(str(bundle / ONE_GRAPH_FILE)), one_graph_profiles(manifest.limits)[-1:]
 
 
 @pytest.mark.slow
