@@ -48,8 +48,8 @@ def write_repository(bundle: Path, repository: Path, name: str | None = None) ->
     with folder_written_whole(folder) as beside:
         (beside / "1").mkdir()
         shutil.copyfile(bundle / ONE_GRAPH_FILE, beside / "1" / "model.onnx")
-        for name in {f"{name}.data" for name in GRAPH_FILES.values()} & set(manifest.files):  # the stages' weights
-            shutil.copyfile(bundle / name, beside / "1" / name)
+        for weights in {f"{file}.data" for file in GRAPH_FILES.values()} & set(manifest.files):  # of the stages
+            shutil.copyfile(bundle / weights, beside / "1" / weights)
         shutil.copyfile(bundle / ITEMS_FILE, beside / ITEMS_FILE)
         (beside / "config.pbtxt").write_text(config(name, graph))
     return folder

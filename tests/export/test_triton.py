@@ -56,6 +56,7 @@ def test_large_weights_go_with_the_graph(toy_model: EarnModel, tmp_path: Path) -
     export_bundle(toy_model, tmp_path / "bundle", [["1"]], external_data_bytes=1)
     compose_bundle(tmp_path / "bundle")
     folder = write_repository(tmp_path / "bundle", tmp_path / "models")
+    assert (folder / "config.pbtxt").read_text().startswith('name: "bundle"\n')
     shutil.rmtree(tmp_path / "bundle")
     onnxruntime.InferenceSession(folder / "1/model.onnx", providers=["CPUExecutionProvider"])
 
