@@ -22,10 +22,9 @@ class ComparingEngine:
 
     device = HOST
 
-    def __init__(self, reference: Engine, candidate: Engine, tolerance: float = TOLERANCE) -> None:
+    def __init__(self, reference: Engine, candidate: Engine) -> None:
         self._reference = reference
         self._candidate = candidate
-        self._tolerance = tolerance
         self.failures: list[str] = []
         self.calls = 0
         self.worst = 0.0  # largest relative difference so far
@@ -44,7 +43,7 @@ class ComparingEngine:
             difference = np.abs(got - want)
             relative = float(difference.max() / max(SMALLEST_SCALE, float(np.abs(want).max())))
             self.worst = max(self.worst, relative)
-            if not relative <= self._tolerance:  # also true of nan
+            if not relative <= TOLERANCE:  # also true of nan
                 self.failures.append(
                     f"{name}: differs by {difference.max():.3g} at most, {difference.mean():.3g} on average"
                 )

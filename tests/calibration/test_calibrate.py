@@ -28,11 +28,12 @@ from earn.export.bundle import export_bundle
 from earn.files import sha256
 from earn.live_catalog import blocked
 from earn.manifest import MANIFEST_FILE, Manifest
+from earn.model.families import TINY_BACKBONES
 from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
 from tests import forked
-from tests.calibration.conftest import Case, best, needs_exact_int8_sums
+from tests.calibration.conftest import CALIBRATING, Case, best, make_case, needs_exact_int8_sums
 from tests.support import small_model
 
 # Only what the gate needs; and a model with random weights has many near ties.
@@ -238,6 +239,22 @@ def test_an_interrupted_calibration_leaves_nothing(case: Case, tmp_path: Path) -
     process.join(60)
     assert process.exitcode == 1
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TINY_BACKBONES)
+def test_an_int8_bundle_of_each_family_recommends(family: str, tmp_path: Path) -> None:
+    case = few(make_case(family, tmp_path / "fp32"), CALIBRATING)
+    run(case, tmp_path / "int8", settings=replace(ONCE, force=True))
+    assert Manifest.load(tmp_path / "int8").precision == "int8"
+    plain, int8 = (Recommender.load(tmp_path / name, threads=1) for name in ("fp32", "int8"))
+    overlaps = []
+    for history in case.held_out.histories:
+        want, got = (recommender.recommend(history, 20, 20) for recommender in (plain, int8))
+        assert len(got) == 20
+        assert np.isfinite([item.score for item in got]).all()
+        overlaps.append(len({item.item_id for item in want} & {item.item_id for item in got}))
+    assert np.mean(overlaps) > 10
 
 
 @pytest.mark.slow

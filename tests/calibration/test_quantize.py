@@ -106,21 +106,6 @@ def test_signed_activations_are_not_all_fused_there(variants: GraphVariants, tmp
     assert sum(operators[operator] for operator in FUSED["int8"]) < len(variants.linear_layers("late"))
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_tensorrt_gets_zero_points_of_zero_and_no_int8_lookup(stage: str, variants: GraphVariants) -> None:
-    graph = onnx.load(str(variants.path("int8-tensorrt", stage)))
-    constants = constants_of(graph)
-    points = [
-        constants[node.input[2]]
-        for node in graph.graph.node
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2
-    ]
-    assert points
-    assert all(point.dtype == np.int8 and not point.any() for point in points)
-    lookups = [node for node in graph.graph.node if node.op_type == "Gather" and node.input[0] in constants]
-    assert all(constants[node.input[0]].dtype == np.float32 for node in lookups)
-
-
 def test_int8_weights_have_a_scale_per_column_and_nothing_else_is_rounded(variants: GraphVariants) -> None:
     graph = onnx.load(str(variants.path("int8-cpu", "late")))
     constants = constants_of(graph)
@@ -145,7 +130,7 @@ def test_the_int8_embedding_is_near_the_float_one(variants: GraphVariants) -> No
     assert (np.abs(rows - table) <= np.abs(table).max(axis=1, keepdims=True) / 254 + 1e-7).all()
 
 
-@pytest.mark.parametrize("variant", ["int8-cpu", "int8-dynamic-cpu", "int8-tensorrt", "int4-cpu"])
+@pytest.mark.parametrize("variant", ["int8-cpu", "int8-dynamic-cpu", "int8-tensorrt", "int8-weights-cpu", "int4-cpu"])
 def test_all_layers_back_in_float_give_the_float_graph(
     variant: str, variants: GraphVariants, case: Case, tmp_path: Path
 ) -> None:
@@ -190,13 +175,6 @@ def test_int8_weights_are_float_matmuls_once_the_graph_is_loaded(
         assert scale.shape == (1, weight.shape[1])
         assert weight.dtype == np.int8
         assert (np.abs(weight).max(axis=0) == 127).all()
-
-
-def test_all_int8_weights_back_in_float_give_the_float_graph(variants: GraphVariants) -> None:
-    mixed = MixedPrecision(float_layers=tuple(variants.layers("int8-weights-cpu")))
-    for stage in STAGES:
-        graph = onnx.load(str(variants.write_mixed(FLOAT, "int8-weights-cpu", stage, mixed)))
-        assert constants_of(graph).keys() == constants_of(onnx.load(str(variants.path(FLOAT, stage)))).keys()
 
 
 def test_large_weights_are_read_where_a_bundles_files_are_links(tmp_path: Path) -> None:

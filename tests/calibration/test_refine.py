@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,7 +12,7 @@ from onnx import helper
 from earn.calibration.precisions import FORMS, PRECISIONS, GraphForm
 from earn.calibration.quantize import quantize
 from earn.calibration.refine import refine
-from tests.calibration.conftest import needs_exact_int8_sums, optimized_operators, small_graph
+from tests.calibration.conftest import needs_exact_int8_sums, small_graph
 
 ROWS, WIDTH, COLUMNS = 400, 24, 16
 
@@ -37,14 +36,6 @@ def test_weights_are_there_once_and_operators_are_standard(engine: str) -> None:
     onnx.checker.check_model(refined, full_check=True)
     assert [list(tensor.dims) for tensor in refined.graph.initializer].count([WIDTH, COLUMNS]) == 1
     assert Counter(node.op_type for node in refined.graph.node)["MatMul"] == 2
-
-
-def test_both_multiplications_are_fused(tmp_path: Path) -> None:
-    weight = np.random.default_rng(0).standard_normal((WIDTH, COLUMNS)).astype(np.float32)
-    _, refined = graphs(weight, np.ones((ROWS, WIDTH), np.float32), FORMS["cpu"])
-    operators = optimized_operators(refined.SerializeToString(), tmp_path)
-    assert operators["MatMulIntegerToFloat"] == 2
-    assert not operators["MatMul"]
 
 
 def test_layers_in_float_stay_as_they_are() -> None:

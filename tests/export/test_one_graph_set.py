@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import numpy_helper
 
@@ -20,6 +19,7 @@ from earn.export.bundle import export_bundle
 from earn.export.one_graph import compose_bundle
 from earn.export.one_graph_request import EMPTY, NO_NUMBER, OUT_OF_RANGE
 from earn.runtime.recommender import Recommendation, Recommender
+from tests.export.test_one_graph import run
 from tests.model.test_set_model import ITEMS, set_model
 from tests.support import histories_of
 
@@ -88,14 +88,6 @@ def test_its_lists_are_those_of_the_stages_in_fp32_and_int8(tmp_path: Path, fami
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(tmp_path_factory.mktemp("set"), form="both")
-
-
-def run(path: Path, history: Any, excluded: Any = (-1,), k: Sequence[int] = ()) -> dict[str, Any]:
-    """The graph's outputs by name, from plain ONNX Runtime."""
-    session = onnxruntime.InferenceSession(str(path / "recommend.onnx"), providers=["CPUExecutionProvider"])
-    excluded = np.tile(np.array(excluded, np.int64), (len(history), 1))
-    feeds = {"history": np.array(history, np.int64), "excluded": excluded, "k": np.array(k, np.int64)}
-    return dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds), strict=True))
 
 
 def test_rows_without_an_answer_say_so_and_harm_no_other(bundle: Path) -> None:
