@@ -6,12 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earn.cli.arguments import add_data, add_json, add_report, checkpoint_folder, command, positive
+from earn.cli.arguments import Subparsers, add_report, add_shared, command, option, positive
 from earn.console import note, progress, show, show_json, table
 from earn.data.dataset import ANALYSIS_USERS
 
 if TYPE_CHECKING:
-    from earn.cli.arguments import Subparsers
     from earn.data.dataset import Dataset
     from earn.model.attention_figures import Analysis
     from earn.model.earn_model import EarnModel
@@ -33,17 +32,10 @@ def add_parser(subparsers: Subparsers) -> None:
         earn analyze CKPT LC-Rec/Beauty --users 10000 --json
         """,
     )
-    parser.add_argument("checkpoint", metavar="CKPT", type=checkpoint_folder, help="folder of earn train")
-    add_data(parser)
-    parser.add_argument(
-        "--users",
-        type=positive,
-        default=ANALYSIS_USERS,
-        metavar="N",
-        help="a sample of validation users (default: %(default)s)",
-    )
+    add_shared(parser, "checkpoint", "data")
+    option(parser, "--users N", "a sample of validation users", positive, ANALYSIS_USERS)
     add_report(parser)
-    add_json(parser)
+    add_shared(parser, "json")
 
 
 def run(args: argparse.Namespace) -> int:

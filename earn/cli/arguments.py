@@ -6,18 +6,16 @@ import argparse
 import json
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from earn.errors import EarnError
 from earn.files import read_text
 from earn.manifest import MANIFEST_FILE
 from earn.places import HUB
 
-if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction["Parser"]
-
+Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
 Value = TypeVar("Value", int, float)
 
 PLACE_HELP = "folder of earn export or earn calibrate, file of earn pack, or hf://org/name"
@@ -74,43 +72,52 @@ def _parser(subparsers: Subparsers, name: str, summary: str, description: str, e
     )
 
 
-def add_bundle(parser: Parser) -> None:
-    """Declares the bundle that a command works with."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_folder, help="folder of earn export or earn calibrate")
+def option(
+    group: argparse._ActionsContainer,
+    signature: str,
+    text: str,
+    kind: Callable[[str], object] = str,
+    default: object = None,
+    **more: Any,
+) -> None:
+    """Declares an argument or an option.
+
+    Args:
+        group: the parser, or a group of its options.
+        signature: name and metavar with a space between: "data DATA", "--users N".
+        text: its help; a default is shown behind it.
+        kind: reads a value; bool: a switch, which has none.
+        more: see `add_argument` of argparse.
+    """
+    name, _, metavar = signature.partition(" ")
+    if kind is bool:
+        group.add_argument(name, action="store_true", help=text)
+        return
+    shown = text if default is None else f"{text} (default: %(default)s)".lstrip()
+    group.add_argument(name, type=kind, metavar=metavar or None, default=default, help=shown, **more)
 
 
-def add_bundle_place(parser: Parser) -> None:
-    """Declares the bundle that a command only reads, wherever it is."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=bundle_place, help=PLACE_HELP)
-
-
-def add_data(parser: Parser) -> None:
-    """Declares the data set that a command works with."""
-    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
-
-
-def add_json(parser: Parser) -> None:
-    """Declares that the figures are printed for programs."""
-    parser.add_argument("--json", action="store_true", help="print one line of JSON; tables, if any, go to stderr")
+def add_shared(group: argparse._ActionsContainer, *names: str) -> None:
+    """Declares what several commands take, by name; see SHARED."""
+    for name in names:
+        option(group, *SHARED[name])
 
 
 def add_report(parser: Parser, default: str = "none") -> None:
     """Declares the page of a command that makes one."""
-    parser.add_argument(
-        "--report", metavar="FILE", type=Path, help=f"the page with pictures, an .html file (default: {default})"
-    )
+    option(parser, "--report FILE", f"the page with pictures, an .html file (default: {default})", Path)
 
 
-def add_exclude_history(parser: argparse._ActionsContainer) -> None:
-    """Declares that recommendations leave out what a user has."""
-    parser.add_argument("--exclude-history", action="store_true", help="items of the history may not come back")
+def add_filters(group: argparse._ActionsContainer) -> None:
+    """Declares --allow and --block."""
+    for name, what, how in (("allow", "what alone may come back", "all"), ("block", "what may not come back", "each")):
+        text = f"{what}: a tag of earn tags, or a filter in JSON; given several times, {how} of them"
+        group.add_argument(f"--{name}", action="append", default=[], metavar="TAG", help=text)
 
 
-def add_threads(parser: argparse._ActionsContainer) -> None:
-    """Declares how many threads a request gets."""
-    parser.add_argument(
-        "--threads", type=positive, metavar="N", help="threads of a request (default: the physical cores)"
-    )
+def add_unknown(group: argparse._ActionsContainer, text: str) -> None:
+    """Declares what is done with ids that the catalog lacks."""
+    option(group, "--unknown", text, default="error", choices=("error", "skip"))
 
 
 def _checked(convert: Callable[[str], Value], is_valid: Callable[[Value], bool], kind: str) -> Callable[[str], Value]:
@@ -202,14 +209,14 @@ def item_ids(text: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def add_filters(parser: argparse._ActionsContainer) -> None:
-    """Declares --allow and --block."""
-    for name, what in (("allow", "what alone may come back"), ("block", "what may not come back")):
-        parser.add_argument(
-            f"--{name}",
-            action="append",
-            default=[],
-            metavar="TAG",
-            help=f"{what}: a tag of earn tags, or a filter in JSON; given several times, "
-            f"{'all' if name == 'allow' else 'each'} of them",
-        )
+SHARED: Mapping[str, tuple[str, str, Callable[[str], object]]] = {
+    # signature, help and type of what several commands take
+    "bundle": ("bundle BUNDLE", "folder of earn export or earn calibrate", bundle_folder),
+    "place": ("bundle BUNDLE", PLACE_HELP, bundle_place),  # of a bundle that is only read
+    "checkpoint": ("checkpoint CKPT", "folder of earn train", checkpoint_folder),
+    "data": ("data DATA", DATA_HELP, str),
+    "json": ("--json", "print one line of JSON; tables, if any, go to stderr", bool),
+    "exclude_history": ("--exclude-history", "items of the history may not come back", bool),
+    "threads": ("--threads N", "threads of a request (default: the physical cores)", positive),
+    "beams": ("--beams N", "width of the search (default: 20)", positive),
+}

@@ -7,12 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earn.cli.arguments import add_bundle_place, add_exclude_history, add_filters, add_json, command, positive
+from earn.cli.arguments import Subparsers, add_filters, add_shared, add_unknown, command, option, positive
 from earn.cli.engine import add_engine, chosen_engine
 from earn.console import pairs, progress, show, show_json
 
 if TYPE_CHECKING:
-    from earn.cli.arguments import Subparsers
     from earn.serve.batch import BatchReport
 
 COLUMNS = {
@@ -40,43 +39,26 @@ def add_parser(subparsers: Subparsers) -> None:
         earn batch BUNDLE /shared/histories --out /shared/recs --address auto --workers 64
         """,
     )
-    add_bundle_place(parser)
-    parser.add_argument(
-        "histories", metavar="HISTORIES", type=Path, nargs="+", help="parquet files, or folders that hold them"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="RECS", help="folder of the run")
+    add_shared(parser, "place")
+    option(parser, "histories HISTORIES", "parquet files, or folders that hold them", Path, nargs="+")
+    option(parser, "--out RECS", "folder of the run", Path, required=True)
     answers = parser.add_argument_group("what is answered")
-    answers.add_argument("-k", type=positive, default=10, help="items for each user (default: %(default)s)")
-    answers.add_argument("--beams", type=positive, metavar="N", help="width of the search (default: 20)")
-    add_exclude_history(answers)
+    option(answers, "-k", "items for each user", positive, 10)
+    add_shared(answers, "beams", "exclude_history")
     add_filters(answers)
-    answers.add_argument(
-        "--unknown",
-        choices=("error", "skip"),
-        default="error",
-        help="ids that the catalog lacks: set the row aside, or leave them out (default: %(default)s)",
-    )
+    add_unknown(answers, "ids that the catalog lacks: set the row aside, or leave them out")
     columns = parser.add_argument_group("columns of the input")
     for role, says in COLUMNS.items():
-        columns.add_argument(f"--{role}-column", default=role, metavar="NAME", help=f"{says} (default: %(default)s)")
+        option(columns, f"--{role}-column NAME", says, default=role)
     work = parser.add_argument_group("how the work is done")
-    work.add_argument("--workers", type=positive, default=1, metavar="N", help="processes; more than one need Ray")
-    work.add_argument("--address", help='of a Ray cluster, or "auto"; its nodes must see the same paths')
-    work.add_argument(
-        "--threads", type=positive, default=1, metavar="N", help="threads of a worker (default: %(default)s)"
-    )
-    work.add_argument(
-        "--batch-tokens", type=positive, default=1024, metavar="N", help="tokens of one pass (default: %(default)s)"
-    )
-    work.add_argument(
-        "--block-users",
-        type=positive,
-        default=2000,
-        metavar="N",
-        help="rows of an output file: what a stopped run does again at most, per worker (default: %(default)s)",
-    )
+    option(work, "--workers N", "processes; more than one need Ray", positive, 1)
+    option(work, "--address", 'of a Ray cluster, or "auto"; its nodes must see the same paths')
+    option(work, "--threads N", "threads of a worker", positive, 1)
+    option(work, "--batch-tokens N", "tokens of one pass", positive, 1024)
+    rows = "rows of an output file: what a stopped run does again at most, per worker"
+    option(work, "--block-users N", rows, positive, 2000)
     add_engine(parser)
-    add_json(parser)
+    add_shared(parser, "json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,22 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earn.calibration.precisions import FASTEST, PORTABLE, PRECISIONS, QUANTIZED
-from earn.cli.arguments import (
-    add_bundle,
-    add_data,
-    add_exclude_history,
-    add_json,
-    add_report,
-    command,
-    fraction,
-    natural,
-    positive,
-)
+from earn.cli.arguments import Subparsers, add_report, add_shared, command, fraction, natural, option, positive
 from earn.console import Steps, note, progress, results_kept_clean, show, show_json, size, table
 
 if TYPE_CHECKING:
     from earn.calibration.calibrate import Calibration
-    from earn.cli.arguments import Subparsers
 
 FEW_USERS = 300  # below, chance hides a small loss of accuracy
 FAILED = 1  # exit status where the gate fails
@@ -46,17 +35,11 @@ def add_parser(subparsers: Subparsers) -> None:
         earn calibrate BUNDLE LC-Rec/Instruments --samples 512 --out BUNDLE-INT8 --json
         """,
     )
-    add_bundle(parser)
-    add_data(parser)
-    parser.add_argument("--out", metavar="BUNDLE2", type=Path, required=True, help="folder of the new bundle")
+    add_shared(parser, "bundle", "data")
+    option(parser, "--out BUNDLE2", "folder of the new bundle", Path, required=True)
     labels = ", ".join(PRECISIONS[name].label for name in QUANTIZED)
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument(
-        "--precision",
-        default=FASTEST,
-        metavar="NAME",
-        help=f"{labels}, or {FASTEST}: the faster int8 that passes (default: %(default)s)",
-    )
+    option(choice, "--precision NAME", f"{labels}, or {FASTEST}: the faster int8 that passes", default=FASTEST)
     choice.add_argument(
         "--portable",
         dest="precision",
@@ -64,34 +47,18 @@ def add_parser(subparsers: Subparsers) -> None:
         const=PORTABLE,
         help=f"{PORTABLE}, which gives the same lists on every processor, in browsers and on phones",
     )
-    parser.add_argument(
-        "--engine",
-        metavar="NAME",
-        help="whose form is written: cpu or tensorrt (default: the precision's usual one)",
-    )
+    option(parser, "--engine NAME", "whose form is written: cpu or tensorrt (default: the precision's usual one)")
     add_report(parser, "BUNDLE2-report.html")
-    add_json(parser)
+    add_shared(parser, "json")
     group = parser.add_argument_group("calibration")
-    group.add_argument(
-        "--samples", type=positive, default=128, metavar="N", help="histories that are run (default: %(default)s)"
-    )
-    group.add_argument("--seed", type=natural, default=0, metavar="N", help="of all that is drawn (default: 0)")
+    option(group, "--samples N", "histories that are run", positive, 128)
+    option(group, "--seed N", "of all that is drawn", natural, 0)
     group = parser.add_argument_group("gate")
-    group.add_argument(
-        "--users", type=positive, default=1000, metavar="N", help="most held-out users (default: %(default)s)"
-    )
-    group.add_argument(
-        "--min-overlap",
-        type=fraction,
-        default=0.95,
-        metavar="X",
-        help="share of the best 20 items that must stay, over users (default: %(default)s)",
-    )
-    add_exclude_history(group)
-    group.add_argument("--force", action="store_true", help="write a bundle that fails; its manifest says so")
-    group.add_argument(
-        "--no-compare", action="store_true", help="leave the other precisions out of the report: much faster"
-    )
+    option(group, "--users N", "most held-out users", positive, 1000)
+    option(group, "--min-overlap X", "share of the best 20 items that must stay, over users", fraction, 0.95)
+    add_shared(group, "exclude_history")
+    option(group, "--force", "write a bundle that fails; its manifest says so", bool)
+    option(group, "--no-compare", "leave the other precisions out of the report: much faster", bool)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from earn.catalog import BLOCKED, CATALOG_FILE, REMOVED, Catalog
-from earn.cli.arguments import ITEM_IDS_HELP, add_bundle, add_json, command, command_group, item_ids
+from earn.cli.arguments import ITEM_IDS_HELP, Subparsers, add_shared, command, command_group, item_ids, option
 from earn.console import note, pairs, show, show_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from earn.cli.arguments import Subparsers
     from earn.manifest import Manifest
     from earn.new_items import NewItems
 
@@ -52,35 +51,32 @@ def add_parser(subparsers: Subparsers) -> None:
         earn catalog add BUNDLE items.csv --vectors items.npy
         """,
     )
-    add_bundle(add)
-    add.add_argument("items", metavar="FILE", type=Path, help=ITEMS_HELP)
-    add.add_argument("--vectors", metavar="FILE", type=Path, help="the items' vectors [items,c], an .npy file")
-    add_json(add)
+    add_shared(add, "bundle")
+    option(add, "items FILE", ITEMS_HELP, Path)
+    option(add, "--vectors FILE", "the items' vectors [items,c], an .npy file", Path)
+    add_shared(add, "json")
     for name, run, what in (
         ("remove", run_remove, "remove items: they stay readable in histories"),
         ("block", run_block, "recommend items no more, or again"),
     ):
-        parser = command(
-            own, name, run, what, f"Takes items out of all lists: {what}.", f"earn catalog {name} BUNDLE 7"
-        )
-        add_bundle(parser)
-        parser.add_argument("ids", metavar="IDS", type=item_ids, help=ITEM_IDS_HELP)
+        about = f"Takes items out of all lists: {what}."
+        parser = command(own, name, run, what, about, f"earn catalog {name} BUNDLE 7")
+        add_shared(parser, "bundle")
+        option(parser, "ids IDS", ITEM_IDS_HELP, item_ids)
         if name == "block":
-            parser.add_argument("--undo", action="store_true", help="let them free again")
-        add_json(parser)
-    rename = command(
-        own, "rename", run_rename, "give items other titles", "Changes titles.", "earn catalog rename B t.csv"
-    )
-    add_bundle(rename)
-    rename.add_argument("items", metavar="FILE", type=Path, help="a csv or tsv file with a header: item_id, title")
-    add_json(rename)
+            option(parser, "--undo", "let them free again", bool)
+        add_shared(parser, "json")
+    example = "earn catalog rename B t.csv"
+    rename = command(own, "rename", run_rename, "give items other titles", "Changes titles.", example)
+    add_shared(rename, "bundle")
+    option(rename, "items FILE", "a csv or tsv file with a header: item_id, title", Path)
+    add_shared(rename, "json")
     for name, run, what in (
         ("rollback", run_rollback, "return to the catalog before the last change"),
         ("list", run_list, "show the catalog's version and what is withdrawn"),
     ):
         parser = command(own, name, run, what, f"{what.capitalize()}.", f"earn catalog {name} BUNDLE")
-        add_bundle(parser)
-        add_json(parser)
+        add_shared(parser, "bundle", "json")
 
 
 def run_add(args: argparse.Namespace) -> int:

@@ -6,12 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earn.cli.arguments import add_bundle, command, positive
+from earn.cli.arguments import Subparsers, add_shared, command, option, positive
 from earn.console import note, results_kept_clean, show, size, table
 from earn.manifest import ITEMS_FILE, MOBILE_FILES, ONE_GRAPH_FILE
 
 if TYPE_CHECKING:
-    from earn.cli.arguments import Subparsers
     from earn.manifest import Manifest
 
 
@@ -31,20 +30,14 @@ def add_parser(subparsers: Subparsers) -> None:
         earn compose BUNDLE --triton REPOSITORY
         """,
     )
-    add_bundle(parser)
-    parser.add_argument(
-        "--mobile",
-        action="store_true",
-        help=f"write {' and '.join(MOBILE_FILES)} too, for reduced builds of ONNX Runtime",
-    )
+    add_shared(parser, "bundle")
+    mobile = f"write {' and '.join(MOBILE_FILES)} too, for reduced builds of ONNX Runtime"
+    option(parser, "--mobile", mobile, bool)
     add_triton(parser)
-    parser.add_argument(
-        "--form",
-        metavar="NAME",
-        help="loop (the default), or unrolled for TensorRT; where all codes are named at once plain or fixed",
-    )
-    parser.add_argument("--beams", type=positive, metavar="N", help="width of a search with beams (default: 20)")
-    parser.add_argument("-k", type=positive, metavar="N", help="items where the caller does not say (default: 10)")
+    form = "loop (the default), or unrolled for TensorRT; where all codes are named at once plain or fixed"
+    option(parser, "--form NAME", form)
+    option(parser, "--beams N", "width of a search with beams (default: 20)", positive)
+    option(parser, "-k N", "items where the caller does not say (default: 10)", positive)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,9 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 def add_triton(parser: argparse.ArgumentParser) -> None:
     """Declares --triton."""
-    parser.add_argument(
-        "--triton", type=Path, metavar="DIR", help="write the graph as a model of this Triton repository too"
-    )
+    option(parser, "--triton DIR", "write the graph as a model of this Triton repository too", Path)
 
 
 def write_triton(args: argparse.Namespace, bundle: Path) -> None:

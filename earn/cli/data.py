@@ -7,13 +7,12 @@ from dataclasses import asdict
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
-from earn.cli.arguments import add_data, add_json, command
+from earn.cli.arguments import Subparsers, add_shared, command, option
 from earn.console import pairs, show, show_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from earn.cli.arguments import Subparsers
     from earn.data.checkup import Advice
 
 BAR = 30  # characters of the longest bar
@@ -35,13 +34,10 @@ def add_parser(subparsers: Subparsers) -> None:
         earn data LC-Rec/Instruments --json
         """,
     )
-    add_data(parser)
-    parser.add_argument(
-        "--identifiers",
-        action="store_true",
-        help="build identifiers, as a training does, where the data brings none; they are kept for the training",
-    )
-    add_json(parser)
+    add_shared(parser, "data")
+    text = "build identifiers, as a training does, where the data brings none; they are kept for the training"
+    option(parser, "--identifiers", text, bool)
+    add_shared(parser, "json")
 
 
 def run(args: argparse.Namespace) -> int:

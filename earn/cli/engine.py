@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from earn.cli.arguments import add_bundle, command, command_group, positive
+from earn.cli.arguments import Subparsers, add_shared, command, command_group, option, positive
 from earn.console import note, pairs, progress, show, size, table
 from earn.export.engines import BuildSettings, build_engines, check_settings
 from earn.manifest import Manifest
@@ -23,9 +22,6 @@ from earn.runtime.engine_files import (
     check_one_graph,
 )
 from earn.runtime.tensorrt_api import this_machine
-
-if TYPE_CHECKING:
-    from earn.cli.arguments import Subparsers
 
 DEFAULTS = BuildSettings()
 
@@ -57,12 +53,13 @@ def add_parser(subparsers: Subparsers) -> None:
         earn engine build BUNDLE --workspace 512 --hardware ampere+ --version-compatible
         """,
     )
-    add_bundle(build)
-    build.add_argument(
+    add_shared(build, "bundle")
+    option(
+        build,
         "--one-graph",
-        action="store_true",
-        help="build one engine from recommend.onnx instead; write that with earn compose --form unrolled (fixed "
-        "where all codes are named at once)",
+        "build one engine from recommend.onnx instead; write that with earn compose --form unrolled (fixed where all "
+        "codes are named at once)",
+        bool,
     )
     add_build_settings(build)
     check = command(
@@ -73,40 +70,22 @@ def add_parser(subparsers: Subparsers) -> None:
         "Asks of every engine whether it can run the bundle on this machine, and says what is missing.",
         "earn engine check BUNDLE",
     )
-    add_bundle(check)
+    add_shared(check, "bundle")
 
 
 def add_build_settings(parser: argparse.ArgumentParser) -> None:
     """Declares how engines are built; for `earn export` too."""
     group = parser.add_argument_group("TensorRT engines")
-    group.add_argument(
-        "--hardware",
-        default=DEFAULTS.hardware,
-        metavar="GPUS",
-        help="which GPUs they run on: none (other than this model), same (architecture), ampere+ "
-        "(default: %(default)s)",
-    )
-    group.add_argument("--version-compatible", action="store_true", help="later TensorRTs of this major version too")
-    group.add_argument(
-        "--workspace", type=positive, metavar="MIB", help="most memory for one kernel's work (default: all there is)"
-    )
-    group.add_argument(
-        "--level",
-        type=int,
-        default=DEFAULTS.level,
-        metavar="N",
-        help="0 to 5: how long to look for fast kernels (default: %(default)s)",
-    )
+    gpus = "which GPUs they run on: none (other than this model), same (architecture), ampere+"
+    option(group, "--hardware GPUS", gpus, default=DEFAULTS.hardware)
+    option(group, "--version-compatible", "later TensorRTs of this major version too", bool)
+    option(group, "--workspace MIB", "most memory for one kernel's work (default: all there is)", positive)
+    option(group, "--level N", "0 to 5: how long to look for fast kernels", int, DEFAULTS.level)
 
 
 def add_engine(parser: argparse._ActionsContainer) -> None:
     """Declares which engine runs a bundle."""
-    parser.add_argument(
-        "--engine",
-        default="cpu",
-        metavar="NAME",
-        help=f"what runs it: {', '.join((*ENGINES, *ONE_GRAPHS))}, or {AUTO} (default: %(default)s)",
-    )
+    option(parser, "--engine NAME", f"what runs it: {', '.join((*ENGINES, *ONE_GRAPHS))}, or {AUTO}", default="cpu")
 
 
 def chosen_engine(name: str, bundle: str | Path) -> str:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earn.cli.arguments import PLACE_HELP, add_data, add_exclude_history, add_json, command, positive
+from earn.cli.arguments import PLACE_HELP, Subparsers, add_shared, command, option, positive
 from earn.cli.engine import add_engine, chosen_engine
 from earn.config import SCORING_RULES, check_scoring
 from earn.console import note, progress, show, show_json, table
@@ -16,7 +16,6 @@ from earn.metrics import CUTOFFS
 from earn.places import HUB
 
 if TYPE_CHECKING:
-    from earn.cli.arguments import Subparsers
     from earn.runtime.recommender import Recommender
 
 NAMES = ("Recall", "NDCG")
@@ -37,18 +36,15 @@ def add_parser(subparsers: Subparsers) -> None:
         earn evaluate BUNDLE ml-100k --json
         """,
     )
-    parser.add_argument("model", metavar="CKPT|BUNDLE", help=f"folder of earn train, or {PLACE_HELP}")
-    add_data(parser)
-    parser.add_argument("--split", choices=("test", "valid"), default="test", help="default: %(default)s")
-    add_exclude_history(parser)
-    parser.add_argument(
-        "--scoring",
-        metavar="RULE",
-        help=f"{', '.join(SCORING_RULES)}; for checkpoints only (default: trie), a bundle has its own",
-    )
-    parser.add_argument("--users", type=positive, metavar="N", help="a sample of users (default: all)")
+    option(parser, "model CKPT|BUNDLE", f"folder of earn train, or {PLACE_HELP}")
+    add_shared(parser, "data")
+    option(parser, "--split", "whose next items are asked for", default="test", choices=("test", "valid"))
+    add_shared(parser, "exclude_history")
+    rules = f"{', '.join(SCORING_RULES)}; for checkpoints only (default: trie), a bundle has its own"
+    option(parser, "--scoring RULE", rules)
+    option(parser, "--users N", "a sample of users (default: all)", positive)
     add_engine(parser)
-    add_json(parser)
+    add_shared(parser, "json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earn.cli.arguments import DATA_HELP, command, positive
+from earn.cli.arguments import DATA_HELP, Subparsers, command, option, positive
 from earn.cli.compose import add_triton, write_triton
 from earn.cli.engine import DEFAULTS, add_build_settings, build, build_settings, check_build, record_text
 from earn.config import SCORING_RULES, check_scoring
@@ -19,7 +19,6 @@ from earn.runtime.engine_files import TENSORRT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from earn.cli.arguments import Subparsers
     from earn.data.dataset import Dataset
     from earn.manifest import Manifest
     from earn.model.earn_model import EarnModel
@@ -42,23 +41,15 @@ def add_parser(subparsers: Subparsers) -> None:
         earn export CKPT --out BUNDLE --data LC-Rec/Instruments --scoring vocab
         """,
     )
-    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="folder of earn train")
-    parser.add_argument("--out", metavar="BUNDLE", type=Path, required=True, help="folder of the bundle")
-    parser.add_argument(
-        "--data", help=f"where histories for the check come from (default: the training data): {DATA_HELP}"
-    )
-    parser.add_argument(
-        "--scoring", metavar="RULE", default="trie", help=f"{', '.join(SCORING_RULES)} (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--one-graph", action="store_true", help=f"write {ONE_GRAPH_FILE} too, as earn compose does with its defaults"
-    )
+    option(parser, "checkpoint CKPT", "folder of earn train", Path)
+    option(parser, "--out BUNDLE", "folder of the bundle", Path, required=True)
+    option(parser, "--data", f"where histories for the check come from (default: the training data): {DATA_HELP}")
+    option(parser, "--scoring RULE", ", ".join(SCORING_RULES), default="trie")
+    option(parser, "--one-graph", f"write {ONE_GRAPH_FILE} too, as earn compose does with its defaults", bool)
     add_triton(parser)
-    parser.add_argument(
-        "--engine", metavar="NAME", help=f"{TENSORRT}: build engines too, on the machine that will run them"
-    )
-    parser.add_argument("--max-batch", type=positive, metavar="N", help="users that one pass may hold")
-    parser.add_argument("--max-beams", type=positive, metavar="N", help="widest search that is allowed")
+    option(parser, "--engine NAME", f"{TENSORRT}: build engines too, on the machine that will run them")
+    option(parser, "--max-batch N", "users that one pass may hold", positive)
+    option(parser, "--max-beams N", "widest search that is allowed", positive)
     add_build_settings(parser)
 
 

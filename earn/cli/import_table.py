@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from earn.cli.arguments import command, natural
+from earn.cli.arguments import Subparsers, command, natural, option
 from earn.console import note, pairs, show
 from earn.data.import_options import DEDUPE, ORDERS, TIES, UNITS, Columns, ImportOptions
-
-if TYPE_CHECKING:
-    from earn.cli.arguments import Subparsers
 
 COLUMNS = {
     "user": "the user",
@@ -37,34 +33,26 @@ def add_parser(subparsers: Subparsers) -> None:
         earn import clicks.dat --user 1 --time 2 --item 3 --dedupe consecutive --out data/clicks
         """,
     )
-    parser.add_argument("files", metavar="FILE", nargs="+", help="tables of one kind, a folder of them, or addresses")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--items", metavar="FILE", help="a table of items: id, title, other words")
+    option(parser, "files FILE", "tables of one kind, a folder of them, or addresses", nargs="+")
+    option(parser, "--out", "the folder to write", Path, required=True)
+    option(parser, "--items FILE", "a table of items: id, title, other words")
     columns = parser.add_argument_group("columns", "names, or numbers from 1 where the file has no header")
     for role, what in COLUMNS.items():
-        columns.add_argument(f"--{role}", metavar="COLUMN", help=f"{what} (default: by its usual names)")
+        option(columns, f"--{role} COLUMN", f"{what} (default: by its usual names)")
     filters = parser.add_argument_group("what is kept")
-    filters.add_argument("--min-rating", type=float, metavar="R", help="interactions rated at least so")
-    filters.add_argument("--since", metavar="TIME", help="interactions from then on; ISO text or a number")
-    filters.add_argument("--until", metavar="TIME", help="interactions before then")
-    filters.add_argument(
-        "--k-core", type=natural, default=0, metavar="K", help="users and items with at least K interactions each"
-    )
-    filters.add_argument(
-        "--dedupe",
-        choices=DEDUPE,
-        default="none",
-        help="drop an item right after itself (consecutive), or wherever a user had it before (all)",
-    )
-    filters.add_argument("--drop-missing", action="store_true", help="leave out rows that lack a value")
+    option(filters, "--min-rating R", "interactions rated at least so", float)
+    option(filters, "--since TIME", "interactions from then on; ISO text or a number")
+    option(filters, "--until TIME", "interactions before then")
+    option(filters, "--k-core K", "users and items with at least K interactions each", natural, 0)
+    dedupe = "drop an item right after itself (consecutive), or wherever a user had it before (all)"
+    option(filters, "--dedupe", dedupe, default="none", choices=DEDUPE)
+    option(filters, "--drop-missing", "leave out rows that lack a value", bool)
     reading = parser.add_argument_group("how it is read")
-    reading.add_argument("--order", choices=ORDERS, default="time", help="file: rows are in order, times are not read")
-    reading.add_argument(
-        "--ties", choices=TIES, default="keep", help="equal times of a user: the file's order, or drawn"
-    )
-    reading.add_argument("--seed", type=natural, default=0, help="of --ties shuffle")
-    reading.add_argument("--unit", choices=UNITS, help="of times that are numbers (default: told from their size)")
-    reading.add_argument("--encoding", help="of text files (default: UTF-8, or UTF-16 where the file shows it)")
+    option(reading, "--order", "file: rows are in order, times are not read", default="time", choices=ORDERS)
+    option(reading, "--ties", "equal times of a user: the file's order, or drawn", default="keep", choices=TIES)
+    option(reading, "--seed", "of --ties shuffle", natural, 0)
+    option(reading, "--unit", "of times that are numbers (default: told from their size)", choices=UNITS)
+    option(reading, "--encoding", "of text files (default: UTF-8, or UTF-16 where the file shows it)")
 
 
 def run(args: argparse.Namespace) -> int:

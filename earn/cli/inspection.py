@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from earn.cli import inspect_checkpoint, verification
-from earn.cli.arguments import command
+from earn.cli.arguments import Subparsers, command, option
 from earn.cli.catalog import WITHDRAWN, catalog_facts
 from earn.config import BEAMS as ONE_BY_ONE
 from earn.config import SCORING_RULES, SET
@@ -21,7 +21,6 @@ from earn.runtime.engine_files import HARDWARE
 
 if TYPE_CHECKING:
     from earn.catalog import Catalog
-    from earn.cli.arguments import Subparsers
     from earn.manifest import Manifest
     from earn.runtime.engine_files import EngineRecord
 
@@ -46,17 +45,11 @@ def add_parser(subparsers: Subparsers) -> None:
         earn inspect models/Qwen3-0.6B --json
         """,
     )
-    parser.add_argument(
-        "folder",
-        metavar="FOLDER",
-        help="of earn export, earn train or earn pack, hf://org/name, a Hugging Face folder, or a GGUF file",
-    )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="of a bundle: check all that loading checks, and let it answer; the exit status is 1 if something fails",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    folders = "of earn export, earn train or earn pack, hf://org/name, a Hugging Face folder, or a GGUF file"
+    option(parser, "folder FOLDER", folders)
+    verify = "of a bundle: check all that loading checks, and let it answer; the exit status is 1 if something fails"
+    option(parser, "--verify", verify, bool)
+    option(parser, "--json", "print one JSON object instead of a table", bool)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from earn.cli.arguments import add_bundle, command
+from earn.cli.arguments import Subparsers, add_shared, command, option
 from earn.console import note, pairs, show, size
-
-if TYPE_CHECKING:
-    from earn.cli.arguments import Subparsers
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -27,8 +23,8 @@ def add_parser(subparsers: Subparsers) -> None:
         earn pack BUNDLE --out movies.zip
         """,
     )
-    add_bundle(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the file (default: BUNDLE.zip)")
+    add_shared(parser, "bundle")
+    option(parser, "--out FILE", "the file (default: BUNDLE.zip)", Path)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from earn.cli.arguments import (
     DATA_HELP,
+    Subparsers,
     above_zero,
-    add_bundle_place,
-    add_json,
     add_report,
-    add_threads,
+    add_shared,
     bundle_place,
     command,
     natural,
+    option,
     positive,
 )
 from earn.cli.engine import add_engine, chosen_engine
@@ -27,7 +27,6 @@ from earn.errors import EarnError
 from earn.places import bundle_at, place_name
 
 if TYPE_CHECKING:
-    from earn.cli.arguments import Subparsers
     from earn.data.dataset import Dataset
     from earn.manifest import Manifest
     from earn.profiling.profiler import Subject
@@ -53,49 +52,25 @@ def add_parser(subparsers: Subparsers) -> None:
         earn profile BUNDLE --data ml-100k --histories 5,20 --beams 10,20 --threads 2 --json
         """,
     )
-    add_bundle_place(parser)
-    parser.add_argument(
-        "--against",
-        metavar="OTHER",
-        type=bundle_place,
-        nargs="+",
-        default=[],
-        help="bundles to measure in turn with it",
-    )
+    add_shared(parser, "place")
+    option(parser, "--against OTHER", "bundles to measure in turn with it", bundle_place, nargs="+")
     add_report(parser)
-    add_json(parser)
+    add_shared(parser, "json")
     requests = parser.add_argument_group("requests")
-    requests.add_argument(
-        "--histories",
-        type=numbers,
-        metavar="N,N,...",
-        help="lengths in items (default: the longest that the bundles read, half and a quarter of it)",
-    )
-    requests.add_argument(
-        "--data", metavar="DATA", help=f"whose users' histories are asked (default: random items); {DATA_HELP}"
-    )
-    requests.add_argument(
-        "--beams", type=numbers, metavar="N,N,...", help="widths of the search (default: 20, or the most they take)"
-    )
-    requests.add_argument("-k", type=positive, default=10, help="items of an answer (default: %(default)s)")
-    requests.add_argument("--seed", type=natural, default=0, metavar="N", help="of the histories (default: 0)")
+    lengths = "lengths in items (default: the longest that the bundles read, half and a quarter of it)"
+    option(requests, "--histories N,N,...", lengths, numbers)
+    option(requests, "--data DATA", f"whose users' histories are asked (default: random items); {DATA_HELP}")
+    widths = "widths of the search (default: 20, or the most they take)"
+    option(requests, "--beams N,N,...", widths, numbers)
+    option(requests, "-k", "items of an answer", positive, 10)
+    option(requests, "--seed N", "of the histories", natural, 0)
     measurement = parser.add_argument_group("measurement")
     add_engine(measurement)
-    add_threads(measurement)
-    measurement.add_argument(
-        "--callers",
-        type=numbers,
-        default=(1, 2, 4),
-        metavar="N,N,...",
-        help="how many ask at once, for the requests per second (default: 1,2,4)",
-    )
-    measurement.add_argument(
-        "--seconds",
-        type=above_zero,
-        metavar="S",
-        help="most time for one bundle, one length and one width (default: 10, quick: 2)",
-    )
-    measurement.add_argument("--quick", action="store_true", help="fewer requests and loads, the longest history alone")
+    add_shared(measurement, "threads")
+    option(measurement, "--callers N,N,...", "how many ask at once, for the requests per second", numbers, "1,2,4")
+    seconds = "most time for one bundle, one length and one width (default: 10, quick: 2)"
+    option(measurement, "--seconds S", seconds, above_zero)
+    option(measurement, "--quick", "fewer requests and loads, the longest history alone", bool)
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -107,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures and reports."""
     from earn.report.page import check_place
 
-    places = [args.bundle, *args.against]
+    places = [args.bundle, *(args.against or ())]
     if args.report:
         check_place(args.report, *(place for place in places if isinstance(place, Path)))
     with ExitStack() as stack:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earn.cli.arguments import DATA_HELP, command, natural, positive
+from earn.cli.arguments import DATA_HELP, Subparsers, command, natural, option, positive
 from earn.cli.trainings import trainings
 from earn.console import Steps, note, progress, results_kept_clean, show, table
 from earn.errors import EarnError
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from earn.cli.arguments import Subparsers
     from earn.data import Example
     from earn.data.dataset import Dataset
     from earn.runtime.recommender import Recommender
@@ -97,25 +96,13 @@ def add_parser(subparsers: Subparsers) -> None:
         earn quickstart --data LC-Rec/Instruments --backbone tiny-qwen3 --out instruments
         """,
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("quickstart"), metavar="DIR", help="folder (default: %(default)s)"
-    )
-    parser.add_argument("--data", default="ml-100k", help=f"{DATA_HELP} (default: %(default)s)")
-    parser.add_argument(
-        "--backbone",
-        default="tiny-llama",
-        metavar="NAME|PATH",
-        help="see earn train; a NAME is for beams alone (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--epochs",
-        type=positive,
-        default=EPOCHS,
-        metavar="N",
-        help=f"of every training; all codes at once takes {SET_EPOCHS} from scratch (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--users", type=positive, metavar="N", help="evaluate on a sample of users (default: all)")
+    option(parser, "--out DIR", "folder", Path, Path("quickstart"))
+    option(parser, "--data", DATA_HELP, default="ml-100k")
+    option(parser, "--backbone NAME|PATH", "see earn train; a NAME is for beams alone", default="tiny-llama")
+    epochs = f"of every training; all codes at once takes {SET_EPOCHS} from scratch"
+    option(parser, "--epochs N", epochs, positive, EPOCHS)
+    option(parser, "--seed N", "of all that is drawn", natural, 0)
+    option(parser, "--users N", "evaluate on a sample of users (default: all)", positive)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from earn.cli.arguments import (
     ITEM_IDS_HELP,
-    add_bundle_place,
-    add_exclude_history,
+    Subparsers,
     add_filters,
-    add_json,
-    add_threads,
+    add_shared,
+    add_unknown,
     command,
     item_ids,
+    option,
     positive,
 )
 from earn.cli.engine import add_engine, chosen_engine
@@ -24,7 +24,6 @@ from earn.filters import AllOf, AnyOf, from_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from earn.cli.arguments import Subparsers
     from earn.runtime.recommender import Recommendation
 
 
@@ -47,29 +46,17 @@ def add_parser(subparsers: Subparsers) -> None:
         earn recommend BUNDLE --history 50,172 --allow genre:Comedy --block adult --block '{"items": ["9"]}'
         """,
     )
-    add_bundle_place(parser)
-    parser.add_argument("--history", type=item_ids, required=True, metavar="IDS", help=f"oldest first: {ITEM_IDS_HELP}")
-    parser.add_argument("-k", type=positive, help="items to recommend (default: 10, or the most that the bundle gives)")
-    parser.add_argument(
-        "--beams",
-        type=positive,
-        metavar="N",
-        help="width of the search (default: 20, or the most that the bundle takes)",
-    )
-    parser.add_argument(
-        "--exclude", type=item_ids, default=[], metavar="IDS", help="items that may not come back, likewise"
-    )
-    add_exclude_history(parser)
+    add_shared(parser, "place")
+    option(parser, "--history IDS", f"oldest first: {ITEM_IDS_HELP}", item_ids, required=True)
+    option(parser, "-k", "items to recommend (default: 10, or the most that the bundle gives)", positive)
+    width = "width of the search (default: 20, or the most that the bundle takes)"
+    option(parser, "--beams N", width, positive)
+    option(parser, "--exclude IDS", "items that may not come back, likewise", item_ids)
+    add_shared(parser, "exclude_history")
     add_filters(parser)
-    parser.add_argument(
-        "--unknown",
-        choices=("error", "skip"),
-        default="error",
-        help="what to do with ids that the catalog lacks (default: %(default)s)",
-    )
+    add_unknown(parser, "what to do with ids that the catalog lacks")
     add_engine(parser)
-    add_threads(parser)
-    add_json(parser)
+    add_shared(parser, "threads", "json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     k = args.k or min(10, recommender.manifest.limits.beams)
     allow, block = AllOf(map(from_text, args.allow)), AnyOf(map(from_text, args.block))
     items = recommender.recommend(
-        args.history, k, args.beams, args.exclude, args.exclude_history, args.unknown, allow, block
+        args.history, k, args.beams, args.exclude or (), args.exclude_history, args.unknown, allow, block
     )
     show_json([asdict(item) for item in items]) if args.json else show(items_table(items))
     return 0

@@ -13,18 +13,17 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earn.cli.arguments import PLACE_HELP, add_threads, bundle_place, command, positive
+from earn.cli.arguments import PLACE_HELP, Subparsers, add_shared, bundle_place, command, option, positive
 from earn.cli.engine import add_engine, chosen_engine
 from earn.console import note
 from earn.errors import EarnError
 from earn.files import read_text
+from earn.serve.limits import Limits, Refusal
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from earn.cli.arguments import Subparsers
     from earn.serve.bundles import ServedBundle
-    from earn.serve.limits import Limits
     from earn.serve.service import Service
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -32,6 +31,15 @@ TOKEN_VARIABLE = "EARN_SERVE_TOKEN"
 SHORTEST_TOKEN = 16
 STOP_S = 30  # that begun requests get to end
 UVICORN: Mapping[str, Any] = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": STOP_S}
+LIMITS: tuple[tuple[str, Callable[[str], float], str], ...] = (  # of earn.serve.limits
+    ("batch", positive, "requests that are answered in one pass"),
+    ("batch_wait_ms", float, "that the first request of a batch waits for others at the most"),
+    ("concurrent", positive, "requests at one time, beyond which the answer is 503"),
+    ("deadline_s", float, "for one request, then 504"),
+    ("body_bytes", positive, "of one request's body, beyond which the answer is 413"),
+    ("sessions", positive, "open at one time"),
+    ("session_age_s", float, "without use, after which a session is closed"),
+)
 WORKER_S = 60  # without a sign of life, after which a worker is replaced; a new one gets as long to load its bundles
 
 
@@ -52,56 +60,28 @@ def add_parser(subparsers: Subparsers) -> None:
         earn serve BUNDLE --host 0.0.0.0 --allow-host shop.example --token-file token.txt
         """,
     )
-    parser.add_argument(
-        "bundles",
-        metavar="BUNDLE",
-        nargs="+",
-        type=bundle_place,
-        help=f"{PLACE_HELP}; requests name it by its last part, the first is the default",
+    bundles = f"{PLACE_HELP}; requests name it by its last part, the first is the default"
+    option(parser, "bundles BUNDLE", bundles, bundle_place, nargs="+")
+    option(parser, "--host", "address to listen at", default="127.0.0.1")
+    option(parser, "--port N", "", positive, 8000)
+    names = "name under which clients ask, besides this machine's own; * allows any"
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=names)
+    token = f"file with the token that whoever changes state has to send (or ${TOKEN_VARIABLE}); beyond loopback, and "
+    option(parser, "--token-file FILE", f"{token}for swaps, there must be one", Path)
+    option(parser, "--app FOLDER", "page to show under /app/, such as examples/app", Path)
+    option(
+        parser,
+        "--workers N",
+        "processes that share the port, each with the bundles and limits of its own and one thread unless --threads "
+        "says otherwise; one that ends is started again. Beyond 1 there are no sessions and no swaps; SIGHUP starts "
+        "one after the other anew",
+        positive,
+        1,
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=positive, default=8000, metavar="N", help="(default: %(default)s)")
-    parser.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="name under which clients ask, besides this machine's own; * allows any",
-    )
-    parser.add_argument(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help=f"file with the token that whoever changes state has to send (or ${TOKEN_VARIABLE}); beyond loopback, and "
-        "for swaps, there must be one",
-    )
-    parser.add_argument("--app", type=Path, metavar="FOLDER", help="page to show under /app/, such as examples/app")
-    parser.add_argument(
-        "--workers",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="processes that share the port, each with the bundles and limits of its own and one thread unless "
-        "--threads says otherwise; one that ends is started again. Beyond 1 there are no sessions and no swaps; SIGHUP "
-        "starts one after the other anew (default: %(default)s)",
-    )
-    _add_limits(parser)
+    for name, kind, text in LIMITS:
+        option(parser, f"--{name.replace('_', '-')} N", text, kind, getattr(Limits, name))
     add_engine(parser)
-    add_threads(parser)
-
-
-def _add_limits(parser: argparse.ArgumentParser) -> None:
-    """Declares what of earn.serve.limits can be chosen."""
-    for name, kind, text in (
-        ("batch", positive, "requests that are answered in one pass (default: 16)"),
-        ("batch-wait-ms", float, "that the first request of a batch waits for others at the most (default: 3)"),
-        ("concurrent", positive, "requests at one time, beyond which the answer is 503 (default: 256)"),
-        ("deadline-s", float, "for one request, then 504 (default: 5)"),
-        ("body-bytes", positive, "of one request's body, beyond which the answer is 413 (default: 262144)"),
-        ("sessions", positive, "open at one time (default: 1000)"),
-        ("session-age-s", float, "without use, after which a session is closed (default: 1800)"),
-    ):
-        parser.add_argument(f"--{name}", type=kind, metavar="N", default=argparse.SUPPRESS, help=text)
+    add_shared(parser, "threads")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -116,14 +96,11 @@ def run(args: argparse.Namespace) -> int:
         raise EarnError(f"{args.app}: has no index.html. Give the folder of a page, such as examples/app.")
     if args.app is not None and args.workers > 1:
         raise EarnError("A page needs sessions, which live in one process. Leave --app or --workers away.")
-    from dataclasses import fields
-
     from earn.serve.app import LOOPBACK, create_app
-    from earn.serve.limits import Limits
 
     if args.workers > 1 and args.threads is None:
         args.threads = 1
-    limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits) if hasattr(args, field.name)})
+    limits = Limits(**{name: getattr(args, name) for name, _, _ in LIMITS})
     hosts = (*LOOPBACK, args.host, *args.allow_host)
     service = partial(_service, args.bundles, args.engine, args.threads, limits)
     ready = service()  # with several workers too, so that what cannot be served is refused at once
@@ -142,7 +119,6 @@ def _run_one(service: Service, app: FastAPI, listening: socket.socket) -> int:
     import uvicorn
 
     from earn.serve.gate import log_line
-    from earn.serve.limits import Refusal
 
     server = uvicorn.Server(uvicorn.Config(app, **UVICORN))
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earn.catalog import CATALOG_FILE, Catalog
-from earn.cli.arguments import add_bundle, add_json, command
+from earn.cli.arguments import Subparsers, add_shared, command, option
 from earn.console import note, show, show_json, table
 
 if TYPE_CHECKING:
-    from earn.cli.arguments import Subparsers
     from earn.tags import Tags
 
 
@@ -31,11 +30,9 @@ def add_parser(subparsers: Subparsers) -> None:
         earn recommend BUNDLE --history 50,172 --allow genre:Comedy --block adult
         """,
     )
-    add_bundle(parser)
-    parser.add_argument(
-        "--from", dest="table", metavar="FILE", type=Path, help="the table; without it, tags are listed"
-    )
-    parser.add_argument("--columns", type=_names, default=[], metavar="NAMES", help="columns, with commas between them")
+    add_shared(parser, "bundle")
+    option(parser, "--from FILE", "the table; without it, tags are listed", Path, dest="table")
+    option(parser, "--columns NAMES", "columns, with commas between them", _names)
     parser.add_argument(
         "--bands",
         type=_bands,
@@ -44,8 +41,8 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="COLUMN=A,B",
         help="a column of numbers and where its bands part: below A, A to B, from B; may be given several times",
     )
-    parser.add_argument("--item", metavar="COLUMN", help="the column of item ids (default: the first)")
-    add_json(parser)
+    option(parser, "--item COLUMN", "the column of item ids (default: the first)")
+    add_shared(parser, "json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,7 +73,7 @@ def _tags(args: argparse.Namespace) -> Tags:
         return Tags.load(args.bundle / TAGS_FILE, len(catalog)) if has_tags else no_tags(len(catalog))
     if not args.columns and not bands:
         raise EarnError("No column was named. Name some: --columns genre,language or --bands price=5,20.")
-    tags = read_tags(args.table, catalog, args.columns, bands, args.item)
+    tags = read_tags(args.table, catalog, args.columns or (), bands, args.item)
     set_tags(args.bundle, tags)
     note(f"Next: earn recommend {args.bundle} --history ... --allow TAG --block TAG")
     return tags

@@ -9,7 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earn.cli.arguments import DATA_HELP, above_zero, command, from_zero, natural, positive, share
+from earn.cli.arguments import (
+    Subparsers,
+    above_zero,
+    add_shared,
+    command,
+    from_zero,
+    natural,
+    option,
+    positive,
+    share,
+)
 from earn.cli.data import advice_line
 from earn.config import EarnConfig
 from earn.console import Steps, detail, note, progress, results_kept_clean, show
@@ -23,7 +33,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from earn.catalog import Catalog
-    from earn.cli.arguments import Subparsers
     from earn.data.dataset import Dataset
     from earn.model.earn_model import EarnModel
 
@@ -51,92 +60,55 @@ def add_parser(subparsers: Subparsers) -> None:
         earn train ml-100k --out CKPT --resume
         """,
     )
-    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
-    parser.add_argument("--out", metavar="CKPT", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted training in CKPT")
+    add_shared(parser, "data")
+    option(parser, "--out CKPT", "folder of the checkpoint", Path, required=True)
+    option(parser, "--resume", "go on with an interrupted training in CKPT", bool)
     _add_model_options(parser.add_argument_group("model"))
     _add_settings(parser.add_argument_group("training"))
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--backbone",
-        metavar="NAME|PATH",
-        help="from scratch: tiny-llama, -qwen2, -qwen3, -mistral, -granite, -smollm3, -gemma3, -phi3; a Hugging Face "
+    option(
+        group,
+        "--backbone NAME|PATH",
+        "from scratch: tiny-llama, -qwen2, -qwen3, -mistral, -granite, -smollm3, -gemma3, -phi3; a Hugging Face "
         "folder, or a GGUF file (default: tiny-llama; with --method set tiny-qwen2)",
     )
-    group.add_argument(
+    option(
+        group,
         "--method",
+        "identifiers alone, an instruction in words with titles learned beside it, or all codes at once without beams "
+        "(default: lcrec where the backbone has a tokenizer, else tiger)",
         choices=("tiger", "lcrec", "set"),
-        help="identifiers alone, an instruction in words with titles learned beside it, or all codes at once without "
-        "beams (default: lcrec where the backbone has a tokenizer, else tiger)",
     )
-    group.add_argument(
-        "--digits",
-        metavar="N|items|N+items",
-        help="with --method set: how many digits an item has, a digit with a value per item, or both (default: items)",
-    )
-    group.add_argument(
-        "--temperature",
-        type=above_zero,
-        metavar="X",
-        help="with --method set: by which cosines of outputs and digits are divided (default: 0.07)",
-    )
-    group.add_argument(
-        "--layers", type=positive, metavar="N", help="of a backbone from scratch (default: 8; others have their own)"
-    )
-    group.add_argument(
-        "--early-layers",
-        type=positive,
-        metavar="K",
-        help="layers that see every token (default: a quarter of them)",
-    )
-    group.add_argument(
-        "--build-identifiers",
-        action="store_true",
-        help="new identifiers even where the data brings some; such data needs titles",
-    )
-    group.add_argument(
-        "--disambiguate", action="store_true", help="one code more where several items share an identifier"
-    )
-    group.add_argument("--dense", action="store_true", help="the dense baseline: all layers, no registers")
+    digits = "how many digits an item has, a digit with a value per item, or both (default: items)"
+    option(group, "--digits N|items|N+items", f"with --method set: {digits}")
+    cosines = "by which cosines of outputs and digits are divided (default: 0.07)"
+    option(group, "--temperature X", f"with --method set: {cosines}", above_zero)
+    option(group, "--layers N", "of a backbone from scratch (default: 8; others have their own)", positive)
+    option(group, "--early-layers K", "layers that see every token (default: a quarter of them)", positive)
+    build = "new identifiers even where the data brings some; such data needs titles"
+    option(group, "--build-identifiers", build, bool)
+    option(group, "--disambiguate", "one code more where several items share an identifier", bool)
+    option(group, "--dense", "the dense baseline: all layers, no registers", bool)
     for end, where in (("prefix", "start"), ("suffix", "end")):
-        group.add_argument(
-            f"--{end}-registers",
-            type=natural,
-            metavar="N",
-            help=f"registers at the prompt's {where} (default: {REGISTERS})",
-        )
-    group.add_argument(
-        "--max-history",
-        type=positive,
-        default=20,
-        metavar="N",
-        help="items that the prompt holds; the newest are kept (default: %(default)s)",
-    )
-    group.add_argument(
-        "--template",
-        metavar="TEXT",
-        help="prompt with {history} where the items stand, for backbones with a tokenizer",
-    )
-    group.add_argument("--separator", metavar="TEXT", help="text between two items of the history")
-    group.add_argument(
-        "--item",
-        metavar="TEXT",
-        help="text around {item}, each item's identifier (default: <|sid_begin|>{item}<|sid_end|> where the tokenizer "
-        "knows these tokens)",
-    )
-    group.add_argument(
-        "--chat", action="store_true", help="the template is a user's message to the tokenizer's chat template"
-    )
-    group.add_argument("--system", metavar="TEXT", help="with --chat: the system's message")
-    group.add_argument("--answer", metavar="TEXT", help="text before the item that is to be generated")
+        text = f"registers at the prompt's {where} (default: {REGISTERS})"
+        option(group, f"--{end}-registers N", text, natural)
+    option(group, "--max-history N", "items that the prompt holds; the newest are kept", positive, 20)
+    template = "prompt with {history} where the items stand, for backbones with a tokenizer"
+    option(group, "--template TEXT", template)
+    option(group, "--separator TEXT", "text between two items of the history")
+    item = "text around {item}, each item's identifier (default: <|sid_begin|>{item}<|sid_end|> where the tokenizer "
+    option(group, "--item TEXT", f"{item}knows these tokens)")
+    option(group, "--chat", "the template is a user's message to the tokenizer's chat template", bool)
+    option(group, "--system TEXT", "with --chat: the system's message")
+    option(group, "--answer TEXT", "text before the item that is to be generated")
 
 
 def _add_settings(group: argparse._ArgumentGroup) -> None:
     """One option per field of TrainSettings, with that field's default."""
-    rows: dict[str, tuple[Callable[[str], object] | None, str]] = {
-        # field: type of its value (None: a switch), help
+    rows: dict[str, tuple[Callable[[str], object], str]] = {
+        # field: type of its value (bool: a switch), help
         "epochs": (above_zero, "passes over the data; 0.5: half of it"),
         "batch_size": (positive, "windows per step and process"),
         "learning_rate": (above_zero, "at its peak"),
@@ -150,17 +122,17 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
             "with --method set: values of a digit that a step draws beside its targets; 0: the loss is of all values",
         ),
         "exclude_history": (
-            None,
+            bool,
             "validation lists leave the history out: for data where nobody chooses an item twice",
         ),
-        "bf16": (None, "mixed precision"),
+        "bf16": (bool, "mixed precision"),
         "lora": (
             natural,
             "rank of low-rank adapters, which are trained in place of the layers' weights and merged into them at the "
             "end, beside the rows of identifiers and registers; 0: every weight is trained",
         ),
         "lora_targets": (str, "linear layers that get adapters"),
-        "gradient_checkpointing": (None, "less memory, more time: layers are computed again in the backward pass"),
+        "gradient_checkpointing": (bool, "less memory, more time: layers are computed again in the backward pass"),
         "dtype": (str, f"how weights that --lora does not train are held: {' or '.join(DTYPES)}"),
         "users": (natural, "a sample of so many users, for a first try; 0: all"),
         "validation_users": (positive, "a sample of so many chooses the epoch"),
@@ -169,17 +141,12 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     for field in fields(TrainSettings):
         if field.name not in rows:  # the method says whether titles are learned
             continue
-        option = f"--{field.name.replace('_', '-')}"
-        kind, text = rows[field.name]
-        if kind is None:
-            group.add_argument(option, action="store_true", help=text)
-            continue
-        group.add_argument(
-            option,
-            type=kind,
-            metavar=METAVARS[type(field.default)],
-            help=f"{text} (default: {_defaults(field.name)})",
-        )
+        signature, (kind, text) = f"--{field.name.replace('_', '-')}", rows[field.name]
+        if kind is bool:
+            option(group, signature, text, bool)
+        else:
+            shown = f"{text} (default: {_defaults(field.name)})"
+            option(group, f"{signature} {METAVARS[type(field.default)]}", shown, kind)
 
 
 def _defaults(name: str) -> str:
