@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from earn.bundle_edit import add_items, edit_catalog, roll_back_catalog
 from earn.catalog import BLOCKED, CATALOG_FILE, REMOVED, Catalog
 from earn.cli.arguments import ITEM_IDS_HELP, Subparsers, add_shared, command, command_group, item_ids, option
 from earn.console import note, pairs, show, show_json
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from earn.manifest import Manifest
-    from earn.new_items import NewItems
+from earn.errors import EarnError
+from earn.live_catalog import blocked, removed, renamed
+from earn.manifest import CatalogVersions, Manifest
+from earn.new_items import NewItems
+from earn.places import opened
+from earn.tags import read_columns, refuse_twice
 
 WITHDRAWN = {"blocked": BLOCKED, "removed": REMOVED}
-ITEMS_HELP = "a csv or tsv file with a header: item_id, and title, metadata, identifier where they are known"
+COLUMNS = {  # of the tables that are read
+    "add": "item_id, and title, metadata, identifier where they are known",
+    "rename": "item_id, title",
+}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -38,74 +45,59 @@ def add_parser(subparsers: Subparsers) -> None:
         earn catalog list BUNDLE
         """,
     )
-    add = command(
-        own,
-        "add",
-        run_add,
-        "add items",
-        "Adds items, or brings removed ones back. An identifier is of codes that the model knows, with spaces between "
-        "them: <a_1> <b_2>. Where items have none, they are made of --vectors or of title and metadata; a bundle of "
-        "the method set with digits of vectors holds what that takes.",
-        """
-        earn catalog add BUNDLE items.csv
-        earn catalog add BUNDLE items.csv --vectors items.npy
-        """,
-    )
-    add_shared(add, "bundle")
-    option(add, "items FILE", ITEMS_HELP, Path)
-    option(add, "--vectors FILE", "the items' vectors [items,c], an .npy file", Path)
-    add_shared(add, "json")
-    for name, run, what in (
-        ("remove", run_remove, "remove items: they stay readable in histories"),
-        ("block", run_block, "recommend items no more, or again"),
+    for name, run, takes, what, about in (
+        (
+            "add",
+            run_add,
+            "items.csv --vectors items.npy",
+            "add items",
+            "Adds items, or brings removed ones back. An identifier is of codes that the model knows, with spaces "
+            "between them: <a_1> <b_2>. Where items have none, they are made of --vectors or of title and metadata; a "
+            "bundle of the method set with digits of vectors holds what that takes.",
+        ),
+        ("remove", run_remove, "7", "remove items: they stay readable in histories", "Takes items out of all lists."),
+        (
+            "block",
+            run_block,
+            "7",
+            "recommend items no more, or again",
+            "Takes items out of all lists, or back in.",
+        ),
+        ("rename", run_rename, "titles.csv", "give items other titles", "Changes titles."),
+        ("rollback", run_rollback, "", "return to the catalog before the last change", "Undoes the last change."),
+        ("list", run_list, "", "show the catalog's version and what is withdrawn", "Shows the catalog's version."),
     ):
-        about = f"Takes items out of all lists: {what}."
-        parser = command(own, name, run, what, about, f"earn catalog {name} BUNDLE 7")
+        parser = command(own, name, run, what, about, f"earn catalog {name} BUNDLE {takes}")
         add_shared(parser, "bundle")
-        option(parser, "ids IDS", ITEM_IDS_HELP, item_ids)
+        if name in COLUMNS:
+            option(parser, "items FILE", f"a csv or tsv file with a header: {COLUMNS[name]}", Path)
+        if name in ("remove", "block"):
+            option(parser, "ids IDS", ITEM_IDS_HELP, item_ids)
+        if name == "add":
+            option(parser, "--vectors FILE", "the items' vectors [items,c], an .npy file", Path)
         if name == "block":
             option(parser, "--undo", "let them free again", bool)
         add_shared(parser, "json")
-    example = "earn catalog rename B t.csv"
-    rename = command(own, "rename", run_rename, "give items other titles", "Changes titles.", example)
-    add_shared(rename, "bundle")
-    option(rename, "items FILE", "a csv or tsv file with a header: item_id, title", Path)
-    add_shared(rename, "json")
-    for name, run, what in (
-        ("rollback", run_rollback, "return to the catalog before the last change"),
-        ("list", run_list, "show the catalog's version and what is withdrawn"),
-    ):
-        parser = command(own, name, run, what, f"{what.capitalize()}.", f"earn catalog {name} BUNDLE")
-        add_shared(parser, "bundle", "json")
 
 
 def run_add(args: argparse.Namespace) -> int:
     """Adds items."""
-    from earn.bundle_edit import add_items
-
     items = _new_items(args.items, args.vectors)
     return _changed(args, lambda: add_items(args.bundle, items))
 
 
 def run_remove(args: argparse.Namespace) -> int:
     """Removes items."""
-    from earn.live_catalog import removed
-
     return _edit(args, lambda catalog: removed(catalog, args.ids))
 
 
 def run_block(args: argparse.Namespace) -> int:
     """Blocks items, or lets them free."""
-    from earn.live_catalog import blocked
-
     return _edit(args, lambda catalog: blocked(catalog, args.ids, not args.undo))
 
 
 def run_rename(args: argparse.Namespace) -> int:
     """Changes titles."""
-    from earn.live_catalog import renamed
-    from earn.tags import read_columns, refuse_twice
-
     table = read_columns(args.items, ("item_id", "title"))
     refuse_twice(args.items, table["item_id"])
     titles = dict(zip(table["item_id"], table["title"], strict=True))
@@ -114,16 +106,11 @@ def run_rename(args: argparse.Namespace) -> int:
 
 def run_rollback(args: argparse.Namespace) -> int:
     """Returns to the catalog before."""
-    from earn.bundle_edit import roll_back_catalog
-
     return _changed(args, lambda: roll_back_catalog(args.bundle))
 
 
 def run_list(args: argparse.Namespace) -> int:
     """Shows version and counts."""
-    from earn.manifest import Manifest
-    from earn.places import opened
-
     manifest, catalog = opened(
         args.bundle, lambda folder: (Manifest.load(folder, verify=False), Catalog.load(folder / CATALOG_FILE))
     )
@@ -139,8 +126,6 @@ def run_list(args: argparse.Namespace) -> int:
 
 def catalog_facts(manifest: Manifest, catalog: Catalog) -> dict[str, Any]:
     """A catalog's version, the earlier ones that the bundle holds, and counts of its items."""
-    from earn.manifest import CatalogVersions
-
     versions = manifest.catalog or CatalogVersions(0, ())
     counts = {name: len(_of_status(catalog, name)) for name in WITHDRAWN}
     return {"version": versions.version, "kept": list(versions.kept), "items": len(catalog), **counts}
@@ -152,15 +137,11 @@ def _of_status(catalog: Catalog, name: str) -> list[int]:
 
 def _edit(args: argparse.Namespace, change: Callable[[Catalog], Catalog]) -> int:
     """Changes the bundle's catalog and shows it."""
-    from earn.bundle_edit import edit_catalog
-
     return _changed(args, lambda: edit_catalog(args.bundle, change))
 
 
 def _changed(args: argparse.Namespace, change: Callable[[], Manifest]) -> int:
     """Makes a change and shows the catalog, and says so where it was so before."""
-    from earn.manifest import Manifest
-
     before = Manifest.load(args.bundle, verify=False).catalog
     if change().catalog == before:
         note("Nothing was written: the catalog is as this change would have it.")
@@ -169,12 +150,6 @@ def _changed(args: argparse.Namespace, change: Callable[[], Manifest]) -> int:
 
 def _new_items(path: Path, vectors: Path | None) -> NewItems:
     """The items of a table, with vectors from another file."""
-    import numpy as np
-
-    from earn.errors import EarnError
-    from earn.new_items import NewItems
-    from earn.tags import read_columns, refuse_twice
-
     table = read_columns(path, ("item_id",), ("title", "metadata", "identifier"))
     refuse_twice(path, table["item_id"])
     given = None

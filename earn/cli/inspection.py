@@ -1,32 +1,44 @@
-"""`earn inspect`: what a bundle holds, and the size of its cache next to a dense model's. Needs no engine.
+"""`earn inspect`: what a bundle or a checkpoint holds. Needs no engine, and reads no weight.
 
-Of a checkpoint it says what it is and what stands in the way (earn.cli.inspect_checkpoint).
+of a bundle        model, limits, files, and the size of its cache next to a dense model's; --verify: what loading
+                   checks, one line per check, and whether the bundle then answers
+of a checkpoint    what it is, what would be read, and what stands in the way of loading it
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earn.cli import inspect_checkpoint, verification
+import numpy as np
+
+from earn.catalog import CATALOG_FILE, Catalog
 from earn.cli.arguments import Subparsers, command, option
 from earn.cli.catalog import WITHDRAWN, catalog_facts
 from earn.config import BEAMS as ONE_BY_ONE
 from earn.config import SCORING_RULES, SET
 from earn.console import pairs, show, show_json, size
-from earn.manifest import MANIFEST_FILE
-from earn.runtime.engine_files import HARDWARE
+from earn.errors import EarnError
+from earn.manifest import MANIFEST_FILE, Manifest, check_graphs
+from earn.places import bundle_at, opened
+from earn.runtime.engine_files import HARDWARE, has_engines, load_record
 
 if TYPE_CHECKING:
-    from earn.catalog import Catalog
-    from earn.manifest import Manifest
-    from earn.runtime.engine_files import EngineRecord
+    from earn.model.checkpoint_facts import CheckpointFacts, TokenizerFacts
 
 BEAMS = 20  # of the search that the cache is computed for
 METHODS = {ONE_BY_ONE: "one code after the other, by beam search", SET: "all codes at once, every item scored"}
 DETERMINED_AFTER = (1, 2, 3)  # tokens
+PASSED = "passed"  # what --verify says of a check
+MARKS = ("config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+TIED = {
+    True: "the head is the embedding's table (tied)",
+    False: "the head has a table of its own",
+    None: "the files hold a head that config.json ties: on loading it counts as its own where it differs",
+}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -53,32 +65,23 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Describes the bundle or checkpoint."""
+    """Describes the bundle or checkpoint, or verifies the bundle."""
     path = Path(args.folder)
-    if not (path / MANIFEST_FILE).is_file() and inspect_checkpoint.is_checkpoint(path):
-        return inspect_checkpoint.run(path, args.json)
+    if not (path / MANIFEST_FILE).is_file() and is_checkpoint(path):
+        return _inspect_checkpoint(path, args.json)
     if args.verify:
-        return verification.run(args.folder, args.json)
-    from earn.places import opened
-
-    facts = opened(args.folder, _facts)
+        checks = verify(args.folder)
+        is_good = set(checks.values()) == {PASSED}
+        show_json({"passed": is_good, "checks": checks}) if args.json else show(pairs([*checks.items()]))
+        return 0 if is_good else 1
+    facts = opened(args.folder, describe)
     show_json(facts) if args.json else show(_text(facts))
     return 0
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    """What `describe` says of a bundle's folder."""
-    from earn.catalog import CATALOG_FILE, Catalog
-    from earn.manifest import Manifest
-    from earn.runtime.engine_files import has_engines, load_record
-
-    manifest = Manifest.load(folder)
-    record = load_record(folder) if has_engines(folder) else None
-    return describe(manifest, Catalog.load(folder / CATALOG_FILE), record)
-
-
-def describe(manifest: Manifest, catalog: Catalog, record: EngineRecord | None = None) -> dict[str, Any]:
+def describe(folder: Path) -> dict[str, Any]:
     """The facts of a bundle, and of the TensorRT engines that were built from it."""
+    manifest, catalog = Manifest.load(folder), Catalog.load(folder / CATALOG_FILE)
     model = manifest.model
     return {
         "sizes": asdict(manifest.sizes),
@@ -94,7 +97,7 @@ def describe(manifest: Manifest, catalog: Catalog, record: EngineRecord | None =
         "cache_bytes": _cache_bytes(manifest),
         "files": {name: entry.bytes for name, entry in manifest.files.items()},
         "bundle_bytes": manifest.bundle_bytes,
-        "engines": asdict(record) if record else None,
+        "engines": asdict(load_record(folder)) if has_engines(folder) else None,
         "tools": dict(manifest.tools),
         "trie": _trie(catalog),
         "catalog": catalog_facts(manifest, catalog),
@@ -119,8 +122,6 @@ def _cache_bytes(manifest: Manifest) -> dict[str, int]:
 
 
 def _trie(catalog: Catalog) -> dict[str, Any]:
-    import numpy as np
-
     trie = catalog.trie
     nodes = np.arange(len(trie))
     level, is_leaf = trie.level(nodes), trie.is_leaf(nodes)
@@ -199,3 +200,98 @@ def _engine_rows(record: dict[str, Any] | None) -> list[tuple[str, str]]:
         ("engines", f"TensorRT {record['tensorrt']}, {together}, for {HARDWARE[record['hardware']].meaning}"),
         ("", f"built on {record['gpu']}, architecture {record['architecture']}, CUDA {record['driver']}"),
     ]
+
+
+def verify(place: str) -> dict[str, str]:
+    """PASSED for each of CHECKS, or what it found; those behind the first that fails are left out."""
+    found: dict[str, str] = {}
+    name = "place"
+    try:
+        with bundle_at(place) as folder:
+            for name, check in CHECKS.items():  # name is that of the check which fails
+                check(folder)
+                found[name] = PASSED
+    except EarnError as error:
+        found[name] = str(error)
+    return found
+
+
+def _answer(folder: Path) -> None:
+    """Loads the bundle, which answers a request with finite scores."""
+    from earn.runtime.recommender import Recommender
+
+    recommender = Recommender.load(folder, verify=False)
+    recommender.recommend(recommender.catalog.item_ids[:1], k=1)
+
+
+# Checks of --verify, in order: each raises an EarnError.
+CHECKS: Mapping[str, Callable[[Path], object]] = {
+    "manifest": lambda folder: Manifest.load(folder, verify=False),  # its form, limits and the files' sizes
+    "sums": Manifest.load,
+    "graphs": lambda folder: check_graphs(folder, Manifest.load(folder, verify=False)),  # only what this package writes
+    "catalog": lambda folder: Catalog.load(folder / CATALOG_FILE),
+    "answer": _answer,
+}
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path looks like a checkpoint: a GGUF file, or a folder with a file of one."""
+    if path.is_dir():
+        return any(True for mark in MARKS for _ in path.glob(mark))
+    return path.suffix == ".gguf" and path.is_file()
+
+
+def _inspect_checkpoint(path: Path, as_json: bool) -> int:
+    """Describes the checkpoint; 1 if something stands in the way of loading it."""
+    from earn.model.checkpoint_facts import checkpoint_facts
+
+    facts = checkpoint_facts(path)
+    show_json(asdict(facts)) if as_json else show(_checkpoint_text(facts))
+    return 1 if facts.obstacles else 0
+
+
+def _checkpoint_text(facts: CheckpointFacts) -> str:
+    rows = [("kind", facts.kind), *_model_rows(facts), *_tokenizer_rows(facts.tokenizer)]
+    if facts.items is not None:
+        rows.append(("catalog", f"{facts.items:,} items"))
+    obstacles = [" ".join(obstacle.split()) for obstacle in facts.obstacles]
+    rows += [("" if index else "in the way", obstacle) for index, obstacle in enumerate(obstacles or ["nothing"])]
+    return pairs(rows)
+
+
+def _model_rows(facts: CheckpointFacts) -> Iterator[tuple[str, str]]:
+    """Names and values; what has no name goes on with the line above."""
+    sizes = facts.sizes
+    if sizes is None:
+        yield "backbone", facts.family or "unknown"
+    else:
+        yield "backbone", f"{sizes.family}, {sizes.layers} layers, hidden size {sizes.hidden}"
+        yield "", f"{sizes.heads} heads, {sizes.key_value_heads} of keys and values, {sizes.head_size} numbers each"
+        yield "", f"{sizes.embedding_rows:,} token embeddings; {TIED[facts.tied]}"
+        yield "", f"{facts.positions:,} positions"
+    if facts.padding_rows:
+        yield "padding", f"{facts.padding_rows:,} rows stand behind the tokenizer's last id; new tokens take them first"
+    if facts.parameters is not None:
+        types = ", ".join(f"{dtype} ({count} weights)" for dtype, count in facts.dtypes.items())
+        yield "weights", f"{facts.parameters / 1e6:,.2f} million numbers: {types}"
+        files = facts.weight_files
+        yield "", f"read from {files[0]}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+    if sizes is not None:
+        by_default = "" if facts.kind == "EARN checkpoint" else " by default"
+        yield "split", f"k = {sizes.early_layers} of {sizes.layers} layers see every token{by_default}"
+
+
+def _tokenizer_rows(tokenizer: TokenizerFacts | None) -> Iterator[tuple[str, str]]:
+    if tokenizer is None:
+        yield "tokenizer", "none that can be read: prompts are identifiers alone"
+        return
+    chat = "with a chat template" if tokenizer.has_chat_template else "without a chat template"
+    yield "tokenizer", f"{tokenizer.kind}, {tokenizer.tokens:,} tokens, {chat}"
+    known = tokenizer.identifiers
+    if known is None:
+        yield "identifiers", "none of a known form; training adds those of the data"
+        return
+    levels = ", ".join(f"{level.name}: {level.codes:,} up to {level.highest:,}" for level in known.levels)
+    yield "identifiers", f"learned: {known.form} on {len(known.levels)} levels ({levels})"
+    if known.wrapper:
+        yield "", f"each item between {' and '.join(known.wrapper)}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from earn.cli.arguments import Subparsers, add_shared, command, option
 from earn.console import note, pairs, show, size
+from earn.places import opened, pack
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -29,8 +30,6 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Packs the bundle."""
-    from earn.places import opened, pack
-
     out = args.out or Path(f"{args.bundle.resolve()}.zip")
     manifest = opened(args.bundle, lambda folder: pack(folder, out))
     show(pairs([("file", str(out)), ("size", size(out.stat().st_size)), ("fingerprint", manifest.fingerprint)]))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from earn.bundle_edit import set_tags
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.cli.arguments import Subparsers, add_shared, command, option
 from earn.console import note, show, show_json, table
-
-if TYPE_CHECKING:
-    from earn.tags import Tags
+from earn.errors import EarnError
+from earn.manifest import Manifest
+from earn.tags import TAGS_FILE, Tags, no_tags, read_tags
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -59,11 +59,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _tags(args: argparse.Namespace) -> Tags:
     """The tags that the bundle has afterwards."""
-    from earn.bundle_edit import set_tags
-    from earn.errors import EarnError
-    from earn.manifest import Manifest
-    from earn.tags import TAGS_FILE, Tags, no_tags, read_tags
-
     manifest, catalog = Manifest.load(args.bundle, verify=False), Catalog.load(args.bundle / CATALOG_FILE)
     bands = dict(args.bands)
     if args.table is None:

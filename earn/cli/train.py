@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from earn.cli.arguments import (
 from earn.cli.data import advice_line
 from earn.config import EarnConfig
 from earn.console import Steps, detail, note, progress, results_kept_clean, show
-from earn.errors import EarnError
+from earn.errors import EarnError, refuse
 from earn.files import check_writable
 from earn.prompts import Template
 from earn.settings import DTYPES, SET_SETTINGS, TrainSettings, let_waiting_threads_sleep
@@ -227,41 +227,52 @@ def describe(model: EarnModel) -> str:
 
 
 def _check(args: argparse.Namespace, method: str) -> None:
+    """Refuses what does not fit together, before the data is read.
+
+    Raises:
+        EarnError: some options do not, or the place of the checkpoint is taken or cannot be written.
+    """
     from earn.data.digits import DigitForm
-    from earn.model.families import TINY_BACKBONES
     from earn.model.training_run import RUN_FOLDER
 
-    for name in ("digits", "temperature"):
-        if getattr(args, name) is not None and method != "set":
-            raise EarnError(f"--{name} is for --method set, and the method is {method}. Leave it away, or take set.")
+    refuse(_problems(args, method))
     if args.digits is not None:
-        DigitForm.of(args.digits)  # refuses what is no form, before the data is read
-    if args.lora and method == "set":
-        raise EarnError("--lora cannot be used with --method set. Leave one of them away.")
-    if args.layers is not None and args.backbone not in TINY_BACKBONES:
-        raise EarnError(
-            f"{args.backbone} has the layers that it was trained with. Leave away --layers; --early-layers says how "
-            "many of them see every token."
-        )
-    if args.lora and args.backbone in TINY_BACKBONES:
-        raise EarnError(
-            f"{args.backbone} starts from random weights, which --lora would leave as they are. Leave away --lora, or "
-            "give a trained --backbone."
-        )
+        DigitForm.of(args.digits)  # refuses what is no form
     if args.lora:
         import peft  # noqa: F401  (a missing package is reported before the work, not after it)
-    if args.dense and args.early_layers is not None:
-        raise EarnError("--dense has all layers early. Leave away --early-layers, or --dense.")
-    if not args.dense and args.early_layers is None and (args.prefix_registers, args.suffix_registers) == (0, 0):
-        raise EarnError("Without registers all layers are early by default. Pass --dense, or --early-layers as well.")
-    for end in ("prefix", "suffix"):
-        if args.dense and getattr(args, f"{end}_registers") is not None:
-            raise EarnError(f"--dense has no registers. Leave away --{end}-registers, or --dense.")
     out: Path = args.out
     is_used = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if is_used and not args.resume and not (out / RUN_FOLDER).is_dir():
         raise EarnError(f"{out}: exists and is not empty. Choose another folder, or remove it first.")
     check_writable(out / RUN_FOLDER)
+
+
+def _problems(args: argparse.Namespace, method: str) -> Iterator[str]:
+    """What does not fit together."""
+    from earn.model.families import TINY_BACKBONES
+
+    for name in ("digits", "temperature"):
+        if getattr(args, name) is not None and method != "set":
+            yield f"--{name} is for --method set, and the method is {method}. Leave it away, or take set."
+    if args.lora and method == "set":
+        yield "--lora cannot be used with --method set. Leave one of them away."
+    if args.layers is not None and args.backbone not in TINY_BACKBONES:
+        yield (
+            f"{args.backbone} has the layers that it was trained with. Leave away --layers; --early-layers says how "
+            "many of them see every token."
+        )
+    if args.lora and args.backbone in TINY_BACKBONES:
+        yield (
+            f"{args.backbone} starts from random weights, which --lora would leave as they are. Leave away --lora, or "
+            "give a trained --backbone."
+        )
+    if args.dense and args.early_layers is not None:
+        yield "--dense has all layers early. Leave away --early-layers, or --dense."
+    if not args.dense and args.early_layers is None and (args.prefix_registers, args.suffix_registers) == (0, 0):
+        yield "Without registers all layers are early by default. Pass --dense, or --early-layers as well."
+    for end in ("prefix", "suffix"):
+        if args.dense and getattr(args, f"{end}_registers") is not None:
+            yield f"--dense has no registers. Leave away --{end}-registers, or --dense."
 
 
 def _start(data: Dataset, seed: int) -> NDArray[np.float64]:

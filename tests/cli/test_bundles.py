@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from earn.cli.verification import CHECKS, PASSED
+from earn.cli.inspection import CHECKS, PASSED
 from earn.manifest import ITEMS_FILE, MOBILE_FILES, ONE_GRAPH_FILE
 from tests.cli.conftest import Earn
 

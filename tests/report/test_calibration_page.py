@@ -18,8 +18,7 @@ from earn.calibration.linear_layers import LinearLayer
 from earn.calibration.precisions import PRECISIONS, find_form
 from earn.calibration.variants import MixedPrecision
 from earn.errors import EarnError
-from earn.report.calibration import calibration_page, check_page, report_calibration
-from earn.report.calibration_figures import figures_of
+from earn.report.calibration import calibration_page, check_page, figures_of, report_calibration
 
 GOOD = Verdict(
     users=5,

@@ -15,9 +15,8 @@ from earn.exchange import only_writer
 from earn.export.one_graph import compose_bundle
 from earn.runtime.recommender import Recommender
 from earn.serve import batch, batch_worker
-from earn.serve.batch import run_batch
+from earn.serve.batch import _reason, run_batch
 from earn.serve.batch_input import Columns, blocks_of
-from earn.serve.batch_ray import _reason
 from earn.serve.batch_worker import BlockReport, BlockWorker, Job, batches
 from earn.tags import Tags
 
