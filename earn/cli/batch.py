@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from earn.cli.arguments import Subparsers, add_filters, add_shared, add_unknown, command, option, positive
 from earn.cli.engine import add_engine, chosen_engine
 from earn.console import pairs, progress, show, show_json
-
-if TYPE_CHECKING:
-    from earn.serve.batch import BatchReport
 
 COLUMNS = {
     "user": "of any type",
@@ -83,12 +79,9 @@ def run(args: argparse.Namespace) -> int:
         batch_tokens=args.batch_tokens,
     )
     report = run_batch(job, args.histories, args.workers, args.address, progress("users"))
-    show_json(asdict(report)) if args.json else show(_table(report, args.out))
-    return 0
-
-
-def _table(report: BatchReport, out: Path) -> str:
-    """The report for people."""
+    if args.json:
+        show_json(asdict(report))
+        return 0
     rows = [
         ("users", f"{report.users:,}"),
         ("answered", f"{report.answered:,}"),
@@ -96,6 +89,7 @@ def _table(report: BatchReport, out: Path) -> str:
         ("blocks", f"{report.blocks:,}, of which {report.blocks_before:,} were done before"),
         ("this run", f"{report.seconds:.1f} s, {report.users_per_second:,.1f} users/s"),
         ("padding", f"{report.padding:.1%} of the tokens"),
-        ("written to", str(out)),
+        ("written to", str(args.out)),
     ]
-    return pairs(rows)
+    show(pairs(rows))
+    return 0

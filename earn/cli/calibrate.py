@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earn.calibration.precisions import FASTEST, PORTABLE, PRECISIONS, QUANTIZED
+from earn.catalog import CATALOG_FILE, Catalog
 from earn.cli.arguments import Subparsers, add_report, add_shared, command, fraction, natural, option, positive
 from earn.console import Steps, note, progress, results_kept_clean, show, show_json, size, table
+from earn.manifest import Manifest
 
 if TYPE_CHECKING:
     from earn.calibration.calibrate import Calibration
@@ -65,7 +67,6 @@ def run(args: argparse.Namespace) -> int:
     """Calibrates, reports, and says what to do next."""
     from earn.calibration.calibrate import CalibrationSettings, calibrate, check
     from earn.calibration.samples import draw_samples
-    from earn.catalog import CATALOG_FILE, Catalog
     from earn.data.dataset import load_dataset
     from earn.report.calibration import check_page, report_calibration
 
@@ -97,7 +98,8 @@ def run(args: argparse.Namespace) -> int:
     for reason in calibration.chosen.verdict.reasons:
         note(f"The gate fails: {reason}.")
     note(f"Report: {page}")
-    note(_next(calibration, args))
+    again = "No bundle was written. More --samples may help, or another --precision; --force writes it all the same."
+    note(again if calibration.manifest is None else f"Next: earn inspect {args.out}")
     _note_other_catalog(calibration, args)
     if args.json:
         show_json(calibration.summary())
@@ -106,9 +108,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _note_other_catalog(calibration: Calibration, args: argparse.Namespace) -> None:
     """Says so where the bundle's catalog was changed while it was being calibrated."""
-    from earn.catalog import CATALOG_FILE
-    from earn.manifest import Manifest
-
     written, present = calibration.manifest, Manifest.load(args.bundle, verify=False)
     if written is not None and written.files[CATALOG_FILE] != present.files[CATALOG_FILE]:
         note(
@@ -137,9 +136,3 @@ def comparison(calibration: Calibration) -> str:
 
 def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
-
-
-def _next(calibration: Calibration, args: argparse.Namespace) -> str:
-    if calibration.manifest is not None:
-        return f"Next: earn inspect {args.out}"
-    return "No bundle was written. More --samples may help, or another --precision; --force writes it all the same."

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from earn.cli.arguments import Subparsers, add_shared, command, option, positive
 from earn.console import note, results_kept_clean, show, size, table
 from earn.manifest import ITEMS_FILE, MOBILE_FILES, ONE_GRAPH_FILE
-
-if TYPE_CHECKING:
-    from earn.manifest import Manifest
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -42,7 +38,13 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the graph and lists it."""
-    manifest = write(args)
+    from earn.export.mobile import convert_bundle
+    from earn.export.one_graph import compose_bundle
+
+    with results_kept_clean():
+        manifest = compose_bundle(args.bundle, args.form, args.beams, args.k)
+        if args.mobile:
+            manifest = convert_bundle(args.bundle)
     names = [name for name in (ONE_GRAPH_FILE, ITEMS_FILE, *MOBILE_FILES) if name in manifest.files]
     show(table(("file", "size"), [(name, size(manifest.files[name].bytes)) for name in names]))
     write_triton(args, args.bundle)
@@ -63,13 +65,3 @@ def write_triton(args: argparse.Namespace, bundle: Path) -> None:
         with results_kept_clean():
             folder = write_repository(bundle, args.triton)
         note(f"For Triton: {folder}")
-
-
-def write(args: argparse.Namespace) -> Manifest:
-    """The manifest after the graph was written."""
-    from earn.export.mobile import convert_bundle
-    from earn.export.one_graph import compose_bundle
-
-    with results_kept_clean():
-        manifest = compose_bundle(args.bundle, args.form, args.beams, args.k)
-        return convert_bundle(args.bundle) if args.mobile else manifest

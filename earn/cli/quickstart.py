@@ -11,7 +11,9 @@ In OUT:
                                              M = {"torch": Q, "bundle": B}; those of "earn" and "set" have
                                              "int8": B and "gate" too
 
-Two trainings run at a time. Whatever is trained is exported, calibrated and evaluated here while others still train.
+Two trainings run at a time, in processes of their own with one thread each: torch's threads gain little on a small
+model, and on a busy machine they wait for each other. Whatever is trained is exported, calibrated and evaluated here
+while others still train.
 
 Quality is that of constrained search over the whole catalog for every test user's next item. Items of the history are
 left out of every list, popularity's too: nobody rates a film twice, so they would be wasted places. (A data set whose
@@ -23,16 +25,21 @@ affects all of them.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 from earn.cli.arguments import DATA_HELP, Subparsers, command, natural, option, positive
-from earn.cli.trainings import trainings
-from earn.console import Steps, note, progress, results_kept_clean, show, table
+from earn.console import Steps, detail, note, progress, results_kept_clean, show, table
 from earn.errors import EarnError
 
 if TYPE_CHECKING:
@@ -76,6 +83,8 @@ K, BEAMS = 10, 20  # of a timed request; the cache's size is that of as many bea
 TIMED_REQUESTS, WARM_UP_REQUESTS = 100, 10  # per bundle
 SHOWN = 5  # items of the example user's history, and of his recommendations
 
+AT_ONCE = 2  # trainings
+DETAIL = "      "  # how lines start that tell a training's progress
 MARKER = ".earn-quickstart"  # stands in OUT while and after a quickstart wrote it
 SUMMARY = "summary.json"
 
@@ -305,3 +314,84 @@ def _comparison(summary: Mapping[str, Any]) -> str:
         (name, *(text(row[key]) if key in row else "-" for key, text in columns.values())) for name, row in rows.items()
     ]
     return table(("", *columns), cells)
+
+
+@contextmanager
+def trainings(options: Mapping[str, Sequence[object]]) -> Iterator[Callable[[str], None]]:
+    """Trains in the given order, and shows the progress of each under its name.
+
+    What the context gives waits for the training of a name. It raises an EarnError if that one has failed, or another
+    one meanwhile. Those that still run when the context is left are ended.
+
+    Args:
+        options: of `earn train`, by a training's name.
+    """
+    processes: list[subprocess.Popen[str]] = []
+    starting, is_over = Lock(), Event()
+    pool = ThreadPoolExecutor(AT_ONCE)
+
+    def train(name: str) -> None:
+        with starting:
+            if is_over.is_set():
+                return
+            process = _start_training(options[name])
+            processes.append(process)
+        try:
+            _follow_training(name, process)
+        except EarnError:
+            pool.shutdown(wait=False, cancel_futures=True)  # those that wait are not started
+            raise
+
+    ends = {name: pool.submit(train, name) for name in options}
+
+    def wait(name: str) -> None:
+        for end in as_completed(ends.values()):
+            end.result()
+            if end is ends[name]:
+                return
+
+    try:
+        yield wait
+    finally:  # after a failure or Ctrl-C too
+        pool.shutdown(wait=False, cancel_futures=True)
+        with starting:
+            is_over.set()
+            for process in processes:
+                process.terminate()
+
+
+def _start_training(options: Sequence[object]) -> subprocess.Popen[str]:
+    """`earn train` in a process with one thread, what it prints in one pipe."""
+    paths = [path or os.getcwd() for path in sys.path]  # what can be imported here can be imported there
+    environment = {
+        **os.environ,
+        **{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        **{"PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8", "TQDM_DISABLE": "1"},
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "earn.cli.main", "train", *map(str, options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+    )
+
+
+def _follow_training(name: str, process: subprocess.Popen[str]) -> None:
+    """Shows the indented lines that a training prints, which tell its progress, until it ends.
+
+    Raises:
+        EarnError: it failed; gives its last line.
+    """
+    assert process.stdout is not None
+    last = "It printed nothing."
+    with process.stdout as output:
+        for line in output:
+            last = line.strip() or last
+            if line.startswith(DETAIL):
+                detail(f"{name}: {line.strip()}")
+    if process.wait():
+        reason = last.removeprefix("earn: error: ")
+        raise EarnError(f"The training of {name} failed with status {process.returncode}. {reason}")

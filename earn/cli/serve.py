@@ -23,7 +23,6 @@ from earn.serve.limits import Limits, Refusal
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from earn.serve.bundles import ServedBundle
     from earn.serve.service import Service
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -182,19 +181,11 @@ def _worker(make_service: Callable[[], Service], hosts: Sequence[str]) -> FastAP
 
 def _service(places: Sequence[str | Path], engine: str, threads: int | None, limits: Limits) -> Service:
     """Loads what is served."""
+    from earn.serve.bundles import ServedBundle
     from earn.serve.service import Service
 
-    return Service([served_bundle(place, engine, threads) for place in places], limits)
-
-
-def served_bundle(place: str | Path, engine: str, threads: int | None) -> ServedBundle:
-    """The bundle of a place, which is loaded from there again when it is to be."""
-    from earn.places import place_name
-    from earn.runtime.recommender import Recommender
-    from earn.serve.bundles import ServedBundle
-
-    load = partial(Recommender.load, place, chosen_engine(engine, place), threads, arena=True)
-    return ServedBundle(place_name(place), load, partial(Recommender.with_catalog, place=place))
+    bundles = [ServedBundle.at(place, chosen_engine(engine, place), threads) for place in places]
+    return Service(bundles, limits)
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -103,10 +103,8 @@ def run_batch(
         left = [block for block in blocks if not block.path(job.out, ANSWERS).exists()]
         started = time.perf_counter()
         reports = []
-        users, done = (
-            sum(block.rows for block in blocks),
-            sum(block.rows for block in blocks) - sum(block.rows for block in left),
-        )
+        users = sum(block.rows for block in blocks)
+        done = users - sum(block.rows for block in left)
         for report in _reports(job, identity, left, workers, address):
             reports.append(report)
             done += report.rows

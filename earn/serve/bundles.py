@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
 
 from earn.errors import EarnError
+from earn.places import place_name
 from earn.runtime.recommender import Recommender
 from earn.serve.limits import Refusal
 from earn.tags import TAGS_FILE
@@ -44,8 +48,14 @@ class ServedBundle:
         self.name = name
         self._load, self._renew = load, renew
         self._lock = threading.Lock()
-        self.current = self._loaded()
+        self.current = self._tried(self._load())
         self.previous: Version | None = None
+
+    @classmethod
+    def at(cls, place: str | Path, engine: str, threads: int | None) -> ServedBundle:
+        """The bundle of a place, from which it is loaded again when it is to be."""
+        load = partial(Recommender.load, place, engine, threads, arena=True)
+        return cls(place_name(place), load, partial(Recommender.with_catalog, place=place))
 
     def reload(self) -> bool:
         """Loads what now stands in the bundle's place, tries it and serves it; says whether it is another version.
@@ -56,7 +66,7 @@ class ServedBundle:
         """
         with self._alone():
             try:
-                version = self._renewed() or self._loaded()
+                version = self._renewed() or self._tried(self._load())
             except (EarnError, OSError) as error:
                 raise Refusal(409, f"The bundle {self.name} stays as it is: {error}") from error
             if version.fingerprint == self.current.fingerprint:
@@ -84,29 +94,17 @@ class ServedBundle:
         except EarnError:
             return None
 
-    def _loaded(self) -> Version:
-        """The bundle, loaded as a whole."""
-        return self._tried(self._load())
-
     def _tried(self, recommender: Recommender) -> Version:
         """The bundle, after it has answered once."""
         recommender.recommend(recommender.catalog.item_ids[:1], k=1)
         return Version(recommender)
 
-    def _alone(self) -> _Alone:
-        return _Alone(self._lock, self.name)
-
-
-@dataclass
-class _Alone:
-    """Holds a lock that nobody else may be holding."""
-
-    lock: threading.Lock
-    name: str
-
-    def __enter__(self) -> None:
-        if not self.lock.acquire(blocking=False):
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no other swap is under way."""
+        if not self._lock.acquire(blocking=False):
             raise Refusal(409, f"The bundle {self.name} is being swapped. Try again when that is done.", 1)
-
-    def __exit__(self, *error: object) -> None:
-        self.lock.release()
+        try:
+            yield
+        finally:
+            self._lock.release()

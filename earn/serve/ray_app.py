@@ -7,14 +7,10 @@ replica is one process, in which all is as in `earn serve` (earn.serve.app) but 
 swaps, for Ray sends each request to any replica, and these live in one. A new bundle is rolled out by deploying again.
 """
 
-from functools import partial
-from pathlib import PurePosixPath
-
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
 from earn.errors import EarnError, to_install
-from earn.runtime.recommender import Recommender
 from earn.serve.app import create_app
 from earn.serve.bundles import ServedBundle
 from earn.serve.limits import Limits
@@ -46,8 +42,8 @@ def application(settings: Settings) -> FastAPI:
     Raises:
         EarnError: the bundle cannot be loaded, or gives no list.
     """
-    load = partial(Recommender.load, settings.place, settings.engine, settings.threads, arena=True)
-    service = Service([ServedBundle(PurePosixPath(settings.place).name, load)], settings.limits)
+    bundle = ServedBundle.at(settings.place, settings.engine, settings.threads)
+    service = Service([bundle], settings.limits)
     return create_app(service, hosts=["*"], keeps_state=False)  # hosts: Ray's proxy, or what stands before it
 
 

@@ -53,25 +53,3 @@ def test_data_with_other_items_is_refused(untrained: dict[str, Path], data: Path
     text = (data / "walks.inter").read_text(encoding="utf-8")
     (tmp_path / "walks.inter").write_text(text.replace("\ti3\t", "\tother\t"), encoding="utf-8")
     assert "such as 'other', are not in the catalog" in earn("analyze", untrained["earn"], tmp_path).error
-
-
-@pytest.mark.parametrize(
-    ("checkpoint", "options", "says"),
-    [
-        ("earn", ("--report", "page.txt"), "ends in .html"),
-        ("earn", ("--users", "0"), "'0' is not a whole number from 1"),
-        ("nowhere", (), "there is no checkpoint"),
-        ("bundle", (), "is a bundle, not a checkpoint"),
-    ],
-)
-def test_bad_input_is_refused(
-    checkpoint: str,
-    options: tuple[str, ...],
-    says: str,
-    untrained: dict[str, Path],
-    toy_bundle: Path,
-    data: Path,
-    earn: Earn,
-) -> None:
-    folders = {**untrained, "nowhere": Path("nowhere"), "bundle": toy_bundle}
-    assert says in earn("analyze", folders[checkpoint], data, *options).error

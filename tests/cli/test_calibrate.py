@@ -69,23 +69,3 @@ def test_a_bundle_that_fails_is_not_written_unless_forced(
     forced = earn(*argv, *options, "--force")
     assert forced.status == 1
     assert "GATE FAILED" in earn("inspect", tmp_path / "bad").out
-
-
-def test_bad_input_is_refused(exported: Path, data: Path, earn: Earn, tmp_path: Path) -> None:
-    def refusal(*options: object, bundle: Path = exported) -> str:
-        return earn("calibrate", bundle, data, "--out", tmp_path / "x", "--samples", 32, *options).error
-
-    for options, says in (
-        (("--samples", 128), f"There are {USERS} users, too few for 128"),
-        (("--samples", 2), "2 samples are too few"),
-        (("--precision", "fp7"), "no precision 'fp7'"),
-        (("--engine", "cuda"), "not written for the engine 'cuda'"),
-        (("--report", exported / "page.html"), "lies in a bundle"),
-        (("--report", tmp_path / "x" / "page.html"), "lies in a bundle"),
-        (("--report", tmp_path / "a.json"), "ends in .html"),
-    ):
-        assert says in refusal(*options)
-    assert "no bundle" in refusal(bundle=tmp_path / "none")
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "mine.json").write_text("{}")
-    assert "stands where the report's figures go" in refusal("--report", tmp_path / "mine.html")

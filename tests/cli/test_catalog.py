@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.cli.conftest import Earn
 
 
@@ -66,32 +64,3 @@ def test_inspect_shows_version_and_counts(bundle: Path, earn: Earn) -> None:
     shown = earn("inspect", bundle).out
     assert "version 2, 2 earlier ones kept" in shown
     assert "8 items, 2 blocked, 1 removed" in shown
-
-
-@pytest.mark.parametrize(
-    ("command", "table", "says"),
-    [
-        ("rename", "item_id,title\n0,Zero\n1,One\n1,Two\n", "the item '1' has 2 rows"),
-        ("add", "item_id,identifier\n9,a3 b1 c1\n9,a0 b0\n", "the item '9' has 2 rows"),
-        ("rename", "item_id,title,title\n0,Zero,Null\n", "the column 'title' twice"),
-        ("rename", "item_id,title\n0,Zero, one\n", "more cells than the header, '0,Zero, one'"),
-    ],
-)
-def test_a_table_of_which_something_would_be_lost_is_refused(
-    bundle: Path, earn: Earn, command: str, table: str, says: str
-) -> None:
-    (bundle.parent / "table.csv").write_text(table)
-    assert says in earn("catalog", command, bundle, bundle.parent / "table.csv").error
-    assert earn("catalog", "list", bundle, "--json").json["version"] == 0
-
-
-def test_mistakes_are_one_line(bundle: Path, earn: Earn) -> None:
-    table = bundle.parent / "new.csv"
-    table.write_text("id,title\n9,Nine\n")
-    assert "no column 'item_id'" in earn("catalog", "add", bundle, table).error
-    table.write_text("item_id,title\n9,Nine\n")
-    assert "Give each one's identifier" in earn("catalog", "add", bundle, table).error
-    assert "by numpy.save" in earn("catalog", "add", bundle, table, "--vectors", table).error
-    assert "no item 'x'" in earn("catalog", "remove", bundle, "x").error
-    assert "no earlier catalog" in earn("catalog", "rollback", bundle).error
-    assert "there is no bundle" in earn("catalog", "list", bundle.parent / "none").error

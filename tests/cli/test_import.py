@@ -48,7 +48,6 @@ def test_nothing_is_written_where_the_table_is_refused(earn: Earn, ratings: Path
     ratings.write_text(CSV + "1,2\n", encoding="utf-8")
     assert "ratings.csv, line 98: 2 cells" in earn("import", ratings, "--out", tmp_path / "new").error
     assert not (tmp_path / "new").exists()
-    assert "there is no such file" in earn("import", tmp_path / "absent.csv", "--out", tmp_path / "new").error
 
 
 def test_without_pyarrow_the_extra_is_named(earn: Earn, ratings: Path, monkeypatch: pytest.MonkeyPatch) -> None:

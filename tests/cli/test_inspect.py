@@ -172,11 +172,6 @@ def test_every_obstacle_is_listed(
     assert str(refusal.value) in outcome.json["obstacles"] or "There is no backbone" in str(refusal.value)
 
 
-def test_what_is_neither_is_told_apart(earn: Earn, tmp_path: Path) -> None:
-    assert "there is no bundle" in earn("inspect", tmp_path).error
-    assert "there is no bundle" in earn("inspect", tmp_path / "nowhere").error
-
-
 def test_train_takes_the_publishers_prompt(published: Path) -> None:
     words = ["--template", "system {history} user", "--separator", " ; ", "--system", "Can you", "--answer", "the "]
     args = build_parser().parse_args(["train", "DATA", "--out", "CKPT", "--backbone", str(published), "--chat", *words])

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from earn.cli import profile
-from earn.cli.serve import served_bundle
+from earn.cli.serve import _service
 from earn.manifest import Manifest
 from earn.places import pack, place_name
+from earn.serve.bundles import ServedBundle
+from earn.serve.limits import Limits
 from tests.cli.conftest import Earn
 from tests.hub import hub_of
 
@@ -53,9 +55,12 @@ def test_all_users_are_answered_from_it(place: str, exported: Path, earn: Earn, 
 
 
 def test_it_is_served_and_loaded_again(place: str, exported: Path) -> None:
-    bundle = served_bundle(place if place.startswith("hf") else Path(place), "auto", 1)
+    def served(where: str | Path, engine: str) -> ServedBundle:
+        return _service([where], engine, 1, Limits()).bundle(None)
+
+    bundle = served(place if place.startswith("hf") else Path(place), "auto")
     assert bundle.name == ("movies" if place.startswith("hf") else "movies.zip")
-    assert bundle.current.fingerprint == served_bundle(exported, "cpu", 1).current.fingerprint
+    assert bundle.current.fingerprint == served(exported, "cpu").current.fingerprint
     assert bundle.reload() is False
 
 

@@ -70,30 +70,6 @@ def test_real_histories_are_asked_where_there_are_any(exported: Path, data: Path
     assert "no user has a history of 4 items. Ask for shorter --histories" in outcome.error
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (("--engine", "abacus"), "no engine 'abacus'"),
-        (("--histories", "7"), "reads the newest 6 items"),
-        (("--beams", "25"), "searches with 24 beams at the most"),
-        (("--against", "nowhere"), "nowhere: there is no bundle"),
-        (("--report", "page.txt"), "ends in .html"),
-        (("--report", "BUNDLE/page.html"), "lies in a bundle"),
-        (("--beams", "5,x"), "'x' is not a whole number from 1"),
-        (("--histories", ""), "'' is not a whole number from 1"),
-        (("--seconds", "0"), "--seconds"),
-        (("--data", "nowhere"), "nowhere: there is no such file"),
-    ],
-)
-def test_bad_input_is_refused_before_anything_is_measured(
-    options: tuple[str, ...], says: str, toy_bundle: Path, earn: Earn
-) -> None:
-    filled = [option.replace("BUNDLE", str(toy_bundle)) for option in options]
-    outcome = earn("profile", toy_bundle, *filled)
-    assert says in outcome.error
-    assert "[2/" not in outcome.err
-
-
 def test_numbers_and_names_are_told_apart(tmp_path: Path) -> None:
     assert numbers("20, 5,20") == (20, 5)
     folders = [tmp_path / name for name in ("a", "b/a", "c", "a")]

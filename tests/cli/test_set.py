@@ -48,21 +48,6 @@ def test_the_analysis_is_refused(trained: Path, data: Path, earn: Earn) -> None:
     assert "names all codes at once" in earn("analyze", trained, data).error
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--digits", "8"), "--digits is for --method set"),
-        (("--temperature", "0.1"), "--temperature is for --method set"),
-        (("--method", "set", "--digits", "many"), "digits is 'many'"),
-        (("--method", "set", "--lora", "4"), "--lora cannot be used"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(
-    options: tuple[str, ...], message: str, data: Path, earn: Earn, tmp_path: Path
-) -> None:
-    assert message in earn("train", data, "--out", tmp_path / "new", *options).error
-
-
 def test_every_item_can_be_listed(trained: Path) -> None:
     from earn.export.stages import torch_recommender
 

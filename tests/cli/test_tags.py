@@ -42,22 +42,11 @@ def test_tags_are_listed_and_their_files_are_whole(tagged: Path, earn: Earn) -> 
     assert [path.name for path in tagged.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_mistakes_are_one_line(tagged: Path, earn: Earn) -> None:
-    table = str(tagged.parent / "items.csv")
-    for words, message in (
-        (["--columns", "genre"], "--from FILE"),
-        (["--from", table], "No column was named"),
-        (["--from", table, "--columns", "color"], "no column 'color'"),
-        (["--from", table, "--bands", "price=a"], "COLUMN=5,20"),
-        (["--from", table, "--bands", "price=9,5"], "ascending"),
-    ):
-        assert message in earn("tags", tagged, *words).error
+def test_an_unknown_tag_is_refused(tagged: Path, earn: Earn) -> None:
     assert "no tag 'comedy'" in earn("recommend", tagged, "--history", "1", "--allow", "comedy").error
-    assert "no filter in JSON" in earn("recommend", tagged, "--history", "1", "--allow", "{").error
 
 
 def test_a_bundle_without_tags_lists_none(bundle: Path, earn: Earn) -> None:
     outcome = earn("tags", bundle, "--json")
     assert outcome.json == {}
     assert "--from FILE" in outcome.err
-    assert "see earn tags" in earn("recommend", bundle, "--history", "1", "--block", "adult").error

@@ -71,8 +71,3 @@ def test_low_rank_adapters_are_merged_when_the_command_saves_and_exported(
     assert exported.status == 0, exported.err
     ok = earn("recommend", tmp_path / "bundle", "--history", "i1,i2,i3", "-k", 3, "--json")
     assert len(ok.json) == 3
-
-
-def test_a_pretrained_backbone_has_its_own_layers(data: Path, backbone: Path, earn: Earn, tmp_path: Path) -> None:
-    argv = ["train", data, "--backbone", backbone, "--out", tmp_path / "out", "--layers", 2]
-    assert "has the layers that it was trained with. Leave away --layers; --early-layers says" in earn(*argv).error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import threading
@@ -13,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from earn.bundle_edit import edit_catalog, set_tags
 from earn.export.bundle import export_bundle
@@ -25,41 +23,11 @@ from earn.serve.bundles import ServedBundle
 from earn.serve.limits import Limits
 from earn.serve.service import Service
 from earn.tags import Tags
+from tests.serve.conftest import Client
 from tests.support import small_model
 
 TOKEN = {"Authorization": "Bearer the-token-of-tests"}
 HISTORIES = [["1", "2"], ["4"], ["7", "3", "1"], ["0", "5"], ["6", "6", "2"]]
-
-
-class Client:
-    """Asks an application inside this process, in an event loop of its own."""
-
-    def __init__(self, app: FastAPI) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._app = app
-        self._lifespan = app.router.lifespan_context(app)
-        self._loop.run_until_complete(self._lifespan.__aenter__())
-        transport = httpx.ASGITransport(app)
-        self._http = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")
-
-    def __call__(
-        self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
-    ) -> httpx.Response:
-        return self.together([(method, path, body)], headers)[0]
-
-    def together(
-        self, requests: Sequence[tuple[str, str, object]], headers: Mapping[str, str] | None = None
-    ) -> list[httpx.Response]:
-        async def ask() -> list[httpx.Response]:
-            waiting = [self._http.request(method, path, json=body, headers=headers) for method, path, body in requests]
-            return await asyncio.gather(*waiting)
-
-        return self._loop.run_until_complete(ask())
-
-    def close(self) -> None:
-        self._loop.run_until_complete(self._http.aclose())
-        self._loop.run_until_complete(self._lifespan.__aexit__(None, None, None))
-        self._loop.close()
 
 
 Serve = Callable[..., Client]
@@ -266,15 +234,7 @@ def test_other_sites_cannot_ask_under_their_name(serve: Serve) -> None:
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_one_line(serve: Serve, body: object, says: str) -> None:
-    client = serve()
-    answer = asyncio.run(_raw(client, json.dumps(body).encode()))
-    assert says in error(answer, 422)
-
-
-async def _raw(client: Client, body: bytes) -> httpx.Response:
-    transport = httpx.ASGITransport(client._app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-        return await http.post("/recommend", content=body, headers={"Content-Type": "application/json"})
+    assert says in error(serve().raw("POST", "/recommend", json.dumps(body).encode()), 422)
 
 
 def test_capacity_deadline_and_body_are_bounded(

@@ -1,17 +1,17 @@
-"""How long requests wait for company, on what limits they stand, and what the command refuses."""
+"""How long requests wait for company, their limits, and the socket that their connections come from."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from earn.cli.main import main
+from earn.cli.serve import _listening
 from earn.errors import EarnError
 from earn.runtime.recommender import Recommendations, Recommender
 from earn.serve.batcher import Answer, Batcher, Query
@@ -88,25 +88,14 @@ def test_bounds_are_above_zero(bounds: dict[str, Any]) -> None:
         Limits(**bounds)
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (["--host", "0.0.0.0"], "--token-file"),
-        (["--token-file", "short"], "16 or more"),
-        (["--app", "."], "index.html"),
-        (["--deadline-s", "0"], "deadline_s"),
-        (["--port", "70000"], "port"),
-    ],
-)
-def test_the_command_refuses_in_one_line(
-    toy_bundle: Path,
-    options: list[str],
-    says: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("short").write_text("abc\n")
-    assert main(["serve", str(toy_bundle), *options]) == 2
-    assert says in capsys.readouterr().err
+def test_a_connections_parts_are_sent_at_once() -> None:
+    """Else the body of an answer waits until the client has confirmed its headers."""
+    with _listening("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_an_address_that_is_taken_is_refused() -> None:
+    with _listening("127.0.0.1", 0) as listening, pytest.raises(EarnError, match="--port"):
+        _listening("127.0.0.1", listening.getsockname()[1])

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from earn.filters import Filter, Tag
 from earn.runtime.recommender import Recommender
 from earn.tags import Tags
 from tests.serve.chromium import Chromium
+from tests.serve.conftest import free_port
 from tests.support import small_model
 
 ROOT = Path(__file__).parents[2]
@@ -57,13 +57,6 @@ class Server:
     def stop(self) -> int:
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(30)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,8 +19,11 @@ from earn.serve.app import create_app
 from earn.serve.bundles import ServedBundle
 from earn.serve.limits import Limits
 from earn.serve.service import Service
+from tests.serve.conftest import Client
 
 pytestmark = pytest.mark.slow
+
+TOKEN = "t" * 16
 
 IDS = st.one_of(st.sampled_from(["1", "2", "7", 3]), st.text(max_size=4), st.integers())
 JSON = st.recursive(
@@ -54,20 +55,9 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 @pytest.fixture(scope="module")
 def ask(toy_bundle: Path) -> Iterator[Callable[..., httpx.Response]]:
     bundle = ServedBundle("toy", partial(Recommender.load, toy_bundle, threads=1))
-    app: FastAPI = create_app(Service([bundle], Limits(sessions=5)), "t" * 16, log=lambda event, facts: None)
-    loop = asyncio.new_event_loop()
-    lifespan = app.router.lifespan_context(app)
-    loop.run_until_complete(lifespan.__aenter__())
-    http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1")
-
-    def request(method: str, path: str, content: bytes = b"", kind: str = "application/json") -> httpx.Response:
-        headers = {"Content-Type": kind, "Authorization": f"Bearer {'t' * 16}"}
-        return loop.run_until_complete(http.request(method, path, content=content, headers=headers))
-
-    yield request
-    loop.run_until_complete(http.aclose())
-    loop.run_until_complete(lifespan.__aexit__(None, None, None))
-    loop.close()
+    opened = Client(create_app(Service([bundle], Limits(sessions=5)), TOKEN, log=lambda event, facts: None))
+    yield partial(opened.raw, headers={"Authorization": f"Bearer {TOKEN}"})
+    opened.close()
 
 
 def test_no_request_makes_the_server_fail(ask: Callable[..., httpx.Response]) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from earn.bundle_edit import set_tags
@@ -19,27 +18,12 @@ from earn.serve.batch import _reason, run_batch
 from earn.serve.batch_input import Columns, blocks_of
 from earn.serve.batch_worker import BlockReport, BlockWorker, Job, batches
 from earn.tags import Tags
+from tests.serve.conftest import read
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 Table = Callable[..., Path]
-
-
-@pytest.fixture
-def histories(tmp_path: Path) -> Path:
-    """23 good rows, in row groups of 9, with exclusions here and there."""
-    draw = np.random.default_rng(0)
-    rows = [[str(item) for item in draw.integers(0, 8, draw.integers(1, 7))] for _ in range(23)]
-    exclude = [[str(draw.integers(0, 8))] if user % 3 == 0 else None for user in range(23)]
-    path = tmp_path / "histories.parquet"
-    pq.write_table(pa.table({"user": range(23), "items": rows, "exclude": exclude}), path, row_group_size=9)
-    return path
-
-
-def read(out: Path, kind: str = "recommendations") -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(out / kind).to_pylist() if list((out / kind).iterdir()) else []
-    return rows
 
 
 def job(bundle: Path, tmp_path: Path, **settings: Any) -> Job:

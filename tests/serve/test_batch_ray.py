@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from earn.serve.batch import run_batch
 from earn.serve.batch_worker import Job
+from tests.serve.conftest import USERS, read
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("ray.data", reason='Ray is not installed: pip install "earn-edge[ray]"')
 pytestmark = pytest.mark.slow
-
-USERS = 60
-
-
-@pytest.fixture
-def histories(tmp_path: Path) -> Path:
-    draw = np.random.default_rng(0)
-    rows = [[str(item) for item in draw.integers(0, 8, draw.integers(1, 7))] for _ in range(USERS)]
-    path = tmp_path / "histories.parquet"
-    pq.write_table(pa.table({"user": range(USERS), "items": rows}), path)
-    return path
-
-
-def read(out: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(out / "recommendations").to_pylist()
-    return rows
 
 
 def assert_same(out: Path, alone: Path) -> None:
@@ -44,14 +27,14 @@ def test_two_workers_give_what_one_process_gives(toy_bundle: Path, tmp_path: Pat
     alone = Job(str(toy_bundle), tmp_path / "alone", k=3, block_users=7)
     run_batch(alone, [histories])
     report = run_batch(Job(str(toy_bundle), tmp_path / "two", k=3, block_users=7), [histories], workers=2)
-    assert (report.users, report.answered, report.blocks) == (USERS, USERS, 9)
+    assert (report.users, report.answered, report.blocks) == (USERS, USERS, 5)  # of 7, 2 rows, ...
     assert_same(tmp_path / "two", alone.out)
 
 
 def test_a_node_that_is_killed_costs_no_row_and_doubles_none(toy_bundle: Path, tmp_path: Path, histories: Path) -> None:
     from ray.cluster_utils import Cluster
 
-    alone = Job(str(toy_bundle), tmp_path / "alone", k=3, block_users=2)
+    alone = Job(str(toy_bundle), tmp_path / "alone", k=3, block_users=1)
     run_batch(alone, [histories])
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     lost = [cluster.add_node(num_cpus=1)]
@@ -61,10 +44,10 @@ def test_a_node_that_is_killed_costs_no_row_and_doubles_none(toy_bundle: Path, t
             cluster.remove_node(lost.pop(), allow_graceful=False)
 
     try:
-        job = Job(str(toy_bundle), tmp_path / "cluster", k=3, block_users=2)
+        job = Job(str(toy_bundle), tmp_path / "cluster", k=3, block_users=1)
         report = run_batch(job, [histories], workers=2, address=cluster.address, progress=lose_it)
     finally:
         cluster.shutdown()
     assert not lost
-    assert (report.answered, report.blocks) == (USERS, 30)
+    assert (report.answered, report.blocks) == (USERS, USERS)
     assert_same(tmp_path / "cluster", alone.out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from earn.runtime.recommender import Recommender
+from tests.serve.conftest import free_port
 
 WHY = 'Ray Serve is not installed: pip install "earn-edge[ray-serve]"'
 pytest.importorskip("ray.serve", reason=WHY, exc_type=ImportError)
@@ -39,8 +39,7 @@ def test_two_replicas_give_the_lists_of_the_runtime(toy_bundle: Path, monkeypatc
     def ask(history: list[str]) -> httpx.Response:
         return httpx.post(f"{url}/recommend", json={"history": history, "k": 3}, timeout=60)
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     ray.init(num_cpus=3, include_dashboard=False)
     try:

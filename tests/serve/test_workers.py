@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import psutil
 import pytest
 
 from earn.runtime.recommender import Recommender
+from tests.serve.conftest import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +28,7 @@ Answer = tuple[int, dict[str, list[dict[str, object]]]]
 @pytest.fixture
 def server(toy_bundle: Path) -> Iterator[tuple[psutil.Process, int]]:
     """A supervisor's process, and its port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "earn.cli.main", "serve", str(toy_bundle), "--port", str(port)]
     process = psutil.Popen([*command, "--workers", str(WORKERS)], stderr=subprocess.DEVNULL)
     try:
