@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
@@ -20,7 +19,7 @@ from earn.model.reference import reference_search
 from earn.runtime.recommender import Recommendation, Recommender
 from tests.support import FAMILIES, RULES, Agreement, closest_call, small_model, sweep
 
-HISTORIES = 300
+HISTORIES = 120
 FEW = 30  # histories of the default run, which are among them; of every length
 LONGEST = 25  # items, five more than the models read
 BATCH = 8
@@ -55,7 +54,7 @@ class Real:
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     interactions = load_interactions("ml-100k")
     split = split_of(interactions)
     catalog = build_catalog(interactions, split.train)
@@ -72,10 +71,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
         found = reference_search(model(backbone), histories[number], K, K, rule)
         return [(catalog.item_ids[item], score) for item, score in found]
 
-    gc.collect()
-    gc.freeze()  # the oracle makes many small dictionaries; the collector need not walk torch for each
-    yield Real(catalog, histories, model, oracle, tmp_path_factory.mktemp("real"))
-    gc.unfreeze()
+    return Real(catalog, histories, model, oracle, tmp_path_factory.mktemp("real"))
 
 
 def ranking(items: Sequence[Recommendation]) -> Ranking:
