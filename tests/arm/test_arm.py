@@ -26,7 +26,7 @@ from tests.support import histories_of, random_catalog, small_model
 
 ROOT = Path(__file__).parents[2]
 CATALOG = random_catalog(ITEMS, codes=3)
-HISTORIES = [[str(item) for item in history] for history in histories_of(CATALOG, 30, 5)]
+HISTORIES = [[str(item) for item in history] for history in histories_of(CATALOG, 8, 5)]
 PYTHON = "python3.13"
 PACKAGES = (
     "base-files libc6 libgcc-s1 libstdc++6 zlib1g libexpat1 libffi8 libssl3t64 libbz2-1.0 liblzma5 libzstd1 "
