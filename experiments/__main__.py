@@ -34,9 +34,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from subprocess import Popen
 
 from earn.console import note, quiet
 from earn.errors import EarnError
@@ -44,8 +45,9 @@ from experiments.grid import PRESETS, Run
 from experiments.runs import LOOKS, RESULT, check_made, look_at, measure, write_walks
 
 OUT = Path("runs/experiments")
-ROOT = Path(__file__).resolve().parent.parent  # where Python finds this package
 LOG = "log.txt"
+# What trainings need: each is a copy of one process that has imported this once.
+LIBRARIES = ["earn.export.stages", "earn.export.validation", "earn.model.methods", "earn.model.training"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,35 +105,51 @@ def _run_all(runs: Sequence[Run], args: argparse.Namespace) -> int:
         tasks.setdefault(run.trained.name, []).append(run)
     if any(run.data == "walks" for run in runs):
         write_walks(args.out / "walks-data")  # before several processes would
-    failed, running = 0, list[Popen[bytes]]()
-    with ThreadPoolExecutor(args.jobs) as pool:
-        try:
-            futures = {pool.submit(_in_process, task, args, running): task for task in tasks.values()}
-            for done, future in enumerate(as_completed(futures), 1):
-                failed += future.result() != 0
-                for run in futures[future]:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # the other check, of a GPU, forbids copies
+    get_context("forkserver").set_forkserver_preload(LIBRARIES)
+    waiting, running, failed = list(tasks.values()), dict[BaseProcess, list[Run]](), 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < args.jobs:
+                task = waiting.pop(0)
+                running[_start(task, args)] = task
+            wait([process.sentinel for process in running])
+            for process in [each for each in running if each.exitcode is not None]:
+                failed += process.exitcode != 0
+                for run in running.pop(process):
                     outcome = "done" if (args.out / run.name / RESULT).is_file() else "failed"
-                    note(f"{done:3d} of {len(tasks)}  {run.name}  {outcome}")
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in running:
-                process.terminate()
-            raise
+                    note(f"{len(tasks) - len(waiting) - len(running):3d} of {len(tasks)}  {run.name}  {outcome}")
+    except KeyboardInterrupt:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join()
+        raise
     if failed:
         note(f"{failed} processes failed; their {LOG} says why. The same command tries again.")
     return min(failed, 1)
 
 
-def _in_process(task: Sequence[Run], args: argparse.Namespace, running: list[Popen[bytes]]) -> int:
+def _start(task: Sequence[Run], args: argparse.Namespace) -> BaseProcess:
     folder = args.out / task[0].trained.name
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "experiments", args.preset, "--out", str(args.out.resolve()), "--only"]
-    threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
-    environment = {"OMP_NUM_THREADS": threads, **os.environ}
-    with (folder / LOG).open("a", encoding="utf-8") as log:
-        process = Popen([*command, *(run.name for run in task)], stdout=log, stderr=log, cwd=ROOT, env=environment)
-        running.append(process)
-        return process.wait()
+    return start([args.preset, "--out", str(args.out.resolve()), "--only", *(run.name for run in task)], folder / LOG)
+
+
+def start(arguments: Sequence[str], log: Path) -> BaseProcess:
+    """Starts `python -m experiments ARGUMENTS` in a process; all that it prints is added to a file."""
+    process: BaseProcess = get_context("forkserver").Process(target=_follow, args=(arguments, log.resolve()))
+    process.start()
+    return process
+
+
+def _follow(arguments: Sequence[str], log: Path) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with log.open("a", encoding="utf-8") as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
+    sys.exit(main(arguments))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import runpy
 import shutil
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from subprocess import Popen
 from typing import Any
 
 import numpy as np
@@ -175,19 +175,7 @@ def test_a_command_that_cannot_be_followed_is_refused(options: list[str], said: 
         experiments.main(["smoke", "--out", str(tmp_path), *options])
 
 
-class Here(Popen[bytes]):
-    """Stands for a process that trains: here, so that no libraries are imported anew."""
-
-    def __init__(self, command: list[str], **settings: Any) -> None:
-        try:
-            self._status = experiments.main(command[3:])
-        except SystemExit:
-            self._status = 1
-
-    def wait(self, timeout: float | None = None) -> int:
-        return self._status
-
-
+@forked.needs_fork
 def test_a_failed_training_is_said_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,7 +183,9 @@ def test_a_failed_training_is_said_and_counted(
     earn = Run("walks", "toy-llama", early_layers=1)
     preset = replace(PRESETS["smoke"], runs=[earn.dense, earn], settings={"epochs": 1})
     monkeypatch.setattr(experiments, "PRESETS", {"smoke": preset})
-    monkeypatch.setattr(experiments, "Popen", Here)
+    monkeypatch.setattr(  # a copy of this process, which has the libraries and the preset
+        experiments, "start", lambda arguments, log: forked.start(lambda: sys.exit(experiments.main(arguments)), log)
+    )
     (tmp_path / earn.dense.name).mkdir(parents=True)
     (tmp_path / earn.dense.name / "checkpoint").write_text("in the way")
     assert experiments.main(["smoke", "--out", str(tmp_path)]) == 1
@@ -211,7 +201,7 @@ def test_a_scheduler_that_is_ended_ends_its_trainings(tmp_path: Path, monkeypatc
     monkeypatch.setattr("sys.argv", ["experiments", "smoke", "--out", str(tmp_path)])
     folder = tmp_path / WALKS / "dense-seed0"
     scheduler = forked.start(lambda: runpy.run_module("experiments", run_name="__main__"), tmp_path / "log")
-    for _ in range(600):  # a minute at the most
+    for _ in range(3000):  # five minutes at the most: the libraries are imported first
         if (folder / "made.json").is_file():
             break
         time.sleep(0.1)
