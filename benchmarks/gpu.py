@@ -29,14 +29,14 @@ What is not fair to whom:
     all            the vocabulary holds the identifier tokens alone, not a tokenizer's 150,000 rows
 
 Checked in the same run: dense against generate, and EARN on the GPU against EARN on the CPU in fp32 (for 7B shapes in
-fp16 with two histories). `--bundle` (and `--bundle-fp16`) compares the lists of a trained model's bundles on the
-histories of `--data`, whose items are the catalog of all shapes then; give it to --prepare as well.
+fp16 with two histories, two minutes at the most). `--bundle` (and `--bundle-fp16`) compares the lists of a trained
+model's bundles on the histories of `--data`, whose items are the catalog of all shapes then; give it to --prepare too.
 
 Sides take turns after a warm-up; medians of the wall clock are compared. Prints a table, then one line of JSON: "runs"
 with a row per shape, engine, precision and batch, null where nothing was measured. What `--minutes` has no room for is
 left out by name.
 Bundles are written to the folder for temporary files (TMPDIR; /dev/shm spares a slow disk where memory is enough):
-40 GB for the 7B shapes, and 13 GB more while TensorRT builds. Without a GPU the exit status is 2.
+26 GB for a 7B shape, and 13 GB more while TensorRT builds. Without a GPU the exit status is 2.
 """
 
 from __future__ import annotations
@@ -216,13 +216,16 @@ def prepare(shapes: Sequence[str], folder: Path, data: str | None) -> None:
 
 def run(arguments: argparse.Namespace, device: str, work: Path) -> tuple[list[Row], list[Row]]:
     """All rows: those of the shapes, and those of trained bundles."""
-    lacking = {engine: why_not(engine) for engine in arguments.engines}
-    for engine, why in lacking.items():
-        if why:
-            note(f"without {engine}: {why}")
-    engines = [engine for engine, why in lacking.items() if not why]
+    engines: list[str] = []
+    for engine in arguments.engines:
+        try:
+            ENGINES[engine].check_machine()
+            engines.append(engine)
+        except (EarnError, ImportError) as error:
+            note(f"without {engine}: {one_line(error)}")
     if not engines:
-        raise EarnError(f"None of these engines can run here: {', '.join(lacking)}. The reasons stand above.")
+        names = ", ".join(arguments.engines)
+        raise EarnError(f"None of these engines can run here: {names}. The reasons stand above.")
     prepared = arguments.prepared or work / "prepared"
     if not arguments.prepared:
         prepare(arguments.shapes, prepared, arguments.data)
@@ -273,7 +276,9 @@ def run_precision(
         manifests = dict(zip(SPLITS, pool.map(write, places.values(), folders.values()), strict=True))
     catalog = Catalog.load(folders["earn"] / CATALOG_FILE)
     drawn = sides.random_histories(catalog, max(CHECKED, *asked.batches), manifests["earn"].limits.history)
-    histories = real_histories(asked.data, catalog, f"what was prepared of {shape}") or drawn[:CHECKED]
+    histories: Sequence[History] = drawn[:CHECKED]
+    if asked.data:
+        histories = real_histories(asked.data, catalog, f"what was prepared of {shape}")
     generate = make_generate(asked, manifests["dense"], precision, catalog)
     compared: list[tuple[Row, Lists]] = []
     for engine in asked.engines:
@@ -329,15 +334,6 @@ def load_sides(asked: Asked, engine: str, folders: Mapping[str, Path], size: int
     return ours
 
 
-def why_not(engine: str) -> str:
-    """What this machine lacks for an engine; "" if nothing is known to be missing."""
-    try:
-        ENGINES[engine].check_machine()
-    except (EarnError, ImportError) as error:
-        return one_line(error)
-    return ""
-
-
 def unload(recommenders: dict[str, Recommender]) -> None:
     """Forgets recommenders and gives the GPU its memory back."""
     devices = [recommender.decoder.device for recommender in recommenders.values()]
@@ -360,14 +356,8 @@ print(json.dumps([[item.item_id for item in own] for own in lists]))
 """
 
 
-def real_histories(data: Dataset | None, catalog: Catalog, what: str) -> list[list[str]]:
-    """Those of some users of the data set; [] without one.
-
-    Raises:
-        EarnError: `what` recommends other items.
-    """
-    if data is None:
-        return []
+def real_histories(data: Dataset, catalog: Catalog, what: str) -> list[list[str]]:
+    """Those of some users of the data set; EarnError where `what` recommends other items."""
     data.check_items(catalog, what)
     return data.histories(data.examples(users=CHECKED))
 
