@@ -99,10 +99,10 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _run_all(runs: Sequence[Run], args: argparse.Namespace) -> int:
-    """Each training in a process of its own, together with the runs that ask its checkpoint."""
+    """Each training in a process of its own, together with the runs that need its checkpoint."""
     tasks: dict[str, list[Run]] = {}
     for run in runs:
-        tasks.setdefault(run.trained.name, []).append(run)
+        tasks.setdefault(run.start.name, []).append(run)
     if any(run.data == "walks" for run in runs):
         write_walks(args.out / "walks-data")  # before several processes would
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))

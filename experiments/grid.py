@@ -43,6 +43,11 @@ class Run:
         return replace(self, variant=source) if source else self
 
     @property
+    def start(self) -> Run:
+        """The run whose process trains this one too: the one that it asks, or whose weights it starts from."""
+        return self.dense if VARIANTS[self.variant].start else self.trained
+
+    @property
     def dense(self) -> Run:
         """The dense model trained the same way, which this one is compared with; not of every recipe in a preset."""
         return replace(self, variant="dense", early_layers=0)
@@ -57,6 +62,7 @@ class Variant:
     scoring: str = "trie"
     history_may_return: bool = False  # its items may be recommended, though nobody here chooses an item twice
     of: str = ""  # the variant whose checkpoint it is, where it trains none of its own
+    start: str = ""  # "dense": training starts from the trained dense model's weights, not from the backbone's
 
 
 VARIANTS: Mapping[str, Variant] = {
@@ -68,6 +74,7 @@ VARIANTS: Mapping[str, Variant] = {
     "no-suffix": Variant(registers=(1, 0)),
     "no-registers": Variant(registers=(0, 0)),
     "untrained": Variant(of="dense"),
+    "after-dense": Variant(start="dense"),
     "scoring-level": Variant(scoring="level", of="earn"),
     "scoring-vocab": Variant(scoring="vocab", of="earn"),
     "history-returns": Variant(history_may_return=True, of="earn"),
@@ -76,7 +83,7 @@ VARIANTS: Mapping[str, Variant] = {
 }
 TWINS = ("dense", "earn")
 WINDOWS = ("history-10", "history-40")
-ABLATIONS = tuple(name for name in VARIANTS if name not in (*TWINS, *WINDOWS))
+ABLATIONS = tuple(name for name in VARIANTS if name not in (*TWINS, *WINDOWS, "after-dense"))
 
 
 @dataclass(frozen=True)
@@ -196,7 +203,7 @@ SPLITS = (1, 3, 4, 6, 8)  # beside the usual k = 2
 PRESETS: Mapping[str, Preset] = {
     "smoke": Preset(
         [
-            *grid("walks", ("toy-llama",), (*TWINS, *ABLATIONS), (1,)),
+            *grid("walks", ("toy-llama",), (*TWINS, *ABLATIONS, "after-dense"), (1,)),
             *grid("walks", ("toy-qwen2",), TWINS, (1,), method="lcrec"),
             *grid("walks", SET, TWINS, (1,), method="set"),
             *rivals("walks")[: len(OWN_RIVALS)],
@@ -241,7 +248,7 @@ PRESETS: Mapping[str, Preset] = {
         ],
     ),
     "pretrained": Preset(
-        grid("ml-100k", ("smollm2",), TWINS, (8,), method="lcrec"),
+        grid("ml-100k", ("smollm2",), (*TWINS, "after-dense"), (8,), method="lcrec"),
         {"epochs": 0.2, "batch_size": 8, "validation_users": 64},  # a whole epoch takes hours on one core
     ),
     "paper": Preset(
@@ -275,7 +282,9 @@ def made_of(run: Run, preset: Preset) -> dict[str, Any]:
     data = DATA[run.data]
     if run.method in RIVALS:
         return {"source": data.source, "method": run.method, "users_asked": preset.users, **settings_of(run, preset)}
-    backbone = BACKBONES[run.backbone]
+    backbone, variant = BACKBONES[run.backbone], asdict(VARIANTS[run.variant])
+    if not variant["start"]:  # as it is of all but a few
+        del variant["start"]
     return {
         "source": data.source,
         "build_identifiers": data.build_identifiers,
@@ -284,7 +293,7 @@ def made_of(run: Run, preset: Preset) -> dict[str, Any]:
         "sizes": backbone.sizes,
         "early_layers": run.early_layers,
         "users_asked": preset.users,
-        **asdict(VARIANTS[run.variant]),
+        **variant,
         **to_json(TrainSettings(**settings_of(run, preset))),
     }
 

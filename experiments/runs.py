@@ -137,7 +137,9 @@ def train(run: Run, dataset: Dataset, preset: Preset, out: Path) -> None:
         if (checkpoint / TRAINING_FILE).is_file():
             return
         write_json(out / run.name / MADE, made_of(run, preset))
-        model = new_model(run, dataset)
+        if VARIANTS[run.variant].start:
+            train(run.dense, dataset, preset, out)
+        model = _split(run, out) if VARIANTS[run.variant].start else new_model(run, dataset)
         settings = TrainSettings(**settings_of(run, preset))
         settings = replace(settings, titles=settings.titles and any(model.catalog.titles))
         note(f"{run.name}: train {model.num_parameters() / 1e6:.2f} million parameters, {settings.epochs:g} epochs")
@@ -170,10 +172,19 @@ def load_model(run: Run, out: Path) -> EarnModel:
     """
     from earn.model.earn_model import EarnModel
 
-    model = EarnModel.from_pretrained(out / run.trained.name / CHECKPOINT)
-    if run.variant == "untrained":
-        model = EarnModel.from_dense(model, run.early_layers, *VARIANTS[run.variant].registers, seed=run.seed)
-    return model
+    return (
+        _split(run, out)
+        if run.variant == "untrained"
+        else EarnModel.from_pretrained(out / run.trained.name / CHECKPOINT)
+    )
+
+
+def _split(run: Run, out: Path) -> EarnModel:
+    """The trained dense model of a run with the run's layers and registers, which nothing has trained yet."""
+    from earn.model.earn_model import EarnModel
+
+    dense = EarnModel.from_pretrained(out / run.dense.name / CHECKPOINT)
+    return EarnModel.from_dense(dense, run.early_layers, *VARIANTS[run.variant].registers, seed=run.seed)
 
 
 def check_made(run: Run, preset: Preset, out: Path) -> None:
@@ -182,7 +193,7 @@ def check_made(run: Run, preset: Preset, out: Path) -> None:
     Raises:
         EarnError: names the run, and what differs.
     """
-    for each in {run.trained: None, run: None}:
+    for each in {run.start: None, run.trained: None, run: None}:
         folder = out / each.name
         if (folder / CHECKPOINT).is_dir() or (folder / RESULT).is_file():
             made = read_json(folder / MADE) if (folder / MADE).is_file() else {}

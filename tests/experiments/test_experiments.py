@@ -16,6 +16,7 @@ from earn.data.dataset import Dataset, load_dataset
 from earn.errors import EarnError
 from earn.files import read_json
 from earn.metrics import recall
+from earn.model.earn_model import EarnModel
 from earn.settings import TrainSettings
 from experiments import __main__ as experiments
 from experiments import grid, runs
@@ -45,7 +46,8 @@ def test_a_run_asks_the_checkpoint_that_its_variant_names() -> None:
     run = Run("ml-100k", "tiny-llama", variant="scoring-level", early_layers=2, seed=1)
     assert run.name == "ml-100k/tiger-tiny-llama/scoring-level-k2-seed1"
     assert run.trained.name == "ml-100k/tiger-tiny-llama/earn-k2-seed1"
-    untrained = replace(run, variant="untrained")
+    untrained, after = replace(run, variant="untrained"), replace(run, variant="after-dense")
+    assert (after.trained, after.start, untrained.start, run.start) == (after, run.dense, run.dense, run.trained)
     assert untrained.trained.name == run.dense.name == "ml-100k/tiger-tiny-llama/dense-seed1"
     assert run.dense.trained == run.dense
 
@@ -116,6 +118,21 @@ def test_lists_leave_the_history_out_unless_the_run_says_so(
     (out / WALKS / "earn-k1-seed0/result.json").unlink()
     runs.measure(Run("walks", "toy-llama", variant=variant, early_layers=1), "smoke", out)
     assert asked == [excluded]
+
+
+def test_a_training_starts_from_the_dense_weights(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from earn.model import training
+
+    started: list[EarnModel] = []
+    monkeypatch.setattr(training, "train", lambda model, *rest: started.append(model))
+    run = Run("walks", "toy-llama", variant="after-dense", early_layers=1)
+    runs.train(run, runs.load_data(run, measured), PRESETS["smoke"], measured)
+    (model,), dense = started, runs.load_model(run.dense, measured)
+    assert (model.earn.early_layers, len(model.earn.prefix_ids), len(model.earn.suffix_ids)) == (1, 1, 1)
+    own = model.state_dict()
+    for name, weight in dense.state_dict().items():  # tables have rows of registers behind those of the dense model
+        assert own[name][: len(weight)].equal(weight), name
+    (measured / run.name / "made.json").unlink()
 
 
 def test_dense_models_are_analyzed(measured: Path) -> None:

@@ -85,7 +85,7 @@ def test_the_pretrained_backbone_has_a_table_of_its_own() -> None:
     about: Row = {"data": "ml-100k", "method": "lcrec", "backbone": "smollm2", "layers": 30}
     dense, earn = (
         row(run.variant, recall, k, command=f"python -m experiments pretrained --only {run.name}", **about)
-        for run, recall, k in zip(PRESETS["pretrained"].runs, (0.1, 0.08), (30, 8), strict=True)
+        for run, recall, k in zip(PRESETS["pretrained"].runs[:2], (0.1, 0.08), (30, 8), strict=True)
     )
     line = "| ml-100k, lcrec, smollm2: earn, k = 8 of 30 | .0800 (.0700 to .0900) | .0400 (.0000 to .0800) |"
     assert table("pretrained", [row("earn", 0.07)]) == "Not run yet."
