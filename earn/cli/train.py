@@ -21,7 +21,7 @@ from earn.cli.arguments import (
     share,
 )
 from earn.cli.data import advice_line
-from earn.config import EarnConfig
+from earn.config import BEAMS, EarnConfig
 from earn.console import Steps, detail, note, progress, results_kept_clean, show
 from earn.errors import EarnError, refuse
 from earn.files import check_writable
@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME"}  # by type of a setting
 REGISTERS = 1  # at each end of the prompt, as in the paper
+MAX_HISTORY = 20
+DECIDED = (  # by the dense checkpoint from which a training starts
+    *("backbone", "method", "digits", "temperature", "layers", "build_identifiers", "disambiguate", "dense"),
+    *("max_history", "template", "separator", "item", "chat", "system", "answer"),
+)
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -91,10 +96,13 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     option(group, "--build-identifiers", build, bool)
     option(group, "--disambiguate", "one code more where several items share an identifier", bool)
     option(group, "--dense", "the dense baseline: all layers, no registers", bool)
+    start = "start from what `earn train --dense` made of the same data, with new registers, instead of a backbone"
+    option(group, "--from-dense CKPT", start, Path)
     for end, where in (("prefix", "start"), ("suffix", "end")):
         text = f"registers at the prompt's {where} (default: {REGISTERS})"
         option(group, f"--{end}-registers N", text, natural)
-    option(group, "--max-history N", "items that the prompt holds; the newest are kept", positive, 20)
+    newest = f"items that the prompt holds; the newest are kept (default: {MAX_HISTORY})"
+    option(group, "--max-history N", newest, positive)
     template = "prompt with {history} where the items stand, for backbones with a tokenizer"
     option(group, "--template TEXT", template)
     option(group, "--separator TEXT", "text between two items of the history")
@@ -164,8 +172,9 @@ def run(args: argparse.Namespace) -> int:
     from earn.model.families import TINY_BACKBONES
     from earn.model.methods import default_backbone, default_method
 
-    args.backbone = args.backbone or default_backbone(args.method)
-    method = args.method or default_method(args.backbone)
+    dense = _read_dense(args) if args.from_dense else None
+    args.backbone = str(args.from_dense or args.backbone or default_backbone(args.method))
+    method = args.method or default_method(args.backbone)  # a checkpoint of the method lcrec has its tokenizer
     given = {field.name: getattr(args, field.name, None) for field in fields(TrainSettings)}
     options = {name: value for name, value in given.items() if value is not None}
     is_scratch_set = method == "set" and args.backbone in TINY_BACKBONES
@@ -178,12 +187,17 @@ def run(args: argparse.Namespace) -> int:
     dataset.examples("valid")  # refuses data without any, before it is worked on
     steps(f"Item identifiers of {len(dataset.interactions.item_ids):,} items")
     digits = (args.digits or DEFAULT_DIGITS) if method == "set" else ""
-    catalog = whole.catalog(settings.seed, args.build_identifiers, args.disambiguate, digits)
+    if dense:
+        _check_same_items(whole, dense, args.from_dense)
+        catalog = dense.catalog
+    else:
+        catalog = whole.catalog(settings.seed, args.build_identifiers, args.disambiguate, digits)
     for line in () if digits else advice(figures(whole, catalog)):
         if line.is_serious:
             note(f"      {advice_line(line)}")
     steps(f"{'Dense' if args.dense else 'EARN'} model over {args.backbone}")
-    model = _model(args, method, catalog, settings.seed, _start(whole, settings.seed) if is_scratch_set else None)
+    vectors = _start(whole, settings.seed) if is_scratch_set else None
+    model = _split(args, dense, settings.seed) if dense else _model(args, method, catalog, settings.seed, vectors)
     settings = replace(settings, titles=method == "lcrec" and any(catalog.titles))
     note(f"      {describe(model)}")
     steps(f"Train (epochs: {settings.epochs:g})")
@@ -275,6 +289,41 @@ def _problems(args: argparse.Namespace, method: str) -> Iterator[str]:
             yield f"--dense has no registers. Leave away --{end}-registers, or --dense."
 
 
+def _read_dense(args: argparse.Namespace) -> EarnModel:
+    """The trained dense model that a training starts from.
+
+    Raises:
+        EarnError: it is none, or there are options that it has decided.
+    """
+    from earn.model.earn_model import EarnModel
+
+    refuse(
+        f"--{name.replace('_', '-')} was decided by the checkpoint of --from-dense. Leave one of them away."
+        for name in DECIDED
+        if getattr(args, name) not in (None, False)
+    )
+    dense = EarnModel.from_pretrained(args.from_dense)
+    if not dense.is_dense or dense.method != BEAMS:
+        raise EarnError(f"{args.from_dense}: no dense model that names items by beams. Train one: earn train --dense")
+    return dense
+
+
+def _check_same_items(data: Dataset, dense: EarnModel, checkpoint: Path) -> None:
+    """Refuses data whose items are not those of the checkpoint, in the same order: windows hold their indices."""
+    data.check_items(dense.catalog, checkpoint)
+    if list(data.interactions.item_ids) != list(dense.catalog.item_ids):
+        raise EarnError(f"{checkpoint}: its catalog has more items than {data.source}. Give the data of its training.")
+
+
+def _split(args: argparse.Namespace, dense: EarnModel, seed: int) -> EarnModel:
+    """The dense model's weights, split and with new registers."""
+    from earn.model.earn_model import default_early_layers
+
+    registers = [REGISTERS if count is None else count for count in (args.prefix_registers, args.suffix_registers)]
+    layers = args.early_layers or default_early_layers(dense.config.num_hidden_layers, sum(registers) > 0)
+    return dense.from_dense(dense, layers, registers[0], registers[1], seed)
+
+
 def _start(data: Dataset, seed: int) -> NDArray[np.float64]:
     """The items' vectors from which a model of all codes at once starts."""
     from earn.data.neighbours import neighbour_vectors
@@ -301,7 +350,7 @@ def _model(
         catalog,
         args.early_layers,
         (0, 0) if args.dense else (registers[0], registers[1]),
-        args.max_history,
+        args.max_history or MAX_HISTORY,
         Template(**changed) if changed else None,
         {"num_hidden_layers": args.layers} if args.layers else None,
         seed,

@@ -71,3 +71,20 @@ def test_low_rank_adapters_are_merged_when_the_command_saves_and_exported(
     assert exported.status == 0, exported.err
     ok = earn("recommend", tmp_path / "bundle", "--history", "i1,i2,i3", "-k", 3, "--json")
     assert len(ok.json) == 3
+
+
+def test_earn_starts_from_a_dense_checkpoint(data: Path, backbone: Path, earn: Earn, tmp_path: Path) -> None:
+    argv = ("train", data, "--epochs", 1, "--max-history", 6, "--users", 20)
+    assert earn(*argv, "--backbone", backbone, "--dense", "--out", tmp_path / "dense").status == 0
+    rest = ("--early-layers", 1, "--learning-rate", 1e-9, "--epochs", 0.1, "--out", tmp_path / "earn")
+    ok = earn("train", data, "--from-dense", tmp_path / "dense", *rest)
+    assert ok.status == 0, ok.err
+    dense, after = (load_file(tmp_path / name / "model.safetensors") for name in ("dense", "earn"))
+    for name, weight in dense.items():  # tables have rows of registers behind those of the dense model
+        np.testing.assert_allclose(after[name][: len(weight)], weight, atol=1e-6, err_msg=name)
+    assert read_json(tmp_path / "earn/config.json")["earn"]["early_layers"] == 1
+    assert read_json(tmp_path / "earn/config.json")["earn"]["max_history"] == 6
+    again = ("train", data, "--from-dense", tmp_path / "earn", "--out", tmp_path / "none")
+    assert "earn train --dense" in earn(*again).error
+    assert "--max-history was decided by" in earn(*again, "--max-history", 6).error
+    assert "Give the data" in earn("train", "ml-100k", "--from-dense", tmp_path / "dense", *again[4:]).error
