@@ -139,6 +139,8 @@ def _start(task: Sequence[Run], args: argparse.Namespace) -> BaseProcess:
 
 def start(arguments: Sequence[str], log: Path) -> BaseProcess:
     """Starts `python -m experiments ARGUMENTS` in a process; all that it prints is added to a file."""
+    from experiments.__main__ import _follow  # by this name the process can import it, and not by "__main__"
+
     process: BaseProcess = get_context("forkserver").Process(target=_follow, args=(arguments, log.resolve()))
     process.start()
     return process
