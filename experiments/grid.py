@@ -65,6 +65,7 @@ class Variant:
     start: str = ""  # "dense": training starts from the trained dense model's weights, not from the backbone's
 
 
+AFTER_DENSE = "after-dense"
 VARIANTS: Mapping[str, Variant] = {
     "dense": Variant(registers=(0, 0)),
     "earn": Variant(),
@@ -74,7 +75,7 @@ VARIANTS: Mapping[str, Variant] = {
     "no-suffix": Variant(registers=(1, 0)),
     "no-registers": Variant(registers=(0, 0)),
     "untrained": Variant(of="dense"),
-    "after-dense": Variant(start="dense"),
+    AFTER_DENSE: Variant(start="dense"),
     "scoring-level": Variant(scoring="level", of="earn"),
     "scoring-vocab": Variant(scoring="vocab", of="earn"),
     "history-returns": Variant(history_may_return=True, of="earn"),
@@ -83,7 +84,7 @@ VARIANTS: Mapping[str, Variant] = {
 }
 TWINS = ("dense", "earn")
 WINDOWS = ("history-10", "history-40")
-ABLATIONS = tuple(name for name in VARIANTS if name not in (*TWINS, *WINDOWS, "after-dense"))
+ABLATIONS = tuple(name for name in VARIANTS if name not in (*TWINS, *WINDOWS, AFTER_DENSE))
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ SPLITS = (1, 3, 4, 6, 8)  # beside the usual k = 2
 PRESETS: Mapping[str, Preset] = {
     "smoke": Preset(
         [
-            *grid("walks", ("toy-llama",), (*TWINS, *ABLATIONS, "after-dense"), (1,)),
+            *grid("walks", ("toy-llama",), (*TWINS, *ABLATIONS, AFTER_DENSE), (1,)),
             *grid("walks", ("toy-qwen2",), TWINS, (1,), method="lcrec"),
             *grid("walks", SET, TWINS, (1,), method="set"),
             *rivals("walks")[: len(OWN_RIVALS)],
@@ -248,7 +249,7 @@ PRESETS: Mapping[str, Preset] = {
         ],
     ),
     "pretrained": Preset(
-        grid("ml-100k", ("smollm2",), (*TWINS, "after-dense"), (8,), method="lcrec"),
+        grid("ml-100k", ("smollm2",), (*TWINS, AFTER_DENSE), (8,), method="lcrec"),
         {"epochs": 0.2, "batch_size": 8, "validation_users": 64},  # a whole epoch takes hours on one core
     ),
     "paper": Preset(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from earn.metrics import CUTOFFS
-from experiments.grid import PRESETS, REAL, RIVALS, TWINS
+from experiments.grid import AFTER_DENSE, PRESETS, REAL, RIVALS, TWINS
 from experiments.runs import MEASURES, SHOWN
 
 MODEL = ("data", "method", "backbone", "recipe")  # what a dense model and its EARN twins share
@@ -125,8 +125,9 @@ def _analyzed(rows: Sequence[Row]) -> Lines:
 
 
 def ablations(rows: Sequence[Row]) -> Lines:
-    """Every variant of EARN with the same k, compared with EARN itself."""
-    for group in groups((row for row in rows if row["variant"] != "dense"), *MODEL, "early_layers").values():
+    """Every variant of EARN with the same k, compared with EARN itself; but none that starts from other weights."""
+    compared = (row for row in rows if row["variant"] not in ("dense", AFTER_DENSE))
+    for group in groups(compared, *MODEL, "early_layers").values():
         variants = groups(group, "variant")
         if len(variants) > 1 and ("earn",) in variants:
             yield from (Line(found, variants[("earn",)]) for found in variants.values())
