@@ -27,7 +27,7 @@ from earn.bundle_edit import bundle_locked
 from earn.calibration.collect import StageRanges, collect_moments, collect_ranges
 from earn.calibration.equalize import ALPHA, equalize
 from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Ranking, Verdict, apply_gate
-from earn.calibration.linear_layers import LinearLayer
+from earn.calibration.linear_layers import EMBEDDING, HEAD, LinearLayer
 from earn.calibration.precisions import (
     FASTEST,
     PRECISIONS,
@@ -54,6 +54,8 @@ from earn.tags import TAGS_FILE
 
 OLDEST_ONNXRUNTIME = (1, 22)  # the first with the quantizer of 4-bit blocks
 NOISE = 1.1  # a factor between medians that may be chance
+# Layers that stay in float first: their errors reorder items directly, and of a large backbone they are a small part.
+ENDS = (HEAD, EMBEDDING)
 MOST_FLOAT = 0.5  # of the layers: beyond that a precision does not deserve its name
 
 Progress = Callable[[str], Callable[[int, int], None]]  # what goes on -> a callback (done, all)
@@ -284,7 +286,8 @@ def _judge(trial: _Trial, precision: Precision, form: GraphForm, only_plain: boo
     options = [trial.settings.mixed or MixedPrecision()]
     may_mix = not only_plain and trial.settings.mixed is None
     if may_mix and precision.method == "static":
-        options += [MixedPrecision(refined_kinds=kinds) for kinds in LEVELS]
+        ends = tuple(layer for layer in ENDS if layer in trial.variants.layers(precision.name))
+        options += [MixedPrecision(layers, kinds) for layers in ((), ends) for kinds in LEVELS]
     attempts = _try_until_passed(trial, precision, options, folder)
     sensitivity: Mapping[str, float] = {}
     if may_mix and not attempts[-1].verdict.passed:
@@ -314,10 +317,11 @@ def _try_until_passed(
 
 
 def _with_float_layers(mixed: MixedPrecision, sensitivity: Mapping[str, float]) -> list[MixedPrecision]:
-    """With the most sensitive layers in float, more and more of them."""
-    layers = sorted(sensitivity, key=lambda layer: -sensitivity[layer])
+    """With the most sensitive layers in float too, more and more of them."""
+    others = sorted(sensitivity.keys() - set(mixed.float_layers), key=lambda layer: -sensitivity[layer])
+    layers = [*mixed.float_layers, *others]
     options: list[MixedPrecision] = []
-    count, most = 0, int(MOST_FLOAT * len(layers))
+    count, most = len(mixed.float_layers), int(MOST_FLOAT * len(layers))
     while count < most:
         count = min(most, count + 1 + count // 2)
         options.append(replace(mixed, float_layers=tuple(layers[:count])))

@@ -162,6 +162,11 @@ def test_activations_are_refined_before_layers_go_back_to_float(case: Case, tmp_
 
 def test_it_gives_up_before_all_is_float(case: Case, tmp_path: Path) -> None:
     found = run(few(case), tmp_path / "int8", settings=replace(QUICK, least_overlap=1.01))
+    tried = [attempt.mixed for attempt in found.chosen.attempts]
+    ends = ("head", "embedding")
+    steps = [MixedPrecision(layers, kinds) for layers in ((), ends) for kinds in LEVELS]
+    assert tried[:5] == [MixedPrecision(), *steps]  # head and embedding before layers
+    assert all(mixed.float_layers[:2] == ends and mixed.refined_kinds == LEVELS[1] for mixed in tried[5:])
     assert len(found.chosen.mixed.float_layers) == len(found.chosen.sensitivity) // 2
 
 
