@@ -318,8 +318,8 @@ def _try_until_passed(
 
 def _with_float_layers(mixed: MixedPrecision, sensitivity: Mapping[str, float]) -> list[MixedPrecision]:
     """With the most sensitive layers in float too, more and more of them."""
-    others = sorted(sensitivity.keys() - set(mixed.float_layers), key=lambda layer: -sensitivity[layer])
-    layers = [*mixed.float_layers, *others]
+    ranked = sorted(sensitivity, key=lambda layer: -sensitivity[layer])  # equal ones as they stand in the graphs
+    layers = list(dict.fromkeys([*mixed.float_layers, *ranked]))
     options: list[MixedPrecision] = []
     count, most = len(mixed.float_layers), int(MOST_FLOAT * len(layers))
     while count < most:

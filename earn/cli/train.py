@@ -315,13 +315,19 @@ def _check_same_items(data: Dataset, dense: EarnModel, checkpoint: Path) -> None
         raise EarnError(f"{checkpoint}: its catalog has more items than {data.source}. Give the data of its training.")
 
 
+def _registers(args: argparse.Namespace) -> tuple[int, int]:
+    """How many stand before and behind the prompt."""
+    prefix, suffix = args.prefix_registers, args.suffix_registers
+    return REGISTERS if prefix is None else prefix, REGISTERS if suffix is None else suffix
+
+
 def _split(args: argparse.Namespace, dense: EarnModel, seed: int) -> EarnModel:
     """The dense model's weights, split and with new registers."""
-    from earn.model.earn_model import default_early_layers
+    from earn.model.earn_model import EarnModel, default_early_layers
 
-    registers = [REGISTERS if count is None else count for count in (args.prefix_registers, args.suffix_registers)]
+    registers = _registers(args)
     layers = args.early_layers or default_early_layers(dense.config.num_hidden_layers, sum(registers) > 0)
-    return dense.from_dense(dense, layers, registers[0], registers[1], seed)
+    return EarnModel.from_dense(dense, layers, *registers, seed)
 
 
 def _start(data: Dataset, seed: int) -> NDArray[np.float64]:
@@ -343,13 +349,13 @@ def _model(
 
     names = {"text": "template"} | {name: name for name in ("separator", "item", "chat", "system", "answer")}
     changed = {name: value for name, option in names.items() if (value := getattr(args, option)) not in (None, False)}
-    registers = [REGISTERS if count is None else count for count in (args.prefix_registers, args.suffix_registers)]
+    registers = _registers(args)
     return build_model(
         method,
         args.backbone,
         catalog,
         args.early_layers,
-        (0, 0) if args.dense else (registers[0], registers[1]),
+        (0, 0) if args.dense else registers,
         args.max_history or MAX_HISTORY,
         Template(**changed) if changed else None,
         {"num_hidden_layers": args.layers} if args.layers else None,
