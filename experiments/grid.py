@@ -108,8 +108,8 @@ DATA: Mapping[str, Data] = {
     "beauty-by-time": Data("amazon-beauty-atspeed", _TWELVE),
 }
 
-# Fields of TrainSettings that differ from the data's own: what was tried to rank better.
-RECIPES: Mapping[str, Mapping[str, Any]] = {
+# Fields of TrainSettings that differ from the data's own: what was tried to rank better on Beauty.
+TRIED: Mapping[str, Mapping[str, Any]] = {
     "batch-32": {"batch_size": 32},
     "batch-128": {"batch_size": 128},
     "epochs-24": {"epochs": 24},
@@ -120,6 +120,8 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "epochs-16-hidden-dropout-0.1": {"epochs": 16, "hidden_dropout": 0.1},
     "epochs-24-hidden-dropout-0.2": {"epochs": 24, "hidden_dropout": 0.2},
 }
+TWICE = "epochs-0.4"  # of a pretrained backbone: twice as long as its preset says, and in less time a step
+RECIPES = {**TRIED, TWICE: {"epochs": 0.4, "bf16": True}}
 # What EARN is compared with (see experiments.rivals).
 # What was tried of SASRec: fields of RivalSettings that differ.
 OWN_RIVALS, RECBOLE = ("popularity", "item-knn", "sasrec"), ("recbole-sasrec", "recbole-gru4rec")
@@ -241,7 +243,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "tuning": Preset(
         [
-            *grid("beauty", LLAMA, EARN, recipes=RECIPES),
+            *grid("beauty", LLAMA, EARN, recipes=TRIED),
             *grid("beauty", ("wide-llama",), EARN, recipes=LONGER),
             *grid("beauty", ("wide-llama",), ("dense", "history-returns"), recipes=(BEST,)),
             *grid("beauty", LLAMA, ("registers-2", "registers-3", *WINDOWS)),
@@ -249,7 +251,12 @@ PRESETS: Mapping[str, Preset] = {
         ],
     ),
     "pretrained": Preset(
-        grid("ml-100k", ("smollm2",), (*TWINS, AFTER_DENSE), (8,), method="lcrec"),
+        [
+            *grid("ml-100k", ("smollm2",), TWINS, (8,), method="lcrec"),
+            *grid("ml-100k", ("smollm2",), (AFTER_DENSE,), (8, 12), method="lcrec"),
+            *grid("ml-100k", ("smollm2",), ("dense",), method="lcrec", recipes=(TWICE,)),
+            *grid("ml-100k", ("smollm2",), (AFTER_DENSE,), (8, 12), method="lcrec", recipes=(TWICE,)),
+        ],
         {"epochs": 0.2, "batch_size": 8, "validation_users": 64},  # a whole epoch takes hours on one core
     ),
     "paper": Preset(

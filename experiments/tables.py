@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from earn.metrics import CUTOFFS
-from experiments.grid import AFTER_DENSE, PRESETS, REAL, RIVALS, TWINS
+from experiments.grid import AFTER_DENSE, PRESETS, REAL, RIVALS, TRIED, TWINS
 from experiments.runs import MEASURES, SHOWN
 
 MODEL = ("data", "method", "backbone", "recipe")  # what a dense model and its EARN twins share
@@ -136,7 +136,7 @@ def ablations(rows: Sequence[Row]) -> Lines:
 def _tuning(rows: Sequence[Row]) -> Lines:
     """What each change of the training gave, one seed each, the best first."""
     trained = [row for row in rows if row["variant"] != "dense" and row["valid_ndcg@10"] and not row["seed"]]
-    tried = {(row["data"], row["early_layers"]) for row in trained if row["recipe"]}
+    tried = {(row["data"], row["early_layers"]) for row in trained if row["recipe"] in TRIED}
     for row in sorted(trained, key=lambda row: -row["valid_ndcg@10"]):
         if (row["data"], row["early_layers"]) in tried:
             yield Line([row])
@@ -174,11 +174,10 @@ def _sasrec(rows: Sequence[Row]) -> Lines:
 
 
 def _pretrained(rows: Sequence[Row]) -> Lines:
-    """The runs of the preset of that name, compared with the dense one."""
+    """The runs of the preset of that name, compared with the dense one of the same recipe."""
     names = {run.name for run in PRESETS["pretrained"].runs}
-    found = [row for row in rows if run_name(row) in names]
-    dense = [row for row in found if row["variant"] == "dense"]
-    return (Line([row], dense) for row in found)
+    for variants in _models(row for row in rows if run_name(row) in names):
+        yield from (Line([row], variants.get("dense", [])) for found in variants.values() for row in found)
 
 
 def _with(part: str) -> Callable[[Sequence[Row]], Lines]:
