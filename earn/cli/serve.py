@@ -154,9 +154,17 @@ def _run_workers(make: Callable[[], FastAPI], workers: int, listening: socket.so
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
+    class Supervisor(Multiprocess):
+        def keep_subprocess_alive(self) -> None:
+            # Each worker has its own copy of this end of the pipe. While ours is open, a question to a worker that has
+            # just been killed waits for its answer until WORKER_S are over.
+            for process in self.processes:
+                process.child_conn.close()
+            super().keep_subprocess_alive()
+
     note(f"{workers} workers: sessions and swaps are off; SIGHUP starts one after the other anew")
     config = uvicorn.Config(make, factory=True, workers=workers, timeout_worker_healthcheck=WORKER_S, **UVICORN)
-    Multiprocess(config, [listening]).run()
+    Supervisor(config, [listening]).run()
     return 0
 
 

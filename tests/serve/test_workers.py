@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from earn.cli.serve import WORKER_S
 from earn.runtime.recommender import Recommender
 from tests.serve.conftest import free_port
 
@@ -40,13 +41,12 @@ def server(toy_bundle: Path) -> Iterator[tuple[psutil.Process, int]]:
         process.wait(10)
 
 
-def until(is_so: Callable[[], bool], seconds: float = 60) -> float:
-    """Waits until something is so; returns how long that took."""
+def until(is_so: Callable[[], bool], seconds: float = 120) -> None:
+    """Waits until something is so."""
     started = time.monotonic()
     while not is_so():
         assert time.monotonic() - started < seconds
         time.sleep(0.05)
-    return time.monotonic() - started
 
 
 def workers(supervisor: psutil.Process) -> list[psutil.Process]:
@@ -116,10 +116,13 @@ def test_a_killed_worker_takes_nothing_with_it_but_what_it_was_answering(
     try:
         until(lambda: all(client.right > 5 for client in clients))
         killed = workers(supervisor)[0]
+        killed.suspend()  # until the supervisor waits for its sign of life: it must see the end of one that it waits for
+        time.sleep(1)
         at = time.monotonic()
         killed.kill()
-        took_s = until(
-            lambda: killed not in (now := workers(supervisor)) and len(now) == WORKERS and all(map(serves, now))
+        until(
+            lambda: killed not in (now := workers(supervisor)) and len(now) == WORKERS and all(map(serves, now)),
+            WORKER_S - 5,
         )
         before = [client.right for client in clients]
         until(lambda: all(client.right > right + 5 for client, right in zip(clients, before, strict=True)))
@@ -131,7 +134,6 @@ def test_a_killed_worker_takes_nothing_with_it_but_what_it_was_answering(
     lost = [moment for client in clients for moment in client.lost]
     assert len(lost) <= CLIENTS  # at the most one each
     assert all(abs(moment - at) < 2 for moment in lost)
-    assert took_s < 30
     left = workers(supervisor)
     supervisor.kill()
     assert not psutil.wait_procs(left, timeout=30)[1]  # none goes on alone and holds the port
