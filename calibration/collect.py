@@ -1,6 +1,7 @@
 """What goes into the linear layers while the runtime answers real histories: its ranges and its second moments.
 
-Prompts and decode steps are run as in service. Ranges go from the least to the largest value (min-max).
+Prompts and decode steps are run as in service, behind the constant head that every calibrated bundle brings: its
+tokens, whose values are by far the largest, do not count. Ranges go from the least to the largest value (min-max).
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from earn.calibration.linear_layers import activations, linear_layers
 from earn.calibration.variants import GraphVariants
 from earn.runtime.memory import HOST, Array
-from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
 
 Floats = NDArray[np.float32]
@@ -126,7 +126,7 @@ def _answer(
     beams: int,
     progress: Progress,
 ) -> None:
-    recommender = Recommender(engine, variants.manifest, variants.catalog)
+    recommender = variants.recommender_of(engine)
     for done, history in enumerate(histories, start=1):
         recommender.recommend(history, beams, beams)  # with k below the beams the search could end early
         progress(done, len(histories))

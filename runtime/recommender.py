@@ -21,6 +21,7 @@ import numpy as np
 
 from earn.catalog import CATALOG_FILE, OFFERED, Catalog
 from earn.config import SCORING_RULES, SET
+from earn.constant_head import ConstantHead
 from earn.errors import EarnError
 from earn.manifest import Manifest, check_graphs
 from earn.new_items import NewItems, with_new_items
@@ -71,11 +72,12 @@ class Recommender:
         catalog: Catalog,
         lookahead: int | None = None,
         tags: Tags | None = None,
+        head: ConstantHead | None = None,
     ) -> None:
         """Takes an engine over the bundle's graphs; `lookahead` (see earn.runtime.search) is for measurements.
 
         Raises:
-            EarnError: the catalog is not the manifest's.
+            EarnError: the catalog is not the manifest's, or the bundle brings a constant head and none was given.
         """
         self._keep(manifest, catalog, tags)
         self._lay_out()
@@ -88,7 +90,7 @@ class Recommender:
                 f"The catalog has {tokens} tokens and depth {depth}, the manifest "
                 f"{len(manifest.model.token_ids)} and {manifest.limits.depth}. Export the checkpoint again."
             )
-        self.decoder = Decoder(engine, manifest)
+        self.decoder = Decoder(engine, manifest, head)
         self.lookahead = lookahead
 
     def _keep(self, manifest: Manifest, catalog: Catalog, tags: Tags | None) -> None:
@@ -152,7 +154,7 @@ class Recommender:
                 options = partial(session_options, check_threads(threads), spinning, arena)
                 return OneGraphRecommender(engine, folder, manifest, options, catalog, tags)
             loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
-            return cls(loaded, manifest, catalog, tags=tags)
+            return cls(loaded, manifest, catalog, tags=tags, head=ConstantHead.load(folder, manifest))
 
         return opened(folder, open_now)
 
