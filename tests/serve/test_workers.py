@@ -116,7 +116,7 @@ def test_a_killed_worker_takes_nothing_with_it_but_what_it_was_answering(
     try:
         until(lambda: all(client.right > 5 for client in clients))
         killed = workers(supervisor)[0]
-        killed.suspend()  # until the supervisor waits for its sign of life: it must see the end of one that it waits for
+        killed.suspend()  # until the supervisor waits for its sign of life, and then sees its end
         time.sleep(1)
         at = time.monotonic()
         killed.kill()
