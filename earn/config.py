@@ -32,7 +32,7 @@ class ScoringRule:
     finishes_determined: bool = False  # a prefix that leads to one identifier has probability 1 from there on
 
 
-# A new rule is one more row; one that normalises over other tokens also needs a function in earn.runtime.beam.
+# What else a new rule needs stands in docs/contributing.md.
 SCORING_RULES: Mapping[str, ScoringRule] = {
     "trie": ScoringRule("children", "the children of this prefix in the item trie", finishes_determined=True),
     "level": ScoringRule("level", "the tokens that may stand at this depth of an identifier"),

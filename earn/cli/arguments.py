@@ -20,8 +20,8 @@ Value = TypeVar("Value", int, float)
 
 PLACE_HELP = "folder of earn export or earn calibrate, file of earn pack, or hf://org/name"
 DATA_HELP = (
-    "a table (csv, tsv, json lines, parquet), a folder of earn import, LC-Rec, LETTER or AtSpeed, RecBole files, or "
-    "ml-100k (fetched when first used); "
+    "a table (csv, tsv, json lines, parquet), a folder of earn import, LC-Rec, LETTER, AtSpeed, MiniOneRec, "
+    "OpenOneRec or Amazon Reviews 2023, RecBole files, or ml-100k (fetched when first used); "
     "what is no path here is looked for in $EARN_DATA"
 )
 

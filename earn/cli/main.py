@@ -1,7 +1,8 @@
 """The `earn` command.
 
 Results go to stdout, all else to stderr. A room, and torch with it, is imported when its command runs.
-Exit status: 0 done, 2 bad input or a missing optional package (one line "earn: error: ..."), 130 interrupted.
+Exit status: 0 done, 1 a bundle fails the gate or a folder cannot be read (calibrate, inspect), 2 bad input or a missing
+optional package (one line "earn: error: ..."), 130 interrupted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The file formats in which sequential recommendation data is shared: one module each, one row of FORMATS each.
+"""The file formats in which sequential recommendation data is shared: one module each, one row of SHAPED each.
 
 A module's docstring says what is read of its format. All readers give `Interactions`. What is wrong in a file raises an
 `EarnError` that names file, line (in JSON, the key) and remedy.
