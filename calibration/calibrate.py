@@ -3,6 +3,7 @@
     collect      ranges of activations: real histories through the float graphs, prompts and decode steps as in service
     equalize     move outliers of activations into the weights
     collect      the ranges that are left
+    round        weights to their steps, each making up for the errors of those before
     quantize     all linear layers
     judge        ask held-out users; while the gate fails, refine activations, then leave sensitive layers in float
     write        into a folder beside the bundle's, then rename it
@@ -25,7 +26,7 @@ import onnx
 import onnxruntime
 
 from earn.bundle_edit import bundle_locked
-from earn.calibration.collect import StageRanges, collect_moments, collect_ranges
+from earn.calibration.collect import StageRanges, collect_ranges
 from earn.calibration.equalize import ALPHA, equalize
 from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Ranking, Verdict, apply_gate
 from earn.calibration.linear_layers import EMBEDDING, HEAD, LinearLayer
@@ -41,6 +42,7 @@ from earn.calibration.precisions import (
 )
 from earn.calibration.quantize import quantize
 from earn.calibration.refine import LEVELS
+from earn.calibration.rounding import Rounding
 from earn.calibration.sensitivity import layer_sensitivities
 from earn.calibration.variants import EQUALIZED, FLOAT, GraphVariants, MixedPrecision
 from earn.catalog import CATALOG_FILE
@@ -191,10 +193,10 @@ def calibrate(
             _equalize(variants, before, settings.alpha)
         if any(row.method == "static" for row in precisions):
             after = collect_ranges(variants, EQUALIZED, histories, settings.beams, progress("collect, equalized"))
+        rounding = Rounding(variants, histories, settings.beams, progress)
         for row, form in wanted + compared:
             for stage in STAGES:
-                ranges = after.get(stage, {})
-                _quantize(variants, stage, row, form, ranges, histories, settings.beams, progress)
+                _quantize(rounding, stage, row, form, after.get(stage, {}))
 
         rankings = held_out.rankings(variants.recommender(source), progress("ask, fp32"))
         timed = settings.requests and any(form.runs_on_cpu for _, form in wanted)
@@ -262,23 +264,13 @@ def _equalize(variants: GraphVariants, ranges: Mapping[str, StageRanges], alpha:
             variants.save(EQUALIZED, stage, equalize(variants.load(FLOAT, stage), ranges[stage], alpha))
 
 
-def _quantize(
-    variants: GraphVariants,
-    stage: str,
-    precision: Precision,
-    form: GraphForm,
-    ranges: StageRanges,
-    histories: Sequence[Sequence[str]],
-    beams: int,
-    progress: Progress,
-) -> None:
+def _quantize(rounding: Rounding, stage: str, precision: Precision, form: GraphForm, ranges: StageRanges) -> None:
     """Makes a stage of the variant of the precision's name."""
-    base, row, moments = _base(precision), precision.of_stage(stage), {}
-    if row.method == "blocks":
-        label = f"collect, {precision.name}, {stage} stage"
-        moments = collect_moments(variants, base, stage, histories, beams, progress(label))
+    base, row, variants = _base(precision), precision.of_stage(stage), rounding.variants
+    if row.method != "half":
+        base = rounding.make(base, stage, row.weight_bits)
     spans = {name: seen.whole for name, seen in ranges.items()}
-    variants.save(precision.name, stage, quantize(variants.load(base, stage), row, form, spans, moments))
+    variants.save(precision.name, stage, quantize(variants.load(base, stage), row, form, spans))
 
 
 def _judge(trial: _Trial, precision: Precision, form: GraphForm, only_plain: bool = False) -> Candidate:
