@@ -70,7 +70,8 @@ from earn.texts import Texts
 
 Request = Callable[[Sequence[str | int]], object]  # takes item ids
 
-VALUES, DEPTH, WIDTH = 256, 4, 256  # of a code, codes of an item, width of the small model
+VALUES, DEPTH = 256, 4  # that a code has, codes of an item
+WIDTH = 256  # of the small model
 EXCLUDED = 100_000
 READINGS, REQUESTS, SCORINGS = 9, 40, 15
 METHODS = (BEAMS, SET)
@@ -118,7 +119,7 @@ def lists_apart(folder: Path, histories: Sequence[Sequence[str]], k: int, beams:
     """A bundle's lists on the CPU, from a process of its own that has `limit` seconds.
 
     Raises:
-        EarnError: it gives none; says why.
+        EarnError: it gives none, "which was not done after 60.0 s" or the like.
     """
     asked = json.dumps((str(folder.resolve()), histories, k, beams))
     command, root = [sys.executable, "-c", ASK], Path(__file__).parents[1]
@@ -158,23 +159,21 @@ def distinct_catalog(items: int, values: int) -> Catalog:
 
 def measure_reading(method: str, folder: Path, path: Path) -> list[float]:
     """The row of a catalog, over a bundle's graphs."""
-    manifest = Manifest.load(folder, verify=False)
-    engine = load_engine("cpu", folder, manifest, threads=1)
-    from psutil import Process  # other files take from this one where it is missing
+    from psutil import Process  # a machine that asks other files alone may lack it
 
-    memory = Process().memory_info
+    manifest, memory = Manifest.load(folder, verify=False), Process().memory_info
+    engine = load_engine("cpu", folder, manifest, threads=1)
     before, start, wall = memory().rss, time.process_time(), time.perf_counter()
     catalog = Catalog.load(path)
     request, exclude = _of_beams(engine, manifest, catalog) if method == BEAMS else _of_set(catalog)
     seconds = [time.process_time() - start, time.perf_counter() - wall]
-    mebibytes = [size / 2**20 for size in (path.stat().st_size, (peak_bytes() or 0) - before, memory().rss - before)]
+    held = [(size - before) / 2**20 for size in (peak_bytes() or 0, memory().rss)]  # MiB
     items = len(catalog)
     generator = np.random.default_rng(1)
     times = [_milliseconds(request, generator.integers(0, items, 20).tolist()) for _ in range(REQUESTS + 1)]
     ids = [str(item) for item in generator.choice(items, min(items, EXCLUDED), replace=False)]
     excluding = statistics.median(_milliseconds(exclude, ids) for _ in range(READINGS))
-    file, *held = mebibytes
-    return [items, file, *seconds, *held, times[0], statistics.median(times[1:]), excluding]
+    return [items, path.stat().st_size / 2**20, *seconds, *held, times[0], statistics.median(times[1:]), excluding]
 
 
 def _of_beams(engine: Engine, manifest: Manifest, catalog: Catalog) -> tuple[Request, Request]:

@@ -61,7 +61,6 @@ Answer = tuple[float, Any]  # milliseconds, and what was answered
 Step = Callable[[], Answer]
 Lists = Sequence[Sequence[Recommendation]]
 
-
 # Groups of sides: those that `benchmarks/peers.py` asks, those that it asks with --all-sides alone, those of --set.
 USUAL, EXTRA, SET_SIDES = "usual", "extra", "set"
 
@@ -142,6 +141,7 @@ def backbone_config(sizes: Sizes, **others: Any) -> PretrainedConfig:
         "num_attention_heads": sizes.heads,
         "num_key_value_heads": sizes.key_value_heads,
         "max_position_embeddings": 2048,
+        "rope_theta": 10_000.0,
         "bos_token_id": 0,
         "eos_token_id": None,
         "pad_token_id": 0,
