@@ -20,23 +20,26 @@ filters     A small model with random weights answers on one thread; in every ro
             turn. Tags hold random items. `first` is the request that evaluates the expression; the others find it kept.
 scoring     Of the method set: milliseconds from the logits of sixteen digits of 256 values to the best ten of so many
             items, on one core.
-training    Peak memory of a few training steps: every weight trained, adapters alone, adapters with bfloat16 and
-            recomputation. BACKBONE is a Hugging Face folder or a GGUF file. It is written as a folder first, so that
-            all ways load the same files; prompts are identifiers alone. Each way runs in a process of its own, from
-            loading to the written checkpoint: two steps on made-up users with full histories. JSON has a row per way:
+training    Peak memory of two training steps on made-up users with full histories: every weight trained, adapters
+            alone, adapters with bfloat16 and recomputation. BACKBONE is a Hugging Face folder or a GGUF file, written
+            as a folder first, so that all ways load the same files; prompts are identifiers alone. Each way runs in a
+            process of its own, from loading to the written checkpoint. JSON has a row per way:
 
                 {"way": str, "trained": parameters, "loaded_mib": float, "peak_mib": float, "step_s": float}
 
-            loaded_mib is the process's peak (ru_maxrss) before the training begins, peak_mib that at the end; step_s is
-            the training's seconds, evaluation and saving included, per step.
+            loaded_mib is the process's peak before the training begins, peak_mib that at the end; step_s is the
+            training's seconds, evaluation and saving included, per step.
+
+Other files take from here: random catalogs, what runs in a process of its own, what an engine does for a request.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -45,6 +48,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -54,8 +58,10 @@ from earn.catalog import CATALOG_FILE, Catalog, Identifiers
 from earn.config import BEAMS, SET
 from earn.console import note, show, show_json, table
 from earn.digits import Digits
+from earn.errors import EarnError
 from earn.filters import Filter, Items, Tag
 from earn.manifest import Manifest, stage_precision
+from earn.profiling.machine import peak_bytes
 from earn.runtime.engine import Engine, load_engine
 from earn.runtime.item_filters import distinct, indices_of, items_left
 from earn.runtime.recommender import Recommender
@@ -64,7 +70,8 @@ from earn.texts import Texts
 
 Request = Callable[[Sequence[str | int]], object]  # takes item ids
 
-CODES, DEPTH, WIDTH = 256, 4, 256
+VALUES, DEPTH = 256, 4  # that a code has, codes of an item
+WIDTH = 256  # of the small model
 EXCLUDED = 100_000
 READINGS, REQUESTS, SCORINGS = 9, 40, 15
 METHODS = (BEAMS, SET)
@@ -81,9 +88,8 @@ FILTERS: Mapping[str, Filter | None] = {
     'Tag("half") & ~Tag("tenth")': Tag("half") & ~Tag("tenth"),
     "100 ids": Items(list(range(100))),
 }
-DIGITS, VALUES = 16, 256
+DIGITS = 16
 SCORED = (12_000, 1_500_000)  # items whose scoring is timed
-SPREAD = 1.0  # of the logits that are scored
 TRAINED_ITEMS, TRAINED_USERS = 100, 4
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "full": {},
@@ -93,37 +99,81 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+# Reads what is asked as JSON and prints lists of item ids; runs in the root folder.
+ASK = """
+import json, sys
+from earn.runtime.recommender import Recommender
+folder, histories, k, beams = json.load(sys.stdin)
+recommender = Recommender.load(folder, verify=False)
+print(json.dumps([[item.item_id for item in recommender.recommend(history, k, beams)] for history in histories]))
+"""
+
+
 def apart(call: Callable[..., Any], *arguments: object) -> Any:
     """What a call gives in a process of its own."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         return process.submit(call, *arguments).result()
 
 
-def random_catalog(codes: NDArray[np.int64]) -> Catalog:
-    """A catalog with these codes [items, DEPTH], every one below CODES."""
-    items = len(codes)
-    tokens = tuple(f"<{level}_{code}>" for level in "abcd" for code in range(CODES))
+def lists_apart(folder: Path, histories: Sequence[Sequence[str]], k: int, beams: int, limit: float) -> list[list[str]]:
+    """A bundle's lists on the CPU, from a process of its own that has `limit` seconds.
+
+    Raises:
+        EarnError: it gives none, "which was not done after 60.0 s" or the like.
+    """
+    asked = json.dumps((str(folder.resolve()), histories, k, beams))
+    command, root = [sys.executable, "-c", ASK], Path(__file__).parents[1]
+    try:
+        done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=limit, cwd=root)
+    except subprocess.TimeoutExpired as error:
+        raise EarnError(f"which was not done after {limit:.1f} s") from error
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["perhaps memory was short"]
+        raise EarnError(f"whose process ended with {done.returncode}: {last[0]}")
+    lists: list[list[str]] = json.loads(done.stdout)
+    return lists
+
+
+def random_codes(items: int, depth: int) -> NDArray[np.int64]:
+    """Codes of random items [items, depth]; every value occurs."""
+    codes = np.random.default_rng(0).integers(0, VALUES, (items, depth))
+    codes[:VALUES] = np.arange(VALUES)[:, None]
+    return codes
+
+
+def catalog_of(codes: NDArray[np.int64], values: int = VALUES) -> Catalog:
+    """A catalog with these codes [items, depth], whose every level has so many values."""
+    items, depth = codes.shape
+    tokens = tuple(f"<{level}_{code}>" for level in ascii_lowercase[:depth] for code in range(values))
     ids = Texts.of([str(item) for item in range(items)])
     titles = Texts.of([f"The title of item {item}, as a shop has it" for item in range(items)])
-    return Catalog(ids, Identifiers((codes + CODES * np.arange(DEPTH)).astype(np.int32), tokens), titles)
+    return Catalog(ids, Identifiers((codes + values * np.arange(depth)).astype(np.int32), tokens), titles)
+
+
+def distinct_catalog(items: int, values: int) -> Catalog:
+    """Random identifiers of DEPTH codes, of which no two are the same."""
+    generator = np.random.default_rng(0)
+    codes = np.unique(generator.integers(0, values, (2 * items, DEPTH)), axis=0)
+    return catalog_of(generator.permutation(codes)[:items], values)
 
 
 def measure_reading(method: str, folder: Path, path: Path) -> list[float]:
     """The row of a catalog, over a bundle's graphs."""
-    manifest = Manifest.load(folder, verify=False)
+    from psutil import Process  # a machine that asks other files alone may lack it
+
+    manifest, memory = Manifest.load(folder, verify=False), Process().memory_info
     engine = load_engine("cpu", folder, manifest, threads=1)
-    before, start, wall = _memory(), time.process_time(), time.perf_counter()
+    before, start, wall = memory().rss, time.process_time(), time.perf_counter()
     catalog = Catalog.load(path)
     request, exclude = _of_beams(engine, manifest, catalog) if method == BEAMS else _of_set(catalog)
-    seconds, after = [time.process_time() - start, time.perf_counter() - wall], _memory()
+    seconds = [time.process_time() - start, time.perf_counter() - wall]
+    held = [(size - before) / 2**20 for size in (peak_bytes() or 0, memory().rss)]  # MiB
     items = len(catalog)
     generator = np.random.default_rng(1)
     times = [_milliseconds(request, generator.integers(0, items, 20).tolist()) for _ in range(REQUESTS + 1)]
     ids = [str(item) for item in generator.choice(items, min(items, EXCLUDED), replace=False)]
     excluding = statistics.median(_milliseconds(exclude, ids) for _ in range(READINGS))
-    memory = [after[name] - before["VmRSS"] for name in ("VmHWM", "VmRSS")]
-    mebibytes = path.stat().st_size / 2**20
-    return [items, mebibytes, *seconds, *memory, times[0], statistics.median(times[1:]), excluding]
+    return [items, path.stat().st_size / 2**20, *seconds, *held, times[0], statistics.median(times[1:]), excluding]
 
 
 def _of_beams(engine: Engine, manifest: Manifest, catalog: Catalog) -> tuple[Request, Request]:
@@ -144,16 +194,10 @@ def _of_set(catalog: Catalog) -> tuple[Request, Request]:
     return request, lambda ids: indices_of(distinct(catalog.find(ids)))
 
 
-def _milliseconds(call: Request, items: Sequence[str | int]) -> float:
-    start = time.process_time()
-    call(items)
-    return 1000 * (time.process_time() - start)
-
-
-def _memory() -> dict[str, float]:
-    """MiB of the process: at its peak, and now."""
-    lines = (line.split() for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
-    return {line[0].rstrip(":"): int(line[1]) / 1024 for line in lines if line[0] in ("VmHWM:", "VmRSS:")}
+def _milliseconds(call: Callable[[Any], Any], asked: Any, clock: Callable[[], float] = time.process_time) -> float:
+    start = clock()
+    call(asked)
+    return 1000 * (clock() - start)
 
 
 def reading(args: argparse.Namespace) -> None:
@@ -177,28 +221,20 @@ def reading(args: argparse.Namespace) -> None:
 
 def write_bundle(items: int, folder: Path) -> None:
     """Writes a bundle with tags."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    from benchmarks.sides import Shape, backbone_config
     from earn.bundle_edit import set_tags
     from earn.export.bundle import export_bundle
     from earn.model.earn_model import EarnModel
     from earn.tags import Tags
 
-    generator = np.random.default_rng(0)
-    codes = generator.integers(0, CODES, (items, DEPTH))
-    codes[:CODES, :] = np.arange(CODES)[:, None]  # every token stands in some identifier
-    config = Qwen3Config(
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=WIDTH // 4,
-        vocab_size=64,
-    )
-    backbone = Qwen3ForCausalLM(config)
-    model = EarnModel.from_backbone(backbone, random_catalog(codes), early_layers=2, max_history=20)
+    shape = Shape("qwen3", WIDTH, 4 * WIDTH, 8, 4, 2, early_layers=2)
+    backbone = AutoModelForCausalLM.from_config(backbone_config(shape.sizes(VALUES), head_dim=WIDTH // shape.heads))
+    catalog = catalog_of(random_codes(items, DEPTH))
+    model = EarnModel.from_backbone(backbone, catalog, shape.early_layers)
     export_bundle(model.eval(), folder, [[str(item) for item in range(9)]])
+    generator = np.random.default_rng(1)
     having = {name: np.flatnonzero(generator.random(items) < share) for name, share in SHARES.items()}
     set_tags(folder, Tags.of(having, items))
 
@@ -231,7 +267,8 @@ def filters(args: argparse.Namespace) -> None:
 
 def scoring(_: argparse.Namespace) -> None:
     """Times the scoring of each catalog."""
-    from benchmarks.sides import KEEP_MEMORY, machine
+    from benchmarks.peers import machine
+    from benchmarks.sides import KEEP_MEMORY
 
     os.environ.update(KEEP_MEMORY)
     times = {str(items): scoring_ms(items) for items in SCORED}
@@ -247,29 +284,21 @@ def scoring_ms(items: int) -> float:
 
 def measure_scoring(items: int) -> float:
     """The same here, for logits that differ each time."""
-    scores, generator, taken = SetScores.over(random_digits(items)), np.random.default_rng(1), []
-    for _ in range(SCORINGS):
-        logits = (SPREAD * generator.standard_normal(DIGITS * VALUES)).astype(np.float32)
-        started = time.perf_counter()
-        scores.best(logits, 10)
-        taken.append(1000 * (time.perf_counter() - started))
-    return statistics.median(taken)
+    scores = SetScores.over(random_digits(items))
+    logits = np.random.default_rng(1).standard_normal((SCORINGS, DIGITS * VALUES)).astype(np.float32)
+    best = partial(scores.best, k=10)
+    return statistics.median(_milliseconds(best, row, time.perf_counter) for row in logits)
 
 
 def random_digits(items: int) -> Digits:
     """Digits of random items; every value occurs."""
-    codes = np.random.default_rng(0).integers(0, VALUES, (items, DIGITS))
-    codes[:VALUES] = np.arange(VALUES)[:, None]
     starts = VALUES * np.arange(DIGITS)
-    return Digits(codes + starts, starts, np.full(DIGITS, VALUES), np.ones(DIGITS))
+    return Digits(random_codes(items, DIGITS) + starts, starts, np.full(DIGITS, VALUES), np.ones(DIGITS))
 
 
 def digit_catalog(items: int) -> Catalog:
-    """The same as a catalog; of few items there are as many values as these."""
-    digits = random_digits(max(items, VALUES))
-    codes = (digits.codes - digits.starts)[:items].tolist()
-    rows = (tuple(f"<d{digit}_{code}>" for digit, code in enumerate(row)) for row in codes)
-    return Catalog(tuple(map(str, range(items))), tuple(rows), ("",) * items)
+    """The same as a catalog, which has VALUES items at the least."""
+    return catalog_of(random_codes(max(items, VALUES), DIGITS))
 
 
 def request_figures(
@@ -281,34 +310,28 @@ def request_figures(
     matmuls; search_share of the time, outside the graphs; prompt_rows that the early stage reads of a prompt, piece by
     piece; pass_rows that each pass after it feeds, in the last request.
     """
-    from earn.profiling.profiler import TimedEngine
+    from earn.profiling.figures import Call
+    from earn.profiling.profiler import Subject, TimedEngine
     from earn.profiling.roofline import MatmulBench, stage_work
+    from earn.profiling.rows import PREFILLS, SEARCH
 
-    timed, columns = TimedEngine(engine), []
-    recommender = Recommender(timed, manifest, catalog)
+    def operations(calls: Sequence[Call]) -> int:
+        return sum(stage_work(manifest, it.stage, it.rows, it.cached, it.kept).operations for it in calls)
+
+    timed, prefill, columns = TimedEngine(engine), PREFILLS["early"], []
+    subject = Subject("", Path(), manifest, timed, Recommender(timed, manifest, catalog))
     for items in histories:
-        timed.calls.clear()
-        started = time.perf_counter()
-        recommender.recommend(items, 10, beams)
-        total = 1000 * (time.perf_counter() - started)
-        work = [stage_work(manifest, it.stage, it.rows, it.cached, it.kept).operations for it in timed.calls]
-        ms = [call.milliseconds for call in timed.calls]
-        pieces = [call.stage for call in timed.calls].index("late")  # calls in which the early stage reads the prompt
-        columns.append((sum(work), 1000 * sum(work[:pieces]) / sum(ms[:pieces]), 1 - sum(ms) / total))
+        request = subject.ask(items, 10, beams, time.perf_counter)
+        pieces, ms = request.by_stage()[prefill], request.parts()
+        rates = (1000 * operations(pieces) / ms[prefill], ms[SEARCH] / request.milliseconds)
+        columns.append((operations(request.calls), *rates))
     medians = map(statistics.median, zip(*columns, strict=True))
-    prompt_rows = [call.rows for call in timed.calls[:pieces]]
     return {
         **dict(zip(("operations", "prefill_rate", "search_share"), medians, strict=True)),
-        "gemm_rate": MatmulBench(manifest, stage_precision(manifest.precision, "early"), threads).rate(prompt_rows[0]),
-        "prompt_rows": prompt_rows,
-        "pass_rows": [call.rows for call in timed.calls[pieces:] if call.stage == "early"],
+        "gemm_rate": MatmulBench(manifest, stage_precision(manifest.precision, "early"), threads).rate(pieces[0].rows),
+        "prompt_rows": [call.rows for call in pieces],
+        "pass_rows": [call.rows for call in request.calls[len(pieces) :] if call.stage == "early"],
     }
-
-
-def peak_mib() -> float:
-    """The most memory that this process has held."""
-    unit = 1 if sys.platform == "darwin" else 2**10  # bytes, or KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def write_folder(backbone: str, folder: Path) -> None:
@@ -324,20 +347,19 @@ def measure_training(way: str, backbone: Path, history: int, batch: int, rank: i
     from earn.model.training import train
     from earn.settings import TrainSettings
 
-    numbers = tuple(map(str, range(TRAINED_ITEMS)))
-    identifiers = tuple((f"<a_{item // 10}>", f"<b_{item % 10}>") for item in range(TRAINED_ITEMS))
-    model = EarnModel.from_backbone(backbone, Catalog(numbers, identifiers, numbers), max_history=history)
+    catalog = catalog_of(np.stack(divmod(np.arange(TRAINED_ITEMS), 10), axis=1), 10)
+    model = EarnModel.from_backbone(backbone, catalog, max_history=history)
     options = {**WAYS[way], **({"lora": rank} if "lora" in WAYS[way] else {})}
     settings = TrainSettings(epochs=1, batch_size=batch, learning_rate=1e-4, **options)
     sequences = [np.arange(user, user + history + 1) % TRAINED_ITEMS for user in range(TRAINED_USERS)]
-    loaded, trained = peak_mib(), []
+    loaded, trained = peak_bytes() or 0, []
 
     def validate(model: EarnModel) -> float:
         trained.append(sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad))
         return 0.0
 
     record = train(model, sequences, out, validate, settings)
-    figures = {"trained": trained[0], "loaded_mib": loaded, "peak_mib": peak_mib()}
+    figures = {"trained": trained[0], "loaded_mib": loaded / 2**20, "peak_mib": (peak_bytes() or 0) / 2**20}
     return {"way": way, **figures, "step_s": record["seconds"] / record["steps"]}
 
 
@@ -347,9 +369,7 @@ def training(args: argparse.Namespace) -> None:
         folder = Path(temporary) / "folder"
         apart(write_folder, args.backbone, folder)
         sizes = (args.history, args.batch, args.rank)
-        rows = [
-            apart(measure_training, way, folder, *sizes, Path(temporary) / str(index)) for index, way in enumerate(WAYS)
-        ]
+        rows = [apart(measure_training, way, folder, *sizes, Path(temporary) / way) for way in WAYS]
     names = list(rows[0])
     show(table(names, [[row[name] if name == "way" else f"{row[name]:,.0f}" for name in names] for row in rows]))
     show_json(rows)
@@ -369,12 +389,7 @@ def main() -> None:
     PARTS[args.part](args)
 
 
-PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
-    "reading": reading,
-    "filters": filters,
-    "scoring": scoring,
-    "training": training,
-}
+PARTS = {part.__name__: part for part in (reading, filters, scoring, training)}
 
 
 if __name__ == "__main__":

@@ -14,10 +14,6 @@ In a task of a checkpoint, dense sides get the checkpoint of a dense twin, if on
 k = N and registers as text, which takes as long and recommends other items. All sides get the model without the words
 that neither prompts nor items hold: the rest of a tokenizer's rows would only cost the peers time, which normalise over
 the whole vocabulary. This runtime leaves them out of its bundles anyway.
-
-Histories are those of a sample of test users. As they come, they are the newest items that the model was trained to
-read. Where a longer prompt needs more items than a user has, the histories of the next users of the sample go before
-them: times are those of such a prompt, but nobody chose so.
 """
 
 from __future__ import annotations
@@ -50,6 +46,7 @@ from earn.manifest import Manifest, limits_of
 from earn.model.earn_model import EarnModel
 from earn.model.reference import build_trie, descend
 from earn.prompts import whole_prompt
+from earn.runtime.cuda import Cuda
 from earn.runtime.engine import Engine, load_engine
 from earn.runtime.recommender import Recommendation, Recommender
 from earn.runtime.session import Session
@@ -211,12 +208,20 @@ class Runtime:
         return self._recommenders[side]
 
 
+def unload(recommenders: dict[str, Recommender]) -> None:
+    """Forgets recommenders and gives the GPU its memory back."""
+    devices = [recommender.decoder.device for recommender in recommenders.values()]
+    recommenders.clear()
+    gc.collect()
+    for device in devices:
+        if isinstance(device, Cuda):
+            device.release()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def write(
-    task: Task,
-    folder: Path,
-    items: Sequence[Sequence[int]],
-    chosen: Mapping[str, Contender],
-    int8: Path | None = None,
+    task: Task, folder: Path, items: Sequence[Sequence[int]], chosen: Mapping[str, Contender], int8: Path | None = None
 ) -> bool:
     """Writes bundles, and the model for CTranslate2 if it is installed; says whether it is.
 
@@ -244,11 +249,7 @@ def write(
 
 
 def write_bundles(
-    model: EarnModel,
-    folder: Path,
-    histories: Sequence[Sequence[str]],
-    calibrated: Sequence[str],
-    scoring: str = "vocab",
+    model: EarnModel, folder: Path, histories: Sequence[History], calibrated: Sequence[str], scoring: str = "vocab"
 ) -> None:
     """Exports to folder/fp32 and calibrates to folder/<name>.
 
@@ -312,7 +313,11 @@ def convert(backbone: PreTrainedModel, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class TrainedTask(Task):
-    """A task whose weights are those of checkpoints."""
+    """A task whose weights are those of checkpoints, and whose histories are those of a sample of test users.
+
+    As they come, these are the newest items that the model was trained to read. Where a prompt needs more than a user
+    has, the next users' histories go before them: times are those of such a prompt, but nobody chose so.
+    """
 
     checkpoints: Mapping[str, Path]  # "earn" and "dense", which may be the same
     users: tuple[tuple[int, ...], ...]  # histories of test users, as item indices
@@ -321,21 +326,16 @@ class TrainedTask(Task):
     def backbone(self, split: str = "dense") -> PreTrainedModel:
         """A split's weights over the tokens that are needed."""
         torch.set_num_threads(self.threads)
-        backbone, _ = needed_tokens(EarnModel.from_pretrained(self.checkpoints[split]))
-        backbone.eval()
+        backbone: PreTrainedModel = needed_tokens(EarnModel.from_pretrained(self.checkpoints[split]))[0].eval()
         return backbone
 
     def histories(self, items: int) -> list[list[int]]:
-        """HISTORIES histories of so many items, or as they come (module docstring)."""
-        found = []
-        for turn in range(HISTORIES):
-            user = turn % len(self.users)
-            if items == AS_THEY_COME:
-                found.append([*self.users[user][-self.usual :]])
-                continue
-            newest_first = chain.from_iterable(map(reversed, islice(cycle(self.users), user, None)))
-            found.append([*islice(newest_first, items)][::-1])
-        return found
+        """HISTORIES histories of so many items, or as they come."""
+        users = [turn % len(self.users) for turn in range(HISTORIES)]
+        if items == AS_THEY_COME:
+            return [list(self.users[user][-self.usual :]) for user in users]
+        newest_first = [chain.from_iterable(map(reversed, islice(cycle(self.users), user, None))) for user in users]
+        return [[*islice(own, items)][::-1] for own in newest_first]
 
 
 def make_trained_task(checkpoint: Path, dense: Path | None, data: str | None, threads: int) -> TrainedTask:

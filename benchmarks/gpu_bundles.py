@@ -11,26 +11,23 @@
 `write_bundle` makes a bundle of one of these: a 7B model's takes the memory of a few blocks of its weights.
 `random_model` is Hugging Face's model with the same weights, in the bundle's token numbers.
 
-Every weight is drawn in blocks of 256 rows, each from a generator of its own that is seeded with the weight's name:
+Weights are drawn in blocks of 256 rows, each from a generator of its own that is seeded with the weight's name:
 
     layers.3.q_proj [rows in, columns out]   layers counted through both stages; a bundle has weights as they multiply
     layers.3.q_proj.bias, layers.3.input_layernorm, norm
     embedding [tokens, hidden], head [hidden, tokens]
 
-The values are normally distributed (2^16 levels) and rounded to fp16, so a bundle in fp32 has the very weights of one
-in fp16. What rounding a trained model's weights costs, they do not say.
+Values are normally distributed (2^16 levels) and rounded to fp16, so a bundle in fp32 has the very weights of one in
+fp16: what rounding a trained model's weights costs, they do not say.
 
-The graphs are those that an export would write, without ever holding the weights: all layers of the model that is
-traced share one layer's products, so a 7B model takes a few gigabytes. From then on a large weight is its size alone,
-in the form that each step can read:
+The graphs are those of an export that never holds the weights. All layers of the model that is traced share one layer's
+products, so a 7B model takes a few gigabytes. From then on a large weight (norms and biases are small, and drawn at
+once) is its size alone, in the form that each step can read:
 
     simplify       a reference to a file that is not there
     fuse           one row of zeros: weights are joined by their columns
     quantize       a node ConstantOfShape, whose type follows where fp16 is wanted
     written        a reference to the place where `write_bundle` will write it
-
-Norms and biases are small, and drawn at once. Tests hold the graphs to those of a plain export, node by node, and what
-they compute to torch.
 """
 
 from __future__ import annotations
@@ -56,7 +53,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.sides import Shape, backbone_config, check_depth, make_catalog, make_splits
+from benchmarks.costs import distinct_catalog
+from benchmarks.sides import Shape, backbone_config, check_depth, make_splits
 from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import from_json
 from earn.errors import EarnError
@@ -134,8 +132,7 @@ def write_bundle(prepared: Path, out: Path, sums: bool = True) -> Manifest:
     for name in (*GRAPH_FILES.values(), CATALOG_FILE, MANIFEST_FILE):
         shutil.copy(prepared / name, out / name)
     weights = load_weights(prepared)
-    for name in {weight.file for weight in weights}:
-        end = max(weight.offset + weight.bytes for weight in weights if weight.file == name)
+    for name, end in _ends(weights).items():
         with (out / name).open("wb") as file:
             file.truncate(end)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -145,6 +142,11 @@ def write_bundle(prepared: Path, out: Path, sums: bool = True) -> Manifest:
         manifest = manifest.with_files(out)
         manifest.save(out)
     return manifest
+
+
+def _ends(weights: Sequence[Weight]) -> dict[str, int]:
+    """The bytes of each file: where its last weight ends."""
+    return {weight.file: weight.offset + weight.bytes for weight in weights}
 
 
 def _write_weight(folder: Path, weight: Weight) -> None:
@@ -219,8 +221,7 @@ def _fill(parameter: str, target: Tensor) -> None:
         if name != "embedding":  # Hugging Face has [columns, rows]
             target = target.T
         for number, rows in enumerate(blocks(name, *target.shape)):
-            start = number * BLOCK
-            target[start : start + len(rows)] = torch.from_numpy(rows).to(target.device)
+            target[number * BLOCK :][: len(rows)] = torch.from_numpy(rows).to(target.device)
 
 
 def prepare(shape: Shape, folder: Path, precisions: Sequence[str], catalog: Catalog | None = None) -> None:
@@ -234,7 +235,7 @@ def prepare(shape: Shape, folder: Path, precisions: Sequence[str], catalog: Cata
     """
     if not has_exporter:
         raise EarnError("Preparing needs the extra export. Prepare elsewhere, and give --prepared here.")
-    catalog = check_depth(catalog or make_catalog(shape))
+    catalog = check_depth(catalog or distinct_catalog(shape.items, shape.codebook))
     tokens = len(catalog.tokens)
     for split, config in make_splits(shape, tokens, INSTRUCTION, TAIL, shape.history).items():
         backbone = hollow_backbone(shape.sizes(tokens))
@@ -360,8 +361,7 @@ def _write(stages: Mapping[str, Hollow], manifest: Manifest, catalog: Catalog, p
         (folder / GRAPH_FILES[stage]).write_bytes(graph.SerializeToString())
     catalog.save(folder / CATALOG_FILE)
     manifest = replace(manifest, precision=precision).with_files(folder)
-    ends = {weight.file: weight.offset + weight.bytes for weight in weights}  # the last of each file counts
-    missing = {file: FileEntry(end, NOT_THERE) for file, end in ends.items()}
+    missing = {file: FileEntry(end, NOT_THERE) for file, end in _ends(weights).items()}
     replace(manifest, files={**manifest.files, **missing}).save(folder)
     write_json(folder / WEIGHTS_FILE, [asdict(weight) for weight in weights])
 

@@ -72,7 +72,7 @@ if not __package__:  # run as a script, for which Python looks in this folder al
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import engines, sides
-from benchmarks.costs import DIGITS, SCORED, digit_catalog, scoring_ms
+from benchmarks.costs import DIGITS, SCORED, digit_catalog, distinct_catalog, scoring_ms
 from benchmarks.engines import CTranslate2, Runtime, make_trained_task, write
 from benchmarks.sides import AS_THEY_COME, HISTORIES, ITEMS, SIDES, Contender, OwnProcess, Side, Step, Task, Timings
 from earn.config import SET
@@ -81,12 +81,15 @@ from earn.data.dataset import load_dataset
 from earn.errors import EarnError
 from earn.model.earn_model import EarnModel
 from earn.model.set_model import SetModel
+from earn.profiling.machine import this_machine
+from earn.prompts import constant_head
 from earn.runtime.cache import cache_bytes
 from earn.runtime.recommender import Recommendation
 
 SHAPES = {"qwen2.5-0.5b": sides.SHAPES["0.5b"], "tiny": sides.SHAPES["tiny"]}
 ROUNDS = 3  # histories of a request; of a session there are more
 SESSIONS = {"session_ms_history_10": 10, "session_ms_history_200": 200}  # items of further sessions' histories
+PACKAGES = ("torch", "transformers", "onnxruntime", "ctranslate2")
 SAME_LIST = 0.8  # share of a list that two ways to the same answer must have in common in int8
 CTRANSLATE2 = tuple(name for name, side in SIDES.items() if side.kind == "ctranslate2" and side.group == sides.USUAL)
 ALIKE = (("earn_int8_session", "earn_int8"), CTRANSLATE2)
@@ -181,7 +184,7 @@ def run(arguments: argparse.Namespace, threads: int) -> None:
         "beams": HEADLINE.beams,
         "items": len(task.catalog),
     }
-    show_json({**result, **about, **sides.machine(threads)})
+    show_json({**result, **about, **machine(threads)})
 
 
 @contextmanager
@@ -223,11 +226,7 @@ def make_plan(arguments: argparse.Namespace, threads: int) -> tuple[Task, Plan, 
 
 
 def make_sides(
-    task: Task,
-    peers: Mapping[str, OwnProcess],
-    setting: Setting,
-    plan: Plan,
-    chosen: Mapping[str, Contender],
+    task: Task, peers: Mapping[str, OwnProcess], setting: Setting, plan: Plan, chosen: Mapping[str, Contender]
 ) -> dict[str, Side]:
     """All sides of a setting; a round is a history."""
 
@@ -248,12 +247,7 @@ def make_sides(
 
 
 def steps(
-    task: Task,
-    peers: Mapping[str, OwnProcess],
-    contender: Contender,
-    beams: int,
-    histories: Sequence[Items],
-    turn: int,
+    task: Task, peers: Mapping[str, OwnProcess], contender: Contender, beams: int, histories: Sequence[Items], turn: int
 ) -> list[Step]:
     """The timed steps of a request of a round, which is a history; a session has read all but the last item before."""
     history, ids = histories[turn], task.item_ids(histories[turn])
@@ -261,7 +255,8 @@ def steps(
     if contender.kind == "hf":
         return [partial(ask, "search", [ids], beams)]
     if contender.kind == "ctranslate2":
-        return [partial(ask, "search", task.prompt(history), beams, contender.is_static * task.head)]
+        static = len(constant_head(task.splits["dense"])) if contender.is_static else 0
+        return [partial(ask, "search", task.prompt(history), beams, static)]
     if contender.kind == "ours":
         return [partial(ask, "recommend", contender, ids, beams)]
     ask("open", contender, ids[:-1])
@@ -347,6 +342,11 @@ def figures(timings: Mapping[str, Timings]) -> dict[str, Any]:
     }
 
 
+def machine(threads: int) -> dict[str, Any]:
+    """What the figures were measured with."""
+    return {"threads": threads, "machine": this_machine().cpu, "versions": sides.versions(*PACKAGES)}
+
+
 def ratio(other: float | None, ours: float | None) -> float | None:
     """How many times as long the other takes."""
     return round(other / ours, 2) if other and ours else None
@@ -361,8 +361,7 @@ class SetTask(sides.RandomTask):
         if split != "set":
             return super().model(split)
         own = sides.make_task(digit_catalog(len(self.catalog)), self.shape, self.threads, depth=DIGITS)
-        model = SetModel(own.backbone(), replace(own.splits["earn"], method=SET), own.catalog)
-        model.eval()
+        model: EarnModel = SetModel(own.backbone(), replace(own.splits["earn"], method=SET), own.catalog).eval()
         return model
 
 
@@ -371,7 +370,7 @@ def run_set(arguments: argparse.Namespace, threads: int) -> None:
     os.environ.update(sides.KEEP_MEMORY)
     scoring = {str(items): scoring_ms(items) for items in SCORED}
     shape = SHAPES[arguments.shape]
-    task = SetTask(**vars(sides.make_task(sides.make_catalog(shape), shape, threads)))
+    task = SetTask(**vars(sides.make_task(distinct_catalog(shape.items, shape.codebook), shape, threads)))
     chosen = {name: side for name, side in SIDES.items() if side.group == sides.SET_SIDES}
     histories = task.histories(SET_HISTORY)[:ROUNDS]
     with started(task, histories[:2], chosen) as peers:
@@ -384,7 +383,7 @@ def run_set(arguments: argparse.Namespace, threads: int) -> None:
     show(timings_table(timings, "set"))
     about = {"shape": arguments.shape, "history": SET_HISTORY, "beams": HEADLINE.beams, "digits": DIGITS}
     ms = {"ctranslate2_int8_ms": None, **medians(timings), "scoring_ms": scoring}
-    show_json({**ms, **about, **sides.machine(threads)})
+    show_json({**ms, **about, **machine(threads)})
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import sides
+from benchmarks.costs import distinct_catalog
 from benchmarks.engines import write_bundles
 from benchmarks.sides import MOST_ITEMS, NEAR_TIE, SHAPES, History, Side, item_ids
 from earn.catalog import CATALOG_FILE, Catalog
@@ -167,7 +168,7 @@ def near(want: Sequence[Any], got: Sequence[Any]) -> bool:
 def write_large(folder: Path) -> Path:
     """A bundle of the large shape: random weights in int8, a random catalog."""
     shape = SHAPES["0.5b"]
-    task = sides.make_task(sides.make_catalog(shape), shape, threads=2)
+    task = sides.make_task(distinct_catalog(shape.items, shape.codebook), shape, threads=2)
     history = task.item_ids(np.random.default_rng(0).integers(0, shape.items, 50).tolist())
     write_bundles(task.model("earn"), folder, [history, history[::-1]], ["int8"])
     gc.collect()

@@ -1,14 +1,12 @@
 """What the benchmarks compare and how: one list of sides, models' shapes, tasks of random weights, timing in turn.
 
-`benchmarks/engines.py` has the engines behind the sides and what they read, and tasks of checkpoints.
-
     hf                Hugging Face's generate over the dense model: beams constrained to the catalog
     ctranslate2       CTranslate2 over the dense model: beams over the whole vocabulary, for it takes no trie
     ours, session     this runtime over EARN, its dense twin or the method set: whole requests, or an open session
 
-EARN and its dense twin (k = N, no registers) have the same weights and prompts of the same tokens: a register is text
-to the dense model. The vocabulary holds token 0, the identifier tokens and two registers, not a tokenizer's 150,000
-rows.
+`benchmarks/engines.py` has the engines behind the sides and what they read, and tasks of checkpoints. EARN and its
+dense twin (k = N, no registers) have the same weights and prompts of the same tokens: a register is text to the dense
+model. The vocabulary holds token 0, the identifier tokens and two registers, not a tokenizer's 150,000 rows.
 
 `measure` asks each side in every round, so that what else the machine does falls on all. A request is a list of steps,
 each a call that says how many milliseconds it took and what it answered.
@@ -21,10 +19,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
+from itertools import islice
 from multiprocessing import get_context
 from typing import Any
 
@@ -36,7 +34,6 @@ from earn.catalog import Catalog
 from earn.config import EarnConfig, Prompt
 from earn.errors import EarnError
 from earn.model.earn_model import EarnModel
-from earn.profiling.machine import this_machine
 from earn.prompts import constant_head, prompt_end, whole_prompt
 from earn.runtime.recommender import Recommendation
 from earn.specs import Sizes
@@ -52,7 +49,6 @@ OTHER_TOKENS = 3  # of the vocabulary: token 0, two registers
 NEAR_TIE = 1e-4  # difference of scores below which two searches may order items otherwise
 PAUSE = 0.2  # seconds in which the threads of the side before fall asleep
 
-PACKAGES = ("torch", "transformers", "onnxruntime", "ctranslate2")
 KEEP_MEMORY = {  # environment of the processes; read by glibc
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -64,7 +60,6 @@ History = Sequence[str]  # item ids
 Answer = tuple[float, Any]  # milliseconds, and what was answered
 Step = Callable[[], Answer]
 Lists = Sequence[Sequence[Recommendation]]
-
 
 # Groups of sides: those that `benchmarks/peers.py` asks, those that it asks with --all-sides alone, those of --set.
 USUAL, EXTRA, SET_SIDES = "usual", "extra", "set"
@@ -123,9 +118,9 @@ class Shape:
     def sizes(self, tokens: int) -> Sizes:
         """Those of a bundle over so many identifier tokens."""
         rows = tokens + OTHER_TOKENS
-        heads, groups = self.heads, self.key_value_heads
-        own = (self.family, self.layers, self.early_layers, self.hidden, self.intermediate, heads, groups)
-        return Sizes(*own, head_size=self.hidden // heads, embedding_rows=rows, logits=rows)
+        own = (self.family, self.layers, self.early_layers, self.hidden, self.intermediate)
+        heads = (self.heads, self.key_value_heads)
+        return Sizes(*own, *heads, head_size=self.hidden // self.heads, embedding_rows=rows, logits=rows)
 
 
 SHAPES: Mapping[str, Shape] = {
@@ -137,7 +132,7 @@ SHAPES: Mapping[str, Shape] = {
 
 
 def backbone_config(sizes: Sizes, **others: Any) -> PretrainedConfig:
-    """The configuration of a backbone with these sizes."""
+    """The configuration of a backbone with these sizes; what is not said is the family's own."""
     settings: dict[str, Any] = {
         "vocab_size": sizes.embedding_rows,
         "hidden_size": sizes.hidden,
@@ -146,24 +141,13 @@ def backbone_config(sizes: Sizes, **others: Any) -> PretrainedConfig:
         "num_attention_heads": sizes.heads,
         "num_key_value_heads": sizes.key_value_heads,
         "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-6,
         "rope_theta": 10_000.0,
-        "tie_word_embeddings": False,
         "bos_token_id": 0,
         "eos_token_id": None,
         "pad_token_id": 0,
     }
-    config: PretrainedConfig = AutoConfig.for_model(sizes.family, **{**settings, **others})
+    config: PretrainedConfig = AutoConfig.for_model(sizes.family, **settings | others)
     return config
-
-
-def make_catalog(shape: Shape) -> Catalog:
-    """Random distinct identifiers."""
-    generator = np.random.default_rng(0)
-    codes = np.unique(generator.integers(0, shape.codebook, (2 * shape.items, DEPTH)), axis=0)
-    codes = generator.permutation(codes)[: shape.items]
-    identifiers = tuple(tuple(f"<{letter}_{code}>" for letter, code in zip("abcd", row, strict=True)) for row in codes)
-    return Catalog(tuple(map(str, range(shape.items))), identifiers, ("",) * shape.items)
 
 
 def random_histories(catalog: Catalog, count: int, length: int, seed: int = 0) -> list[list[str]]:
@@ -181,11 +165,10 @@ def check_depth(catalog: Catalog, depth: int = DEPTH) -> Catalog:
 
 def make_splits(shape: Shape, tokens: int, head: Tokens, tail: Tokens, history: int) -> dict[str, EarnConfig]:
     """EARN and its dense twin over so many identifier tokens; `head` and `tail` are the text around the history."""
-    prefix, suffix = (tokens + 1,), (tokens + 2,)
     earn = EarnConfig(
         early_layers=shape.early_layers,
-        prefix_ids=prefix,
-        suffix_ids=suffix,
+        prefix_ids=(tokens + 1,),
+        suffix_ids=(tokens + 2,),
         prompt=Prompt(head=tuple(head), tail=tuple(tail)),
         token_ids=tuple(range(1, tokens + 1)),
         max_history=history,
@@ -217,19 +200,13 @@ class Task(ABC):
         """The items' identifiers in the dense backbone's token ids."""
         return identifiers_of(self.catalog, self.splits["dense"])
 
-    @property
-    def head(self) -> int:
-        """Tokens of the dense prompt's constant head."""
-        return len(constant_head(self.splits["dense"]))
-
     @abstractmethod
     def backbone(self, split: str) -> PreTrainedModel:
         """A split's weights, the same in every process."""
 
     def model(self, split: str) -> EarnModel:
         """A split's model in this runtime."""
-        model = EarnModel(self.backbone(split), self.splits[split], self.catalog)
-        model.eval()
+        model: EarnModel = EarnModel(self.backbone(split), self.splits[split], self.catalog).eval()
         return model
 
     @abstractmethod
@@ -263,8 +240,7 @@ class RandomTask(Task):
         sizes = self.shape.sizes(len(self.catalog.tokens))
         config = backbone_config(sizes, tie_word_embeddings=True, initializer_range=0.05)
         torch.manual_seed(0)
-        backbone: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-        backbone.eval()
+        backbone: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
         return backbone
 
     def histories(self, items: int) -> list[list[int]]:
@@ -370,22 +346,16 @@ def _ask(side: Side, turn: int, timings: Timings) -> None:
     timings.answers.append(answer)
 
 
-class OwnProcess:
+class OwnProcess(ProcessPoolExecutor):
     """An object in a process of its own. Its methods are timed there."""
 
     def __init__(self, make: Callable[..., object], *arguments: object) -> None:
         """Makes the object when it is first asked."""
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (make, arguments))
-
-    def __enter__(self) -> OwnProcess:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown()
+        super().__init__(1, get_context("spawn"), _begin, (make, arguments))
 
     def ask(self, method: str, *arguments: object) -> Answer:
         """Calls a method."""
-        return self._pool.submit(_call, method, arguments).result()
+        return self.submit(_call, method, arguments).result()
 
 
 _here: dict[str, object] = {}  # in a process of its own: the object
@@ -426,13 +396,4 @@ def item_ids(lists: Lists) -> list[list[str]]:
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of those that are installed."""
-    installed = {}
-    for name in packages:
-        with suppress(PackageNotFoundError):
-            installed[name] = version(name)
-    return installed
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What the figures were measured with."""
-    return {"threads": threads, "machine": this_machine().cpu, "versions": versions(*PACKAGES)}
+    return {name: found.version for name in packages for found in islice(distributions(name=name), 1)}
