@@ -158,6 +158,12 @@ class Recommender:
 
         return opened(folder, open_now)
 
+    @classmethod
+    def with_engine(cls, engine: Engine, folder: Path, manifest: Manifest, lookahead: int | None = None) -> Recommender:
+        """A bundle's recommender over an engine of one's own, and its manifest or a changed one: for measurements."""
+        catalog, head = Catalog.load(folder / CATALOG_FILE), ConstantHead.load(folder, manifest)
+        return cls(engine, manifest, catalog, lookahead, head=head)
+
     def with_catalog(self, place: str | Path) -> Recommender:
         """A recommender over the same model with the catalog and tags that a bundle has now; no graph is loaded.
 
