@@ -302,7 +302,7 @@ def digit_catalog(items: int) -> Catalog:
 
 
 def request_figures(
-    engine: Engine, manifest: Manifest, catalog: Catalog, histories: Sequence[Sequence[str]], beams: int, threads: int
+    engine: Engine, manifest: Manifest, folder: Path, histories: Sequence[Sequence[str]], beams: int, threads: int
 ) -> dict[str, Any]:
     """What an engine does for a request: medians over every call that requests make.
 
@@ -319,7 +319,7 @@ def request_figures(
         return sum(stage_work(manifest, it.stage, it.rows, it.cached, it.kept).operations for it in calls)
 
     timed, prefill, columns = TimedEngine(engine), PREFILLS["early"], []
-    subject = Subject("", Path(), manifest, timed, Recommender(timed, manifest, catalog))
+    subject = Subject("", folder, manifest, timed, Recommender.with_engine(timed, folder, manifest))
     for items in histories:
         request = subject.ask(items, 10, beams, time.perf_counter)
         pieces, ms = request.by_stage()[prefill], request.parts()

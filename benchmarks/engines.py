@@ -37,7 +37,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from benchmarks import sides
 from benchmarks.costs import request_figures
 from benchmarks.sides import AS_THEY_COME, DEPTH, HISTORIES, ITEMS, MOST_ITEMS, Contender, History, Task, Tokens
-from earn.catalog import CATALOG_FILE, Catalog
+from earn.catalog import Catalog
 from earn.config import BEAMS, EarnConfig, Prompt
 from earn.console import note
 from earn.data.dataset import load_dataset
@@ -188,9 +188,9 @@ class Runtime:
 
     def figures(self, side: Contender, histories: Sequence[History], beams: int, requests: int) -> dict[str, Any]:
         """What a side does for a request (see `request_figures`)."""
-        manifest, catalog = self.manifest(side), Catalog.load(self._folder_of(side) / CATALOG_FILE)
         asked = [items for items in histories for _ in range(requests)]
-        return request_figures(self._engine(side), manifest, catalog, asked, beams, self._threads)
+        engine, folder = self._engine(side), self._folder_of(side)
+        return request_figures(engine, self.manifest(side), folder, asked, beams, self._threads)
 
     def _folder_of(self, side: Contender) -> Path:
         return self._folder / side.split / side.precision
@@ -203,8 +203,8 @@ class Runtime:
 
     def _recommender(self, side: Contender) -> Recommender:
         if side not in self._recommenders:
-            catalog = Catalog.load(self._folder_of(side) / CATALOG_FILE)
-            self._recommenders[side] = Recommender(self._engine(side), self.manifest(side), catalog)
+            engine, folder = self._engine(side), self._folder_of(side)
+            self._recommenders[side] = Recommender.with_engine(engine, folder, self.manifest(side))
         return self._recommenders[side]
 
 

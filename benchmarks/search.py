@@ -60,7 +60,6 @@ from benchmarks import sides
 from benchmarks.costs import distinct_catalog
 from benchmarks.engines import write_bundles
 from benchmarks.sides import MOST_ITEMS, NEAR_TIE, SHAPES, History, Side, item_ids
-from earn.catalog import CATALOG_FILE, Catalog
 from earn.config import SCORING_RULES
 from earn.console import note, show, show_json, table
 from earn.data.dataset import load_dataset
@@ -341,7 +340,7 @@ def passes_of(
 ) -> dict[str, Any]:
     """The figures of one row of the table."""
     engine = TimedEngine(load_engine("cpu", bundle, manifest))
-    recommender = Recommender(engine, manifest, Catalog.load(bundle / CATALOG_FILE), lookahead)
+    recommender = Recommender.with_engine(engine, bundle, manifest, lookahead)
     rows = np.zeros((len(histories), recommender.catalog.depth))
     ranks = []
     started = time.perf_counter()

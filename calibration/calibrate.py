@@ -3,11 +3,13 @@
     collect      ranges of activations: real histories through the float graphs, prompts and decode steps as in service
     equalize     move outliers of activations into the weights
     collect      the ranges that are left
+    round        weights to their steps, each making up for the errors of those before
     quantize     all linear layers
     judge        ask held-out users; while the gate fails, refine activations, then leave sensitive layers in float
     write        into a folder beside the bundle's, then rename it
 
-The graphs that are judged are, byte for byte, those that are written.
+The graphs that are judged are, byte for byte, those that are written. All answer behind the constant head of the float
+graphs, which the new bundle brings (see earn.constant_head).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import onnx
 import onnxruntime
 
 from earn.bundle_edit import bundle_locked
-from earn.calibration.collect import StageRanges, collect_moments, collect_ranges
+from earn.calibration.collect import StageRanges, collect_ranges
 from earn.calibration.equalize import ALPHA, equalize
 from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Ranking, Verdict, apply_gate
 from earn.calibration.linear_layers import EMBEDDING, HEAD, LinearLayer
@@ -40,12 +42,13 @@ from earn.calibration.precisions import (
 )
 from earn.calibration.quantize import quantize
 from earn.calibration.refine import LEVELS
+from earn.calibration.rounding import Rounding
 from earn.calibration.sensitivity import layer_sensitivities
 from earn.calibration.variants import EQUALIZED, FLOAT, GraphVariants, MixedPrecision
 from earn.catalog import CATALOG_FILE
 from earn.errors import EarnError
 from earn.files import folder_written_whole
-from earn.manifest import Manifest, refuse_foreign_folder
+from earn.manifest import HEAD_FILE, Manifest, refuse_foreign_folder
 from earn.quantizer import QUANTIZER_FILE
 from earn.runtime.evaluation import median_ms
 from earn.runtime.request import DEFAULT_BEAMS
@@ -54,8 +57,8 @@ from earn.tags import TAGS_FILE
 
 OLDEST_ONNXRUNTIME = (1, 22)  # the first with the quantizer of 4-bit blocks
 NOISE = 1.1  # a factor between medians that may be chance
-# Layers that stay in float first: their errors reorder items directly, and of a large backbone they are a small part.
-ENDS = (HEAD, EMBEDDING)
+ENDS = (HEAD, EMBEDDING)  # layers that stay in float first: their errors reorder items directly
+LITTLE = 0.02  # share of the float graphs' bytes: below it the ends stay in float before anything is refined
 MOST_FLOAT = 0.5  # of the layers: beyond that a precision does not deserve its name
 
 Progress = Callable[[str], Callable[[int, int], None]]  # what goes on -> a callback (done, all)
@@ -190,10 +193,10 @@ def calibrate(
             _equalize(variants, before, settings.alpha)
         if any(row.method == "static" for row in precisions):
             after = collect_ranges(variants, EQUALIZED, histories, settings.beams, progress("collect, equalized"))
+        rounding = Rounding(variants, histories, settings.beams, progress)
         for row, form in wanted + compared:
             for stage in STAGES:
-                ranges = after.get(stage, {})
-                _quantize(variants, stage, row, form, ranges, histories, settings.beams, progress)
+                _quantize(rounding, stage, row, form, after.get(stage, {}))
 
         rankings = held_out.rankings(variants.recommender(source), progress("ask, fp32"))
         timed = settings.requests and any(form.runs_on_cpu for _, form in wanted)
@@ -261,23 +264,13 @@ def _equalize(variants: GraphVariants, ranges: Mapping[str, StageRanges], alpha:
             variants.save(EQUALIZED, stage, equalize(variants.load(FLOAT, stage), ranges[stage], alpha))
 
 
-def _quantize(
-    variants: GraphVariants,
-    stage: str,
-    precision: Precision,
-    form: GraphForm,
-    ranges: StageRanges,
-    histories: Sequence[Sequence[str]],
-    beams: int,
-    progress: Progress,
-) -> None:
+def _quantize(rounding: Rounding, stage: str, precision: Precision, form: GraphForm, ranges: StageRanges) -> None:
     """Makes a stage of the variant of the precision's name."""
-    base, row, moments = _base(precision), precision.of_stage(stage), {}
-    if row.method == "blocks":
-        label = f"collect, {precision.name}, {stage} stage"
-        moments = collect_moments(variants, base, stage, histories, beams, progress(label))
+    base, row, variants = _base(precision), precision.of_stage(stage), rounding.variants
+    if row.method != "half":
+        base = rounding.make(base, stage, row.weight_bits)
     spans = {name: seen.whole for name, seen in ranges.items()}
-    variants.save(precision.name, stage, quantize(variants.load(base, stage), row, form, spans, moments))
+    variants.save(precision.name, stage, quantize(variants.load(base, stage), row, form, spans))
 
 
 def _judge(trial: _Trial, precision: Precision, form: GraphForm, only_plain: bool = False) -> Candidate:
@@ -286,8 +279,7 @@ def _judge(trial: _Trial, precision: Precision, form: GraphForm, only_plain: boo
     options = [trial.settings.mixed or MixedPrecision()]
     may_mix = not only_plain and trial.settings.mixed is None
     if may_mix and precision.method == "static":
-        ends = tuple(layer for layer in ENDS if layer in trial.variants.layers(precision.name))
-        options += [MixedPrecision(layers, kinds) for layers in ((), ends) for kinds in LEVELS]
+        options += _less_coarse(trial.variants, precision)
     attempts = _try_until_passed(trial, precision, options, folder)
     sensitivity: Mapping[str, float] = {}
     if may_mix and not attempts[-1].verdict.passed:
@@ -314,6 +306,16 @@ def _try_until_passed(
         if verdict.passed:
             break
     return attempts
+
+
+def _less_coarse(variants: GraphVariants, precision: Precision) -> list[MixedPrecision]:
+    """What is tried while the gate fails: what costs least first."""
+    sizes = variants.manifest.sizes
+    ends = tuple(layer for layer in ENDS if layer in variants.layers(precision.name))
+    refined, both = ([MixedPrecision(layers, kinds) for kinds in LEVELS] for layers in ((), ends))
+    end_bytes = (sizes.embedding_rows + sizes.logits) * sizes.hidden * np.dtype(np.float32).itemsize
+    is_little = end_bytes <= LITTLE * _graph_bytes(variants.source)
+    return [MixedPrecision(ends), *both] if is_little else [*refined, *both]
 
 
 def _with_float_layers(mixed: MixedPrecision, sensitivity: Mapping[str, float]) -> list[MixedPrecision]:
@@ -392,6 +394,7 @@ def _write(
                 "fine_products": list(chosen.mixed.refined_kinds),
                 "float_layers": list(chosen.mixed.float_layers),
             },
+            brings_head=(folder / HEAD_FILE).exists(),
         ).with_files(folder)
         manifest.save(folder)
     return manifest

@@ -1,21 +1,21 @@
 """What goes into the linear layers while the runtime answers real histories: its ranges and its second moments.
 
-Prompts and decode steps are run as in service. Ranges go from the least to the largest value (min-max).
+Prompts and decode steps are run as in service, behind the constant head that every calibrated bundle brings: its
+tokens, whose values are by far the largest, do not count. Ranges go from the least to the largest value (min-max).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from earn.calibration.linear_layers import activations, linear_layers
+from earn.calibration.linear_layers import activations
 from earn.calibration.variants import GraphVariants
 from earn.runtime.memory import HOST, Array
-from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
 
 Floats = NDArray[np.float32]
@@ -45,17 +45,16 @@ Keep = Callable[[str, str, Floats], None]  # takes a stage, a tensor's name, and
 
 
 class CollectingEngine:
-    """An engine that answers as a variant's graphs do, and hands on what goes into the linear layers of some stages."""
+    """An engine that answers as a variant's graphs do, and hands on some of what goes into the linear layers."""
 
     device = HOST
 
-    def __init__(self, variants: GraphVariants, variant: str, stages: Collection[str], keep: Keep) -> None:
-        self._keep = keep
-        self._tensors: dict[str, list[str]] = {}
+    def __init__(self, variants: GraphVariants, variant: str, tensors: Mapping[str, Sequence[str]], keep: Keep) -> None:
+        """Hands on these tensors, by stage."""
+        self._keep, self._tensors = keep, {stage: tensors.get(stage, ()) for stage in STAGES}
         self._sessions = {}
         for stage in STAGES:
             graph = variants.load_without_weights(variant, stage)
-            self._tensors[stage] = activations(linear_layers(graph)) if stage in stages else []
             known = {output.name for output in graph.graph.output}
             graph.graph.output.extend(
                 onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
@@ -93,7 +92,8 @@ def collect_ranges(
         np.minimum(seen.lowest, lowest, out=seen.lowest)
         np.maximum(seen.highest, highest, out=seen.highest)
 
-    _answer(CollectingEngine(variants, variant, STAGES, widen), variants, histories, beams, progress)
+    tensors = {stage: activations(variants.linear_layers(stage)) for stage in STAGES}
+    _answer(CollectingEngine(variants, variant, tensors, widen), variants, histories, beams, progress)
     return {**ranges}
 
 
@@ -101,11 +101,12 @@ def collect_moments(
     variants: GraphVariants,
     variant: str,
     stage: str,
+    tensors: Sequence[str],
     histories: Sequence[Sequence[str]],
     beams: int,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Floats]:
-    """Likewise the second moments X^T X of one stage: each a matrix as wide as its tensor, so one stage at a time."""
+    """Likewise the second moments X^T X of some tensors of a stage, each a matrix as wide as its tensor."""
     moments: dict[str, Floats] = {}
 
     def add(_: str, name: str, rows: Floats) -> None:
@@ -115,7 +116,7 @@ def collect_moments(
         else:
             moments[name] = own
 
-    _answer(CollectingEngine(variants, variant, [stage], add), variants, histories, beams, progress)
+    _answer(CollectingEngine(variants, variant, {stage: tensors}, add), variants, histories, beams, progress)
     return moments
 
 
@@ -126,7 +127,7 @@ def _answer(
     beams: int,
     progress: Progress,
 ) -> None:
-    recommender = Recommender(engine, variants.manifest, variants.catalog)
+    recommender = variants.recommender_of(engine)
     for done, history in enumerate(histories, start=1):
         recommender.recommend(history, beams, beams)  # with k below the beams the search could end early
         progress(done, len(histories))

@@ -1,29 +1,41 @@
-"""Rounds a weight to 4 bits such that what the linear layer gives out changes least.
+"""Rounds a weight such that what the linear layer gives out changes least.
 
 Rounding each number to its nearest step is best for the weight, not for its products with the activations. Here rows
 are rounded one after the other, and the error of each is made up for by those that are still to come, as far as the
 calibration's activations say that they can: channels that go up and down together can stand in for each other.
 
-    GPTQ (Frantar et al., ICLR 2023, arXiv 2210.17323), algorithm 1, with a scale for every BLOCK rows of a column
+    GPTQ (Frantar et al., ICLR 2023, arXiv 2210.17323), algorithm 1
+
+In 4 bits BLOCK rows of a column share a scale, in 8 bits all of them do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 32  # rows of a column that share a scale
-LOWEST, HIGHEST = -8, 7  # of 4 bits
+BLOCK = 32  # rows
 DAMPING = 0.01  # added to the diagonal of the moments, as a share of its mean (section 3.3)
 
 Floats = NDArray[np.float32]
-Moments = Mapping[str, Floats]  # X^T X, [channels, channels], of tensors that go into linear layers
 
 
-def round_with_feedback(weight: Floats, moments: Floats) -> Floats:
-    """The weight on the steps of its blocks, still as floats: x @ it is near x @ weight.
+@dataclass(frozen=True)
+class Steps:
+    """The whole numbers that weights become, times a scale: the largest of those that share it is the lowest step."""
+
+    lowest: int
+    highest: int
+    rows: int | None = None  # of a column that share a scale, a multiple of BLOCK; None: all
+
+
+STEPS = {4: Steps(-8, 7, BLOCK), 8: Steps(-127, 127)}  # by bits, as ONNX Runtime's quantizers take them
+
+
+def round_with_feedback(weight: Floats, moments: Floats, steps: Steps = STEPS[4]) -> Floats:
+    """The weight on its steps, still as floats: x @ it is near x @ weight.
 
     Args:
         weight: [rows, columns].
@@ -34,11 +46,13 @@ def round_with_feedback(weight: Floats, moments: Floats) -> Floats:
     rounded = np.empty_like(left)
     for start in range(0, len(left), BLOCK):
         end = min(start + BLOCK, len(left))
-        scale, largest = _scale(left[start:end])
+        if start % (steps.rows or len(left)) == 0:
+            scale, largest = _scale(left[start : start + (steps.rows or len(left))], steps.lowest)
+            largest += start
         errors = np.empty((end - start, left.shape[1]))
         for row in range(start, end):
-            steps = np.clip(np.rint(left[row] / scale), LOWEST, HIGHEST)
-            rounded[row] = scale * np.where(largest == row - start, LOWEST, steps)  # else the quantizer's scale differs
+            whole = np.clip(np.rint(left[row] / scale), steps.lowest, steps.highest)
+            rounded[row] = scale * np.where(largest == row, steps.lowest, whole)  # else the quantizer's scale differs
             errors[row - start] = (left[row] - rounded[row]) / factor[row, row]
             left[row + 1 : end] -= np.outer(factor[row, row + 1 : end], errors[row - start])
         left[end:] -= factor[start:end, end:].T @ errors
@@ -52,11 +66,11 @@ def _factor(moments: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.linalg.cholesky(np.linalg.inv(moments)).T
 
 
-def _scale(block: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Of each column, as ONNX Runtime's quantizer takes it: the largest number becomes LOWEST; and the row of that.
+def _scale(block: NDArray[np.float64], lowest: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Of each column, as ONNX Runtime's quantizer takes it: the largest number becomes the lowest; and the row of that.
 
-    Where all are 0 the scale is 1, and no row (-1) is the largest.
+    Where all are 0 the scale is 1, and the row lies before all that are still to come.
     """
     row = np.abs(block).argmax(axis=0)
     largest = np.take_along_axis(block, row[None], axis=0)[0]
-    return np.where(largest == 0, 1.0, largest / LOWEST), np.where(largest == 0, -1, row)
+    return np.where(largest == 0, 1.0, largest / lowest), np.where(largest == 0, -1, row)

@@ -16,7 +16,7 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
 from onnxruntime.quantization.quant_utils import QuantizationMode, add_infer_metadata
 
-from earn.calibration.error_feedback import BLOCK, Moments, round_with_feedback
+from earn.calibration.error_feedback import BLOCK
 from earn.calibration.linear_layers import EMBEDDING, LinearLayer, activations, linear_layers, producers
 from earn.calibration.precisions import GraphForm, Precision
 from earn.export.simplify import drop_dead
@@ -32,15 +32,14 @@ def quantize(
     precision: Precision,
     form: GraphForm,
     ranges: Mapping[str, tuple[float, float]],
-    moments: Moments | None = None,
 ) -> onnx.ModelProto:
     """The stage graph in another precision.
 
     Args:
-        graph: with its weights loaded; it is used up.
+        graph: with its weights loaded; it is used up. Weights go to their nearest steps, if they are not on steps
+            already (see earn.calibration.error_feedback).
         precision: the row of the stage.
         ranges: of what goes into the linear layers, by tensor; only static precisions need them.
-        moments: of the same, for precisions with blocks; where there are none, weights go to their nearest step.
     """
     if precision.method == "half":
         return _half(graph)
@@ -50,7 +49,7 @@ def quantize(
     if precision.method == "weights":
         return _weights(graph, linears)
     if precision.method == "blocks":
-        return _blocks(graph, linears, precision, form, moments or {})
+        return _blocks(graph, linears, precision, form)
     if precision.method == "dynamic":
         return _dynamic(graph, linears, precision, form)
     return _static(graph, linears, precision, form, ranges)
@@ -145,7 +144,7 @@ def _dynamic(
 
 
 def _blocks(
-    graph: onnx.ModelProto, linears: list[LinearLayer], precision: Precision, form: GraphForm, moments: Moments
+    graph: onnx.ModelProto, linears: list[LinearLayer], precision: Precision, form: GraphForm
 ) -> onnx.ModelProto:
     """4-bit weights with a scale per block of rows; activations go in as floats."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # a slow import
@@ -156,12 +155,6 @@ def _blocks(
         for linear in linears
         if form.block_operator or rows[linear.weight] % BLOCK == 0
     }
-    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
-    for linear in linears:
-        if linear.name in names and linear.activation in moments:
-            weight = constants[linear.weight]
-            rounded = round_with_feedback(numpy_helper.to_array(weight), moments[linear.activation])
-            weight.CopyFrom(numpy_helper.from_array(rounded, weight.name))
     quantizer = MatMulNBitsQuantizer(
         graph,
         bits=precision.weight_bits,

@@ -11,7 +11,6 @@ from earn.calibration.linear_layers import EMBEDDING, HEAD
 from earn.calibration.variants import GraphVariants, MixedPrecision
 from earn.runtime.engine import Engine
 from earn.runtime.memory import HOST, Array
-from earn.runtime.recommender import Recommender
 from earn.specs import STAGES
 
 HISTORIES = 8  # whose prompts and decode steps are replayed for every layer
@@ -50,7 +49,7 @@ def layer_sensitivities(
         histories: of these, HISTORIES are replayed.
     """
     recorder = Recorder(variants.engine(variants.source))
-    recommender = Recommender(recorder, variants.manifest, variants.catalog)
+    recommender = variants.recommender_of(recorder)
     for history in histories[:HISTORIES]:
         recommender.recommend(history, beams, beams)  # with k below the beams the search could end early
     layers = variants.layers(quantized)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from earn.calibration.linear_layers import EMBEDDING, LinearLayer, linear_layers
 from earn.calibration.quantize import with_float
 from earn.calibration.refine import refine
 from earn.catalog import CATALOG_FILE, Catalog
+from earn.constant_head import ConstantHead
 from earn.export.weights import lay_out_weights, load_graph
 from earn.files import link_files
 from earn.manifest import GRAPH_FILES, Manifest
 from earn.places import opened
+from earn.runtime.decoder import Decoder
 from earn.runtime.engine import Engine, load_engine
 from earn.runtime.onnx_engine import session_options
 from earn.runtime.recommender import Recommender
@@ -98,16 +101,27 @@ class GraphVariants:
         return path
 
     def write_bundle_graphs(self, base: str, quantized: str, mixed: MixedPrecision, folder: Path) -> None:
-        """Writes both stages' graphs as a bundle has them; the folder is emptied before."""
+        """Writes both stages' graphs and the constant head as a bundle has them; the folder is emptied before."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for stage in STAGES:
             path = self.write_mixed(base, quantized, stage, mixed)
             lay_out_weights(load_graph(path), folder / GRAPH_FILES[stage])
+        if len(self.head.early):
+            self.head.save(folder)
 
     def recommender(self, folder: Path) -> Recommender:
         """Recommends by the graphs in a folder of `write_bundle_graphs`, or in the source."""
-        return Recommender(self.engine(folder), self.manifest, self.catalog)
+        return self.recommender_of(self.engine(folder))
+
+    def recommender_of(self, engine: Engine) -> Recommender:
+        """Recommends by an engine behind the float graphs' constant head, which every variant has."""
+        return Recommender(engine, self.manifest, self.catalog, head=self.head)
+
+    @cached_property
+    def head(self) -> ConstantHead:
+        """Keys and values of the prompt's constant head, by the float graphs."""
+        return Decoder(self.engine(self.source), self.manifest).head
 
     def engine(self, folder: Path) -> Engine:
         """Runs the graphs in a folder, likewise."""

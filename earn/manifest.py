@@ -7,6 +7,7 @@ A bundle is a folder:
     catalog.npz     items, identifiers, titles (see catalog)
     quantizer.npz   what makes digits of new items, where items have digits (see quantizer)
     tags.npz        tags of the items (see tags), where there are any
+    constant_head.npz  keys and values of the prompt's constant head, where it was quantized (see constant_head)
     catalogs/3.npz  version 3 of the catalog, of one that was changed since (see bundle_edit)
     recommend.onnx  the whole search as one graph, where it was asked for (see earn.export.one_graph)
     items.json      {"form": "loop", "beams": 20, "item_ids": [...], "titles": [...],
@@ -49,11 +50,13 @@ _JUDGED = {  # what must stand in a calibrated bundle's parts
     "accuracy": {"passed", "users", "beam_set", "beam_set_overlap", "top10_overlap", "recall@10", "ndcg@10", "limits"},
     "calibration": {"engine", "method", "samples", "seed", "fine_products", "float_layers"},
 }
+UNSAID = ("catalog", "brings_head")  # keys that only bundles have which need them: older readers refuse these
 SET_FIELDS = ("method", "temperature")  # of the model, which say nothing where it searches with beams
 ENGINES_FOLDER = "engines"
 GRAPH_FILES = {"early": "early.onnx", "late": "late.onnx"}
 ONE_GRAPH_FILE = "recommend.onnx"
 ITEMS_FILE = "items.json"
+HEAD_FILE = "constant_head.npz"
 MOBILE_FILES = ("recommend.ort", "recommend.required_operators.config")
 MOST_MANIFEST = 64 << 20  # bytes
 NO_MODEL = {CATALOG_FILE, TAGS_FILE, ONE_GRAPH_FILE, ITEMS_FILE, *MOBILE_FILES}  # files that follow from the catalog
@@ -132,6 +135,7 @@ class Manifest:
     accuracy: Mapping[str, Any] | None = None  # the gate's figures, where another precision was judged by it
     calibration: Mapping[str, Any] | None = None  # how that precision was reached: engine, samples, float layers
     catalog: CatalogVersions | None = None  # None, and no key in the file: as it was exported
+    brings_head: bool = False  # HEAD_FILE is there, which the graphs cannot compute; False: no key in the file
 
     def save(self, folder: Path) -> None:
         """Writes manifest.json, with the tensor table for readers in other languages.
@@ -140,7 +144,7 @@ class Manifest:
             EarnError: a size or a limit is beyond what any bundle may have.
         """
         refuse(f"{folder / MANIFEST_FILE}: {problem}. Export with smaller limits." for problem in _beyond(self))
-        value = {name: part for name, part in to_json(self).items() if name != "catalog" or part is not None}
+        value = {name: part for name, part in to_json(self).items() if name not in UNSAID or part}
         write_json(folder / MANIFEST_FILE, {"schema": SCHEMA, **value, "tensors": self._tensors()})
 
     @classmethod
@@ -201,6 +205,8 @@ class Manifest:
         names = set(self.files) - {*left_out, *(self.catalog.files if self.catalog else ())}
         value = to_json(replace(self, files={name: self.files[name] for name in self.files if name in names}))
         del value["catalog"]
+        if not self.brings_head:
+            del value["brings_head"]
         if self.model.method == BEAMS:  # which older manifests leave unsaid; their saved sessions stay good
             value["model"] = {name: part for name, part in value["model"].items() if name not in SET_FIELDS}
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -311,6 +317,7 @@ def _check_consistent(manifest: Manifest, where: str) -> None:
         "earlier catalogs are older and listed": changes.version > max((*changes.kept, 0))
         and [*changes.kept] == sorted({*changes.kept}, reverse=True)
         and {*changes.files} <= {*manifest.files},
+        f"{HEAD_FILE} is listed where it is needed": manifest.brings_head == (HEAD_FILE in manifest.files),
         "limits follow from the prompt": limits == limits_of(model, limits.depth, limits.batch, limits.beams),
     }
     if broken := [fact for fact, holds in facts.items() if not holds]:

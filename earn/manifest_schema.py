@@ -21,6 +21,7 @@ SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
 _TYPES: Mapping[str, Any] = {
     "int": {"type": "integer"},
     "float": {"type": "number"},
+    "bool": {"type": "boolean"},
     "str": {"type": "string"},
     "tuple[int, ...]": {"type": "array", "items": {"type": "integer"}},
     "float | None": {"type": ["number", "null"]},

@@ -129,7 +129,7 @@ class Request:
                                                                                           where that has layers
         """
         g, limits, tokens, padding = self.g, self.manifest.limits, self._tokens, self._padding
-        decoder, masked = self.recommender.decoder, np.float32(MASKED)
+        past, masked = self.recommender.decoder.head, np.float32(MASKED)
         head = np.int64(limits.head)
         seen = g.add("Add", g.scalar(g.size(tokens, 1)), head)
         column, row = g.range(0, seen), g.range(head, seen)
@@ -142,7 +142,7 @@ class Request:
             "tokens": tokens,
             "positions": g.add("Max", g.add("Sub", row, padding), np.int64(0)),
             "bias": g.add("Min", causal, hidden_rows),
-            "cache": self._head_cache(decoder.early_head),
+            "cache": self._head_cache(past.early),
         }
         if not self.manifest.sizes.stage_layers("late"):
             return early, next_position
@@ -151,13 +151,13 @@ class Request:
         return early | {
             "late_positions": g.add("Add", next_position, np.arange(-readout, 0)),
             "late_bias": self.per_user(bias, 1, 1, 1),
-            "late_cache": self._head_cache(decoder.late_head),
+            "late_cache": self._head_cache(past.late),
         }, next_position
 
-    def _head_cache(self, past: Any) -> str:
+    def _head_cache(self, past: NDArray[np.float32]) -> str:
         """A stage's keys and values of the constant start [s,1,2l,g,e] for every user."""
         g = self.g
-        return g.add("Expand", np.asarray(past), g.concat([1], self.users, [1, 1, 1], axis=0))
+        return g.add("Expand", past, g.concat([1], self.users, [1, 1, 1], axis=0))
 
     def _banned(self) -> str:
         """Which items must not come back [b,items+1]: all of them where there is no answer."""

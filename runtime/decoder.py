@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earn.config import MASKED
+from earn.constant_head import ConstantHead
 from earn.errors import EarnError
-from earn.manifest import Manifest
+from earn.manifest import HEAD_FILE, Manifest
 from earn.prompts import constant_head, prompt_end
 from earn.runtime.cache import KeyValueCache
 from earn.runtime.engine import Engine
@@ -58,9 +59,16 @@ class Decoding:
 
 
 class Decoder:
-    """Both stages of a bundle, with its constant head computed."""
+    """Both stages of a bundle, with the keys and values of its constant head."""
 
-    def __init__(self, engine: Engine, manifest: Manifest) -> None:
+    def __init__(self, engine: Engine, manifest: Manifest, head: ConstantHead | None = None) -> None:
+        """Takes the head that the bundle brings, or computes it.
+
+        Raises:
+            EarnError: the bundle brings one, and it was not given: its graphs would compute another one.
+        """
+        if manifest.brings_head and head is None:
+            raise EarnError(f"The bundle brings {HEAD_FILE}, which was not loaded. Give it: ConstantHead.load.")
         self._engine = engine
         self.device = engine.device
         self._sizes = manifest.sizes
@@ -70,7 +78,10 @@ class Decoder:
         self._prefix = len(manifest.model.prefix_ids)
         self._early_head = KeyValueCache(self._sizes, "early", len(self._head), 1, self.device)
         self._late_head = KeyValueCache(self._sizes, "late", self._prefix, 1, self.device)
-        if self._head:
+        if head is not None:
+            self._early_head.extend(head.early)
+            self._late_head.extend(head.late)
+        elif self._head:
             self._compute_head()
 
     def _compute_head(self) -> None:
@@ -82,14 +93,9 @@ class Decoder:
             self._late(self._late_head, hidden, np.arange(self._prefix)[None], bias, 1)
 
     @property
-    def early_head(self) -> Memory:
-        """Keys and values [s,1,2l,g,e] of the constant head in the early stage."""
-        return self._early_head.past
-
-    @property
-    def late_head(self) -> Memory:
-        """Likewise of the prefix registers in the late stage."""
-        return self._late_head.past
+    def head(self) -> ConstantHead:
+        """Keys and values of the constant head, in the host's memory."""
+        return ConstantHead(*(self.device.to_host(cache.past) for cache in (self._early_head, self._late_head)))
 
     def early_cache(self, rows: int, batch: int = 1) -> KeyValueCache:
         """A cache for the early stage with the constant head in it and room for `rows` rows more."""

@@ -21,6 +21,7 @@ import numpy as np
 
 from earn.catalog import CATALOG_FILE, OFFERED, Catalog
 from earn.config import SCORING_RULES, SET
+from earn.constant_head import ConstantHead
 from earn.errors import EarnError
 from earn.manifest import Manifest, check_graphs
 from earn.new_items import NewItems, with_new_items
@@ -71,11 +72,12 @@ class Recommender:
         catalog: Catalog,
         lookahead: int | None = None,
         tags: Tags | None = None,
+        head: ConstantHead | None = None,
     ) -> None:
         """Takes an engine over the bundle's graphs; `lookahead` (see earn.runtime.search) is for measurements.
 
         Raises:
-            EarnError: the catalog is not the manifest's.
+            EarnError: the catalog is not the manifest's, or the bundle brings a constant head and none was given.
         """
         self._keep(manifest, catalog, tags)
         self._lay_out()
@@ -88,7 +90,7 @@ class Recommender:
                 f"The catalog has {tokens} tokens and depth {depth}, the manifest "
                 f"{len(manifest.model.token_ids)} and {manifest.limits.depth}. Export the checkpoint again."
             )
-        self.decoder = Decoder(engine, manifest)
+        self.decoder = Decoder(engine, manifest, head)
         self.lookahead = lookahead
 
     def _keep(self, manifest: Manifest, catalog: Catalog, tags: Tags | None) -> None:
@@ -152,9 +154,15 @@ class Recommender:
                 options = partial(session_options, check_threads(threads), spinning, arena)
                 return OneGraphRecommender(engine, folder, manifest, options, catalog, tags)
             loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
-            return cls(loaded, manifest, catalog, tags=tags)
+            return cls(loaded, manifest, catalog, tags=tags, head=ConstantHead.load(folder, manifest))
 
         return opened(folder, open_now)
+
+    @classmethod
+    def with_engine(cls, engine: Engine, folder: Path, manifest: Manifest, lookahead: int | None = None) -> Recommender:
+        """A bundle's recommender over an engine of one's own, and its manifest or a changed one: for measurements."""
+        catalog, head = Catalog.load(folder / CATALOG_FILE), ConstantHead.load(folder, manifest)
+        return cls(engine, manifest, catalog, lookahead, head=head)
 
     def with_catalog(self, place: str | Path) -> Recommender:
         """A recommender over the same model with the catalog and tags that a bundle has now; no graph is loaded.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from earn.catalog import CATALOG_FILE, Catalog
+from earn.catalog import Catalog
 from earn.errors import EarnError
 from earn.manifest import Manifest
 from earn.profiling.figures import Call, LimitMeter, Request, case_of, is_tight
@@ -90,7 +90,7 @@ def load_subjects(folders: Mapping[str, Path], settings: ProfileSettings) -> lis
         manifest = Manifest.load(folder)
         check(settings, manifest, folder)
         engine = TimedEngine(load_engine(settings.engine, folder, manifest, settings.threads))
-        recommender = Recommender(engine, manifest, Catalog.load(folder / CATALOG_FILE))
+        recommender = Recommender.with_engine(engine, folder, manifest)
         subjects.append(Subject(name, folder, manifest, engine, recommender))
     return subjects
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from earn.arrays import write_arrays
 from earn.bundle_edit import edit_catalog
 from earn.calibration import calibrate as module
 from earn.calibration.calibrate import Calibration, CalibrationSettings, calibrate
@@ -22,16 +23,19 @@ from earn.calibration.precisions import PRECISIONS, QUANTIZED
 from earn.calibration.refine import LEVELS
 from earn.calibration.variants import FLOAT, GraphVariants, MixedPrecision
 from earn.catalog import CATALOG_FILE, Catalog
+from earn.constant_head import ConstantHead
 from earn.errors import EarnError
 from earn.exchange import only_writer
 from earn.export.bundle import export_bundle
+from earn.export.one_graph import compose_bundle
 from earn.files import sha256
 from earn.live_catalog import blocked
-from earn.manifest import MANIFEST_FILE, Manifest
+from earn.manifest import HEAD_FILE, MANIFEST_FILE, Manifest
 from earn.model.families import TINY_BACKBONES
+from earn.runtime.engine import load_engine
 from earn.runtime.memory import Array
 from earn.runtime.recommender import Recommender
-from earn.specs import STAGES
+from earn.specs import PAST, STAGES
 from tests import forked
 from tests.calibration.conftest import CALIBRATING, Case, best, make_case, needs_exact_int8_sums
 from tests.support import small_model
@@ -192,12 +196,17 @@ def test_other_precisions_are_compared(case: Case, tmp_path: Path) -> None:
 
 
 def test_activations_are_collected_as_in_service(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts and decode steps, of both stages: a late stage that saw no generated row would have ranges too narrow."""
+    """Prompts and decode steps, of both stages: a late stage that saw no generated row would have ranges too narrow.
+
+    All stand behind the constant head, whose own rows count in no range.
+    """
     calls: list[tuple[str, int]] = []
+    heads: set[bool] = set()
     collect = CollectingEngine.run
 
     def counted(self: CollectingEngine, stage: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         calls.append((stage, len(feeds["keep"])))
+        heads.add(len(feeds[PAST]) > 0)
         collect(self, stage, feeds, outputs)
 
     monkeypatch.setattr(CollectingEngine, "run", counted)
@@ -206,6 +215,35 @@ def test_activations_are_collected_as_in_service(case: Case, tmp_path: Path, mon
         rows = [count for name, count in calls if name == stage]
         assert 1 in rows
         assert max(rows) > 1
+    assert heads == {True}
+
+
+def test_the_constant_head_is_that_of_the_float_graphs(case: Case, int8: Judged, tmp_path: Path) -> None:
+    manifest = Manifest.load(int8.folder)
+    assert manifest.brings_head
+    head, computed = Recommender.load(int8.folder).decoder.head, Recommender.load(case.bundle).decoder.head
+    for stage in STAGES:
+        assert np.array_equal(getattr(head, stage), getattr(computed, stage))
+    with pytest.raises(EarnError, match="which was not loaded"):
+        Recommender(load_engine("cpu", int8.folder, manifest), manifest, Catalog.load(int8.folder / CATALOG_FILE))
+
+    copy = tmp_path / "copy"
+    shutil.copytree(int8.folder, copy)
+    compose_bundle(copy)
+    for history in case.held_out.histories[:5]:
+        assert best(Recommender.load(copy, "one-graph"), history) == best(Recommender.load(int8.folder), history)
+
+    (copy / HEAD_FILE).unlink()
+    with pytest.raises(EarnError, match="missing"):
+        Recommender.load(copy)
+    for damaged, what in (
+        ({"early": head.late, "late": head.early}, "has the shapes"),
+        ({"early": head.early}, "late"),
+    ):
+        with (copy / HEAD_FILE).open("wb") as file:
+            write_arrays(file, damaged)
+        with pytest.raises(EarnError, match=what):
+            ConstantHead.load(copy, manifest)
 
 
 def test_bad_input_is_refused(case: Case, int8: Judged, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from earn.calibration.error_feedback import BLOCK, DAMPING, Floats, round_with_feedback
+from earn.calibration.error_feedback import BLOCK, DAMPING, STEPS, Floats, round_with_feedback
 
 ROWS, COLUMNS = 2 * BLOCK + 5, 6  # the last block is not full
 
@@ -34,20 +34,23 @@ def test_channels_that_have_nothing_in_common_are_rounded_to_the_nearest_step(we
         np.testing.assert_allclose(rounded[start : start + BLOCK], steps * (largest / -8), rtol=1e-6)
 
 
-def test_it_is_the_slow_algorithm(weight: Floats, activation: Floats) -> None:
+@pytest.mark.parametrize("bits", STEPS)
+def test_it_is_the_slow_algorithm(weight: Floats, activation: Floats, bits: int) -> None:
     """Each row's error is shared out by the inverse of the moments of the rows that are left, computed anew."""
     moments = (activation.T @ activation).astype(np.float64)
     moments += DAMPING * np.diag(moments).mean() * np.eye(ROWS)
-    left, want = weight.astype(np.float64), np.empty((ROWS, COLUMNS))
+    steps, left, want = STEPS[bits], weight.astype(np.float64), np.empty((ROWS, COLUMNS))
     scale: NDArray[np.float64] = np.ones(COLUMNS)
     for row in range(ROWS):
-        if row % BLOCK == 0:
-            block = left[row : row + BLOCK]
-            scale = block[np.abs(block).argmax(axis=0), np.arange(COLUMNS)] / -8
-        want[row] = scale * np.clip(np.rint(left[row] / scale), -8, 7)
+        if row % (steps.rows or ROWS) == 0:
+            block = left[row : row + (steps.rows or ROWS)]
+            largest = np.abs(block).argmax(axis=0) + row
+            scale = left[largest, np.arange(COLUMNS)] / steps.lowest
+        whole = np.clip(np.rint(left[row] / scale), steps.lowest, steps.highest)
+        want[row] = scale * np.where(row == largest, steps.lowest, whole)
         inverse = np.linalg.inv(moments[row:, row:])
         left[row:] -= np.outer(inverse[0] / inverse[0, 0], left[row] - want[row])
-    np.testing.assert_allclose(round_with_feedback(weight, activation.T @ activation), want, atol=1e-4)
+    np.testing.assert_allclose(round_with_feedback(weight, activation.T @ activation, steps), want, atol=1e-4)
 
 
 def test_products_are_nearer_than_those_of_the_nearest_steps(weight: Floats, activation: Floats) -> None:
@@ -56,15 +59,16 @@ def test_products_are_nearer_than_those_of_the_nearest_steps(weight: Floats, act
     assert errors[0] < errors[1] / 3
 
 
+@pytest.mark.parametrize("bits", STEPS)
 @pytest.mark.parametrize("seed", range(4))
-def test_the_quantizer_finds_the_same_scales_again(seed: int) -> None:
+def test_the_quantizer_finds_the_same_scales_again(seed: int, bits: int) -> None:
     """Else it would round a second time, to other steps."""
     generator = np.random.default_rng(seed)
     common = generator.standard_normal((300, 4)) @ generator.standard_normal((4, 256))
     activation = (common + 0.05 * generator.standard_normal((300, 256))).astype(np.float32)
     weight = generator.standard_normal((256, 64)).astype(np.float32)
-    rounded = round_with_feedback(weight, activation.T @ activation)
-    again = round_with_feedback(rounded, np.eye(256, dtype=np.float32))  # each to its nearest step
+    rounded = round_with_feedback(weight, activation.T @ activation, STEPS[bits])
+    again = round_with_feedback(rounded, np.eye(256, dtype=np.float32), STEPS[bits])  # each to its nearest step
     np.testing.assert_allclose(again, rounded, atol=1e-6)
 
 
@@ -72,6 +76,7 @@ def test_where_nothing_goes_in_weights_are_rounded_all_the_same(weight: Floats) 
     np.testing.assert_array_equal(round_with_feedback(weight, np.zeros((ROWS, ROWS), np.float32)), nearest(weight))
 
 
-def test_zeros_stay(weight: Floats, activation: Floats) -> None:
+@pytest.mark.parametrize("bits", STEPS)
+def test_zeros_stay(weight: Floats, activation: Floats, bits: int) -> None:
     weight[:, 2] = 0
-    assert not round_with_feedback(weight, activation.T @ activation)[:, 2].any()
+    assert not round_with_feedback(weight, activation.T @ activation, STEPS[bits])[:, 2].any()

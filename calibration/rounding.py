@@ -1,0 +1,72 @@
+"""Makes variants whose weights stand on the steps of 8 or 4 bits, for all precisions that round them so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from onnx import numpy_helper
+
+from earn.calibration.collect import collect_moments
+from earn.calibration.error_feedback import STEPS, round_with_feedback
+from earn.calibration.linear_layers import LinearLayer
+from earn.calibration.variants import GraphVariants
+
+MOST_HISTORIES = 32  # that moments are collected of; thousands of rows, where a channel needs a few
+MOST_BYTES = 1 << 30  # of the moments that are in memory at a time; each round of them answers the histories again
+
+Progress = Callable[[str], Callable[[int, int], None]]  # what goes on -> a callback (done, all)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Rounds the weights of a bundle's graphs."""
+
+    variants: GraphVariants
+    histories: Sequence[Sequence[str]]  # of the calibration
+    beams: int
+    progress: Progress
+
+    def make(self, base: str, stage: str, bits: int) -> str:
+        """Rounds a stage of a variant, if that was not done before; returns the new variant's name.
+
+        A weight whose last block is not full stays as it is: not every engine takes it in blocks.
+        """
+        variants, name = self.variants, f"{base}-{bits}-bits"
+        if variants.path(name, stage).exists():
+            return name
+        graph = variants.load(base, stage)
+        constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+        histories = self.histories[:: -(-len(self.histories) // MOST_HISTORIES)]
+        rows = {linear.weight: constants[linear.weight].dims[0] for linear in variants.linear_layers(stage)}
+        is_whole = {name: count % (STEPS[bits].rows or count) == 0 for name, count in rows.items()}
+        rounded = [linear for linear in variants.linear_layers(stage) if is_whole[linear.weight]]
+        for linears in _groups(rounded, rows):
+            progress = self.progress(f"collect, {bits} bits, {stage} stage")
+            tensors = list(dict.fromkeys(linear.activation for linear in linears))
+            moments = collect_moments(variants, base, stage, tensors, histories, self.beams, progress)
+            for linear in linears:
+                weight = constants[linear.weight]
+                values = round_with_feedback(numpy_helper.to_array(weight), moments[linear.activation], STEPS[bits])
+                weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+        variants.save(name, stage, graph)
+        return name
+
+
+def _groups(linears: Sequence[LinearLayer], rows: dict[str, int]) -> Iterator[list[LinearLayer]]:
+    """The linear layers in their order, so many at a time as moments have room for.
+
+    Args:
+        rows: of each weight, which are the channels of what goes in.
+    """
+    group: list[LinearLayer] = []
+    tensors: dict[str, int] = {}  # bytes of the moments of each
+    for linear in linears:
+        own = {linear.activation: 4 * rows[linear.weight] ** 2}
+        if group and sum({**tensors, **own}.values()) > MOST_BYTES:
+            yield group
+            group, tensors = [], {}
+        group.append(linear)
+        tensors |= own
+    if group:
+        yield group
