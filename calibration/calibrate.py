@@ -48,7 +48,7 @@ from earn.calibration.variants import EQUALIZED, FLOAT, GraphVariants, MixedPrec
 from earn.catalog import CATALOG_FILE
 from earn.errors import EarnError
 from earn.files import folder_written_whole
-from earn.manifest import HEAD_FILE, Manifest, refuse_foreign_folder
+from earn.manifest import Manifest, refuse_foreign_folder
 from earn.quantizer import QUANTIZER_FILE
 from earn.runtime.evaluation import median_ms
 from earn.runtime.request import DEFAULT_BEAMS
@@ -394,7 +394,6 @@ def _write(
                 "fine_products": list(chosen.mixed.refined_kinds),
                 "float_layers": list(chosen.mixed.float_layers),
             },
-            brings_head=(folder / HEAD_FILE).exists(),
         ).with_files(folder)
         manifest.save(folder)
     return manifest

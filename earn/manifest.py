@@ -42,7 +42,7 @@ from earn.quantizer import QUANTIZER_FILE
 from earn.specs import Limits, Sizes, all_specs
 from earn.tags import TAGS_FILE
 
-SCHEMA = 2
+SCHEMA, WITH_HEAD = 2, 3  # of bundles whose graphs compute all, and of those that bring HEAD_FILE
 PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8", "int8-weights", "int4", "int8-int4")
 _OF_STAGES = {"int8-int4": {"early": "int8", "late": "int4"}}  # precisions that have another one's graph in each stage
 MANIFEST_FILE = "manifest.json"
@@ -50,7 +50,6 @@ _JUDGED = {  # what must stand in a calibrated bundle's parts
     "accuracy": {"passed", "users", "beam_set", "beam_set_overlap", "top10_overlap", "recall@10", "ndcg@10", "limits"},
     "calibration": {"engine", "method", "samples", "seed", "fine_products", "float_layers"},
 }
-UNSAID = ("catalog", "brings_head")  # keys that only bundles have which need them: older readers refuse these
 SET_FIELDS = ("method", "temperature")  # of the model, which say nothing where it searches with beams
 ENGINES_FOLDER = "engines"
 GRAPH_FILES = {"early": "early.onnx", "late": "late.onnx"}
@@ -135,7 +134,6 @@ class Manifest:
     accuracy: Mapping[str, Any] | None = None  # the gate's figures, where another precision was judged by it
     calibration: Mapping[str, Any] | None = None  # how that precision was reached: engine, samples, float layers
     catalog: CatalogVersions | None = None  # None, and no key in the file: as it was exported
-    brings_head: bool = False  # HEAD_FILE is there, which the graphs cannot compute; False: no key in the file
 
     def save(self, folder: Path) -> None:
         """Writes manifest.json, with the tensor table for readers in other languages.
@@ -144,8 +142,9 @@ class Manifest:
             EarnError: a size or a limit is beyond what any bundle may have.
         """
         refuse(f"{folder / MANIFEST_FILE}: {problem}. Export with smaller limits." for problem in _beyond(self))
-        value = {name: part for name, part in to_json(self).items() if name not in UNSAID or part}
-        write_json(folder / MANIFEST_FILE, {"schema": SCHEMA, **value, "tensors": self._tensors()})
+        value = {name: part for name, part in to_json(self).items() if name != "catalog" or part is not None}
+        schema = WITH_HEAD if self.brings_head else SCHEMA
+        write_json(folder / MANIFEST_FILE, {"schema": schema, **value, "tensors": self._tensors()})
 
     @classmethod
     def load(cls, folder: Path, verify: bool | Collection[str] = True) -> Manifest:
@@ -164,12 +163,16 @@ class Manifest:
         if (size := path.stat().st_size) > MOST_MANIFEST:
             raise EarnError(f"{path}: has {size} bytes, no manifest has more than {MOST_MANIFEST}. Check the path.")
         value = read_json(path)
-        if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA:
+        schema = value.pop("schema", None) if isinstance(value, dict) else None
+        if schema not in (SCHEMA, WITH_HEAD):
+            known = f"{SCHEMA} or {WITH_HEAD}"
             raise EarnError(
-                f"{path}: not a manifest of schema {SCHEMA}. Export the checkpoint again with this earn-edge."
+                f"{path}: not a manifest of schema {known}. Export the checkpoint again with this earn-edge."
             )
         tensors = value.pop("tensors", None)
         manifest = _from_json(value, str(path))
+        if manifest.brings_head != (schema == WITH_HEAD):
+            raise EarnError(f"{path}: lists {HEAD_FILE} or not, unlike its schema. Copy the bundle again.")
         if tensors != manifest._tensors():
             raise EarnError(
                 f"{path}: the tensor table does not follow from sizes and limits. Export the checkpoint again."
@@ -186,6 +189,11 @@ class Manifest:
         if catalog:
             catalog = replace(catalog, kept=tuple(kept for kept in catalog.kept if catalog.file(kept) in entries))
         return replace(self, files=entries, catalog=catalog)
+
+    @property
+    def brings_head(self) -> bool:
+        """Whether keys and values of the prompt's constant head are there, which the graphs cannot compute."""
+        return HEAD_FILE in self.files
 
     @property
     def fingerprint(self) -> str:
@@ -205,8 +213,6 @@ class Manifest:
         names = set(self.files) - {*left_out, *(self.catalog.files if self.catalog else ())}
         value = to_json(replace(self, files={name: self.files[name] for name in self.files if name in names}))
         del value["catalog"]
-        if not self.brings_head:
-            del value["brings_head"]
         if self.model.method == BEAMS:  # which older manifests leave unsaid; their saved sessions stay good
             value["model"] = {name: part for name, part in value["model"].items() if name not in SET_FIELDS}
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -317,7 +323,6 @@ def _check_consistent(manifest: Manifest, where: str) -> None:
         "earlier catalogs are older and listed": changes.version > max((*changes.kept, 0))
         and [*changes.kept] == sorted({*changes.kept}, reverse=True)
         and {*changes.files} <= {*manifest.files},
-        f"{HEAD_FILE} is listed where it is needed": manifest.brings_head == (HEAD_FILE in manifest.files),
         "limits follow from the prompt": limits == limits_of(model, limits.depth, limits.batch, limits.beams),
     }
     if broken := [fact for fact, holds in facts.items() if not holds]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from earn.config import BEAMS, SCORING_RULES, SET, EarnConfig, Prompt
 from earn.files import write_json
-from earn.manifest import PRECISIONS, RANGES, SCHEMA, CatalogVersions, FileEntry, Manifest
+from earn.manifest import PRECISIONS, RANGES, SCHEMA, WITH_HEAD, CatalogVersions, FileEntry, Manifest
 from earn.specs import STAGES, Limits, Sizes
 
 SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
@@ -21,7 +21,6 @@ SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
 _TYPES: Mapping[str, Any] = {
     "int": {"type": "integer"},
     "float": {"type": "number"},
-    "bool": {"type": "boolean"},
     "str": {"type": "string"},
     "tuple[int, ...]": {"type": "array", "items": {"type": "integer"}},
     "float | None": {"type": ["number", "null"]},
@@ -47,11 +46,14 @@ def manifest_schema() -> dict[str, Any]:
     parts["CatalogVersions | None"] = _object(CatalogVersions)  # or no such key
     parts["Mapping[str, FileEntry]"] = {"type": "object", "additionalProperties": _object(FileEntry)}
     whole = _object(Manifest, parts=parts)
-    whole["properties"] |= {"schema": {"const": SCHEMA}, "tensors": _object_of(dict.fromkeys(STAGES, _stage()))}
+    whole["properties"] |= {
+        "schema": {"enum": [SCHEMA, WITH_HEAD]},
+        "tensors": _object_of(dict.fromkeys(STAGES, _stage())),
+    }
     whole["required"] += ["schema", "tensors"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"manifest.json of an earn-edge bundle, schema {SCHEMA}",
+        "title": f"manifest.json of an earn-edge bundle, schema {SCHEMA} or {WITH_HEAD}",
         **whole,
     }
 

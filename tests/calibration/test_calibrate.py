@@ -233,6 +233,11 @@ def test_the_constant_head_is_that_of_the_float_graphs(case: Case, int8: Judged,
     for history in case.held_out.histories[:5]:
         assert best(Recommender.load(copy, "one-graph"), history) == best(Recommender.load(int8.folder), history)
 
+    whole = (copy / MANIFEST_FILE).read_text()
+    (copy / MANIFEST_FILE).write_text(whole.replace('"schema": 3', '"schema": 2'))
+    with pytest.raises(EarnError, match="unlike its schema"):
+        Recommender.load(copy)
+    (copy / MANIFEST_FILE).write_text(whole)
     (copy / HEAD_FILE).unlink()
     with pytest.raises(EarnError, match="missing"):
         Recommender.load(copy)
