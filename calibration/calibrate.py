@@ -278,7 +278,7 @@ def _judge(trial: _Trial, precision: Precision, form: GraphForm, only_plain: boo
     folder = trial.variants.folder / f"{precision.name}-bundle"
     options = [trial.settings.mixed or MixedPrecision()]
     may_mix = not only_plain and trial.settings.mixed is None
-    if may_mix and precision.method == "static":
+    if may_mix and precision.method != "half":
         options += _less_coarse(trial.variants, precision)
     attempts = _try_until_passed(trial, precision, options, folder)
     sensitivity: Mapping[str, float] = {}
@@ -312,7 +312,8 @@ def _less_coarse(variants: GraphVariants, precision: Precision) -> list[MixedPre
     """What is tried while the gate fails: what costs least first."""
     sizes = variants.manifest.sizes
     ends = tuple(layer for layer in ENDS if layer in variants.layers(precision.name))
-    refined, both = ([MixedPrecision(layers, kinds) for kinds in LEVELS] for layers in ((), ends))
+    levels = LEVELS if precision.method == "static" else ()  # only fixed ranges can be refined
+    refined, both = ([MixedPrecision(layers, kinds) for kinds in levels] for layers in ((), ends))
     end_bytes = (sizes.embedding_rows + sizes.logits) * sizes.hidden * np.dtype(np.float32).itemsize
     is_little = end_bytes <= LITTLE * _graph_bytes(variants.source)
     return [MixedPrecision(ends), *both] if is_little else [*refined, *both]
