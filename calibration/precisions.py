@@ -61,7 +61,7 @@ PRECISIONS: Mapping[str, Precision] = {
             "blocks",
             ("cpu", "tensorrt"),
             weight_bits=4,
-            experimental="of two small models the gate passed one, with a layer in float",
+            experimental="of two small models the gate passed one, and SmolLM2-135M, each with layers in float",
         ),
         Precision(
             "int8-int4", "static", ("cpu",)

@@ -12,7 +12,7 @@ from earn.calibration.error_feedback import STEPS, round_with_feedback
 from earn.calibration.linear_layers import LinearLayer
 from earn.calibration.variants import GraphVariants
 
-MOST_HISTORIES = 32  # that moments are collected of; thousands of rows, where a channel needs a few
+MOST_HISTORIES = 64  # that moments are collected of; with 32 int4 kept .01 less, with 128 no more
 MOST_BYTES = 1 << 30  # of the moments that are in memory at a time; each round of them answers the histories again
 
 Progress = Callable[[str], Callable[[int, int], None]]  # what goes on -> a callback (done, all)
