@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ import onnxruntime
 from earn.bundle_edit import bundle_locked
 from earn.calibration.collect import StageRanges, collect_ranges
 from earn.calibration.equalize import ALPHA, equalize
+from earn.calibration.fallbacks import fallbacks, free_layers
 from earn.calibration.gate import LEAST_OVERLAP, HeldOut, Ranking, Verdict, apply_gate
-from earn.calibration.linear_layers import EMBEDDING, HEAD, LinearLayer
+from earn.calibration.linear_layers import LinearLayer
 from earn.calibration.precisions import (
     FASTEST,
     PRECISIONS,
@@ -57,8 +58,6 @@ from earn.tags import TAGS_FILE
 
 OLDEST_ONNXRUNTIME = (1, 22)  # the first with the quantizer of 4-bit blocks
 NOISE = 1.1  # a factor between medians that may be chance
-ENDS = (HEAD, EMBEDDING)  # layers that stay in float first: their errors reorder items directly
-LITTLE = 0.02  # share of the float graphs' bytes: below it the ends stay in float before anything is refined
 MOST_FLOAT = 0.5  # of the layers: beyond that a precision does not deserve its name
 
 Progress = Callable[[str], Callable[[int, int], None]]  # what goes on -> a callback (done, all)
@@ -170,12 +169,14 @@ def calibrate(
         precision: a row of PRECISIONS, or "fastest": the faster of AUTOMATIC that passes.
 
     Raises:
-        EarnError: the source is not in fp32, `out` is something else than a bundle, or a name is unknown; or another
-            process is changing the bundle at `out`.
+        EarnError: the source is not in fp32, `out` is something else than a bundle, a name is unknown, or there is no
+            history; or another process is changing the bundle at `out`.
     """
     source, out = Path(source), Path(out)
     settings = settings or CalibrationSettings()
     wanted = check(source, out, precision, settings)
+    if not histories:
+        raise EarnError("There are no histories to calibrate with. Give those of some real users.")
     compared = _others(wanted) if settings.compare else []
     precisions = [row for row, _ in wanted + compared]
     out.resolve().parent.mkdir(parents=True, exist_ok=True)
@@ -194,16 +195,17 @@ def calibrate(
         if any(row.method == "static" for row in precisions):
             after = collect_ranges(variants, EQUALIZED, histories, settings.beams, progress("collect, equalized"))
         rounding = Rounding(variants, histories, settings.beams, progress)
-        for row, form in wanted + compared:
-            for stage in STAGES:
+        for stage in STAGES:
+            for row, form in wanted + compared:
                 _quantize(rounding, stage, row, form, after.get(stage, {}))
+            rounding.forget(stage)
 
         rankings = held_out.rankings(variants.recommender(source), progress("ask, fp32"))
         timed = settings.requests and any(form.runs_on_cpu for _, form in wanted)
         float_milliseconds = _median_ms(variants, [source], held_out, settings)[0] if timed else None
         trial = _Trial(variants, histories, held_out, rankings, float_milliseconds, settings, progress)
         candidates = [_judge(trial, row, form) for row, form in wanted]
-        chosen = _best(candidates)
+        chosen = _best(candidates, free_layers(variants))
         if settings.explain and not chosen.sensitivity:
             explained = replace(chosen, sensitivity=_sensitivity(trial, chosen.precision))
             candidates[candidates.index(chosen)] = chosen = explained
@@ -279,7 +281,7 @@ def _judge(trial: _Trial, precision: Precision, form: GraphForm, only_plain: boo
     options = [trial.settings.mixed or MixedPrecision()]
     may_mix = not only_plain and trial.settings.mixed is None
     if may_mix and precision.method != "half":
-        options += _less_coarse(trial.variants, precision)
+        options += fallbacks(trial.variants, precision, LEVELS)
     attempts = _try_until_passed(trial, precision, options, folder)
     sensitivity: Mapping[str, float] = {}
     if may_mix and not attempts[-1].verdict.passed:
@@ -308,17 +310,6 @@ def _try_until_passed(
     return attempts
 
 
-def _less_coarse(variants: GraphVariants, precision: Precision) -> list[MixedPrecision]:
-    """What is tried while the gate fails: what costs least first."""
-    sizes = variants.manifest.sizes
-    ends = tuple(layer for layer in ENDS if layer in variants.layers(precision.name))
-    levels = LEVELS if precision.method == "static" else ()  # only fixed ranges can be refined
-    refined, both = ([MixedPrecision(layers, kinds) for kinds in levels] for layers in ((), ends))
-    end_bytes = (sizes.embedding_rows + sizes.logits) * sizes.hidden * np.dtype(np.float32).itemsize
-    is_little = end_bytes <= LITTLE * _graph_bytes(variants.source)
-    return [MixedPrecision(ends), *both] if is_little else [*refined, *both]
-
-
 def _with_float_layers(mixed: MixedPrecision, sensitivity: Mapping[str, float]) -> list[MixedPrecision]:
     """With the most sensitive layers in float too, more and more of them."""
     ranked = sorted(sensitivity, key=lambda layer: -sensitivity[layer])  # equal ones as they stand in the graphs
@@ -340,13 +331,13 @@ def _sensitivity(trial: _Trial, precision: Precision) -> Mapping[str, float]:
     return layer_sensitivities(trial.variants, base, precision.name, trial.histories, beams, progress)
 
 
-def _best(candidates: Sequence[Candidate]) -> Candidate:
+def _best(candidates: Sequence[Candidate], free: Collection[str]) -> Candidate:
     """Of those that pass, if possible with no layer in float, the fastest; of equally fast ones what keeps most.
 
-    If none passes, the one that came nearest.
+    If none passes, the one that came nearest. Free layers may be in float.
     """
     passing = [row for row in candidates if row.verdict.passed]
-    rows = [row for row in passing if not row.mixed.float_layers] or passing
+    rows = [row for row in passing if not {*row.mixed.float_layers} - {*free}] or passing
     least = min((row.milliseconds or 0.0 for row in rows), default=0.0)
     rows = [row for row in rows if (row.milliseconds or 0.0) <= NOISE * least]
     return max(rows or candidates, key=lambda row: row.verdict.beam_set_overlap)

@@ -11,12 +11,16 @@ In 4 bits BLOCK rows of a column share a scale, in 8 bits all of them do.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from earn.errors import EarnError
+
 BLOCK = 32  # rows
+MOST_COLUMNS = 4096  # that are rounded at a time
 DAMPING = 0.01  # added to the diagonal of the moments, as a share of its mean (section 3.3)
 
 Floats = NDArray[np.float32]
@@ -41,8 +45,26 @@ def round_with_feedback(weight: Floats, moments: Floats, steps: Steps = STEPS[4]
         weight: [rows, columns].
         moments: X^T X of the activations X that go in, [rows, rows].
     """
-    left = weight.astype(np.float64)  # what is still to be rounded, with the errors so far made up for
+    return next(round_all([weight], moments, steps))
+
+
+def round_all(weights: Iterable[Floats], moments: Floats, steps: Steps) -> Iterator[Floats]:
+    """Likewise several weights that read the same activations, one after the other.
+
+    Raises:
+        EarnError: the moments are no finite numbers.
+    """
+    if not np.isfinite(moments).all():
+        raise EarnError("Activations are no finite numbers, or so large that their squares are none. Check the model.")
     factor = _factor(moments.astype(np.float64))
+    for weight in weights:  # a column takes nothing from the others, so few are in float64 at a time
+        columns = range(0, weight.shape[1], MOST_COLUMNS)
+        yield np.hstack([_round(weight[:, start : start + MOST_COLUMNS], factor, steps) for start in columns])
+
+
+def _round(weight: Floats, factor: NDArray[np.float64], steps: Steps) -> Floats:
+    """A weight [rows, columns] by the factor [rows, rows] of its moments."""
+    left = weight.astype(np.float64)  # what is still to be rounded, with the errors so far made up for
     rounded = np.empty_like(left)
     for start in range(0, len(left), BLOCK):
         end = min(start + BLOCK, len(left))
@@ -60,14 +82,16 @@ def round_with_feedback(weight: Floats, moments: Floats, steps: Steps = STEPS[4]
 
 
 def _factor(moments: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The upper triangular U with U^T U = the inverse of the damped moments."""
+    """The upper triangular U [rows, rows] with U^T U = the inverse of the damped moments [rows, rows]."""
     diagonal = np.diag_indices_from(moments)
     moments[diagonal] += DAMPING * moments[diagonal].mean() or 1.0  # where nothing goes in nothing is made up for
     return np.linalg.cholesky(np.linalg.inv(moments)).T
 
 
 def _scale(block: NDArray[np.float64], lowest: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Of each column, as ONNX Runtime's quantizer takes it: the largest number becomes the lowest; and the row of that.
+    """The scale [columns] of a block [rows, columns], as ONNX Runtime's quantizer takes it, and the row of the largest.
+
+    It makes the largest number of a column the lowest step.
 
     Where all are 0 the scale is 1, and the row lies before all that are still to come.
     """

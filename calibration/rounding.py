@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from onnx import numpy_helper
 
 from earn.calibration.collect import collect_moments
-from earn.calibration.error_feedback import STEPS, round_with_feedback
+from earn.calibration.error_feedback import STEPS, round_all
 from earn.calibration.linear_layers import LinearLayer
 from earn.calibration.variants import GraphVariants
 
+ROUNDED = "rounded"  # stands in the variants' names
 MOST_HISTORIES = 64  # that moments are collected of; with 32 int4 kept .01 less, with 128 no more
 MOST_BYTES = 1 << 30  # of the moments that are in memory at a time; each round of them answers the histories again
 
@@ -32,7 +33,7 @@ class Rounding:
 
         A weight whose last block is not full stays as it is: not every engine takes it in blocks.
         """
-        variants, name = self.variants, f"{base}-{bits}-bits"
+        variants, name = self.variants, f"{base}-{ROUNDED}-{bits}"
         if variants.path(name, stage).exists():
             return name
         graph = variants.load(base, stage)
@@ -40,17 +41,23 @@ class Rounding:
         histories = self.histories[:: -(-len(self.histories) // MOST_HISTORIES)]
         rows = {linear.weight: constants[linear.weight].dims[0] for linear in variants.linear_layers(stage)}
         is_whole = {name: count % (STEPS[bits].rows or count) == 0 for name, count in rows.items()}
-        rounded = [linear for linear in variants.linear_layers(stage) if is_whole[linear.weight]]
-        for linears in _groups(rounded, rows):
+        wanted = [linear for linear in variants.linear_layers(stage) if is_whole[linear.weight]]
+        for linears in _groups(wanted, rows):
             progress = self.progress(f"collect, {bits} bits, {stage} stage")
             tensors = list(dict.fromkeys(linear.activation for linear in linears))
             moments = collect_moments(variants, base, stage, tensors, histories, self.beams, progress)
-            for linear in linears:
-                weight = constants[linear.weight]
-                values = round_with_feedback(numpy_helper.to_array(weight), moments[linear.activation], STEPS[bits])
-                weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+            for tensor in tensors:
+                weights = [constants[linear.weight] for linear in linears if linear.activation == tensor]
+                values = round_all(map(numpy_helper.to_array, weights), moments.pop(tensor), STEPS[bits])
+                for weight, rounded in zip(weights, values, strict=True):
+                    weight.CopyFrom(numpy_helper.from_array(rounded, weight.name))
         variants.save(name, stage, graph)
         return name
+
+    def forget(self, stage: str) -> None:
+        """Removes what was made of a stage: each is as large as the float graph."""
+        for path in self.variants.folder.glob(f"*-{ROUNDED}-*.{stage}.onnx*"):
+            path.unlink()
 
 
 def _groups(linears: Sequence[LinearLayer], rows: dict[str, int]) -> Iterator[list[LinearLayer]]:

@@ -1,7 +1,9 @@
 """Keys and values of the prompt's constant head, which a bundle may bring along: `constant_head.npz`.
 
     early   float32 [s,1,2l,g,e]   of all its s tokens in the early stage
-    late    float32 [p,1,2l,g,e]   of its p prefix registers in the late stage
+    late    float32 [p,1,2l,g,e]   of its p prefix registers in the late stage, if that has layers
+
+l layers of the stage, keys before values; g heads of keys and values; e the size of a head.
 
 The first tokens of a prompt draw attention that says nothing (sinks). What makes them do so are values inside the MLPs
 that are hundreds of times larger than any other token's, and rounding that leaves room for these leaves few steps for
@@ -55,10 +57,14 @@ class ConstantHead:
                 head = cls(**read_arrays(file, forms, most))
         except (OSError, TypeError, ValueError) as error:
             raise EarnError(f"{path}: no keys and values of a prompt ({error}). Copy the bundle again.") from error
-        found = {stage: getattr(head, stage).shape for stage in STAGES}
-        if found != shapes:
-            raise EarnError(f"{path}: has the shapes {found}, the bundle needs {shapes}. Copy the bundle again.")
+        if head.shapes != shapes:
+            raise EarnError(f"{path}: has the shapes {head.shapes}, the bundle needs {shapes}. Copy the bundle again.")
         return head
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """By stage."""
+        return {stage: getattr(self, stage).shape for stage in STAGES}
 
     def save(self, folder: Path) -> None:
         """Writes the file, whole or not at all."""
@@ -68,7 +74,8 @@ class ConstantHead:
 
 def head_shapes(manifest: Manifest) -> Mapping[str, tuple[int, ...]]:
     """The shapes of a bundle's keys and values, by stage."""
-    sizes, rows = manifest.sizes, {"early": manifest.limits.head, "late": manifest.limits.prefix}
+    sizes = manifest.sizes
+    rows = {"early": manifest.limits.head, "late": manifest.limits.prefix if sizes.stage_layers("late") else 0}
     return {
         stage: (rows[stage], 1, 2 * sizes.stage_layers(stage), sizes.key_value_heads, sizes.head_size)
         for stage in STAGES

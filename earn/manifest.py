@@ -7,7 +7,7 @@ A bundle is a folder:
     catalog.npz     items, identifiers, titles (see catalog)
     quantizer.npz   what makes digits of new items, where items have digits (see quantizer)
     tags.npz        tags of the items (see tags), where there are any
-    constant_head.npz  keys and values of the prompt's constant head, where it was quantized (see constant_head)
+    constant_head.npz  keys and values of the prompt's constant head, of a calibrated bundle (see constant_head)
     catalogs/3.npz  version 3 of the catalog, of one that was changed since (see bundle_edit)
     recommend.onnx  the whole search as one graph, where it was asked for (see earn.export.one_graph)
     items.json      {"form": "loop", "beams": 20, "item_ids": [...], "titles": [...],
@@ -172,7 +172,8 @@ class Manifest:
         tensors = value.pop("tensors", None)
         manifest = _from_json(value, str(path))
         if manifest.brings_head != (schema == WITH_HEAD):
-            raise EarnError(f"{path}: lists {HEAD_FILE} or not, unlike its schema. Copy the bundle again.")
+            lists = "lists" if manifest.brings_head else "does not list"
+            raise EarnError(f"{path}: of schema {schema}, but {lists} {HEAD_FILE}. Copy the bundle again.")
         if tensors != manifest._tensors():
             raise EarnError(
                 f"{path}: the tensor table does not follow from sizes and limits. Export the checkpoint again."

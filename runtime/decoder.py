@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earn.config import MASKED
-from earn.constant_head import ConstantHead
+from earn.constant_head import ConstantHead, head_shapes
 from earn.errors import EarnError
 from earn.manifest import HEAD_FILE, Manifest
 from earn.prompts import constant_head, prompt_end
@@ -68,7 +68,14 @@ class Decoder:
             EarnError: the bundle brings one, and it was not given: its graphs would compute another one.
         """
         if manifest.brings_head and head is None:
-            raise EarnError(f"The bundle brings {HEAD_FILE}, which was not loaded. Give it: ConstantHead.load.")
+            raise EarnError(
+                f"The bundle brings {HEAD_FILE}, which was not loaded. Take Recommender.load, or give "
+                "head=ConstantHead.load(folder, manifest)."
+            )
+        if head is not None and head.shapes != head_shapes(manifest):
+            raise EarnError(
+                f"The constant head has the shapes {head.shapes}, the bundle needs {head_shapes(manifest)}."
+            )
         self._engine = engine
         self.device = engine.device
         self._sizes = manifest.sizes
@@ -94,8 +101,9 @@ class Decoder:
 
     @property
     def head(self) -> ConstantHead:
-        """Keys and values of the constant head, in the host's memory."""
-        return ConstantHead(*(self.device.to_host(cache.past) for cache in (self._early_head, self._late_head)))
+        """Keys and values of the constant head, copied to the host's memory."""
+        caches = self._early_head, self._late_head
+        return ConstantHead(*(np.array(self.device.to_host(cache.past)) for cache in caches))
 
     def early_cache(self, rows: int, batch: int = 1) -> KeyValueCache:
         """A cache for the early stage with the constant head in it and room for `rows` rows more."""

@@ -16,6 +16,7 @@ import pytest
 from earn.arrays import write_arrays
 from earn.bundle_edit import edit_catalog
 from earn.calibration import calibrate as module
+from earn.calibration import fallbacks
 from earn.calibration.calibrate import Calibration, CalibrationSettings, calibrate
 from earn.calibration.collect import CollectingEngine, collect_ranges
 from earn.calibration.gate import LEAST_OVERLAP, HeldOut
@@ -38,7 +39,7 @@ from earn.runtime.recommender import Recommender
 from earn.specs import PAST, STAGES
 from tests import forked
 from tests.calibration.conftest import CALIBRATING, Case, best, make_case, needs_exact_int8_sums
-from tests.support import small_model
+from tests.support import random_catalog, small_model
 
 # Only what the gate needs; and a model with random weights has many near ties.
 QUICK = CalibrationSettings(compare=False, explain=False, requests=0, least_overlap=0.8)
@@ -174,6 +175,18 @@ def test_it_gives_up_before_all_is_float(case: Case, tmp_path: Path) -> None:
     assert len(found.chosen.mixed.float_layers) == len(found.chosen.sensitivity) // 2
 
 
+def test_small_ends_stay_in_float_before_anything_is_refined(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fallbacks, "SMALL", 1.0)
+    found = run(few(case), tmp_path / "int8", settings=replace(QUICK, least_overlap=1.01))
+    tried = [attempt.mixed for attempt in found.chosen.attempts]
+    assert tried[:4] == [MixedPrecision(), *(MixedPrecision(fallbacks.ENDS, kinds) for kinds in ((), *LEVELS))]
+    found = run(few(case), tmp_path / "int4", "int4", replace(QUICK, least_overlap=1.01))
+    assert found.chosen.attempts[1].mixed == MixedPrecision(fallbacks.ENDS)  # nothing to refine
+    assert not any(attempt.mixed.refined_kinds for attempt in found.chosen.attempts)
+
+
 def test_the_fastest_that_passes_is_taken(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def by_name(variants: GraphVariants, folders: Sequence[Path], *_: object) -> list[float]:
         return [1.0 if "dynamic" in folder.name else 2.0 for folder in folders]
@@ -184,6 +197,11 @@ def test_the_fastest_that_passes_is_taken(case: Case, tmp_path: Path, monkeypatc
     assert found.chosen.precision.name == "int8-dynamic"
     assert {row.precision.name: row.milliseconds for row in found.candidates} == {"int8": 2.0, "int8-dynamic": 1.0}
     assert Manifest.load(tmp_path / "fast").precision == "int8-dynamic"
+    int8, dynamic = found.candidates
+    with_ends = replace(int8, attempts=(replace(int8.attempts[0], mixed=MixedPrecision(fallbacks.ENDS)),))
+    faster = [replace(with_ends, milliseconds=0.5), dynamic]
+    assert module._best(faster, ()) is dynamic  # which has no layer in float
+    assert module._best(faster, fallbacks.ENDS) is faster[0]
 
 
 def test_other_precisions_are_compared(case: Case, tmp_path: Path) -> None:
@@ -235,7 +253,7 @@ def test_the_constant_head_is_that_of_the_float_graphs(case: Case, int8: Judged,
 
     whole = (copy / MANIFEST_FILE).read_text()
     (copy / MANIFEST_FILE).write_text(whole.replace('"schema": 3', '"schema": 2'))
-    with pytest.raises(EarnError, match="unlike its schema"):
+    with pytest.raises(EarnError, match="of schema 2, but lists"):
         Recommender.load(copy)
     (copy / MANIFEST_FILE).write_text(whole)
     (copy / HEAD_FILE).unlink()
@@ -251,7 +269,24 @@ def test_the_constant_head_is_that_of_the_float_graphs(case: Case, int8: Judged,
             ConstantHead.load(copy, manifest)
 
 
+@pytest.mark.parametrize("registers", [1, 0])
+@pytest.mark.parametrize("early_layers", [1, 4])
+def test_a_prompt_with_and_without_a_head_in_each_stage(tmp_path: Path, registers: int, early_layers: int) -> None:
+    catalog = random_catalog(60, codes=8)
+    model = small_model(catalog=catalog, early_layers=early_layers, prefix_registers=registers, max_history=6)
+    histories = [[str(user), str(user + 7)] for user in range(12)]
+    export_bundle(model, tmp_path / "float", histories[:2], max_beams=8)
+    held_out = HeldOut(tuple(map(tuple, histories)), tuple("1" for _ in histories))
+    settings = replace(ONCE, least_overlap=0.0)
+    found = calibrate(tmp_path / "float", tmp_path / "int8", histories, held_out, "int8-weights", settings)
+    assert found.manifest is not None
+    assert found.manifest.brings_head is (found.manifest.limits.head > 0)
+    assert Recommender.load(tmp_path / "int8").recommend(histories[0], 3, 8)
+
+
 def test_bad_input_is_refused(case: Case, int8: Judged, tmp_path: Path) -> None:
+    with pytest.raises(EarnError, match="no histories to calibrate with"):
+        run(replace(case, histories=[]), tmp_path / "none")
     for inside in (case.bundle, case.bundle / "int8", case.bundle.parent):
         with pytest.raises(EarnError, match="is, holds or lies in the bundle to calibrate"):
             run(case, inside)
