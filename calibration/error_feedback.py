@@ -85,7 +85,21 @@ def _factor(moments: NDArray[np.float64]) -> NDArray[np.float64]:
     """The upper triangular U [rows, rows] with U^T U = the inverse of the damped moments [rows, rows]."""
     diagonal = np.diag_indices_from(moments)
     moments[diagonal] += DAMPING * moments[diagonal].mean() or 1.0  # where nothing goes in nothing is made up for
-    return np.linalg.cholesky(np.linalg.inv(moments)).T
+    # With rows and columns in reverse the moments are L L^T, and U is the inverse of L in reverse. That is a third of the
+    # work of inverting the moments first.
+    return _inverse(np.linalg.cholesky(moments[::-1, ::-1]))[::-1, ::-1]
+
+
+def _inverse(lower: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of a lower triangular matrix [rows, rows], half by half."""
+    rows = len(lower)
+    if rows <= BLOCK:
+        return np.tril(np.linalg.inv(lower))
+    half, inverse = rows // 2, np.zeros_like(lower)
+    first, last = _inverse(lower[:half, :half]), _inverse(lower[half:, half:])
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    inverse[half:, :half] = -last @ lower[half:, :half] @ first
+    return inverse
 
 
 def _scale(block: NDArray[np.float64], lowest: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
