@@ -87,8 +87,8 @@ def _factor(moments: NDArray[np.float64]) -> NDArray[np.float64]:
     moments[diagonal] += DAMPING * moments[diagonal].mean() or 1.0  # where nothing goes in nothing is made up for
     # With rows and columns in reverse the moments are L L^T, and U is the inverse of L in reverse. That is a third of
     # the work of inverting the moments first.
-    factor: NDArray[np.float64] = _inverse(np.linalg.cholesky(moments[::-1, ::-1]))[::-1, ::-1]
-    return factor
+    lower: NDArray[np.float64] = np.linalg.cholesky(moments[::-1, ::-1])
+    return _inverse(lower)[::-1, ::-1]
 
 
 def _inverse(lower: NDArray[np.float64]) -> NDArray[np.float64]:
