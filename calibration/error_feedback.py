@@ -88,7 +88,8 @@ def _factor(moments: NDArray[np.float64]) -> NDArray[np.float64]:
     # With rows and columns in reverse the moments are L L^T, and U is the inverse of L in reverse. That is a third of
     # the work of inverting the moments first.
     lower: NDArray[np.float64] = np.linalg.cholesky(moments[::-1, ::-1])
-    return _inverse(lower)[::-1, ::-1]
+    factor: NDArray[np.float64] = _inverse(lower)[::-1, ::-1]
+    return factor
 
 
 def _inverse(lower: NDArray[np.float64]) -> NDArray[np.float64]:
