@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,12 +88,11 @@ def _factor(moments: NDArray[np.float64]) -> NDArray[np.float64]:
     moments[diagonal] += DAMPING * moments[diagonal].mean() or 1.0  # where nothing goes in nothing is made up for
     # With rows and columns in reverse the moments are L L^T, and U is the inverse of L in reverse. That is a third of
     # the work of inverting the moments first.
-    lower: NDArray[np.float64] = np.linalg.cholesky(moments[::-1, ::-1])
-    factor: NDArray[np.float64] = _inverse(lower)[::-1, ::-1]
+    factor: NDArray[np.float64] = _inverse(np.linalg.cholesky(moments[::-1, ::-1]))[::-1, ::-1]
     return factor
 
 
-def _inverse(lower: NDArray[np.float64]) -> NDArray[np.float64]:
+def _inverse(lower: NDArray[Any]) -> NDArray[np.float64]:
     """The inverse of a lower triangular matrix [rows, rows], half by half."""
     rows = len(lower)
     if rows <= BLOCK:
