@@ -264,12 +264,12 @@ def write_bundles(
     note(f"exporting {folder.name}")
     export_bundle(model, folder / "fp32", histories[:1], scoring)
     gc.collect()  # the exporter leaves copies of the weights in cycles
+    plain = CalibrationSettings(least_overlap=0, explain=False, compare=False, requests=0, feedback=False)
     users = HeldOut((tuple(histories[0]),), (histories[0][0],))
     for name in calibrated:
         note(f"calibrating {folder.name} to {name}")
         precision, refined = ("int8", LEVELS[0]) if name == REFINED else (name, ())
-        mixed = MixedPrecision(refined_kinds=refined)
-        settings = CalibrationSettings(least_overlap=0, mixed=mixed, explain=False, compare=False, requests=0)
+        settings = replace(plain, mixed=MixedPrecision(refined_kinds=refined))
         calibrate(folder / "fp32", folder / name, histories, users, precision, settings)
         gc.collect()
 

@@ -69,6 +69,7 @@ class CalibrationSettings:
 
     engine: str | None = None  # whose form is written; the precision's usual one if None
     alpha: float | None = ALPHA  # exponent of the equalization; None: outliers stay where they are
+    feedback: bool = True  # round weights with error feedback; without it, which loses more, in less time
     beams: int = DEFAULT_BEAMS  # at most the bundle's
     least_overlap: float = LEAST_OVERLAP
     force: bool = False  # write a bundle that fails, and say so in its manifest
@@ -194,7 +195,7 @@ def calibrate(
             _equalize(variants, before, settings.alpha)
         if any(row.method == "static" for row in precisions):
             after = collect_ranges(variants, EQUALIZED, histories, settings.beams, progress("collect, equalized"))
-        rounding = Rounding(variants, histories, settings.beams, progress)
+        rounding = Rounding(variants, histories if settings.feedback else (), settings.beams, progress)
         for stage in STAGES:
             for row, form in wanted + compared:
                 _quantize(rounding, stage, row, form, after.get(stage, {}))

@@ -24,15 +24,17 @@ class Rounding:
     """Rounds the weights of a bundle's graphs."""
 
     variants: GraphVariants
-    histories: Sequence[Sequence[str]]  # of the calibration
+    histories: Sequence[Sequence[str]]  # of the calibration; without any, weights are left to go to their nearest steps
     beams: int
     progress: Progress
 
     def make(self, base: str, stage: str, bits: int) -> str:
-        """Rounds a stage of a variant, if that was not done before; returns the new variant's name.
+        """Rounds a stage of a variant, if that was not done before; returns the name of the variant to quantize.
 
         A weight whose last block is not full stays as it is: not every engine takes it in blocks.
         """
+        if not self.histories:
+            return base
         variants, name = self.variants, f"{base}-{ROUNDED}-{bits}"
         if variants.path(name, stage).exists():
             return name
