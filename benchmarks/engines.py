@@ -52,7 +52,7 @@ from earn.runtime.recommender import Recommendation, Recommender
 from earn.runtime.session import Session
 
 REFINED = "int8-refined"  # the name of a bundle in int8 with refined activations; others are named by their precision
-# Mean difference of log-probabilities from torch's, beside their spread; of SmolLM2, with its outliers, .0011 in float32.
+# Mean difference of log-probabilities from torch's, beside their spread; SmolLM2, with its outliers, has .0011
 NEAR = {"float32": 0.003, "int8": 0.3}
 # A backbone's model_type -> the class that reads it in ctranslate2.converters.transformers.
 LOADERS = {"llama": "LlamaLoader", "mistral": "MistralLoader", "qwen2": "Qwen2Loader", "qwen3": "Qwen3Loader"}
