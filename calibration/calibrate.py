@@ -45,7 +45,7 @@ from earn.calibration.quantize import quantize
 from earn.calibration.refine import LEVELS
 from earn.calibration.rounding import Rounding
 from earn.calibration.sensitivity import layer_sensitivities
-from earn.calibration.variants import EQUALIZED, FLOAT, GraphVariants, MixedPrecision
+from earn.calibration.variants import EQUALIZED, FLOAT, GraphVariants, MixedPrecision, graph_bytes
 from earn.catalog import CATALOG_FILE
 from earn.errors import EarnError
 from earn.files import folder_written_whole
@@ -222,7 +222,7 @@ def calibrate(
             after=after,
             linear_layers={stage: variants.linear_layers(stage) for stage in STAGES},
             manifest=manifest,
-            float_bytes=_graph_bytes(source),
+            float_bytes=graph_bytes(source),
             float_milliseconds=float_milliseconds,
             samples=len(histories),
         )
@@ -292,7 +292,7 @@ def _judge(trial: _Trial, precision: Precision, form: GraphForm, only_plain: boo
     if trial.float_milliseconds is not None and form.runs_on_cpu:
         beside, taken = _median_ms(trial.variants, [trial.variants.source, folder], trial.held_out, trial.settings)
         milliseconds = trial.float_milliseconds * taken / beside
-    return Candidate(precision, form, folder, tuple(attempts), _graph_bytes(folder), milliseconds, sensitivity)
+    return Candidate(precision, form, folder, tuple(attempts), graph_bytes(folder), milliseconds, sensitivity)
 
 
 def _try_until_passed(
@@ -357,10 +357,6 @@ def _median_ms(
     beams = settings.beams
     taken = median_ms(sides, held_out.histories, beams, beams, held_out.exclude_history, settings.requests)
     return list(taken.values())
-
-
-def _graph_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.onnx*"))
 
 
 def _write(

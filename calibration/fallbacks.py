@@ -8,7 +8,7 @@ import numpy as np
 
 from earn.calibration.linear_layers import EMBEDDING, HEAD
 from earn.calibration.precisions import Precision
-from earn.calibration.variants import GraphVariants, MixedPrecision
+from earn.calibration.variants import GraphVariants, MixedPrecision, graph_bytes
 
 ENDS = (HEAD, EMBEDDING)  # what they round reorders items directly
 SMALL = 0.02  # share of the float graphs' bytes, up to which the ends may stay in float for nothing
@@ -16,9 +16,9 @@ SMALL = 0.02  # share of the float graphs' bytes, up to which the ends may stay 
 
 def free_layers(variants: GraphVariants) -> tuple[str, ...]:
     """The ends, if they are a small part of the graphs, as of a language model over few items; else none."""
-    sizes, source = variants.manifest.sizes, variants.source
+    sizes = variants.manifest.sizes
     weights = (sizes.embedding_rows + sizes.logits) * sizes.hidden * np.dtype(np.float32).itemsize
-    return ENDS if weights <= SMALL * sum(path.stat().st_size for path in source.glob("*.onnx*")) else ()
+    return ENDS if weights <= SMALL * graph_bytes(variants.source) else ()
 
 
 def fallbacks(variants: GraphVariants, precision: Precision, levels: Sequence[tuple[str, ...]]) -> list[MixedPrecision]:

@@ -131,3 +131,8 @@ class GraphVariants:
         """An ONNX Runtime session of one graph alone."""
         options = session_options(self.threads, spinning=False, arena=True)
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def graph_bytes(folder: Path) -> int:
+    """The size of the graphs in a folder, weights included."""
+    return sum(path.stat().st_size for path in folder.glob("*.onnx*"))

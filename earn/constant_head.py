@@ -10,8 +10,8 @@ that are hundreds of times larger than any other token's, and rounding that leav
 the rest. But these tokens are the same in every request. So a quantized bundle brings what the float graphs made of
 them, and its ranges are those of all other tokens.
 
-    IntactKV (Liu et al., Findings of ACL 2024, arXiv 2403.01241), section 3
-    PrefixQuant (Chen et al., arXiv 2410.05265), section 4
+    IntactKV (Liu et al., Findings of ACL 2024, arXiv 2403.01241)
+    PrefixQuant (Chen et al., arXiv 2410.05265)
 """
 
 from __future__ import annotations
