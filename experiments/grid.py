@@ -95,13 +95,15 @@ class Data:
     settings: Mapping[str, Any]  # fields of TrainSettings that differ
     build_identifiers: bool = False  # in spite of those that the data brings
     set_settings: Mapping[str, Any] = field(default_factory=dict)  # of the method "set", that differ from its own
+    rival_settings: Mapping[str, Any] = field(default_factory=dict)  # fields of RivalSettings that differ
 
 
 _FOUR = {"epochs": 4, "validation_users": 1000}
 _TWELVE = {"epochs": 12, "batch_size": 64}
 DATA: Mapping[str, Data] = {
     "walks": Data("walks", {"epochs": 6, "learning_rate": 1e-2, "dropout": 0.0}, set_settings={"epochs": 2}),
-    "ml-100k": Data("ml-100k", {"epochs": 4, "dropout": 0.0}),
+    # few users judge, after few steps: what an epoch gains goes up and down
+    "ml-100k": Data("ml-100k", {"epochs": 4, "dropout": 0.0}, rival_settings={"patience": 10}),
     "beauty": Data("amazon-beauty-letter", _TWELVE, set_settings=_FOUR),
     "beauty-built": Data("amazon-beauty-letter", _TWELVE, build_identifiers=True),
     "games": Data("amazon-games-atspeed", {"epochs": 6, "batch_size": 64}, set_settings=_FOUR),
@@ -130,6 +132,12 @@ RIVAL_RECIPES: Mapping[str, Mapping[str, Any]] = {
     "dropout-0.3": {"dropout": 0.3},
     "width-128": {"width": 128},
     "width-128-dropout-0.3": {"width": 128, "dropout": 0.3},
+    "width-128-dropout-0.7": {"width": 128, "dropout": 0.7},
+    "width-128-blocks-1": {"width": 128, "blocks": 1},
+    "width-128-rate-0.003": {"width": 128, "learning_rate": 3e-3},
+    "width-128-batch-32": {"width": 128, "batch_size": 32},
+    "width-64": {"width": 64},
+    "width-64-dropout-0.3": {"width": 64, "dropout": 0.3},
     "rate-0.0005": {"learning_rate": 5e-4},
     "blocks-3": {"blocks": 3},
 }
@@ -309,12 +317,12 @@ def made_of(run: Run, preset: Preset) -> dict[str, Any]:
 def settings_of(run: Run, preset: Preset) -> Mapping[str, Any]:
     """Fields of TrainSettings: the recipe's go before the preset's, the backbone's, the data's, and the method's.
 
-    Of a rival: fields of RivalSettings, of the recipe alone. Titles are learned by the method that reads words, where
-    the data has any.
+    Of a rival: fields of RivalSettings, the recipe's before the data's. Titles are learned by the method that reads
+    words, where the data has any.
     """
-    if run.method in RIVALS:
-        return {**(RIVAL_RECIPES[run.recipe] if run.recipe else {}), "seed": run.seed}
     data = DATA[run.data]
+    if run.method in RIVALS:
+        return {**data.rival_settings, **(RIVAL_RECIPES[run.recipe] if run.recipe else {}), "seed": run.seed}
     return {
         **({**asdict(SET_SETTINGS), **data.set_settings} if run.method == "set" else data.settings),
         "titles": run.method == "lcrec",

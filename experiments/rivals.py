@@ -50,9 +50,12 @@ DECAYS = (1.0, 0.8, 0.6)
 ASKED_AT_ONCE = 256  # users
 SORTED_AT_ONCE = 8  # batches whose users are sorted by length, so that little is padded
 STATE = "sasrec.pt"  # of a training that goes on
+PARTS_OF_BATCH = 16  # RecBole's batches have 2048 rows
 NAME, PARTS = "data", ("train", "valid", "test")  # of RecBole's benchmark files
 HEADER = "user_id:token\titem_id:token\titem_id_list:token_seq"
-Scores = Callable[[Sequence[Example]], NDArray[np.float32]]  # users -> [users,items]
+Users = Sequence[Example]
+Sequences = Sequence[NDArray[np.int64]]  # item indices
+Scores = Callable[[Users], NDArray[np.float32]]  # users -> [users,items]
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def measure_sasrec(dataset: Dataset, settings: RivalSettings, folder: Path) -> M
     return Measured(model.scores, best, sum(weight.numel() for weight in model.parameters()), seconds)
 
 
-def target_ranks(scores: Scores, users: Sequence[Example], exclude_history: bool = True) -> NDArray[np.int64]:
+def target_ranks(scores: Scores, users: Users, exclude_history: bool = True) -> NDArray[np.int64]:
     """The rank [users] of each target, from 0, among the items that the history lacks or among all.
 
     NOT_FOUND beyond the widest cutoff.
@@ -124,12 +127,12 @@ def target_ranks(scores: Scores, users: Sequence[Example], exclude_history: bool
     return np.array(ranks, np.int64)
 
 
-def mean_ndcg(scores: Scores, users: Sequence[Example]) -> float:
+def mean_ndcg(scores: Scores, users: Users) -> float:
     """NDCG@10, the history left out."""
     return float(ndcg(target_ranks(scores, users), 10).mean())
 
 
-def item_cosines(sequences: Sequence[NDArray[np.int64]], items: int) -> Any:
+def item_cosines(sequences: Sequences, items: int) -> Any:
     """Cosines of the items' sets of users, sparse [items,items], 0 on the diagonal."""
     from scipy.sparse import csr_matrix, diags
 
@@ -146,7 +149,7 @@ def knn_scores(cosines: Any, decay: float) -> Scores:
     """The scores of item-kNN (module docstring); the newest item's age is 0."""
     from scipy.sparse import csr_matrix
 
-    def scores(users: Sequence[Example]) -> NDArray[np.float32]:
+    def scores(users: Users) -> NDArray[np.float32]:
         lengths = [len(example.history) for example in users]
         weights = np.concatenate([decay ** np.arange(length)[::-1] for length in lengths])
         columns = np.concatenate([example.history for example in users])
@@ -190,7 +193,7 @@ class Sasrec(nn.Module):
         outputs: Tensor = self.norm(hidden)
         return outputs if last is None else functional.linear(outputs[0, last], self.items.weight)[0]
 
-    def loss(self, windows: Sequence[NDArray[np.int64]]) -> Tensor:
+    def loss(self, windows: Sequences) -> Tensor:
         """The mean cross entropy over all items, of every item of the windows but each first one."""
         rows, lengths = padded(windows)
         is_real = torch.arange(rows.shape[1]) < lengths[:, None]
@@ -198,7 +201,7 @@ class Sasrec(nn.Module):
         return functional.cross_entropy(outputs @ self.items.weight.T, rows[:, 1:][is_real[:, 1:]])
 
     @torch.no_grad()
-    def scores(self, users: Sequence[Example]) -> NDArray[np.float32]:
+    def scores(self, users: Users) -> NDArray[np.float32]:
         """Every item's score [users,items] after the newest items of each history."""
         self.eval()
         rows, lengths = padded([example.history[-self.most :] for example in users])
@@ -207,12 +210,12 @@ class Sasrec(nn.Module):
         return found
 
 
-def padded(rows: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequences) -> tuple[Tensor, Tensor]:
     """The rows [B,L] with zeros behind them, and their lengths [B]."""
     return pad_sequence([torch.tensor(row) for row in rows], batch_first=True), torch.tensor(list(map(len, rows)))
 
 
-def windows_of(sequences: Sequence[NDArray[np.int64]], most: int) -> list[NDArray[np.int64]]:
+def windows_of(sequences: Sequences, most: int) -> list[NDArray[np.int64]]:
     """Sequences cut from their ends into windows of at most `most` inputs; each item but a first one is one target."""
     found = []
     for sequence in sequences:
@@ -221,9 +224,7 @@ def windows_of(sequences: Sequence[NDArray[np.int64]], most: int) -> list[NDArra
     return found
 
 
-def batches(
-    windows: Sequence[NDArray[np.int64]], size: int, generator: np.random.Generator
-) -> Iterator[list[NDArray[np.int64]]]:
+def batches(windows: Sequences, size: int, generator: np.random.Generator) -> Iterator[list[NDArray[np.int64]]]:
     """All windows in a random order, in batches; those of a few batches are sorted by length and dealt out again."""
     order = generator.permutation(len(windows))
     for start in range(0, len(order), size * SORTED_AT_ONCE):
@@ -234,11 +235,7 @@ def batches(
 
 
 def train(
-    model: Sasrec,
-    sequences: Sequence[NDArray[np.int64]],
-    judges: Sequence[Example],
-    settings: RivalSettings,
-    state_file: Path,
+    model: Sasrec, sequences: Sequences, judges: Users, settings: RivalSettings, state_file: Path
 ) -> tuple[float, float]:
     """Trains with early stopping and leaves the best epoch's weights in the model; goes on from the state file.
 
@@ -293,7 +290,7 @@ def measure_recbole(kind: str, dataset: Dataset, settings: RivalSettings, folder
     model, items, best, seconds = _train_recbole(kind, dataset, judges, settings, folder)
 
     @torch.no_grad()
-    def scores(users: Sequence[Example]) -> NDArray[np.float32]:
+    def scores(users: Users) -> NDArray[np.float32]:
         rows, lengths = padded([items[example.history[-most:]] for example in users])
         asked = {"item_id_list": functional.pad(rows, (0, most - rows.shape[1])), "item_length": lengths}
         found: NDArray[np.float32] = model.full_sort_predict(Interaction(asked).to(model.device)).cpu().numpy()
@@ -302,13 +299,7 @@ def measure_recbole(kind: str, dataset: Dataset, settings: RivalSettings, folder
     return Measured(scores, best, sum(weight.numel() for weight in model.parameters()), seconds)
 
 
-def write_benchmark(
-    folder: Path,
-    sequences: Sequence[NDArray[np.int64]],
-    valid: Sequence[Example],
-    test: Sequence[Example],
-    most: int,
-) -> None:
+def write_benchmark(folder: Path, sequences: Sequences, valid: Users, test: Users, most: int) -> None:
     """Writes RecBole's benchmark files of item indices; a history keeps its newest `most` items.
 
     In training, user n is the n-th sequence; validation and test users have names of their own, for their histories
@@ -329,11 +320,12 @@ def write_benchmark(
 
 
 def _train_recbole(
-    kind: str, dataset: Dataset, judges: Sequence[Example], settings: RivalSettings, folder: Path
+    kind: str, dataset: Dataset, judges: Users, settings: RivalSettings, folder: Path
 ) -> tuple[Any, NDArray[np.int64], float, float]:
     """The model with its best weights, its id of each of our items (0: it never saw it), NDCG@10 and seconds."""
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
+    from recbole.data.interaction import Interaction
     from recbole.trainer import Trainer
     from recbole.utils import get_model, init_seed
 
@@ -342,11 +334,13 @@ def _train_recbole(
     own = create_dataset(config)
     parts = data_preparation(config, own)
     tokens = own.field2token_id["item_id"]
-    names = range(len(dataset.interactions.item_ids))
-    items = np.array([tokens.get(str(item), 0) for item in names], np.int64)
+    items = np.array([tokens.get(str(item), 0) for item in range(len(dataset.interactions.item_ids))], np.int64)
     histories = {own.field2token_id["user_id"][f"valid{user}"]: it.history for user, it in enumerate(judges)}
 
     class LeavesHistoryOut(Trainer):  # type: ignore[misc]
+        def _train_epoch(self, train_data: Any, epoch: int, *_: Any, show_progress: bool = False) -> Any:
+            return super()._train_epoch(train_data, epoch, loss, show_progress)
+
         def _full_sort_batch_eval(self, batched_data: Any) -> Any:
             interaction, scores, users, targets = super()._full_sort_batch_eval(batched_data)
             for row, user in enumerate(interaction["user_id"].tolist()):
@@ -354,11 +348,23 @@ def _train_recbole(
             return interaction, scores, users, targets
 
     model = get_model(kind)(config, parts[0].dataset)
+    loss = partial(loss_by_length, lambda rows: model.calculate_loss(Interaction(rows)))
+    torch.autograd.set_detect_anomaly(False)  # one of RecBole's models turns it on for all, and it takes a third longer
     trainer, began = LeavesHistoryOut(config, model), time.monotonic()
     best, _ = trainer.fit(*parts[:2], callback_fn=lambda epoch, ndcg: note(f"epoch {epoch + 1}: NDCG@10 {ndcg:.4f}"))
     seconds = time.monotonic() - began
     model.load_state_dict(torch.load(trainer.saved_model_file, weights_only=False)["state_dict"])
     return model.eval(), items, float(best), seconds
+
+
+def loss_by_length(loss: Callable[[dict[str, Tensor]], Tensor], batch: Any) -> Tensor:
+    """The mean loss of RecBole's batch by that of some rows, those of like length: what pads them is not worked out."""
+    by_length, losses = batch["item_length"].argsort(), []
+    for chosen in by_length.chunk(PARTS_OF_BATCH):
+        rows = {name: batch[name][chosen] for name in ("item_id", "item_id_list", "item_length")}
+        rows["item_id_list"] = rows["item_id_list"][:, : rows["item_length"].max()]
+        losses.append(loss(rows) * len(chosen))
+    return torch.stack(losses).sum() / len(by_length)
 
 
 def _options(settings: RivalSettings, folder: Path) -> dict[str, Any]:

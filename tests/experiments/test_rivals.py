@@ -22,6 +22,7 @@ from experiments.rivals import (
     batches,
     item_cosines,
     knn_scores,
+    loss_by_length,
     target_ranks,
     train,
     windows_of,
@@ -56,6 +57,21 @@ def test_recbole_gets_every_target_with_the_newest_items_before_it(tmp_path: Pat
         "valid": ["valid0\t9\t1 4"],
         "test": ["test0\t8\t6 5", "test1\t0\t7"],
     }
+
+
+def test_recboles_loss_is_the_same_by_length_and_reads_no_padding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([3, 1, 6, 2] * 10)
+    rows = torch.randint(1, 9, (40, 6), generator=generator) * (torch.arange(6) < lengths[:, None])
+    batch = {"item_id": torch.arange(40), "item_id_list": rows, "item_length": lengths, "user_id": torch.arange(40)}
+    seen = []
+
+    def loss(rows: dict[str, torch.Tensor]) -> torch.Tensor:
+        seen.append(rows["item_id_list"].numel())
+        return (rows["item_id_list"].sum(1) * rows["item_id"] / rows["item_length"]).mean()
+
+    torch.testing.assert_close(loss_by_length(loss, batch), loss(batch))
+    assert sum(seen[:-1]) < lengths.sum() + 6 < seen[-1] == rows.numel()
 
 
 def test_without_recbole_its_models_say_where_to_run_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
