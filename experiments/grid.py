@@ -124,9 +124,8 @@ TRIED: Mapping[str, Mapping[str, Any]] = {
 }
 TWICE = "epochs-0.4"  # of a pretrained backbone: twice as long as its preset says, and in less time a step
 RECIPES = {**TRIED, TWICE: {"epochs": 0.4, "bf16": True}}
-# What EARN is compared with (see experiments.rivals).
-# What was tried of SASRec: fields of RivalSettings that differ.
-OWN_RIVALS, RECBOLE = ("popularity", "item-knn", "sasrec"), ("recbole-sasrec", "recbole-gru4rec")
+# What EARN is compared with (see experiments.rivals); of SASRec, fields of RivalSettings that differ in what was tried.
+OWN_RIVALS, RECBOLE = ("popularity", "item-knn", "neighbours", "sasrec"), ("recbole-sasrec", "recbole-gru4rec")
 RIVALS = (*OWN_RIVALS, *RECBOLE)
 RIVAL_RECIPES: Mapping[str, Mapping[str, Any]] = {
     "dropout-0.3": {"dropout": 0.3},

@@ -1,26 +1,17 @@
-"""What EARN is compared with on the same splits, users and rules: popularity, item-kNN, SASRec, and RecBole's models.
+"""What EARN is compared with on the same splits, users and rules: popularity, neighbours, SASRec, and RecBole's models.
 
     popularity   most training interactions first
     item-knn     score(j) = sum over the history of decay^age cos(i, j), the cosine of the items' sets of
                  training users; the decay is one of DECAYS, chosen by the validation users' NDCG@10
+    neighbours   the same with the likeness that the method `set` starts from: of what stands near each other in
+                 training histories, and is called alike (earn.data.neighbours)
     sasrec       a causal transformer over item and position embeddings; item embeddings times the output are the logits
                  of all items, and the loss is their cross entropy at every position
                  (Kang and McAuley, arXiv 1808.09781; with this loss: Klenitskiy and Vasilev, arXiv 2309.07602)
-    recbole-*    RecBole's own SASRec and GRU4Rec, with its defaults and cross entropy over all items; the epoch is
-                 chosen by the validation users' NDCG@10
+    recbole-*    RecBole's own SASRec and GRU4Rec (experiments.recbole_models)
 
-`python -m experiments set` trains and asks the first three. Lists leave the history out; what they give where it may
-return stands beside. Ties keep the items' order. RecBole needs an environment of its own, for it does not run with
-newer versions of these:
-
-    python3 -m venv .recbole && .recbole/bin/pip install torch==2.13.0
-    .recbole/bin/pip install recbole==1.2.1 "setuptools<81" numpy==1.26.4 "scipy<1.13" "pandas<2.3"
-    .recbole/bin/python -m experiments recbole
-
-It reads its benchmark files: `data.train.inter` has a row for every item but a user's first one, with the newest items
-before it; `data.valid.inter` and `data.test.inter` a row per user. Its evaluation of sequential models lets the history
-into the lists: FullSortEvalDataLoader masks it for the other models alone. Here its trainer leaves it out, and test
-users are asked through `target_ranks`.
+`python -m experiments set` trains and asks all but the last. Lists leave the history out; what they give where it may
+return stands beside. Ties keep the items' order.
 """
 
 from __future__ import annotations
@@ -28,8 +19,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from earn.console import note
 from earn.data.dataset import Dataset
-from earn.errors import EarnError
+from earn.data.neighbours import likeness
 from earn.files import written_whole
 from earn.metrics import CUTOFFS, NOT_FOUND, Example, ndcg
 
@@ -50,12 +39,10 @@ DECAYS = (1.0, 0.8, 0.6)
 ASKED_AT_ONCE = 256  # users
 SORTED_AT_ONCE = 8  # batches whose users are sorted by length, so that little is padded
 STATE = "sasrec.pt"  # of a training that goes on
-PARTS_OF_BATCH = 16  # RecBole's batches have 2048 rows
-NAME, PARTS = "data", ("train", "valid", "test")  # of RecBole's benchmark files
-HEADER = "user_id:token\titem_id:token\titem_id_list:token_seq"
 Users = Sequence[Example]
 Sequences = Sequence[NDArray[np.int64]]  # item indices
 Scores = Callable[[Users], NDArray[np.float32]]  # users -> [users,items]
+Likeness = Callable[[Any], NDArray[Any]]  # sparse weights of items [users,items] -> what is like them [users,items]
 
 
 @dataclass(frozen=True)
@@ -95,11 +82,22 @@ def measure_popularity(dataset: Dataset, settings: RivalSettings, folder: Path) 
 def measure_knn(dataset: Dataset, settings: RivalSettings, folder: Path | None = None) -> Measured:
     """Items chosen by the same users as those of the history (module docstring)."""
     cosines = item_cosines(dataset.split.train, len(dataset.interactions.item_ids))
-    judges = dataset.examples("valid", settings.validation_users)
-    by_decay = {decay: mean_ndcg(knn_scores(cosines, decay), judges) for decay in DECAYS}
+    return _with_best_decay(lambda weights: (weights @ cosines).toarray(), cosines.nnz, dataset, settings)
+
+
+def measure_neighbours(dataset: Dataset, settings: RivalSettings, folder: Path | None = None) -> Measured:
+    """Items that stand near those of the history in training histories, and are called alike."""
+    alike = likeness(dataset.interactions, dataset.split.train)
+    return _with_best_decay(lambda weights: alike.times(weights.T.toarray()).T, alike.numbers, dataset, settings)
+
+
+def _with_best_decay(likeness_of: Likeness, numbers: int, dataset: Dataset, settings: RivalSettings) -> Measured:
+    """Of the decays the one that is best for validation users."""
+    judges, items = dataset.examples("valid", settings.validation_users), len(dataset.interactions.item_ids)
+    by_decay = {decay: mean_ndcg(knn_scores(likeness_of, decay, items), judges) for decay in DECAYS}
     best = max(by_decay, key=lambda decay: by_decay[decay])
-    note(f"item-knn: NDCG@10 of validation users by decay: {by_decay}")
-    return Measured(knn_scores(cosines, best), by_decay[best], cosines.nnz, None)
+    note(f"NDCG@10 of validation users by decay: {by_decay}")
+    return Measured(knn_scores(likeness_of, best, items), by_decay[best], numbers, None)
 
 
 def measure_sasrec(dataset: Dataset, settings: RivalSettings, folder: Path) -> Measured:
@@ -145,7 +143,7 @@ def item_cosines(sequences: Sequences, items: int) -> Any:
     return (scale @ together @ scale).tocsr()
 
 
-def knn_scores(cosines: Any, decay: float) -> Scores:
+def knn_scores(likeness_of: Likeness, decay: float, items: int) -> Scores:
     """The scores of item-kNN (module docstring); the newest item's age is 0."""
     from scipy.sparse import csr_matrix
 
@@ -154,9 +152,7 @@ def knn_scores(cosines: Any, decay: float) -> Scores:
         weights = np.concatenate([decay ** np.arange(length)[::-1] for length in lengths])
         columns = np.concatenate([example.history for example in users])
         rows = np.repeat(np.arange(len(users)), lengths)
-        histories = csr_matrix((weights, (rows, columns)), (len(users), cosines.shape[0]))
-        dense: NDArray[np.float32] = (histories @ cosines).toarray().astype(np.float32)
-        return dense
+        return likeness_of(csr_matrix((weights, (rows, columns)), (len(users), items))).astype(np.float32)
 
     return scores
 
@@ -275,125 +271,10 @@ def _is_done(by_epoch: Sequence[float], patience: int) -> bool:
     return len(by_epoch) > patience and max(by_epoch[-patience:]) <= max(by_epoch[:-patience])
 
 
-def measure_recbole(kind: str, dataset: Dataset, settings: RivalSettings, folder: Path) -> Measured:
-    """Trains a model of RecBole; the scores are those of its best weights.
-
-    Raises:
-        EarnError: RecBole is not installed.
-    """
-    if find_spec("recbole") is None:
-        raise EarnError("RecBole is not installed. experiments/rivals.py says how to make an environment for it.")
-    from recbole.data.interaction import Interaction
-
-    judges, most = dataset.examples("valid", settings.validation_users), settings.max_history
-    write_benchmark(folder / NAME, dataset.split.train, judges, dataset.examples(), most)
-    model, items, best, seconds = _train_recbole(kind, dataset, judges, settings, folder)
-
-    @torch.no_grad()
-    def scores(users: Users) -> NDArray[np.float32]:
-        rows, lengths = padded([items[example.history[-most:]] for example in users])
-        asked = {"item_id_list": functional.pad(rows, (0, most - rows.shape[1])), "item_length": lengths}
-        found: NDArray[np.float32] = model.full_sort_predict(Interaction(asked).to(model.device)).cpu().numpy()
-        return np.where(items > 0, found[:, items], -np.inf).astype(np.float32)
-
-    return Measured(scores, best, sum(weight.numel() for weight in model.parameters()), seconds)
-
-
-def write_benchmark(folder: Path, sequences: Sequences, valid: Users, test: Users, most: int) -> None:
-    """Writes RecBole's benchmark files of item indices; a history keeps its newest `most` items.
-
-    In training, user n is the n-th sequence; validation and test users have names of their own, for their histories
-    are told by their rows alone.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    targets = [
-        Example(f"u{user}", items[:place], int(items[place]))
-        for user, items in enumerate(sequences)
-        for place in range(1, len(items))
-    ]
-    for part, examples in zip(PARTS, (targets, valid, test), strict=True):
-        with (folder / f"{NAME}.{part}.inter").open("w", encoding="utf-8") as file:
-            file.write(HEADER + "\n")
-            for index, it in enumerate(examples):
-                user = it.user if part == "train" else f"{part}{index}"
-                file.write(f"{user}\t{it.target}\t{' '.join(map(str, it.history[-most:].tolist()))}\n")
-
-
-def _train_recbole(
-    kind: str, dataset: Dataset, judges: Users, settings: RivalSettings, folder: Path
-) -> tuple[Any, NDArray[np.int64], float, float]:
-    """The model with its best weights, its id of each of our items (0: it never saw it), NDCG@10 and seconds."""
-    from recbole.config import Config
-    from recbole.data import create_dataset, data_preparation
-    from recbole.data.interaction import Interaction
-    from recbole.trainer import Trainer
-    from recbole.utils import get_model, init_seed
-
-    config = Config(model=kind, dataset=NAME, config_dict=_options(settings, folder))
-    init_seed(settings.seed, True)
-    own = create_dataset(config)
-    parts = data_preparation(config, own)
-    tokens = own.field2token_id["item_id"]
-    items = np.array([tokens.get(str(item), 0) for item in range(len(dataset.interactions.item_ids))], np.int64)
-    histories = {own.field2token_id["user_id"][f"valid{user}"]: it.history for user, it in enumerate(judges)}
-
-    class LeavesHistoryOut(Trainer):  # type: ignore[misc]
-        def _train_epoch(self, train_data: Any, epoch: int, *_: Any, show_progress: bool = False) -> Any:
-            return super()._train_epoch(train_data, epoch, loss, show_progress)
-
-        def _full_sort_batch_eval(self, batched_data: Any) -> Any:
-            interaction, scores, users, targets = super()._full_sort_batch_eval(batched_data)
-            for row, user in enumerate(interaction["user_id"].tolist()):
-                scores[row, items[histories[user]]] = -torch.inf
-            return interaction, scores, users, targets
-
-    model = get_model(kind)(config, parts[0].dataset)
-    loss = partial(loss_by_length, lambda rows: model.calculate_loss(Interaction(rows)))
-    torch.autograd.set_detect_anomaly(False)  # one of RecBole's models turns it on for all, and it takes a third longer
-    trainer, began = LeavesHistoryOut(config, model), time.monotonic()
-    best, _ = trainer.fit(*parts[:2], callback_fn=lambda epoch, ndcg: note(f"epoch {epoch + 1}: NDCG@10 {ndcg:.4f}"))
-    seconds = time.monotonic() - began
-    model.load_state_dict(torch.load(trainer.saved_model_file, weights_only=False)["state_dict"])
-    return model.eval(), items, float(best), seconds
-
-
-def loss_by_length(loss: Callable[[dict[str, Tensor]], Tensor], batch: Any) -> Tensor:
-    """The mean loss of RecBole's batch by that of some rows, those of like length: what pads them is not worked out."""
-    by_length, losses = batch["item_length"].argsort(), []
-    for chosen in by_length.chunk(PARTS_OF_BATCH):
-        rows = {name: batch[name][chosen] for name in ("item_id", "item_id_list", "item_length")}
-        rows["item_id_list"] = rows["item_id_list"][:, : rows["item_length"].max()]
-        losses.append(loss(rows) * len(chosen))
-    return torch.stack(losses).sum() / len(by_length)
-
-
-def _options(settings: RivalSettings, folder: Path) -> dict[str, Any]:
-    """What differs from RecBole's defaults."""
-    return {
-        "data_path": str(folder),
-        "checkpoint_dir": str(folder),
-        "benchmark_filename": list(PARTS),
-        "load_col": {"inter": ["user_id", "item_id", "item_id_list"]},
-        "alias_of_item_id": ["item_id_list"],
-        "MAX_ITEM_LIST_LENGTH": settings.max_history,
-        "loss_type": "CE",
-        "train_neg_sample_args": None,
-        "eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "full"},
-        "metrics": ["NDCG"],
-        "valid_metric": "NDCG@10",
-        "metric_decimal_place": 6,
-        "epochs": settings.epochs,
-        "stopping_step": settings.patience,
-        "seed": settings.seed,
-        "use_gpu": torch.cuda.is_available(),
-    }
-
-
 # By the run's method.
 MEASURES: Mapping[str, Callable[[Dataset, RivalSettings, Path], Measured]] = {
     "popularity": measure_popularity,
     "item-knn": measure_knn,
+    "neighbours": measure_neighbours,
     "sasrec": measure_sasrec,
-    "recbole-sasrec": partial(measure_recbole, "SASRec"),
-    "recbole-gru4rec": partial(measure_recbole, "GRU4Rec"),
 }

@@ -102,14 +102,13 @@ def _ask_rival(
     run: Run, preset: Preset, dataset: Dataset, users: Sequence[Example], out: Path
 ) -> tuple[NDArray[np.int64], dict[str, Any]]:
     """The users' ranks by one of RIVALS, and what a result says of it."""
-    from experiments.rivals import MEASURES as RIVAL_MEASURES
-    from experiments.rivals import RivalSettings, target_ranks
+    from experiments import recbole_models, rivals
 
-    settings, folder = RivalSettings(**settings_of(run, preset)), out / run.name
+    settings, folder = rivals.RivalSettings(**settings_of(run, preset)), out / run.name
     with _alone(folder):
         write_json(folder / MADE, made_of(run, preset))
-        measured = RIVAL_MEASURES[run.method](dataset, settings, folder)
-        ranks, freely = (target_ranks(measured.scores, users, exclude) for exclude in (True, False))
+        measured = {**rivals.MEASURES, **recbole_models.MEASURES}[run.method](dataset, settings, folder)
+        ranks, freely = (rivals.target_ranks(measured.scores, users, exclude) for exclude in (True, False))
     return ranks, {
         "settings": asdict(settings),
         "history_returns": {name: float(each(freely, 10).mean()) for name, each in MEASURES.items()},

@@ -6,10 +6,10 @@
     python -m experiments.studies new-items                     # ml-100k, about five minutes
     python -m experiments.studies new-items --epochs 1 --users 50   # a check that everything runs
 
-`blend`: a bundle's lists blended with item-kNN: is the whole better than its parts, and for rare items too?
+`blend`: a bundle's lists blended with neighbours: is the whole better than its parts, and for rare items too?
 
     p(j)      what the bundle gives item j: exp(score) of its best MOST items, 0 beyond them
-    s(j)      the score of item-kNN (experiments.rivals); q(j) = s(j) / sum(s)
+    s(j)      the score of item-kNN, or of the neighbours (experiments.rivals); q(j) = s(j) / sum(s)
     mixture   (1 - w) p + w q, over the items of both
     sum       log p + w s, over the bundle's items alone
 
@@ -71,14 +71,15 @@ from earn.model.training import train
 from earn.new_items import NewItems
 from earn.runtime.recommender import Recommender
 from earn.settings import TrainSettings
-from experiments.rivals import RivalSettings, Sasrec, Scores, mean_ndcg, measure_knn, target_ranks
+from experiments.rivals import RivalSettings, Sasrec, Scores, mean_ndcg, measure_knn, measure_neighbours, target_ranks
 from experiments.runs import BEAMS, MEASURES, REQUESTS, K, has_rare_target
 
 Floats = NDArray[np.float32]
 Texts = tuple[str, ...]
 Table = tuple[Sequence[str], Sequence[Sequence[str]], Any]  # header, rows, and what the line of JSON holds
 
-# A blend with item-kNN
+# A blend with neighbours
+NEIGHBOURS = {"item-kNN": measure_knn, "neighbours": measure_neighbours}
 MOST = 64  # items of the bundle's list, or as many as it gives
 VALIDATION_USERS = 5000
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
@@ -144,24 +145,24 @@ def chosen_weight(of_weight: Callable[[float], Scores], judges: Sequence[Example
 
 
 def blend(args: argparse.Namespace) -> Table:
-    """A bundle's lists blended with item-kNN."""
+    """A bundle's lists blended with neighbours."""
     dataset, recommender = load_dataset(args.data), Recommender.load(args.bundle, threads=1)
     dataset.check_items(recommender.catalog, args.bundle)
     judges, users = dataset.examples("valid", VALIDATION_USERS), dataset.examples()
     is_rare = has_rare_target(dataset, users)
-    neighbours = measure_knn(dataset, RivalSettings(validation_users=VALIDATION_USERS)).scores
     of_judges, of_users = (listed(recommender, dataset, examples) for examples in (judges, users))
-    found: dict[str, dict[str, Any]] = {name: {} for name in ("bundle", "item-knn", *BLENDS)}
-    asked = {"bundle": of_users, "item-knn": neighbours}
-    for name, of_both in BLENDS.items():
-        weight, best = chosen_weight(partial(blended, of_judges, neighbours, of_both), judges)
-        found[name] = {"weight": weight, "valid_ndcg@10": best}
-        asked[name] = blended(of_users, neighbours, of_both, weight)
+    found, asked = dict[str, dict[str, Any]](), {"bundle": of_users}
+    for name, near in NEIGHBOURS.items():
+        asked[name] = near(dataset, RivalSettings(validation_users=VALIDATION_USERS)).scores
+        for kind, of_both in BLENDS.items():
+            weight, best = chosen_weight(partial(blended, of_judges, asked[name], of_both), judges)
+            found[f"{kind} with {name}"] = {"weight": weight, "valid_ndcg@10": best}
+            asked[f"{kind} with {name}"] = blended(of_users, asked[name], of_both, weight)
     for name, scores in asked.items():
         ranks = target_ranks(scores, users)
         for measure, of_ranks in MEASURES.items():
             each = of_ranks(ranks, 10)
-            found[name][measure] = float(each.mean())
+            found.setdefault(name, {})[measure] = float(each.mean())
             found[name][f"{measure} interval"] = bootstrap_interval(each)
             found[name][f"{measure} rare"] = float(each[is_rare].mean())
     columns = [f"{measure}{whose}" for whose in ("", " rare") for measure in MEASURES]

@@ -13,6 +13,7 @@ arXiv 0909.4061), which multiplies by it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,39 @@ SPARE = 16  # directions more than asked for, so that those asked for are exact 
 ROUNDS = 4  # of the iteration
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """S (module docstring), as its two parts."""
+
+    near: Any  # sparse [items, items]
+    words: Any | None  # sparse [items, words], rows of length 1; None: nothing has a title or metadata
+
+    def times(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
+        """S times columns [items, n]; S is symmetric."""
+        product: NDArray[np.float64] = self.near @ columns
+        return product if self.words is None else product + WORD_WEIGHT * (self.words @ (self.words.T @ columns))
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the parts hold."""
+        return int(self.near.nnz + (0 if self.words is None else self.words.nnz))
+
+
+def likeness(interactions: Interactions, train_sequences: Sequence[NDArray[np.int64]]) -> Likeness:
+    """How much items are chosen near each other and called alike; the arguments are those of `neighbour_vectors`.
+
+    Raises:
+        EarnError: nothing is known about any item.
+    """
+    found = Likeness(_near(train_sequences, len(interactions.item_ids)), word_matrix(interactions))
+    if not found.near.nnz and found.words is None:
+        raise EarnError(
+            f"{interactions.name}: no training history of two items, title or metadata says anything about the items. "
+            "Give a longer training part, or titles."
+        )
+    return found
+
+
 def neighbour_vectors(
     interactions: Interactions, train_sequences: Sequence[NDArray[np.int64]], components: int, seed: int = 0
 ) -> NDArray[np.float64]:  # [items, components]
@@ -47,20 +81,9 @@ def neighbour_vectors(
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
 
-    items = len(interactions.item_ids)
-    near, words = _near(train_sequences, items), word_matrix(interactions)
-    if not near.nnz and words is None:
-        raise EarnError(
-            f"{interactions.name}: no training history of two items, title or metadata says anything about the items. "
-            "Give a longer training part, or titles."
-        )
-
-    def times(columns: NDArray[np.float64]) -> NDArray[np.float64]:
-        product: NDArray[np.float64] = near @ columns
-        return product if words is None else product + WORD_WEIGHT * (words @ (words.T @ columns))
-
+    items, alike = len(interactions.item_ids), likeness(interactions, train_sequences)
     with threadpool_limits(1):  # sums of several threads are added in the order in which they end
-        vectors = _leading_eigenvectors(times, items, min(components, items), seed)
+        vectors = _leading_eigenvectors(alike.times, items, min(components, items), seed)
     return np.pad(unit(vectors), ((0, 0), (0, components - vectors.shape[1])))
 
 

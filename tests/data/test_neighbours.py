@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from earn.data.identifiers import word_matrix
-from earn.data.neighbours import DECAY, REACH, WORD_WEIGHT, neighbour_vectors
+from earn.data.neighbours import DECAY, REACH, WORD_WEIGHT, likeness, neighbour_vectors
 from earn.errors import EarnError
 from tests.data.test_digits import interactions
 
@@ -30,6 +30,7 @@ def test_vectors_are_the_leading_eigenvectors_of_what_is_chosen_and_called_alike
     assert sparse is not None
     words = sparse.toarray()
     whole = near / np.outer(scale, scale) + WORD_WEIGHT * words @ words.T
+    np.testing.assert_allclose(likeness(data, data.sequences).times(np.eye(24)), whole, atol=1e-12)
     values, vectors = np.linalg.eigh(whole)
     want = vectors[:, np.argsort(-values)[:24]]
     want = want[:, np.sort(values)[::-1] > 1e-9 * values.max()]

@@ -11,22 +11,22 @@ import torch
 from numpy.typing import NDArray
 
 from earn.data.dataset import load_dataset
+from earn.data.neighbours import likeness
 from earn.errors import EarnError
 from earn.metrics import NOT_FOUND, Example
-from experiments import rivals
+from experiments import recbole_models
+from experiments.recbole_models import MEASURES, PARTS, loss_by_length, write_benchmark
 from experiments.rivals import (
-    MEASURES,
-    PARTS,
+    DECAYS,
     RivalSettings,
     Sasrec,
     batches,
     item_cosines,
     knn_scores,
-    loss_by_length,
+    measure_neighbours,
     target_ranks,
     train,
     windows_of,
-    write_benchmark,
 )
 from experiments.runs import write_walks
 
@@ -75,7 +75,7 @@ def test_recboles_loss_is_the_same_by_length_and_reads_no_padding() -> None:
 
 
 def test_without_recbole_its_models_say_where_to_run_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rivals, "find_spec", lambda name: None)
+    monkeypatch.setattr(recbole_models, "find_spec", lambda name: None)
     data = load_dataset(str(write_walks(tmp_path / "walks")))
     with pytest.raises(EarnError, match="environment"):
         MEASURES["recbole-sasrec"](data, TINY, tmp_path)
@@ -86,8 +86,17 @@ def test_item_knn_by_hand() -> None:
     # Item 0 has users {a,b,c}, 1 {a,b}, 2 {b}, 3 none: cos(0,1) = 2/sqrt(6), cos(0,2) = 1/sqrt(3), cos(1,2) = 1/sqrt(2)
     want = np.array([[0, 2 / 6**0.5, 1 / 3**0.5, 0], [2 / 6**0.5, 0, 1 / 2**0.5, 0]])
     assert cosines.toarray()[:2] == pytest.approx(want, rel=1e-6)
-    scores = knn_scores(cosines, 0.5)([example([0, 1], 2)])
+    scores = knn_scores(lambda weights: (weights @ cosines).toarray(), 0.5, 4)([example([0, 1], 2)])
     assert scores[0] == pytest.approx(0.5 * want[0] + want[1], rel=1e-6)
+
+
+def test_neighbours_weigh_what_is_like_the_history_by_its_age(tmp_path: Path) -> None:
+    data = load_dataset(str(write_walks(tmp_path / "walks")))
+    items = len(data.interactions.item_ids)
+    alike = likeness(data.interactions, data.split.train).times(np.eye(items))
+    got = measure_neighbours(data, RivalSettings(validation_users=50)).scores([example([2, 0], 1)])[0]
+    wants = [decay * alike[2] + alike[0] for decay in DECAYS]
+    assert any(np.allclose(got, want, rtol=1e-5, atol=1e-6) for want in wants)
 
 
 def test_every_item_but_the_first_is_the_target_of_one_window() -> None:
