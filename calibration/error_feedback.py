@@ -39,24 +39,21 @@ class Steps:
 STEPS = {4: Steps(-8, 7, BLOCK), 8: Steps(-127, 127)}  # by bits, as ONNX Runtime's quantizers take them
 
 
-def round_with_feedback(weight: Floats, moments: Floats, steps: Steps = STEPS[4]) -> Floats:
-    """The weight on its steps, still as floats: x @ it is near x @ weight.
+def round_with_feedback(weights: Iterable[Floats], moments: Floats, steps: Steps, layer: str) -> Iterator[Floats]:
+    """Weights that read the same activations, on their steps, still as floats: x @ them is near x @ weight.
 
     Args:
-        weight: [rows, columns].
+        weights: each [rows, columns].
         moments: X^T X of the activations X that go in, [rows, rows].
-    """
-    return next(round_all([weight], moments, steps))
-
-
-def round_all(weights: Iterable[Floats], moments: Floats, steps: Steps) -> Iterator[Floats]:
-    """Likewise several weights that read the same activations, one after the other.
+        layer: one of the linear layers, for the error.
 
     Raises:
         EarnError: the moments are no finite numbers.
     """
     if not np.isfinite(moments).all():
-        raise EarnError("Activations are no finite numbers, or so large that their squares are none. Check the model.")
+        raise EarnError(
+            f"What goes into {layer} are no finite numbers, or so large that their squares are none. Check the model."
+        )
     factor = _factor(moments.astype(np.float64))
     for weight in weights:  # a column takes nothing from the others, so few are in float64 at a time
         columns = range(0, weight.shape[1], MOST_COLUMNS)

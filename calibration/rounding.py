@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onnx import numpy_helper
 
 from earn.calibration.collect import collect_moments
-from earn.calibration.error_feedback import STEPS, round_all
+from earn.calibration.error_feedback import STEPS, round_with_feedback
 from earn.calibration.linear_layers import LinearLayer
 from earn.calibration.variants import GraphVariants
 
@@ -49,8 +49,10 @@ class Rounding:
             tensors = list(dict.fromkeys(linear.activation for linear in linears))
             moments = collect_moments(variants, base, stage, tensors, histories, self.beams, progress)
             for tensor in tensors:
-                weights = [constants[linear.weight] for linear in linears if linear.activation == tensor]
-                values = round_all(map(numpy_helper.to_array, weights), moments.pop(tensor), STEPS[bits])
+                readers = [linear for linear in linears if linear.activation == tensor]
+                weights = [constants[linear.weight] for linear in readers]
+                arrays, layer = map(numpy_helper.to_array, weights), f"{readers[0].name} of the {stage} stage"
+                values = round_with_feedback(arrays, moments.pop(tensor), STEPS[bits], layer)
                 for weight, rounded in zip(weights, values, strict=True):
                     weight.CopyFrom(numpy_helper.from_array(rounded, weight.name))
         variants.save(name, stage, graph)
