@@ -35,7 +35,7 @@ from earn.data.neighbours import likeness
 from earn.files import written_whole
 from earn.metrics import CUTOFFS, NOT_FOUND, Example, ndcg
 
-DECAYS = (1.0, 0.8, 0.6)
+DECAYS = (1.0, 0.8, 0.6, 0.4, 0.2)
 ASKED_AT_ONCE = 256  # users
 SORTED_AT_ONCE = 8  # batches whose users are sorted by length, so that little is padded
 STATE = "sasrec.pt"  # of a training that goes on
