@@ -48,7 +48,8 @@ from earn.model.reference import build_trie, descend
 from earn.prompts import whole_prompt
 from earn.runtime.cuda import Cuda
 from earn.runtime.engine import Engine, load_engine
-from earn.runtime.recommender import Recommendation, Recommender
+from earn.runtime.lists import Recommendation
+from earn.runtime.recommender import Recommender
 from earn.runtime.session import Session
 
 REFINED = "int8-refined"  # the name of a bundle in int8 with refined activations; others are named by their precision

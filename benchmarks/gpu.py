@@ -63,7 +63,8 @@ from earn.errors import EarnError
 from earn.manifest import ENGINES_FOLDER, Manifest
 from earn.runtime.engine import ENGINES
 from earn.runtime.engine_files import TENSORRT
-from earn.runtime.recommender import Recommendation, Recommender
+from earn.runtime.lists import Recommendation
+from earn.runtime.recommender import Recommender
 
 SHAPES: Mapping[str, tuple[str, ...]] = {  # the precisions of each; fp32 first, which others are compared with
     "tiny": ("fp32", "fp16"),

@@ -84,7 +84,7 @@ from earn.model.set_model import SetModel
 from earn.profiling.machine import this_machine
 from earn.prompts import constant_head
 from earn.runtime.cache import cache_bytes
-from earn.runtime.recommender import Recommendation
+from earn.runtime.lists import Recommendation
 
 SHAPES = {"qwen2.5-0.5b": sides.SHAPES["0.5b"], "tiny": sides.SHAPES["tiny"]}
 ROUNDS = 3  # histories of a request; of a session there are more

@@ -35,7 +35,7 @@ from earn.config import EarnConfig, Prompt
 from earn.errors import EarnError
 from earn.model.earn_model import EarnModel
 from earn.prompts import constant_head, prompt_end, whole_prompt
-from earn.runtime.recommender import Recommendation
+from earn.runtime.lists import Recommendation
 from earn.specs import Sizes
 
 DEPTH = 4  # codes per item of a random catalog

@@ -49,7 +49,7 @@ from earn.calibration.variants import EQUALIZED, FLOAT, GraphVariants, MixedPrec
 from earn.catalog import CATALOG_FILE
 from earn.errors import EarnError
 from earn.files import folder_written_whole
-from earn.manifest import Manifest, refuse_foreign_folder
+from earn.manifest import NEIGHBOURS_FILE, Manifest, refuse_foreign_folder
 from earn.quantizer import QUANTIZER_FILE
 from earn.runtime.evaluation import median_ms
 from earn.runtime.request import DEFAULT_BEAMS
@@ -367,7 +367,7 @@ def _write(
     with folder_written_whole(out) as folder:
         for path in chosen.folder.iterdir():
             shutil.move(path, folder / path.name)
-        for name in {CATALOG_FILE, QUANTIZER_FILE, TAGS_FILE} & set(variants.manifest.files):
+        for name in {CATALOG_FILE, QUANTIZER_FILE, TAGS_FILE, NEIGHBOURS_FILE} & set(variants.manifest.files):
             shutil.copy(variants.source / name, folder / name)
         manifest = replace(
             variants.manifest,

@@ -27,7 +27,17 @@ from earn.config import SET
 from earn.errors import EarnError
 from earn.exchange import only_writer
 from earn.files import folder_written_whole, link_files
-from earn.manifest import NO_MODEL, CatalogVersions, FileEntry, Manifest
+from earn.item_neighbours import ItemNeighbours
+from earn.manifest import (
+    ITEMS_FILE,
+    MOBILE_FILES,
+    NEIGHBOURS_FILE,
+    NO_MODEL,
+    ONE_GRAPH_FILE,
+    CatalogVersions,
+    FileEntry,
+    Manifest,
+)
 from earn.new_items import NewItems, with_new_items
 from earn.quantizer import QUANTIZER_FILE
 from earn.tags import TAGS_FILE, Tags
@@ -182,8 +192,9 @@ def _with_catalog(manifest: Manifest, changed: Path, versions: CatalogVersions, 
         before: items of the old catalog.
         after: of the new one.
     """
-    former = {*NO_MODEL, *(manifest.catalog.files if manifest.catalog else ())} - {TAGS_FILE}
-    for name in NO_MODEL - {CATALOG_FILE, TAGS_FILE}:
+    by_index = {TAGS_FILE, NEIGHBOURS_FILE}  # what they say of an item stays true
+    former = {*NO_MODEL, *(manifest.catalog.files if manifest.catalog else ())} - by_index
+    for name in NO_MODEL - {CATALOG_FILE, *by_index}:
         (changed / name).unlink(missing_ok=True)
     files = {name: entry for name, entry in manifest.files.items() if name not in former}
     files |= {name: FileEntry.of(changed / name) for name in (CATALOG_FILE, *versions.files)}
@@ -191,6 +202,28 @@ def _with_catalog(manifest: Manifest, changed: Path, versions: CatalogVersions, 
     if TAGS_FILE in files and before != after:
         manifest = _with_tags(manifest, changed, Tags.load(changed / TAGS_FILE, before).resized(after))
     manifest.save(changed)
+    return manifest
+
+
+def set_neighbours(folder: Path, neighbours: ItemNeighbours | None) -> Manifest:
+    """Gives a bundle these neighbours in place of those that it has, or takes them away.
+
+    The one graph, whose lists know none, is left out of the bundle.
+
+    Raises:
+        EarnError: no bundle, or it cannot be written.
+    """
+    with bundle_changed(folder) as changed:
+        manifest = Manifest.load(folder, verify=False)
+        left_out = {NEIGHBOURS_FILE, ONE_GRAPH_FILE, ITEMS_FILE, *MOBILE_FILES}
+        for name in left_out:
+            (changed / name).unlink(missing_ok=True)
+        files = {name: entry for name, entry in manifest.files.items() if name not in left_out}
+        if neighbours is not None:
+            neighbours.save(changed / NEIGHBOURS_FILE)
+            files[NEIGHBOURS_FILE] = FileEntry.of(changed / NEIGHBOURS_FILE)
+        manifest = replace(manifest, files=files)
+        manifest.save(changed)
     return manifest
 
 

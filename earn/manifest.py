@@ -7,6 +7,7 @@ A bundle is a folder:
     catalog.npz     items, identifiers, titles (see catalog)
     quantizer.npz   what makes digits of new items, where items have digits (see quantizer)
     tags.npz        tags of the items (see tags), where there are any
+    neighbours.npz  what is like each item, where lists are blended with that (see item_neighbours)
     constant_head.npz  keys and values of the prompt's constant head, of a calibrated bundle (see constant_head)
     catalogs/3.npz  version 3 of the catalog, of one that was changed since (see bundle_edit)
     recommend.onnx  the whole search as one graph, where it was asked for (see earn.export.one_graph)
@@ -42,7 +43,7 @@ from earn.quantizer import QUANTIZER_FILE
 from earn.specs import Limits, Sizes, all_specs
 from earn.tags import TAGS_FILE
 
-SCHEMA, WITH_HEAD = 2, 3  # of bundles whose graphs compute all, and of those that bring HEAD_FILE
+SCHEMA, WITH_HEAD, WITH_NEIGHBOURS = SCHEMAS = 2, 3, 4  # older readers must not take what they know no use for
 PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8", "int8-weights", "int4", "int8-int4")
 _OF_STAGES = {"int8-int4": {"early": "int8", "late": "int4"}}  # precisions that have another one's graph in each stage
 MANIFEST_FILE = "manifest.json"
@@ -56,9 +57,11 @@ GRAPH_FILES = {"early": "early.onnx", "late": "late.onnx"}
 ONE_GRAPH_FILE = "recommend.onnx"
 ITEMS_FILE = "items.json"
 HEAD_FILE = "constant_head.npz"
+NEIGHBOURS_FILE = "neighbours.npz"
 MOBILE_FILES = ("recommend.ort", "recommend.required_operators.config")
 MOST_MANIFEST = 64 << 20  # bytes
-NO_MODEL = {CATALOG_FILE, TAGS_FILE, ONE_GRAPH_FILE, ITEMS_FILE, *MOBILE_FILES}  # files that follow from the catalog
+# Files that follow from the catalog.
+NO_MODEL = {CATALOG_FILE, TAGS_FILE, NEIGHBOURS_FILE, ONE_GRAPH_FILE, ITEMS_FILE, *MOBILE_FILES}
 
 # What no bundle goes beyond, whatever its manifest says: least and most of each of its sizes and limits.
 RANGES: Mapping[str, tuple[int, int]] = {
@@ -143,8 +146,7 @@ class Manifest:
         """
         refuse(f"{folder / MANIFEST_FILE}: {problem}. Export with smaller limits." for problem in _beyond(self))
         value = {name: part for name, part in to_json(self).items() if name != "catalog" or part is not None}
-        schema = WITH_HEAD if self.brings_head else SCHEMA
-        write_json(folder / MANIFEST_FILE, {"schema": schema, **value, "tensors": self._tensors()})
+        write_json(folder / MANIFEST_FILE, {"schema": self.schema, **value, "tensors": self._tensors()})
 
     @classmethod
     def load(cls, folder: Path, verify: bool | Collection[str] = True) -> Manifest:
@@ -164,16 +166,18 @@ class Manifest:
             raise EarnError(f"{path}: has {size} bytes, no manifest has more than {MOST_MANIFEST}. Check the path.")
         value = read_json(path)
         schema = value.pop("schema", None) if isinstance(value, dict) else None
-        if schema not in (SCHEMA, WITH_HEAD):
-            known = f"{SCHEMA} or {WITH_HEAD}"
+        if schema not in SCHEMAS:
             raise EarnError(
-                f"{path}: not a manifest of schema {known}. Export the checkpoint again with this earn-edge."
+                f"{path}: not a manifest of schema {SCHEMA} to {SCHEMAS[-1]}. Export the checkpoint again with this "
+                "earn-edge."
             )
         tensors = value.pop("tensors", None)
         manifest = _from_json(value, str(path))
-        if manifest.brings_head != (schema == WITH_HEAD):
-            lists = "lists" if manifest.brings_head else "does not list"
-            raise EarnError(f"{path}: of schema {schema}, but {lists} {HEAD_FILE}. Copy the bundle again.")
+        if manifest.schema != schema:
+            raise EarnError(
+                f"{path}: of schema {schema}, but the files that it lists are of schema {manifest.schema}. Copy the "
+                "bundle again."
+            )
         if tensors != manifest._tensors():
             raise EarnError(
                 f"{path}: the tensor table does not follow from sizes and limits. Export the checkpoint again."
@@ -190,6 +194,11 @@ class Manifest:
         if catalog:
             catalog = replace(catalog, kept=tuple(kept for kept in catalog.kept if catalog.file(kept) in entries))
         return replace(self, files=entries, catalog=catalog)
+
+    @property
+    def schema(self) -> int:
+        """The lowest number whose readers know all of the bundle's files: `constant_head.npz`, `neighbours.npz`."""
+        return WITH_NEIGHBOURS if NEIGHBOURS_FILE in self.files else WITH_HEAD if self.brings_head else SCHEMA
 
     @property
     def brings_head(self) -> bool:

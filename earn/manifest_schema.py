@@ -13,7 +13,7 @@ from typing import Any
 
 from earn.config import BEAMS, SCORING_RULES, SET, EarnConfig, Prompt
 from earn.files import write_json
-from earn.manifest import PRECISIONS, RANGES, SCHEMA, WITH_HEAD, CatalogVersions, FileEntry, Manifest
+from earn.manifest import PRECISIONS, RANGES, SCHEMA, SCHEMAS, CatalogVersions, FileEntry, Manifest
 from earn.specs import STAGES, Limits, Sizes
 
 SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
@@ -47,13 +47,13 @@ def manifest_schema() -> dict[str, Any]:
     parts["Mapping[str, FileEntry]"] = {"type": "object", "additionalProperties": _object(FileEntry)}
     whole = _object(Manifest, parts=parts)
     whole["properties"] |= {
-        "schema": {"enum": [SCHEMA, WITH_HEAD]},
+        "schema": {"enum": [*SCHEMAS]},
         "tensors": _object_of(dict.fromkeys(STAGES, _stage())),
     }
     whole["required"] += ["schema", "tensors"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"manifest.json of an earn-edge bundle, schema {SCHEMA} or {WITH_HEAD}",
+        "title": f"manifest.json of an earn-edge bundle, schema {SCHEMA} to {SCHEMAS[-1]}",
         **whole,
     }
 

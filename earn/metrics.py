@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ class Example:
     target: int  # the item index that came next
 
 
-def target_rank(ranking: Sequence[str], target: str) -> int:
+def target_rank(ranking: Sequence[Any], target: object) -> int:
     """The target's place in a ranking, from 0; NOT_FOUND if it is not there."""
     return ranking.index(target) if target in ranking else NOT_FOUND
 

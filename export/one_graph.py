@@ -46,7 +46,7 @@ from earn.export.one_graph_request import Answer, Request
 from earn.export.one_graph_search import beam_search, loop, unrolled
 from earn.export.one_graph_set import score_all
 from earn.files import write_json, written_whole
-from earn.manifest import GRAPH_FILES, ITEMS_FILE, MOBILE_FILES, ONE_GRAPH_FILE, FileEntry, Manifest
+from earn.manifest import GRAPH_FILES, ITEMS_FILE, MOBILE_FILES, NEIGHBOURS_FILE, ONE_GRAPH_FILE, FileEntry, Manifest
 from earn.runtime.recommender import Recommender
 from earn.runtime.request import DEFAULT_BEAMS
 
@@ -118,6 +118,11 @@ def _model(recommender: Recommender, folder: Path, choices: Choices) -> ModelPro
         raise EarnError(
             f"{folder}: items of its catalog were removed, blocked or added since it was exported, which one graph "
             "cannot say. Train and export again, or compose an earlier catalog: earn catalog rollback."
+        )
+    if recommender.lists.neighbours is not None:
+        raise EarnError(
+            f"{folder}: blends its lists with {NEIGHBOURS_FILE}, which one graph cannot. Take the neighbours away: "
+            "earn blend --remove."
         )
     stages = {stage: onnx.load(folder / name, load_external_data=False) for stage, name in GRAPH_FILES.items()}
     graphs = {name: model.graph for name, model in stages.items()}

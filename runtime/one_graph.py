@@ -21,11 +21,13 @@ from earn.catalog import Catalog
 from earn.config import SET
 from earn.errors import EarnError
 from earn.files import read_json
-from earn.manifest import ITEMS_FILE, ONE_GRAPH_FILE, Manifest
+from earn.item_neighbours import ItemNeighbours
+from earn.manifest import ITEMS_FILE, NEIGHBOURS_FILE, ONE_GRAPH_FILE, Manifest
 from earn.runtime.engine import ONE_GRAPH
 from earn.runtime.engine_files import TENSORRT_ONE_GRAPH
 from earn.runtime.item_filters import Excluded, indices_of
-from earn.runtime.recommender import Recommendations, Recommender
+from earn.runtime.lists import Recommendations
+from earn.runtime.recommender import Recommender
 from earn.runtime.request import Closed, check_deadline, seconds_left, too_late
 from earn.runtime.session import Session
 from earn.runtime.tensorrt_graph import TensorRTGraph, padded
@@ -101,11 +103,13 @@ class OneGraphRecommender(Recommender):
             tags: likewise, where it has any.
 
         Raises:
-            EarnError: the bundle has no such graph, or it cannot be loaded.
+            EarnError: the bundle has no such graph, or neighbours, or it cannot be loaded.
         """
+        if NEIGHBOURS_FILE in manifest.files:
+            raise EarnError(f"{folder}: has {NEIGHBOURS_FILE}, which one graph cannot blend in. Take the engine cpu.")
         if ONE_GRAPH_FILE not in manifest.files:
             raise EarnError(f"{folder}: has no {ONE_GRAPH_FILE}. Write it: earn compose {folder}")
-        self._keep(manifest, catalog, tags)
+        self._keep(manifest, catalog, tags, None)
         self._engine, self._session, self.beams = engine, SESSIONS[engine](folder, manifest, options), _beams(folder)
 
     def search_width(self, k: int, beams: int | str | None) -> int:
@@ -130,7 +134,9 @@ class OneGraphRecommender(Recommender):
         """The one width that there is: "exact" cannot widen it."""
         return [self.search_width(k, None)]
 
-    def _over(self, manifest: Manifest, catalog: Catalog, tags: Tags | None) -> Recommender:
+    def _over(
+        self, manifest: Manifest, catalog: Catalog, tags: Tags | None, neighbours: ItemNeighbours | None
+    ) -> Recommender:
         """Refused: the graph holds its catalog."""
         raise EarnError(f"The engine {ONE_GRAPH} has its catalog in its graph. Take another one, such as cpu.")
 
@@ -160,7 +166,7 @@ class OneGraphRecommender(Recommender):
         if status.any():  # histories and items were checked before
             raise EarnError(f"{ONE_GRAPH_FILE} gives what is no number, so it is damaged. Copy the bundle again.")
         return [
-            self._list(list(zip(row[:n].tolist(), scores[:n].tolist(), strict=True)), bool(is_exact))
+            self.lists.named(list(zip(row[:n].tolist(), scores[:n].tolist(), strict=True)), bool(is_exact))
             for row, scores, n, is_exact in zip(*answers, strict=True)
         ]
 

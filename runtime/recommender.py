@@ -23,7 +23,8 @@ from earn.catalog import CATALOG_FILE, OFFERED, Catalog
 from earn.config import SCORING_RULES, SET
 from earn.constant_head import ConstantHead
 from earn.errors import EarnError
-from earn.manifest import Manifest, check_graphs
+from earn.item_neighbours import ItemNeighbours, Ranked
+from earn.manifest import NEIGHBOURS_FILE, Manifest, check_graphs
 from earn.new_items import NewItems, with_new_items
 from earn.places import opened
 from earn.prompts import history_tokens
@@ -33,6 +34,7 @@ from earn.runtime.decoder import Decoder, ReadPrompts
 from earn.runtime.engine import ONE_GRAPHS, Engine, check_threads, load_engine
 from earn.runtime.item_filters import Excluded, ItemFilters, Wanted, distinct, items_left, wanted_of
 from earn.runtime.onnx_engine import session_options
+from earn.runtime.lists import Lists, Recommendations
 from earn.runtime.request import EXACT, Closed, in_order, one_each, width_of, within
 from earn.runtime.search import Search
 from earn.runtime.session import Session
@@ -43,23 +45,6 @@ from earn.texts import Texts
 from earn.trie import Ints
 
 NO_ITEMS: Ints = np.zeros(0, np.int64)
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """One recommended item."""
-
-    item_id: str
-    score: float  # log-probability of its identifier under the bundle's scoring rule, or the sum of its digits'
-    title: str  # "" where unknown
-
-
-class Recommendations(list[Recommendation]):
-    """A list of items, best first, that knows whether a wider search could have found another one."""
-
-    def __init__(self, items: Iterable[Recommendation], exact: bool) -> None:
-        super().__init__(items)
-        self.exact = exact  # these are the best k items of the whole catalog: nothing better was ever dropped
 
 
 class Recommender:
@@ -73,18 +58,18 @@ class Recommender:
         lookahead: int | None = None,
         tags: Tags | None = None,
         head: ConstantHead | None = None,
+        neighbours: ItemNeighbours | None = None,
     ) -> None:
         """Takes an engine over the bundle's graphs; `lookahead` (see earn.runtime.search) is for measurements.
 
         Raises:
             EarnError: the catalog is not the manifest's, or the bundle brings a constant head and none was given.
         """
-        self._keep(manifest, catalog, tags)
+        self._keep(manifest, catalog, tags, neighbours)
         self._lay_out()
         is_set = self._set is not None
-        tokens, depth = (
-            (catalog.trained, 1) if is_set else (len(catalog.tokens), catalog.depth)
-        )  # of what histories hold
+        # of what histories hold
+        tokens, depth = (catalog.trained, 1) if is_set else (len(catalog.tokens), catalog.depth)
         if (tokens, depth) != (len(manifest.model.token_ids), manifest.limits.depth):
             raise EarnError(
                 f"The catalog has {tokens} tokens and depth {depth}, the manifest "
@@ -93,16 +78,20 @@ class Recommender:
         self.decoder = Decoder(engine, manifest, head)
         self.lookahead = lookahead
 
-    def _keep(self, manifest: Manifest, catalog: Catalog, tags: Tags | None) -> None:
+    def _keep(
+        self, manifest: Manifest, catalog: Catalog, tags: Tags | None, neighbours: ItemNeighbours | None
+    ) -> None:
         """Takes what is no model."""
         self.manifest, self.catalog = manifest, catalog
+        self.lists = Lists(catalog, neighbours, manifest.limits.history)
         self.added = ""  # what tells items that were added in memory, by their catalog's sum
         self.tags = tags or no_tags(len(catalog))
         offered = catalog.status == OFFERED
         self.filters = ItemFilters(len(catalog), self.tags, self.indices, None if offered.all() else offered)
         # of a model with a row per item: whose row a history reads for each item
-        has_rows = manifest.model.method == SET
-        self._read_as = np.concatenate((np.arange(catalog.trained), catalog.read_as)) if has_rows else None
+        self._read_as = None
+        if manifest.model.method == SET:
+            self._read_as = np.concatenate((np.arange(catalog.trained), catalog.read_as))
 
     def _lay_out(self) -> None:
         """Of a model that names all codes at once: the items' digits."""
@@ -111,10 +100,12 @@ class Recommender:
         if not is_set:
             _ = self.catalog.trie.level_tokens  # made now, not at the first request
 
-    def _over(self, manifest: Manifest, catalog: Catalog, tags: Tags | None) -> Recommender:
+    def _over(
+        self, manifest: Manifest, catalog: Catalog, tags: Tags | None, neighbours: ItemNeighbours | None
+    ) -> Recommender:
         """Another recommender over the same model."""
         other = copy(self)
-        other._keep(manifest, catalog, tags)
+        other._keep(manifest, catalog, tags, neighbours)
         other._lay_out()
         return other
 
@@ -147,25 +138,29 @@ class Recommender:
         def open_now(folder: Path) -> Recommender:
             manifest = Manifest.load(folder, verify)
             check_graphs(folder, manifest)
-            catalog, tags = _items_of(folder, manifest)
+            catalog, tags, neighbours = _items_of(folder, manifest)
             if engine in ONE_GRAPHS:
                 from earn.runtime.one_graph import OneGraphRecommender
 
                 options = partial(session_options, check_threads(threads), spinning, arena)
                 return OneGraphRecommender(engine, folder, manifest, options, catalog, tags)
             loaded = load_engine(engine, folder, manifest, threads, spinning, arena)
-            return cls(loaded, manifest, catalog, tags=tags, head=ConstantHead.load(folder, manifest))
+            head = ConstantHead.load(folder, manifest)
+            return cls(loaded, manifest, catalog, tags=tags, head=head, neighbours=neighbours)
 
         return opened(folder, open_now)
 
     @classmethod
     def with_engine(cls, engine: Engine, folder: Path, manifest: Manifest, lookahead: int | None = None) -> Recommender:
         """A bundle's recommender over an engine of one's own, and its manifest or a changed one: for measurements."""
-        catalog, head = Catalog.load(folder / CATALOG_FILE), ConstantHead.load(folder, manifest)
-        return cls(engine, manifest, catalog, lookahead, head=head)
+        catalog, _, neighbours = _items_of(folder, manifest)
+        head = ConstantHead.load(folder, manifest)
+        return cls(engine, manifest, catalog, lookahead, head=head, neighbours=neighbours)
 
     def with_catalog(self, place: str | Path) -> Recommender:
-        """A recommender over the same model with the catalog and tags that a bundle has now; no graph is loaded.
+        """A recommender over the same model with the catalog, tags and neighbours that a bundle has now.
+
+        No graph is loaded.
 
         This one stays as it is, and so do the sessions that it has opened.
 
@@ -176,14 +171,14 @@ class Recommender:
             EarnError: the bundle has another model, or is damaged.
         """
 
-        def read(folder: Path) -> tuple[Manifest, Catalog, Tags | None]:
-            manifest = Manifest.load(folder, verify=(CATALOG_FILE, QUANTIZER_FILE, TAGS_FILE))
+        def read(folder: Path) -> tuple[Manifest, Catalog, Tags | None, ItemNeighbours | None]:
+            manifest = Manifest.load(folder, verify=(CATALOG_FILE, QUANTIZER_FILE, TAGS_FILE, NEIGHBOURS_FILE))
             return manifest, *_items_of(folder, manifest)
 
-        manifest, catalog, tags = opened(place, read)
+        manifest, catalog, tags, neighbours = opened(place, read)
         if manifest.model_fingerprint != self.manifest.model_fingerprint:
             raise EarnError(f"{place}: is a bundle of another model. Load it: Recommender.load.")
-        return self._over(manifest, catalog, tags)
+        return self._over(manifest, catalog, tags, neighbours)
 
     def recommend(
         self,
@@ -279,7 +274,7 @@ class Recommender:
         """The best items for some histories of item indices that one pass may hold."""
         generated = generated_rows(width, self.manifest.limits.depth)
         prompts = self.decoder.read([self.tokens(history) for history in histories], generated)
-        return self.search(prompts, excluded, k, width)
+        return self.search(prompts, histories, excluded, k, width)
 
     def session(self, history: Sequence[str | int] = (), unknown: str = "error") -> Session:
         """Opens a session: the history is read once, and each further item costs its own tokens alone.
@@ -327,7 +322,7 @@ class Recommender:
             EarnError: items cannot be added, see `earn.new_items.with_new_items`.
         """
         catalog = with_new_items(self.catalog, items, self.manifest.model.method == SET)
-        other = self._over(self.manifest, catalog, self.tags.resized(len(catalog)))
+        other = self._over(self.manifest, catalog, self.tags.resized(len(catalog)), self.lists.neighbours)
         other.added = catalog.sum_of_items()
         return other
 
@@ -359,22 +354,33 @@ class Recommender:
         rows = self.catalog.codes[newest] if self._read_as is None else self._read_as[newest, None]
         return separator + history_tokens([[code for code in row if code >= 0] for row in rows.tolist()], model)
 
-    def search(self, prompts: ReadPrompts, excluded: Sequence[Excluded], k: int, width: int) -> list[Recommendations]:
-        """The best items of a batch whose prompts were read."""
+    def search(
+        self,
+        prompts: ReadPrompts,
+        histories: Sequence[Sequence[int]],
+        excluded: Sequence[Excluded],
+        k: int,
+        width: int,
+    ) -> list[Recommendations]:
+        """The best items of a batch whose prompts were read; they are those of these histories of item indices."""
+        most = self.lists.most(k, width)
         state, first = self.decoder.prefill(prompts, generated_rows(width, self.manifest.limits.depth))
         if self._set is not None:
             if not np.isfinite(first).all():
                 raise self.decoder.not_finite(state, 1)
             return [
-                self._list(self._set.best(logits, k, items), is_exact=True)
-                for logits, items in zip(first, excluded, strict=True)
+                self.lists.of(self._set.best(logits, most, items), -np.inf, history, items, k, width)
+                for logits, history, items in zip(first, histories, excluded, strict=True)
             ]
         left = items_left(self.catalog.trie, excluded)
-        search = Search(self.catalog.trie, SCORING_RULES[self.manifest.scoring], width, int(k), self.lookahead)
+        search = Search(self.catalog.trie, SCORING_RULES[self.manifest.scoring], width, most, self.lookahead)
         beams = search.run(self.decoder, state, first, left)
-        return [self._items(beams, user, items, k) for user, items in enumerate(excluded)]
+        return [
+            self.lists.of(self._items(beams, user, items, most), beams.dropped[user], histories[user], items, k, width)
+            for user, items in enumerate(excluded)
+        ]
 
-    def _items(self, beams: Beams, user: int, excluded: Excluded, k: int) -> Recommendations:
+    def _items(self, beams: Beams, user: int, excluded: Excluded, most: int) -> Ranked:
         """The items that a user's beams name, best first."""
         mine = np.flatnonzero(beams.user == user)
         named = (
@@ -382,18 +388,11 @@ class Recommender:
             for node, score in zip(beams.node[mine].tolist(), beams.score[mine].tolist(), strict=True)
             for item in wanted_of(self.catalog.trie.items(node), excluded).tolist()
         )
-        ranked = list(islice(named, k))
-        dropped = beams.dropped[user]
-        return self._list(ranked, bool(np.isneginf(dropped) or (len(ranked) == k and dropped < ranked[-1][1])))
-
-    def _list(self, ranked: Sequence[tuple[int, float]], is_exact: bool) -> Recommendations:
-        """Items and their scores, best first, with the catalog's ids and titles."""
-        items, scores = [item for item, _ in ranked], [score for _, score in ranked]
-        ids, titles = (Texts.of(texts).take(items) for texts in (self.catalog.item_ids, self.catalog.titles))
-        return Recommendations(map(Recommendation, ids, scores, titles), is_exact)
+        return list(islice(named, most))
 
 
-def _items_of(folder: Path, manifest: Manifest) -> tuple[Catalog, Tags | None]:
-    """The catalog of a bundle, and its tags where it has any."""
+def _items_of(folder: Path, manifest: Manifest) -> tuple[Catalog, Tags | None, ItemNeighbours | None]:
+    """The catalog of a bundle, and its tags and neighbours where it has any."""
     catalog = Catalog.load(folder / CATALOG_FILE)
-    return catalog, Tags.load(folder / TAGS_FILE, len(catalog)) if TAGS_FILE in manifest.files else None
+    tags = Tags.load(folder / TAGS_FILE, len(catalog)) if TAGS_FILE in manifest.files else None
+    return catalog, tags, ItemNeighbours.load(folder, manifest, len(catalog))

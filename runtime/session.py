@@ -31,7 +31,8 @@ from earn.runtime.item_filters import Wanted, as_filter
 from earn.runtime.request import Closed, within
 
 if TYPE_CHECKING:
-    from earn.runtime.recommender import Recommendation, Recommender
+    from earn.runtime.lists import Recommendation
+    from earn.runtime.recommender import Recommender
 
 FORMAT = 2  # of saved sessions; the one before had no filters
 KEPT = 0.75  # of a full window, when it slides
@@ -157,7 +158,7 @@ class Session:
             with within(timeout_s):
                 prompt = self._ready()
                 try:
-                    return recommender.search(prompt, [excluded], k, width)[0]
+                    return recommender.search(prompt, [self._items[self._start :]], [excluded], k, width)[0]
                 finally:
                     self._cache.shorten(prompt.rows)
 

@@ -25,8 +25,9 @@ from earn.model.families import TINY_BACKBONES
 from earn.model.reference import build_trie, descend, next_token_scores
 from earn.prompts import constant_head, history_tokens, prompt_end, readout_rows
 from earn.runtime.engine import Engine
+from earn.runtime.lists import Recommendation
 from earn.runtime.memory import Array
-from earn.runtime.recommender import Recommendation, Recommender
+from earn.runtime.recommender import Recommender
 from earn.specs import Axis, StageSpecs
 
 FAMILIES = ("tiny-llama", "tiny-qwen2", "tiny-qwen3")

@@ -16,7 +16,8 @@ from earn.data.identifiers import build_catalog
 from earn.export.bundle import export_bundle
 from earn.model.earn_model import EarnModel
 from earn.model.reference import reference_search
-from earn.runtime.recommender import Recommendation, Recommender
+from earn.runtime.lists import Recommendation
+from earn.runtime.recommender import Recommender
 from tests.support import FAMILIES, RULES, Agreement, closest_call, small_model, sweep
 
 HISTORIES = 120

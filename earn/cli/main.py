@@ -19,6 +19,7 @@ import earn
 from earn.cli import (
     analyze,
     batch,
+    blend,
     calibrate,
     catalog,
     compose,
@@ -52,6 +53,7 @@ COMMANDS = (
     calibrate,
     compose,
     tags,
+    blend,
     catalog,
     pack,
     engine,

@@ -24,7 +24,7 @@ from earn.filters import AllOf, AnyOf, from_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from earn.runtime.recommender import Recommendation
+    from earn.runtime.lists import Recommendation
 
 
 WIDEST_TITLE = 100

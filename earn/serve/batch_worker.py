@@ -22,7 +22,8 @@ from earn.files import sha256, written_whole
 from earn.filters import AllOf, AnyOf, Filter, from_text
 from earn.manifest import MANIFEST_FILE, Manifest
 from earn.places import bundle_at
-from earn.runtime.recommender import Recommendations, Recommender
+from earn.runtime.lists import Recommendations
+from earn.runtime.recommender import Recommender
 from earn.runtime.request import EXACT
 from earn.serve.batch_input import ANSWERS, REJECTED, Block, Columns, Row, rows_of
 

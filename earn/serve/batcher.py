@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 
 from earn.errors import EarnError
 from earn.filters import EVERYTHING, NOTHING, Filter
-from earn.runtime.recommender import Recommendations, Recommender
+from earn.runtime.lists import Recommendations
+from earn.runtime.recommender import Recommender
 from earn.serve.limits import Refusal
 
 

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from earn.errors import EarnError
 from earn.filters import EVERYTHING, NOTHING, Filter
-from earn.runtime.recommender import Recommendations, Recommender
+from earn.runtime.lists import Recommendations
+from earn.runtime.recommender import Recommender
 from earn.serve.batcher import Answer, Batcher, Query
 from earn.serve.bundles import ServedBundle, Version
 from earn.serve.limits import Limits, Refusal

@@ -31,7 +31,7 @@ from earn.manifest import GRAPH_FILES, Manifest
 from earn.model.earn_model import EarnModel
 from earn.prompts import prompt_rows
 from earn.runtime.engine import load_engine
-from earn.runtime.recommender import Recommendation
+from earn.runtime.lists import Recommendation
 from tests import forked
 from tests.benchmarks.conftest import write_data
 from tests.support import small_model, toy_catalog

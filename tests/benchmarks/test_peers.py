@@ -16,7 +16,7 @@ from benchmarks.peers import CTRANSLATE2, HEADLINE, SESSIONS, SHAPES, check_same
 from benchmarks.sides import Answer, OwnProcess, Side, Step, Timings, make_task, measure
 from earn.catalog import Catalog
 from earn.prompts import whole_prompt
-from earn.runtime.recommender import Recommendation
+from earn.runtime.lists import Recommendation
 from tests.benchmarks.conftest import write_data
 from tests.support import toy_catalog
 

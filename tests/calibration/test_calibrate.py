@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from earn.arrays import write_arrays
-from earn.bundle_edit import edit_catalog
+from earn.bundle_edit import edit_catalog, set_neighbours
 from earn.calibration import calibrate as module
 from earn.calibration import fallbacks
 from earn.calibration.calibrate import Calibration, CalibrationSettings, calibrate
@@ -30,6 +30,7 @@ from earn.exchange import only_writer
 from earn.export.bundle import export_bundle
 from earn.export.one_graph import compose_bundle
 from earn.files import sha256
+from earn.item_neighbours import ItemNeighbours
 from earn.live_catalog import blocked
 from earn.manifest import HEAD_FILE, MANIFEST_FILE, Manifest
 from earn.model.families import TINY_BACKBONES
@@ -372,6 +373,21 @@ def test_a_catalog_that_changes_meanwhile_is_written_as_it_was_judged(case: Case
     assert found.manifest.catalog is None
     assert Catalog.load(tmp_path / "int8" / CATALOG_FILE).is_same(before)
     assert not Catalog.load(source / CATALOG_FILE).is_same(before)
+
+
+def test_a_blended_bundle_stays_one_and_its_model_is_judged(case: Case, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(case.bundle, tmp_path / "source"))
+    items = len(Catalog.load(source / CATALOG_FILE))
+    ring = (np.arange(items, dtype="<i4")[:, None] + 1) % items
+    neighbours = ItemNeighbours(ring, np.ones((items, 1), "<f4"), 1.0, 0.9)
+    some, plain = few(case), replace(ONCE, least_overlap=0.0)
+    alone = calibrate(source, tmp_path / "alone", some.histories, some.held_out, "int8-weights", plain)
+    set_neighbours(source, neighbours)
+    found = calibrate(source, tmp_path / "blended", some.histories, some.held_out, "int8-weights", plain)
+    assert found.chosen.verdict.beam_set_overlap == alone.chosen.verdict.beam_set_overlap
+    recommender = Recommender.load(tmp_path / "blended")
+    following = recommender.catalog.item_ids[1]
+    assert recommender.recommend(recommender.catalog.item_ids[:1], 1)[0].item_id == following
 
 
 def test_a_bundle_that_another_process_is_changing_is_not_replaced(case: Case, int8: Judged, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from earn.cli.recommend import items_table
 from earn.data import Interactions, dataset, load_interactions, split_of
 from earn.data.dataset import Dataset, load_dataset, sample
 from earn.errors import EarnError
-from earn.runtime.recommender import Recommendation
+from earn.runtime.lists import Recommendation
 from tests.cli.conftest import ITEMS, USERS, Earn
 from tests.support import toy_catalog
 

@@ -14,7 +14,20 @@ from tests.cli.conftest import Earn
 
 NAMES = [
     *("quickstart", "import", "data", "train", "evaluate", "analyze", "export"),
-    *("calibrate", "compose", "tags", "catalog", "pack", "engine", "profile", "recommend", "batch", "serve", "inspect"),
+    *(
+        "calibrate",
+        "compose",
+        "tags",
+        "blend",
+        "catalog",
+        "pack",
+        "engine",
+        "profile",
+        "recommend",
+        "batch",
+        "serve",
+        "inspect",
+    ),
 ]
 
 

@@ -23,7 +23,8 @@ from earn.export.one_graph import compose_bundle
 from earn.export.one_graph_request import EMPTY, NO_NUMBER, OUT_OF_RANGE, piece_lengths
 from earn.graph_files import MOST_ROUNDS
 from earn.manifest import MOBILE_FILES, Manifest, check_graphs
-from earn.runtime.recommender import Recommendations, Recommender
+from earn.runtime.lists import Recommendations
+from earn.runtime.recommender import Recommender
 from tests.support import RULES, histories_of, random_catalog, small_model, toy_catalog
 
 CATALOGS = {"odd": random_catalog(60, codes=3), "single": toy_catalog(["a0"]), "flat": toy_catalog(["a", "b", "c"])}

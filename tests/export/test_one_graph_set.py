@@ -18,7 +18,8 @@ from earn.errors import EarnError
 from earn.export.bundle import export_bundle
 from earn.export.one_graph import compose_bundle
 from earn.export.one_graph_request import EMPTY, NO_NUMBER, OUT_OF_RANGE
-from earn.runtime.recommender import Recommendation, Recommender
+from earn.runtime.lists import Recommendation
+from earn.runtime.recommender import Recommender
 from tests.export.test_one_graph import run
 from tests.model.test_set_model import ITEMS, set_model
 from tests.support import histories_of

@@ -15,7 +15,8 @@ from earn.export.stages import torch_recommender
 from earn.model.set_model import SetModel
 from earn.new_items import NewItems
 from earn.quantizer import QUANTIZER_FILE
-from earn.runtime.recommender import Recommendations, Recommender
+from earn.runtime.lists import Recommendations
+from earn.runtime.recommender import Recommender
 from tests.data.test_digits import interactions
 from tests.support import scramble, small_backbone, small_model
 

@@ -18,7 +18,8 @@ from earn.filters import EVERYTHING, NOTHING, Filter, Items, Not, Tag
 from earn.model.earn_model import EarnModel
 from earn.runtime import item_filters
 from earn.runtime.item_filters import Excluded, ItemFilter, ItemFilters, Unwanted, indices_of, items_left, wanted_of
-from earn.runtime.recommender import Recommendation, Recommender
+from earn.runtime.lists import Recommendation
+from earn.runtime.recommender import Recommender
 from earn.tags import Tags
 from earn.trie import ItemTrie
 from tests.earn.test_filters import expressions, holds

@@ -27,7 +27,8 @@ from earn.manifest import Manifest
 from earn.model.earn_model import EarnModel
 from earn.model.set_model import SetModel
 from earn.new_items import NewItems, with_new_items
-from earn.runtime.recommender import Recommendation, Recommender
+from earn.runtime.lists import Recommendation
+from earn.runtime.recommender import Recommender
 from earn.tags import TAGS_FILE, Tags
 from tests.model.test_set_model import naive_scores, set_model
 from tests.support import brute_force

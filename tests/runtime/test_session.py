@@ -13,7 +13,8 @@ import pytest
 from earn.config import Prompt
 from earn.errors import EarnError
 from earn.model.earn_model import EarnModel
-from earn.runtime.recommender import Recommendation, Recommender
+from earn.runtime.lists import Recommendation
+from earn.runtime.recommender import Recommender
 from earn.runtime.session import Session
 from tests.support import (
     RULES,

@@ -17,7 +17,8 @@ from earn.bundle_edit import edit_catalog, set_tags
 from earn.export.bundle import export_bundle
 from earn.filters import Items, Tag
 from earn.live_catalog import removed
-from earn.runtime.recommender import Recommendations, Recommender
+from earn.runtime.lists import Recommendations
+from earn.runtime.recommender import Recommender
 from earn.serve.app import create_app
 from earn.serve.bundles import ServedBundle
 from earn.serve.limits import Limits

@@ -13,7 +13,8 @@ import pytest
 
 from earn.cli.serve import _listening
 from earn.errors import EarnError
-from earn.runtime.recommender import Recommendations, Recommender
+from earn.runtime.lists import Recommendations
+from earn.runtime.recommender import Recommender
 from earn.serve.batcher import Answer, Batcher, Query
 from earn.serve.limits import Limits
 

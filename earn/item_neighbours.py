@@ -1,0 +1,126 @@
+"""What is like each item, which a bundle may bring to blend its lists with: `neighbours.npz`, written by `earn blend`.
+
+    items     int32 [n,m]    of each of the n items those most like it, the most first; -1 where there are fewer than m
+    likeness  float32 [n,m]  how much, above 0; 0 beside a -1
+    settings  float32 [2]    decay and weight
+
+    s(j)  = sum over the history's items i of decay^age likeness(i, j), the newest item's age being 0
+    q(j)  = s(j) / sum of s over all items
+    score = log((1 - weight) p(j) + weight q(j)), p(j) being what the model gives item j; 0 where its list lacks it
+
+Nothing is learned here. Weight and decay are those that rank best for validation users. Items that were added since are
+like none, and are ranked by the model alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earn.arrays import ArrayForm, read_arrays, write_arrays
+from earn.errors import EarnError
+from earn.files import written_whole
+from earn.manifest import NEIGHBOURS_FILE, Manifest
+
+Ints = NDArray[np.int64]
+Doubles = NDArray[np.float64]
+Ranked = list[tuple[int, float]]  # items and their scores, best first
+
+MOST_NEIGHBOURS = 1024  # of an item
+MOST_HEADERS = 4096  # bytes of the arrays' own
+REMEDY = "Write them again: earn blend."
+_FORMS = {"items": ArrayForm("<i4", 2), "likeness": ArrayForm("<f4", 2), "settings": ArrayForm("<f4", 1)}
+
+
+@dataclass(frozen=True)
+class ItemNeighbours:
+    """What is like each item, and how much that counts."""
+
+    items: NDArray[np.int32]  # [n,m]
+    likeness: NDArray[np.float32]  # [n,m]
+    decay: float
+    weight: float
+
+    @classmethod
+    def load(cls, folder: Path, manifest: Manifest, catalog_items: int) -> ItemNeighbours | None:
+        """Those of a bundle with so many items; None where it has none.
+
+        Raises:
+            EarnError: the file is damaged, or another bundle's.
+        """
+        if NEIGHBOURS_FILE not in manifest.files:
+            return None
+        path = folder / NEIGHBOURS_FILE
+        try:
+            with path.open("rb") as file:
+                arrays = read_arrays(file, _FORMS, MOST_HEADERS + 8 * catalog_items * MOST_NEIGHBOURS)
+            decay, weight = arrays["settings"].tolist()
+            found = cls(arrays["items"], arrays["likeness"], decay, weight)
+        except (OSError, KeyError, ValueError) as error:
+            raise EarnError(f"{path}: these are no neighbours of items ({error}). {REMEDY}") from error
+        if problem := found._problem(catalog_items):
+            raise EarnError(f"{path}: {problem}. {REMEDY}")
+        return found
+
+    def _problem(self, catalog_items: int) -> str:
+        """What is wrong with the numbers; "" if nothing is."""
+        is_there = self.items >= 0
+        if self.items.shape != self.likeness.shape or self.items.shape[1] > MOST_NEIGHBOURS:
+            return f"it has items {list(self.items.shape)} and likeness {list(self.likeness.shape)}"
+        if len(self.items) > catalog_items or not np.all((self.items >= -1) & (self.items < len(self.items))):
+            return f"its items are not of a catalog of {catalog_items}"
+        if not np.isfinite(self.likeness).all() or not np.array_equal(self.likeness > 0, is_there):
+            return "its likeness is not above 0 where there are items, and 0 elsewhere"
+        if not (0 < self.decay <= 1 and 0 < self.weight < 1):
+            return f"its decay is {self.decay:g} and its weight {self.weight:g}, where both lie between 0 and 1"
+        return ""
+
+    def save(self, path: Path) -> None:
+        """Writes the file, whole or not at all."""
+        settings = np.array([self.decay, self.weight], "<f4")
+        with written_whole(path) as beside, beside.open("wb") as file:
+            write_arrays(file, {"items": self.items, "likeness": self.likeness, "settings": settings})
+
+    def near(self, history: Sequence[int]) -> tuple[Ints, Doubles]:
+        """What is like a history of item indices, oldest first: items, ascending, and their q (module docstring)."""
+        known = np.array(history, np.int64)
+        weights = self.decay ** np.arange(len(known), dtype=np.float64)[::-1]
+        is_known = known < len(self.items)
+        rows, likeness = self.items[known[is_known]], self.likeness[known[is_known]] * weights[is_known, None]
+        items, place = np.unique(rows[rows >= 0], return_inverse=True)
+        sums = np.bincount(place, likeness[rows >= 0], len(items))
+        return items.astype(np.int64), sums / max(sums.sum(), np.finfo(np.float64).tiny)
+
+    def blend(
+        self, ranked: Ranked, bound: float, history: Sequence[int], wanted: Callable[[Ints], NDArray[Any]], k: int
+    ) -> tuple[Ranked, bool]:
+        """The k best items by model and neighbours, and whether no other can be better.
+
+        Args:
+            ranked: the model's items and their log-probabilities.
+            bound: what no other item's log-probability is above; -inf where there are no others.
+            history: that the model read, as item indices.
+            wanted: leaves those items that may come back.
+            k: items to return.
+        """
+        near, shares = self.near(history)
+        if not len(near):
+            return ranked[:k], bound == -np.inf or (len(ranked) >= k and bound < ranked[k - 1][1])
+        own = np.array([item for item, _ in ranked], np.int64)
+        left = np.isin(near, wanted(near))
+        items = np.union1d(own, near[left])
+        model, neighbours = np.zeros(len(items)), np.zeros(len(items))
+        model[items.searchsorted(own)] = np.exp([score for _, score in ranked])
+        neighbours[items.searchsorted(near[left])] = shares[left]
+        both = (1 - self.weight) * model + self.weight * neighbours
+        best = np.argsort(-both, kind="stable")[:k]
+        with np.errstate(divide="ignore"):
+            scores = np.log(both[best])
+        others = (1 - self.weight) * np.exp(bound) + self.weight * neighbours[model == 0].max(initial=0.0)
+        is_exact = bound == -np.inf or bool(len(best) == k and others < both[best[-1]])
+        return list(zip(items[best].tolist(), scores.tolist(), strict=True)), is_exact

@@ -1,0 +1,84 @@
+"""`earn blend`: what it writes, what it leaves alone, and what it refuses."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from earn.data.dataset import load_dataset
+from earn.data.neighbours import Likeness, likeness
+from earn.export import blend
+from earn.export.blend import nearest
+from earn.manifest import MANIFEST_FILE, NEIGHBOURS_FILE, Manifest
+from earn.runtime.recommender import Recommender
+from tests.cli.conftest import ITEMS, Earn
+
+
+@pytest.fixture
+def bundle(exported: Path, tmp_path: Path) -> Path:
+    """A bundle of a model that has hardly learned anything, to be changed."""
+    return Path(shutil.copytree(exported, tmp_path / "bundle"))
+
+
+def test_lists_get_better_by_what_validation_users_chose(bundle: Path, data: Path, earn: Earn) -> None:
+    before = earn("evaluate", bundle, data, "--json").json
+    found = earn("blend", bundle, data, "--json").json
+    assert found["users"] == 90
+    assert found["blend"] > found["model"]
+    assert 0 < found["weight"] < 1
+    written = Recommender.load(bundle).lists.neighbours
+    assert written is not None
+    assert (written.weight, written.decay) == pytest.approx((found["weight"], found["decay"]))
+    valid = earn("evaluate", bundle, data, "--split", "valid", "--json").json
+    assert valid["ndcg@10"] == pytest.approx(found["blend"], abs=1e-6)  # what was chosen by is what it gives
+    assert earn("evaluate", bundle, data, "--json").json["ndcg@10"] > before["ndcg@10"]
+    again = earn("blend", bundle, data, "--json").json  # neighbours that are there already change nothing
+    assert again == found
+    assert earn("blend", bundle, "--remove").status == 0
+    assert NEIGHBOURS_FILE not in Manifest.load(bundle).files
+
+
+def test_neighbours_of_no_use_are_not_written(
+    bundle: Path, data: Path, earn: Earn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All users walk on; a likeness that leads back to where they were finds nothing."""
+    back = csr_matrix(np.eye(ITEMS, k=-1) + np.eye(ITEMS, k=-2))
+    monkeypatch.setattr(blend, "likeness", lambda *_: Likeness(back.T, None))
+    manifest = (bundle / MANIFEST_FILE).read_bytes()
+    outcome = earn("blend", bundle, data, "--exclude-history", "--json")
+    assert outcome.json["weight"] == 0
+    assert "the model alone ranks best, so nothing was written" in outcome.err
+    assert (bundle / MANIFEST_FILE).read_bytes() == manifest
+
+
+def test_neighbours_stay_where_the_data_is_another(bundle: Path, data: Path, tmp_path: Path, earn: Earn) -> None:
+    earn("blend", bundle, data)
+    manifest = (bundle / MANIFEST_FILE).read_bytes()
+    table = tmp_path / "other.csv"
+    rows = [f"u{user},x{item},{item}" for user in range(3) for item in range(4)]
+    table.write_text("\n".join(["user,item,time", *rows]) + "\n")
+    assert "are not in the catalog" in earn("blend", bundle, table).error
+    assert (bundle / MANIFEST_FILE).read_bytes() == manifest
+
+
+@pytest.mark.parametrize("arguments", [[], ["ml-100k", "--remove"]])
+def test_data_or_remove_one_of_the_two(bundle: Path, arguments: list[str], earn: Earn) -> None:
+    assert "or --remove: one of the two" in earn("blend", bundle, *arguments).error
+
+
+def test_the_nearest_are_those_of_the_whole_matrix(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blend, "AT_ONCE", 7)
+    dataset = load_dataset(str(data))
+    alike = likeness(dataset.interactions, dataset.split.train)
+    whole = alike.times(np.eye(ITEMS))
+    np.fill_diagonal(whole, 0)
+    items, found = nearest(alike, 9)
+    for item in range(ITEMS):
+        order = [other for other in np.argsort(-whole[item], kind="stable")[:9].tolist() if whole[item, other] > 0]
+        assert items[item].tolist() == [*order, *[-1] * (9 - len(order))]
+        np.testing.assert_allclose(found[item, : len(order)], whole[item, order], rtol=1e-6)
+        assert not found[item, len(order) :].any()
