@@ -1,8 +1,8 @@
 """Gives a bundle neighbours to blend its lists with (see earn.item_neighbours), if validation users gain by it.
 
-    likeness    S of earn.data.neighbours, of each item the largest `MOST` that are above 0
-    weight 0    the model alone
-    chosen      the decay and weight with the highest NDCG@10 of validation users; of equals the smaller weight
+likeness    S of earn.data.neighbours, of each item the largest `MOST` that are above 0
+weight 0    the model alone
+chosen      the decay and weight with the highest NDCG@10 of validation users; of equals the smaller weight
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Users' lists: what the model ranks, blended with neighbours where the bundle brings some, under the catalog's names."""
+"""Users' lists: what the model ranks, blended with neighbours where a bundle brings some, under the catalog's names."""
 
 from __future__ import annotations
 

@@ -9,9 +9,8 @@ A recommender may be shared by threads: a request keeps its state to itself.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from copy import copy
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -33,15 +32,14 @@ from earn.runtime.beam import Beams
 from earn.runtime.decoder import Decoder, ReadPrompts
 from earn.runtime.engine import ONE_GRAPHS, Engine, check_threads, load_engine
 from earn.runtime.item_filters import Excluded, ItemFilters, Wanted, distinct, items_left, wanted_of
-from earn.runtime.onnx_engine import session_options
 from earn.runtime.lists import Lists, Recommendations
+from earn.runtime.onnx_engine import session_options
 from earn.runtime.request import EXACT, Closed, in_order, one_each, width_of, within
 from earn.runtime.search import Search
 from earn.runtime.session import Session
 from earn.runtime.set_scores import SetScores
 from earn.specs import generated_rows
 from earn.tags import TAGS_FILE, Tags, no_tags
-from earn.texts import Texts
 from earn.trie import Ints
 
 NO_ITEMS: Ints = np.zeros(0, np.int64)
@@ -78,9 +76,7 @@ class Recommender:
         self.decoder = Decoder(engine, manifest, head)
         self.lookahead = lookahead
 
-    def _keep(
-        self, manifest: Manifest, catalog: Catalog, tags: Tags | None, neighbours: ItemNeighbours | None
-    ) -> None:
+    def _keep(self, manifest: Manifest, catalog: Catalog, tags: Tags | None, neighbours: ItemNeighbours | None) -> None:
         """Takes what is no model."""
         self.manifest, self.catalog = manifest, catalog
         self.lists = Lists(catalog, neighbours, manifest.limits.history)
