@@ -6,15 +6,9 @@
     python -m experiments.studies new-items                     # ml-100k, about five minutes
     python -m experiments.studies new-items --epochs 1 --users 50   # a check that everything runs
 
-`blend`: a bundle's lists blended with neighbours: is the whole better than its parts, and for rare items too?
-
-    p(j)      what the bundle gives item j: exp(score) of its best MOST items, 0 beyond them
-    s(j)      the score of item-kNN, or of the neighbours (experiments.rivals); q(j) = s(j) / sum(s)
-    mixture   (1 - w) p + w q, over the items of both
-    sum       log p + w s, over the bundle's items alone
-
-Of each blend the weight w is chosen by the NDCG@10 of validation users, and the test users are asked once. Lists leave
-the history out. Works for beams and for all codes at once.
+`blend`: a bundle's model, its neighbours and the blend of both (earn.item_neighbours), for all users and for those
+whose item is rare. Weight and decay are chosen by validation users, and the test users are asked once. Lists leave the
+history out. The bundle stays as it is.
 
 `rival-speed`: SASRec beside bundles, as an app would run them: milliseconds of a request, and megabytes. SASRec is
 exported to ONNX in fp32 with the sizes of its best setting on Beauty; its weights are random, for they change no time.
@@ -44,7 +38,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -58,117 +51,54 @@ from earn.calibration.calibrate import CalibrationSettings, calibrate
 from earn.calibration.refine import LEVELS
 from earn.calibration.samples import draw_samples
 from earn.calibration.variants import MixedPrecision
-from earn.console import note, quiet, show, show_json, table
+from earn.console import note, progress, quiet, show, show_json, table
 from earn.data.dataset import Dataset, load_dataset, sample
 from earn.data.formats import Interactions
 from earn.data.splits import split_of
 from earn.errors import EarnError
+from earn.export.blend import choose_blend, with_neighbours
 from earn.export.stages import torch_recommender
 from earn.export.validation import search_validation
 from earn.metrics import Example, bootstrap_interval, recall, target_rank
 from earn.model.methods import build_model
 from earn.model.training import train
 from earn.new_items import NewItems
+from earn.runtime import evaluation
 from earn.runtime.recommender import Recommender
 from earn.settings import TrainSettings
-from experiments.rivals import RivalSettings, Sasrec, Scores, mean_ndcg, measure_knn, measure_neighbours, target_ranks
+from experiments.rivals import RivalSettings, Sasrec
 from experiments.runs import BEAMS, MEASURES, REQUESTS, K, has_rare_target
 
 Floats = NDArray[np.float32]
 Texts = tuple[str, ...]
 Table = tuple[Sequence[str], Sequence[Sequence[str]], Any]  # header, rows, and what the line of JSON holds
 
-# A blend with neighbours
-NEIGHBOURS = {"item-kNN": measure_knn, "neighbours": measure_neighbours}
-MOST = 64  # items of the bundle's list, or as many as it gives
-VALIDATION_USERS = 5000
-WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
-
-
-def mixture(model: Floats, neighbours: Floats, weight: float) -> Floats:
-    """(1 - w) p + w q; of weights above 1 that of 1."""
-    share = min(weight, 1.0)
-    total = np.maximum(neighbours.sum(1, keepdims=True), 1e-9)
-    scores: Floats = (1 - share) * model + share * neighbours / total
-    return scores
-
-
-def added(model: Floats, neighbours: Floats, weight: float) -> Floats:
-    """log p + w s; -inf where p is 0."""
-    with np.errstate(divide="ignore"):
-        scores: Floats = np.log(model) + np.float32(weight) * neighbours
-    return scores
-
-
-Blend = Callable[[Floats, Floats, float], Floats]  # p and s [users,items], w -> what is ranked [users,items]
-BLENDS: Mapping[str, Blend] = {"mixture": mixture, "sum": added}
-
-
-def blended(model: Scores, neighbours: Scores, blend: Blend, weight: float) -> Scores:
-    """The scores of a blend; both parts leave out what the history holds."""
-
-    def scores(users: Sequence[Example]) -> Floats:
-        near = neighbours(users)
-        for row, example in zip(near, users, strict=True):
-            row[example.history] = 0
-        return blend(model(users), near, weight)
-
-    return scores
-
-
-def listed(recommender: Recommender, dataset: Dataset, users: Sequence[Example]) -> Scores:
-    """What a bundle gives each item (`p` above); all these users are asked now, and later by their names."""
-    most, item_ids = min(MOST, recommender.manifest.limits.beams), dataset.interactions.item_ids
-    index = {item_id: place for place, item_id in enumerate(item_ids)}
-    note(f"the bundle's lists of {len(users)} users")
-    found = recommender.recommend_batch(dataset.histories(users), most, most, exclude_history=True)
-    lists = {
-        user.user: ([index[item.item_id] for item in items], [np.exp(item.score) for item in items])
-        for user, items in zip(users, found, strict=True)
-    }
-
-    def scores(users: Sequence[Example]) -> Floats:
-        rows = np.zeros((len(users), len(item_ids)), np.float32)
-        for row, user in zip(rows, users, strict=True):
-            items, given = lists[user.user]
-            row[items] = given
-        return rows
-
-    return scores
-
-
-def chosen_weight(of_weight: Callable[[float], Scores], judges: Sequence[Example]) -> tuple[float, float]:
-    """The weight with the highest NDCG@10 of these users, and that NDCG@10; of equals the smallest."""
-    by_weight = {weight: mean_ndcg(of_weight(weight), judges) for weight in WEIGHTS}
-    note(f"NDCG@10 of validation users by weight: {by_weight}")
-    return max(by_weight.items(), key=lambda pair: pair[1])
+# A blend
+VALIDATION_USERS = 2000  # as of `earn blend`
+NEIGHBOURS_ALONE = 1 - 1e-6  # the weight at which the model orders nothing but what the neighbours leave open
 
 
 def blend(args: argparse.Namespace) -> Table:
-    """A bundle's lists blended with neighbours."""
+    """A bundle's model, what is like the history, and both."""
     dataset, recommender = load_dataset(args.data), Recommender.load(args.bundle, threads=1)
     dataset.check_items(recommender.catalog, args.bundle)
     judges, users = dataset.examples("valid", VALIDATION_USERS), dataset.examples()
-    is_rare = has_rare_target(dataset, users)
-    of_judges, of_users = (listed(recommender, dataset, examples) for examples in (judges, users))
-    found, asked = dict[str, dict[str, Any]](), {"bundle": of_users}
-    for name, near in NEIGHBOURS.items():
-        asked[name] = near(dataset, RivalSettings(validation_users=VALIDATION_USERS)).scores
-        for kind, of_both in BLENDS.items():
-            weight, best = chosen_weight(partial(blended, of_judges, asked[name], of_both), judges)
-            found[f"{kind} with {name}"] = {"weight": weight, "valid_ndcg@10": best}
-            asked[f"{kind} with {name}"] = blended(of_users, asked[name], of_both, weight)
-    for name, scores in asked.items():
-        ranks = target_ranks(scores, users)
+    chosen = choose_blend(recommender, dataset, judges, True, progress("validation users"))
+    is_rare, found = has_rare_target(dataset, users), dict[str, dict[str, Any]]()
+    alone = replace(chosen.neighbours, weight=NEIGHBOURS_ALONE)
+    for name, neighbours in (("model", None), ("neighbours", alone), ("blend", chosen.neighbours)):
+        asked = with_neighbours(recommender, neighbours)
+        ranks = evaluation.target_ranks(asked, users, dataset.interactions.item_ids, True, progress(name))
+        found[name] = {"weight": neighbours.weight if neighbours else 0.0}
         for measure, of_ranks in MEASURES.items():
             each = of_ranks(ranks, 10)
-            found.setdefault(name, {})[measure] = float(each.mean())
+            found[name][measure] = float(each.mean())
             found[name][f"{measure} interval"] = bootstrap_interval(each)
             found[name][f"{measure} rare"] = float(each[is_rare].mean())
     columns = [f"{measure}{whose}" for whose in ("", " rare") for measure in MEASURES]
-    shown = {name: [f"{row[column]:.4f}" for column in columns] for name, row in found.items()}
-    rows = [(name, str(found[name].get("weight", "")), *figures) for name, figures in shown.items()]
-    return ("", "weight", *columns), rows, {"users": len(users), "rare": int(is_rare.sum()), **found}
+    rows = [(name, f"{row['weight']:g}", *(f"{row[it]:.4f}" for it in columns)) for name, row in found.items()]
+    about = {"users": len(users), "rare": int(is_rare.sum()), "decay": chosen.neighbours.decay}
+    return ("", "weight", *columns), rows, {**about, "valid": [chosen.model, chosen.best], **found}
 
 
 # The speed of SASRec

@@ -63,9 +63,7 @@ def choose_blend(
         exclude_history: whether lists leave out what the history holds.
         progress: called with users done and users in all.
     """
-    recommender = copy(recommender)
-    recommender.lists = replace(recommender.lists, neighbours=None)
-    asked = _ask(recommender, dataset, users, exclude_history, progress)
+    asked = _ask(with_neighbours(recommender, None), dataset, users, exclude_history, progress)
     items, alike = nearest(likeness(dataset.interactions, dataset.split.train), MOST)
     found = _in_catalog(ItemNeighbours(items, alike, 1.0, 1.0), dataset, recommender.catalog)
     most_history = recommender.manifest.limits.history
@@ -80,6 +78,13 @@ def choose_blend(
         by_setting[decay, weight] = _mean(lists, asked)
     decay, weight = max(by_setting, key=lambda setting: (by_setting[setting], -setting[1]))
     return Blend(replace(found, decay=decay, weight=weight), by_setting)
+
+
+def with_neighbours(recommender: Recommender, neighbours: ItemNeighbours | None) -> Recommender:
+    """A recommender over the same model that blends with these, or with none; this one stays as it is."""
+    other = copy(recommender)
+    other.lists = replace(recommender.lists, neighbours=neighbours)
+    return other
 
 
 def _ask(

@@ -209,3 +209,10 @@ def test_a_manifest_of_another_schema_than_its_files_is_refused(bundle: Path) ->
     (bundle / MANIFEST_FILE).write_text(text.replace(f'"schema": {WITH_NEIGHBOURS}', '"schema": 2'))
     with pytest.raises(EarnError, match="of schema 2, but the files that it lists are of schema 4"):
         Recommender.load(bundle)
+
+
+def test_a_saved_session_goes_on_when_the_bundle_is_blended(bundle: Path) -> None:
+    saved = Recommender.load(bundle).session(HISTORY).to_bytes()
+    set_neighbours(bundle, TOY)
+    recommender = Recommender.load(bundle)
+    assert recommender.restore_session(saved).recommend(5) == recommender.recommend(HISTORY, 5)
