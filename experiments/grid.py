@@ -137,6 +137,8 @@ RIVAL_RECIPES: Mapping[str, Mapping[str, Any]] = {
     "width-128-batch-32": {"width": 128, "batch_size": 32},
     "width-64": {"width": 64},
     "width-64-dropout-0.3": {"width": 64, "dropout": 0.3},
+    "width-64-dropout-0.2": {"width": 64, "dropout": 0.2},
+    "width-32-dropout-0.2": {"width": 32, "dropout": 0.2},
     "rate-0.0005": {"learning_rate": 5e-4},
     "blocks-3": {"blocks": 3},
 }
