@@ -83,7 +83,7 @@ def blend(args: argparse.Namespace) -> Table:
     dataset, recommender = load_dataset(args.data), Recommender.load(args.bundle, threads=1)
     dataset.check_items(recommender.catalog, args.bundle)
     judges, users = dataset.examples("valid", VALIDATION_USERS), dataset.examples()
-    chosen = choose_blend(recommender, dataset, judges, True, progress("validation users"))
+    chosen = choose_blend(recommender, dataset, judges, True, progress)
     is_rare, found = has_rare_target(dataset, users), dict[str, dict[str, Any]]()
     alone = replace(chosen.neighbours, weight=NEIGHBOURS_ALONE)
     for name, neighbours in (("model", None), ("neighbours", alone), ("blend", chosen.neighbours)):

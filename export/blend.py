@@ -1,6 +1,6 @@
 """Gives a bundle neighbours to blend its lists with (see earn.item_neighbours), if validation users gain by it.
 
-likeness    S of earn.data.neighbours, of each item the largest `MOST` that are above 0
+likeness    S of earn.data.neighbours; of each item the largest that are above 0, see `neighbours_of`
 weight 0    the model alone
 chosen      the decay and weight with the highest NDCG@10 of validation users; of equals the smaller weight
 """
@@ -24,12 +24,13 @@ from earn.metrics import Example, ndcg, target_rank
 from earn.runtime.item_filters import distinct, wanted_of
 from earn.runtime.recommender import Recommender
 
-MOST = 64  # neighbours of an item
+LEAST, MOST = 32, 256  # neighbours of an item
+PAIRS = 1 << 20  # of all items together: 8 MiB, where LEAST of each are not more
 DECAYS = (1.0, 0.8, 0.6, 0.4, 0.2)
 WEIGHTS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-AT_ONCE = 1024  # items whose likeness to all others is in memory
+AT_ONCE = 1 << 24  # numbers of likeness in memory
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str], Callable[[int, int], None]]  # what goes on -> a callback (done, all)
 Asked = tuple[list[tuple[int, float]], list[int], int]  # the model's items and scores, the history, the target
 
 
@@ -61,10 +62,11 @@ def choose_blend(
         dataset: of the same items.
         users: of the validation split.
         exclude_history: whether lists leave out what the history holds.
-        progress: called with users done and users in all.
+        progress: for items and for users.
     """
     asked = _ask(with_neighbours(recommender, None), dataset, users, exclude_history, progress)
-    items, alike = nearest(likeness(dataset.interactions, dataset.split.train), MOST)
+    whole = likeness(dataset.interactions, dataset.split.train)
+    items, alike = nearest(whole, neighbours_of(len(dataset.interactions.item_ids)), progress("items"))
     found = _in_catalog(ItemNeighbours(items, alike, 1.0, 1.0), dataset, recommender.catalog)
     most_history = recommender.manifest.limits.history
     by_setting = {(1.0, 0.0): _mean([[item for item, _ in ranked[:10]] for ranked, _, _ in asked], asked)}
@@ -93,6 +95,7 @@ def _ask(
     """The model's own lists, as wide as its search usually is."""
     width = recommender.search_width(1, None)
     found: list[Asked] = []
+    done = progress("users")
     batch = recommender.manifest.limits.batch
     for start in range(0, len(users), batch):
         chosen = users[start : start + batch]
@@ -103,7 +106,7 @@ def _ask(
             indices = recommender.indices([item.item_id for item in items])
             ranked = list(zip(indices, [item.score for item in items], strict=True))
             found.append((ranked, recommender.indices(history), target))
-        progress(len(found), len(users))
+        done(len(found), len(users))
     return found
 
 
@@ -113,21 +116,31 @@ def _mean(lists: Sequence[Sequence[int]], asked: Sequence[Asked]) -> float:
     return float(ndcg(np.array(ranks), 10).mean())
 
 
-def nearest(alike: Likeness, most: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Of each item those most like it, the most first, and how much; -1 and 0 beyond the last: each [items,most]."""
+def neighbours_of(items: int) -> int:
+    """How many neighbours each of so many items has: the more the better, as far as the file stays small."""
+    return min(MOST, max(LEAST, PAIRS // items), items)
+
+
+def nearest(
+    alike: Likeness, width: int, progress: Callable[[int, int], None]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Of each item those most like it, the most first, and how much; -1 and 0 beyond the last: each [items,width]."""
     count = alike.near.shape[0]
-    width = min(most, count)
     items, found = np.full((count, width), -1, np.int32), np.zeros((count, width), np.float32)
-    for start in range(0, count, AT_ONCE):
-        own = np.arange(start, min(start + AT_ONCE, count))
+    step = max(1, AT_ONCE // count)
+    for start in range(0, count, step):
+        own = np.arange(start, min(start + step, count))
         columns = np.zeros((count, len(own)))
         columns[own, np.arange(len(own))] = 1
         rows = alike.times(columns).T  # S is symmetric
         rows[np.arange(len(own)), own] = 0  # an item is like itself
-        best = np.argsort(-rows, axis=1, kind="stable")[:, :width]
+        best = np.sort(np.argpartition(-rows, width - 1, axis=1)[:, :width], axis=1)
+        order = np.argsort(-np.take_along_axis(rows, best, axis=1), axis=1, kind="stable")
+        best = np.take_along_axis(best, order, axis=1)
         values = np.take_along_axis(rows, best, axis=1).astype(np.float32)
         items[own] = np.where(values > 0, best, -1)
         found[own] = np.maximum(values, 0)
+        progress(int(own[-1]) + 1, count)
     return items, found
 
 

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     recommender, dataset = Recommender.load(args.bundle), load_dataset(args.data)
     dataset.check_items(recommender.catalog, args.bundle)
     users = dataset.examples("valid", args.users)
-    found = choose_blend(recommender, dataset, users, args.exclude_history, progress("users"))
+    found = choose_blend(recommender, dataset, users, args.exclude_history, progress)
     weights = {weight: ndcg for (decay, weight), ndcg in found.by_setting.items() if decay == found.neighbours.decay}
     rows = [("0, the model alone", f"{found.model:.4f}"), *((f"{w:g}", f"{ndcg:.4f}") for w, ndcg in weights.items())]
     (note if args.json else show)(table(("weight", f"NDCG@10 of {len(users)} validation users"), rows))

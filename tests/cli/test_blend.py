@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from earn.data.dataset import load_dataset
 from earn.data.neighbours import Likeness, likeness
 from earn.export import blend
-from earn.export.blend import nearest
+from earn.export.blend import nearest, neighbours_of
 from earn.manifest import MANIFEST_FILE, NEIGHBOURS_FILE, Manifest
 from earn.runtime.recommender import Recommender
 from tests.cli.conftest import ITEMS, Earn
@@ -71,14 +71,18 @@ def test_data_or_remove_one_of_the_two(bundle: Path, arguments: list[str], earn:
 
 
 def test_the_nearest_are_those_of_the_whole_matrix(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blend, "AT_ONCE", 7)
+    monkeypatch.setattr(blend, "AT_ONCE", 7 * ITEMS)
     dataset = load_dataset(str(data))
     alike = likeness(dataset.interactions, dataset.split.train)
     whole = alike.times(np.eye(ITEMS))
     np.fill_diagonal(whole, 0)
-    items, found = nearest(alike, 9)
+    items, found = nearest(alike, 9, lambda done, total: None)
+    np.testing.assert_allclose(found, np.maximum(0, np.sort(whole, axis=1)[:, :-10:-1]), rtol=1e-6)
     for item in range(ITEMS):
-        order = [other for other in np.argsort(-whole[item], kind="stable")[:9].tolist() if whole[item, other] > 0]
-        assert items[item].tolist() == [*order, *[-1] * (9 - len(order))]
-        np.testing.assert_allclose(found[item, : len(order)], whole[item, order], rtol=1e-6)
-        assert not found[item, len(order) :].any()
+        there = items[item] >= 0
+        assert len(set(items[item, there])) == there.sum() == (found[item] > 0).sum()
+        np.testing.assert_allclose(found[item, there], whole[item, items[item, there]], rtol=1e-6)
+
+
+def test_large_catalogs_have_fewer_neighbours_of_each_item() -> None:
+    assert [neighbours_of(items) for items in (100, 1_682, 12_101, 1_000_000)] == [100, 256, 86, 32]
