@@ -51,9 +51,7 @@ def round_with_feedback(weights: Iterable[Floats], moments: Floats, steps: Steps
         EarnError: the moments are no finite numbers.
     """
     if not np.isfinite(moments).all():
-        raise EarnError(
-            f"What goes into {layer} are no finite numbers, or so large that their squares are none. Check the model."
-        )
+        raise EarnError(f"What goes into {layer} is not finite, or so large that its squares are not. Check the model.")
     factor = _factor(moments.astype(np.float64))
     for weight in weights:  # a column takes nothing from the others, so few are in float64 at a time
         columns = range(0, weight.shape[1], MOST_COLUMNS)

@@ -43,7 +43,7 @@ from earn.quantizer import QUANTIZER_FILE
 from earn.tags import TAGS_FILE, Tags
 
 MOST_KEPT = 5  # earlier catalogs
-READ = (CATALOG_FILE, QUANTIZER_FILE, TAGS_FILE)  # what a change is made from
+READ = (CATALOG_FILE, QUANTIZER_FILE, TAGS_FILE, NEIGHBOURS_FILE)  # what a change is made from
 
 
 @contextmanager
@@ -201,29 +201,71 @@ def _with_catalog(manifest: Manifest, changed: Path, versions: CatalogVersions, 
     manifest = replace(manifest, files=files, catalog=versions)
     if TAGS_FILE in files and before != after:
         manifest = _with_tags(manifest, changed, Tags.load(changed / TAGS_FILE, before).resized(after))
+    neighbours = ItemNeighbours.load(changed, manifest, before)
+    if neighbours is not None and after < before:
+        neighbours.resized(after).save(changed / NEIGHBOURS_FILE)
+        files = {**manifest.files, NEIGHBOURS_FILE: FileEntry.of(changed / NEIGHBOURS_FILE)}
+        manifest = replace(manifest, files=files)
     manifest.save(changed)
     return manifest
 
 
-def set_neighbours(folder: Path, neighbours: ItemNeighbours | None) -> Manifest:
-    """Gives a bundle these neighbours in place of those that it has, or takes them away.
+def set_neighbours(folder: Path, neighbours: ItemNeighbours, catalog: Catalog) -> Manifest:
+    """Gives a bundle these neighbours in place of those that it has.
 
     The one graph, whose lists know none, is left out of the bundle.
+
+    Args:
+        folder: the bundle.
+        neighbours: of the catalog's items.
+        catalog: the bundle's, for which they were made.
+
+    Raises:
+        EarnError: no bundle, its catalog is another one by now, the neighbours are none of it, its model gives items no
+            probabilities, or it cannot be written.
+    """
+    with bundle_changed(folder) as changed:
+        check_blends(Manifest.load(folder, verify=False), catalog, str(folder))
+        neighbours.check(len(catalog), str(folder))
+        if not Catalog.load(folder / CATALOG_FILE).is_same(catalog):  # such as changed by another process
+            raise EarnError(f"{folder}: its catalog is another one by now. Make the neighbours again.")
+        return _with_neighbours(folder, changed, neighbours)
+
+
+def remove_neighbours(folder: Path) -> Manifest:
+    """Takes a bundle's neighbours away; one that has none stays as it is.
 
     Raises:
         EarnError: no bundle, or it cannot be written.
     """
+    manifest = Manifest.load(folder, verify=False)
+    if NEIGHBOURS_FILE not in manifest.files:
+        return manifest
     with bundle_changed(folder) as changed:
-        manifest = Manifest.load(folder, verify=False)
-        left_out = {NEIGHBOURS_FILE, ONE_GRAPH_FILE, ITEMS_FILE, *MOBILE_FILES}
-        for name in left_out:
-            (changed / name).unlink(missing_ok=True)
-        files = {name: entry for name, entry in manifest.files.items() if name not in left_out}
-        if neighbours is not None:
-            neighbours.save(changed / NEIGHBOURS_FILE)
-            files[NEIGHBOURS_FILE] = FileEntry.of(changed / NEIGHBOURS_FILE)
-        manifest = replace(manifest, files=files)
-        manifest.save(changed)
+        return _with_neighbours(folder, changed, None)
+
+
+def check_blends(manifest: Manifest, catalog: Catalog, where: str) -> None:
+    """Raises EarnError for a model whose scores are no probabilities of items, so that no weight makes a blend."""
+    if manifest.model.method == SET and catalog.depth > 1:
+        raise EarnError(
+            f"{where}: its items have {catalog.depth} digits each, whose sum is no probability that could be blended. "
+            "Train with --digits items, or with beams."
+        )
+
+
+def _with_neighbours(folder: Path, changed: Path, neighbours: ItemNeighbours | None) -> Manifest:
+    """Writes neighbours into a folder that takes the bundle's place, and lists them; without the one graph."""
+    manifest = Manifest.load(folder, verify=False)
+    left_out = {NEIGHBOURS_FILE, ONE_GRAPH_FILE, ITEMS_FILE, *MOBILE_FILES}
+    for name in left_out:
+        (changed / name).unlink(missing_ok=True)
+    files = {name: entry for name, entry in manifest.files.items() if name not in left_out}
+    if neighbours is not None:
+        neighbours.save(changed / NEIGHBOURS_FILE)
+        files[NEIGHBOURS_FILE] = FileEntry.of(changed / NEIGHBOURS_FILE)
+    manifest = replace(manifest, files=files)
+    manifest.save(changed)
     return manifest
 
 

@@ -15,7 +15,7 @@ like none, and are ranked by the model alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ Doubles = NDArray[np.float64]
 Ranked = list[tuple[int, float]]  # items and their scores, best first
 
 MOST_NEIGHBOURS = 1024  # of an item
-MOST_HEADERS = 4096  # bytes of the arrays' own
 REMEDY = "Write them again: earn blend."
 _FORMS = {"items": ArrayForm("<i4", 2), "likeness": ArrayForm("<f4", 2), "settings": ArrayForm("<f4", 1)}
 
@@ -58,14 +57,18 @@ class ItemNeighbours:
         path = folder / NEIGHBOURS_FILE
         try:
             with path.open("rb") as file:
-                arrays = read_arrays(file, _FORMS, MOST_HEADERS + 8 * catalog_items * MOST_NEIGHBOURS)
+                arrays = read_arrays(file, _FORMS, path.stat().st_size)  # they are saved as they are, not packed
             decay, weight = arrays["settings"].tolist()
             found = cls(arrays["items"], arrays["likeness"], decay, weight)
         except (OSError, KeyError, ValueError) as error:
             raise EarnError(f"{path}: these are no neighbours of items ({error}). {REMEDY}") from error
-        if problem := found._problem(catalog_items):
-            raise EarnError(f"{path}: {problem}. {REMEDY}")
+        found.check(catalog_items, str(path))
         return found
+
+    def check(self, catalog_items: int, where: str) -> None:
+        """Raises EarnError where the numbers are none of neighbours of a catalog with so many items."""
+        if problem := self._problem(catalog_items):
+            raise EarnError(f"{where}: {problem}. {REMEDY}")
 
     def _problem(self, catalog_items: int) -> str:
         """What is wrong with the numbers; "" if nothing is."""
@@ -76,9 +79,22 @@ class ItemNeighbours:
             return f"its items are not of a catalog of {catalog_items}"
         if not np.isfinite(self.likeness).all() or not np.array_equal(self.likeness > 0, is_there):
             return "its likeness is not above 0 where there are items, and 0 elsewhere"
+        in_order = np.sort(self.items, axis=1)
+        if np.any((in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)):
+            return "it names a neighbour of an item twice"
         if not (0 < self.decay <= 1 and 0 < self.weight < 1):
             return f"its decay is {self.decay:g} and its weight {self.weight:g}, where both lie between 0 and 1"
         return ""
+
+    def resized(self, items: int) -> ItemNeighbours:
+        """Those of a catalog that has so many items now: those cut off are nobody's neighbours any more."""
+        is_left = (self.items < items) & (self.items >= 0)
+        order = np.argsort(~is_left[:items], axis=1, kind="stable")  # what is left moves up
+
+        def kept(numbers: NDArray[Any], gone: int) -> NDArray[Any]:
+            return np.take_along_axis(np.where(is_left, numbers, gone)[:items], order, axis=1).astype(numbers.dtype)
+
+        return replace(self, items=kept(self.items, -1), likeness=kept(self.likeness, 0))
 
     def save(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
@@ -111,16 +127,15 @@ class ItemNeighbours:
         near, shares = self.near(history)
         if not len(near):
             return ranked[:k], bound == -np.inf or (len(ranked) >= k and bound < ranked[k - 1][1])
-        own = np.array([item for item, _ in ranked], np.int64)
+        own, scores = np.array([item for item, _ in ranked], np.int64), [score for _, score in ranked]
         left = np.isin(near, wanted(near))
         items = np.union1d(own, near[left])
-        model, neighbours = np.zeros(len(items)), np.zeros(len(items))
-        model[items.searchsorted(own)] = np.exp([score for _, score in ranked])
-        neighbours[items.searchsorted(near[left])] = shares[left]
-        both = (1 - self.weight) * model + self.weight * neighbours
+        model, neighbours = np.full(len(items), -np.inf), np.full(len(items), -np.inf)
+        model[items.searchsorted(own)] = np.log1p(-self.weight) + np.array(scores)
+        neighbours[items.searchsorted(near[left])] = np.log(self.weight * shares[left])
+        both = np.logaddexp(model, neighbours)
         best = np.argsort(-both, kind="stable")[:k]
-        with np.errstate(divide="ignore"):
-            scores = np.log(both[best])
-        others = (1 - self.weight) * np.exp(bound) + self.weight * neighbours[model == 0].max(initial=0.0)
+        unlisted = neighbours[~np.isin(items, own)].max(initial=-np.inf)
+        others = np.logaddexp(np.log1p(-self.weight) + bound, unlisted)
         is_exact = bound == -np.inf or bool(len(best) == k and others < both[best[-1]])
-        return list(zip(items[best].tolist(), scores.tolist(), strict=True)), is_exact
+        return list(zip(items[best].tolist(), both[best].tolist(), strict=True)), is_exact

@@ -43,7 +43,10 @@ from earn.quantizer import QUANTIZER_FILE
 from earn.specs import Limits, Sizes, all_specs
 from earn.tags import TAGS_FILE
 
-SCHEMA, WITH_HEAD, WITH_NEIGHBOURS = SCHEMAS = 2, 3, 4  # older readers must not take what they know no use for
+# Of a bundle whose lists are the graphs' alone; 1 more with HEAD_FILE, 2 more with NEIGHBOURS_FILE: without them the
+# lists would be others, and readers that know no use for them must refuse the bundle.
+SCHEMA, WITH_HEAD, WITH_NEIGHBOURS = 2, 1, 2
+SCHEMAS = range(SCHEMA, SCHEMA + WITH_HEAD + WITH_NEIGHBOURS + 1)
 PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8", "int8-weights", "int4", "int8-int4")
 _OF_STAGES = {"int8-int4": {"early": "int8", "late": "int4"}}  # precisions that have another one's graph in each stage
 MANIFEST_FILE = "manifest.json"
@@ -197,8 +200,8 @@ class Manifest:
 
     @property
     def schema(self) -> int:
-        """The lowest number whose readers know all of the bundle's files: `constant_head.npz`, `neighbours.npz`."""
-        return WITH_NEIGHBOURS if NEIGHBOURS_FILE in self.files else WITH_HEAD if self.brings_head else SCHEMA
+        """The number that tells readers which files the bundle's lists depend on."""
+        return SCHEMA + WITH_HEAD * self.brings_head + WITH_NEIGHBOURS * (NEIGHBOURS_FILE in self.files)
 
     @property
     def brings_head(self) -> bool:

@@ -88,7 +88,7 @@ def measure_knn(dataset: Dataset, settings: RivalSettings, folder: Path | None =
 def measure_neighbours(dataset: Dataset, settings: RivalSettings, folder: Path | None = None) -> Measured:
     """Items that stand near those of the history in training histories, and are called alike."""
     alike = likeness(dataset.interactions, dataset.split.train)
-    return _with_best_decay(lambda weights: alike.times(weights.T.toarray()).T, alike.numbers, dataset, settings)
+    return _with_best_decay(lambda weights: alike.of_others(weights.T.toarray()).T, alike.numbers, dataset, settings)
 
 
 def _with_best_decay(likeness_of: Likeness, numbers: int, dataset: Dataset, settings: RivalSettings) -> Measured:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from earn.catalog import Catalog
 from earn.data.dataset import Dataset
 from earn.data.neighbours import Likeness, likeness
-from earn.item_neighbours import ItemNeighbours
+from earn.item_neighbours import ItemNeighbours, Ranked
 from earn.metrics import Example, ndcg, target_rank
-from earn.runtime.item_filters import distinct, wanted_of
+from earn.runtime.item_filters import Excluded, wanted_of
 from earn.runtime.recommender import Recommender
 
 LEAST, MOST = 32, 256  # neighbours of an item
@@ -31,7 +31,7 @@ WEIGHTS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 AT_ONCE = 1 << 24  # numbers of likeness in memory
 
 Progress = Callable[[str], Callable[[int, int], None]]  # what goes on -> a callback (done, all)
-Asked = tuple[list[tuple[int, float]], list[int], int]  # the model's items and scores, the history, the target
+Asked = tuple[Ranked, list[int], int, Excluded]  # the model's list, the history, the target, what may not come back
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ def choose_blend(
     items, alike = nearest(whole, neighbours_of(len(dataset.interactions.item_ids)), progress("items"))
     found = _in_catalog(ItemNeighbours(items, alike, 1.0, 1.0), dataset, recommender.catalog)
     most_history = recommender.manifest.limits.history
-    by_setting = {(1.0, 0.0): _mean([[item for item, _ in ranked[:10]] for ranked, _, _ in asked], asked)}
+    by_setting = {(1.0, 0.0): _mean([[item for item, _ in ranked[:10]] for ranked, *_ in asked], asked)}
     for decay, weight in product(DECAYS, WEIGHTS):
         own = replace(found, decay=decay, weight=weight)
         lists = []
-        for ranked, history, _ in asked:
-            left = partial(wanted_of, unwanted=distinct(history) if exclude_history else np.zeros(0, np.int64))
+        for ranked, history, _, unwanted in asked:
+            left = partial(wanted_of, unwanted=unwanted)
             best, _ = own.blend(ranked, -np.inf, history[-most_history:], left, 10)
             lists.append([item for item, _ in best])
         by_setting[decay, weight] = _mean(lists, asked)
@@ -105,14 +105,16 @@ def _ask(
         for items, history, target in zip(lists, histories, targets, strict=True):
             indices = recommender.indices([item.item_id for item in items])
             ranked = list(zip(indices, [item.score for item in items], strict=True))
-            found.append((ranked, recommender.indices(history), target))
+            known = recommender.indices(history)
+            single = recommender.excluded((), known if exclude_history else ())
+            found.append((ranked, known, target, recommender.filters.unwanted(single, None, None, "skip")))
         done(len(found), len(users))
     return found
 
 
 def _mean(lists: Sequence[Sequence[int]], asked: Sequence[Asked]) -> float:
     """NDCG@10 of the lists."""
-    ranks = [target_rank(items, target) for items, (_, _, target) in zip(lists, asked, strict=True)]
+    ranks = [target_rank(items, target) for items, (_, _, target, _) in zip(lists, asked, strict=True)]
     return float(ndcg(np.array(ranks), 10).mean())
 
 
@@ -132,8 +134,7 @@ def nearest(
         own = np.arange(start, min(start + step, count))
         columns = np.zeros((count, len(own)))
         columns[own, np.arange(len(own))] = 1
-        rows = alike.times(columns).T  # S is symmetric
-        rows[np.arange(len(own)), own] = 0  # an item is like itself
+        rows = alike.of_others(columns).T  # S is symmetric
         best = np.sort(np.argpartition(-rows, width - 1, axis=1)[:, :width], axis=1)
         order = np.argsort(-np.take_along_axis(rows, best, axis=1), axis=1, kind="stable")
         best = np.take_along_axis(best, order, axis=1)

@@ -12,6 +12,9 @@ from earn.catalog import Catalog
 from earn.item_neighbours import ItemNeighbours, Ranked
 from earn.runtime.item_filters import Excluded, wanted_of
 from earn.texts import Texts
+from earn.trie import Ints
+
+NO_ITEMS: Ints = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,17 @@ class Lists:
         """How many of the model's items a list of k is made of, by a search of this width."""
         return int(k) if self.neighbours is None else width
 
+    def near(self, history: Sequence[int]) -> Ints:
+        """What is like the newest items of a history, ascending: none without neighbours."""
+        return NO_ITEMS if self.neighbours is None else self.neighbours.near(history[-self.most_history :])[0]
+
     def of(
         self, ranked: Ranked, dropped: float, history: Sequence[int], unwanted: Excluded, k: int, width: int
     ) -> Recommendations:
         """A user's k best items.
 
         Args:
-            ranked: the model's items and scores, best first, `most` of them or all.
+            ranked: the model's items and scores, best first: `most` of them or all, and others of `near`.
             dropped: the best score that the search has dropped; -inf for none.
             history: item indices, oldest first.
             unwanted: items that may not come back.
@@ -62,7 +69,8 @@ class Lists:
         """
         if self.neighbours is None:
             return self.named(ranked, dropped == -np.inf or (len(ranked) == k and dropped < ranked[-1][1]))
-        bound = max(dropped, ranked[-1][1]) if len(ranked) == self.most(k, width) else dropped
+        most = self.most(k, width)
+        bound = max(dropped, ranked[most - 1][1]) if len(ranked) >= most else dropped
         wanted = partial(wanted_of, unwanted=unwanted)
         return self.named(*self.neighbours.blend(ranked, bound, history[-self.most_history :], wanted, k))
 

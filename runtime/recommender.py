@@ -365,7 +365,9 @@ class Recommender:
             if not np.isfinite(first).all():
                 raise self.decoder.not_finite(state, 1)
             return [
-                self.lists.of(self._set.best(logits, most, items), -np.inf, history, items, k, width)
+                self.lists.of(
+                    self._set.best(logits, most, items, self.lists.near(history)), -np.inf, history, items, k, width
+                )
                 for logits, history, items in zip(first, histories, excluded, strict=True)
             ]
         left = items_left(self.catalog.trie, excluded)

@@ -35,6 +35,7 @@ TABLE_ROWS = 1 << 16  # of digits that share a table; 128 KB
 BLOCK = 1 << 15  # items
 CHUNKS = 1 << 12  # parts of a large catalog, of whose highest bounds the k-th is asked
 MOST = np.iinfo(np.uint16).max
+NO_ITEMS: Items = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,15 @@ class SetScores:
     def __len__(self) -> int:
         return len(self.tables[0].rows)
 
-    def best(self, logits: Floats, k: int, excluded: Collection[int] | Unwanted = ()) -> list[tuple[int, float]]:
+    def best(
+        self, logits: Floats, k: int, excluded: Collection[int] | Unwanted = (), also: Items = NO_ITEMS
+    ) -> list[tuple[int, float]]:
         """The k best items and their scores, best first, ties in the catalog's order; fewer if there are no more.
 
         Args:
             logits: one user's [v].
             excluded: items that must not be among them.
+            also: items that follow the k best, best first too, as far as they are not among them or excluded.
         """
         left_out = indices_of(excluded)
         most = min(k, len(self) - len(left_out))
@@ -104,7 +108,13 @@ class SetScores:
         found = found[~np.isin(found, left_out)] if not bounds[found].all() else found
         scores = self._sums(values, found)
         order = np.argsort(-scores, kind="stable")[:most]
-        return list(zip(found[order].tolist(), scores[order].tolist(), strict=True))
+        listed = list(zip(found[order].tolist(), scores[order].tolist(), strict=True))
+        if len(also):
+            others = np.setdiff1d(also, np.concatenate((left_out, found[order])))
+            rest = self._sums(values, others)
+            order = np.argsort(-rest, kind="stable")
+            listed += zip(others[order].tolist(), rest[order].tolist(), strict=True)
+        return listed
 
     def _log_probabilities(self, logits: Floats) -> Doubles:
         """Weighted log-probabilities [v] of all digits' values."""

@@ -38,7 +38,7 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         "recommend items for one history",
         "Recommends the next items for a history of item ids, oldest first. The score is the "
-        "log-probability of the item's identifier.",
+        "log-probability of the item's identifier, or of a blend (earn blend).",
         """
         earn recommend BUNDLE --history 50,172,181
         earn recommend BUNDLE --history 50,172,181 -k 5 --exclude-history --json

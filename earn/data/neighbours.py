@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,18 @@ class Likeness:
         """S times columns [items, n]; S is symmetric."""
         product: NDArray[np.float64] = self.near @ columns
         return product if self.words is None else product + WORD_WEIGHT * (self.words @ (self.words.T @ columns))
+
+    def of_others(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The same without what an item is like itself."""
+        return self.times(columns) - self._own[:, None] * columns
+
+    @cached_property
+    def _own(self) -> NDArray[np.float64]:
+        """The diagonal of S [items]: what stands near itself is left out already."""
+        if self.words is None:
+            return np.zeros(self.near.shape[0])
+        own: NDArray[np.float64] = WORD_WEIGHT * np.asarray(self.words.multiply(self.words).sum(axis=1)).ravel()
+        return own
 
     @property
     def numbers(self) -> int:

@@ -88,7 +88,7 @@ class Item(Form):
 class ScoredItem(Item):
     """A recommended item."""
 
-    score: float = Field(description="log-probability of its identifier, or the sum of its digits' scores")
+    score: float = Field(description="log-probability of its identifier or of a blend, or its digits' sum")
 
 
 class Timing(Form):

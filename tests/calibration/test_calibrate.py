@@ -254,7 +254,7 @@ def test_the_constant_head_is_that_of_the_float_graphs(case: Case, int8: Judged,
 
     whole = (copy / MANIFEST_FILE).read_text()
     (copy / MANIFEST_FILE).write_text(whole.replace('"schema": 3', '"schema": 2'))
-    with pytest.raises(EarnError, match="of schema 2, but lists"):
+    with pytest.raises(EarnError, match="of schema 2, but the files that it lists are of schema 3"):
         Recommender.load(copy)
     (copy / MANIFEST_FILE).write_text(whole)
     (copy / HEAD_FILE).unlink()
@@ -382,7 +382,7 @@ def test_a_blended_bundle_stays_one_and_its_model_is_judged(case: Case, tmp_path
     neighbours = ItemNeighbours(ring, np.ones((items, 1), "<f4"), 1.0, 0.9)
     some, plain = few(case), replace(ONCE, least_overlap=0.0)
     alone = calibrate(source, tmp_path / "alone", some.histories, some.held_out, "int8-weights", plain)
-    set_neighbours(source, neighbours)
+    set_neighbours(source, neighbours, Catalog.load(source / CATALOG_FILE))
     found = calibrate(source, tmp_path / "blended", some.histories, some.held_out, "int8-weights", plain)
     assert found.chosen.verdict.beam_set_overlap == alone.chosen.verdict.beam_set_overlap
     recommender = Recommender.load(tmp_path / "blended")

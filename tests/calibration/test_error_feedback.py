@@ -88,5 +88,5 @@ def test_zeros_stay(weight: Floats, activation: Floats, bits: int) -> None:
 
 
 def test_activations_that_are_no_numbers_are_an_error_that_names_the_layer(weight: Floats) -> None:
-    with pytest.raises(EarnError, match=r"goes into layers\.3\.down_proj are no finite numbers"):
+    with pytest.raises(EarnError, match=r"goes into layers\.3\.down_proj is not finite"):
         rounded_one(weight, np.full((ROWS, ROWS), np.inf, np.float32))

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
+from earn.bundle_edit import edit_catalog, set_neighbours
+from earn.catalog import CATALOG_FILE, Catalog
 from earn.data.dataset import load_dataset
 from earn.data.neighbours import Likeness, likeness
 from earn.export import blend
 from earn.export.blend import nearest, neighbours_of
+from earn.item_neighbours import ItemNeighbours
+from earn.live_catalog import removed
 from earn.manifest import MANIFEST_FILE, NEIGHBOURS_FILE, Manifest
 from earn.runtime.recommender import Recommender
 from tests.cli.conftest import ITEMS, Earn
@@ -51,8 +55,22 @@ def test_neighbours_of_no_use_are_not_written(
     manifest = (bundle / MANIFEST_FILE).read_bytes()
     outcome = earn("blend", bundle, data, "--exclude-history", "--json")
     assert outcome.json["weight"] == 0
-    assert "the model alone ranks best, so nothing was written" in outcome.err
+    assert "the model alone ranks best" in outcome.err
     assert (bundle / MANIFEST_FILE).read_bytes() == manifest
+    items = len(Recommender.load(bundle).catalog)
+    ring = (np.arange(items, dtype="<i4")[:, None] + 1) % items
+    older = ItemNeighbours(ring, np.ones((items, 1), "<f4"), 1.0, 0.9)
+    set_neighbours(bundle, older, Catalog.load(bundle / CATALOG_FILE))
+    earn("blend", bundle, data, "--exclude-history")
+    assert (bundle / MANIFEST_FILE).read_bytes() == manifest  # those that were there are of no use either
+
+
+def test_what_was_withdrawn_takes_no_place_of_validation_lists(bundle: Path, data: Path, earn: Earn) -> None:
+    edit_catalog(bundle, lambda catalog: removed(catalog, catalog.item_ids[::2]))
+    found = earn("blend", bundle, data, "--json").json
+    assert found["weight"] > 0
+    valid = earn("evaluate", bundle, data, "--split", "valid", "--json").json
+    assert valid["ndcg@10"] == pytest.approx(found["blend"], abs=1e-6)
 
 
 def test_neighbours_stay_where_the_data_is_another(bundle: Path, data: Path, tmp_path: Path, earn: Earn) -> None:
