@@ -36,6 +36,7 @@ from experiments.rivals import Measured, RivalSettings, Sequences, Users, padded
 
 PARTS_OF_BATCH = 16  # RecBole's batches have 2048 rows
 NAME, PARTS = "data", ("train", "valid", "test")  # of its benchmark files
+READ = ("max_history", "epochs", "patience", "validation_users", "seed")  # of RivalSettings; else RecBole's defaults
 HEADER = "user_id:token\titem_id:token\titem_id_list:token_seq"
 
 

@@ -105,12 +105,13 @@ def _ask_rival(
     from experiments import recbole_models, rivals
 
     settings, folder = rivals.RivalSettings(**settings_of(run, preset)), out / run.name
+    read = recbole_models.READ if run.method in recbole_models.MEASURES else asdict(settings)
     with _alone(folder):
         write_json(folder / MADE, made_of(run, preset))
         measured = {**rivals.MEASURES, **recbole_models.MEASURES}[run.method](dataset, settings, folder)
         ranks, freely = (rivals.target_ranks(measured.scores, users, exclude) for exclude in (True, False))
     return ranks, {
-        "settings": asdict(settings),
+        "settings": {name: value for name, value in asdict(settings).items() if name in read},
         "history_returns": {name: float(each(freely, 10).mean()) for name, each in MEASURES.items()},
         "parameters": measured.parameters,
         "valid_ndcg@10": measured.valid_ndcg,
