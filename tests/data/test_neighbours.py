@@ -30,7 +30,9 @@ def test_vectors_are_the_leading_eigenvectors_of_what_is_chosen_and_called_alike
     assert sparse is not None
     words = sparse.toarray()
     whole = near / np.outer(scale, scale) + WORD_WEIGHT * words @ words.T
-    np.testing.assert_allclose(likeness(data, data.sequences).times(np.eye(24)), whole, atol=1e-12)
+    alike = likeness(data, data.sequences)
+    np.testing.assert_allclose(alike.times(np.eye(24)), whole, atol=1e-12)
+    np.testing.assert_allclose(alike.of_others(np.eye(24)), whole - np.diag(np.diag(whole)), atol=1e-12)
     values, vectors = np.linalg.eigh(whole)
     want = vectors[:, np.argsort(-values)[:24]]
     want = want[:, np.sort(values)[::-1] > 1e-9 * values.max()]

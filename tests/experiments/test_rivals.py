@@ -93,7 +93,7 @@ def test_item_knn_by_hand() -> None:
 def test_neighbours_weigh_what_is_like_the_history_by_its_age(tmp_path: Path) -> None:
     data = load_dataset(str(write_walks(tmp_path / "walks")))
     items = len(data.interactions.item_ids)
-    alike = likeness(data.interactions, data.split.train).times(np.eye(items))
+    alike = likeness(data.interactions, data.split.train).of_others(np.eye(items))
     got = measure_neighbours(data, RivalSettings(validation_users=50)).scores([example([2, 0], 1)])[0]
     wants = [decay * alike[2] + alike[0] for decay in DECAYS]
     assert any(np.allclose(got, want, rtol=1e-5, atol=1e-6) for want in wants)
