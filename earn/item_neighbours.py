@@ -110,7 +110,8 @@ class ItemNeighbours:
         rows, likeness = self.items[known[is_known]], self.likeness[known[is_known]] * weights[is_known, None]
         items, place = np.unique(rows[rows >= 0], return_inverse=True)
         sums = np.bincount(place, likeness[rows >= 0], len(items))
-        return items.astype(np.int64), sums / max(sums.sum(), np.finfo(np.float64).tiny)
+        counts = sums > 0  # else too long ago for any number
+        return items[counts].astype(np.int64), sums[counts] / max(sums.sum(), np.finfo(np.float64).tiny)
 
     def blend(
         self, ranked: Ranked, bound: float, history: Sequence[int], wanted: Callable[[Ints], NDArray[Any]], k: int

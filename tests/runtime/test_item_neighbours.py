@@ -68,6 +68,7 @@ def test_what_is_near_a_history_by_hand() -> None:
     assert items.tolist() == [1, 3, 7]
     np.testing.assert_allclose(shares, np.array([4 / 4 + 2 / 2, 1 / 4 + 3 / 2, 1 / 2]) / 4.25)
     assert [len(each) for each in TOY.near([4, 9])] == [0, 0]
+    assert replace(TOY, decay=1e-200).near([7, 0, 0])[0].tolist() == [1, 3]  # 7 is too long ago for any number
 
 
 @pytest.mark.parametrize("seed", range(40))
