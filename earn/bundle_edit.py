@@ -201,8 +201,8 @@ def _with_catalog(manifest: Manifest, changed: Path, versions: CatalogVersions, 
     manifest = replace(manifest, files=files, catalog=versions)
     if TAGS_FILE in files and before != after:
         manifest = _with_tags(manifest, changed, Tags.load(changed / TAGS_FILE, before).resized(after))
-    neighbours = ItemNeighbours.load(changed, manifest, before)
-    if neighbours is not None and after < before:
+    neighbours = ItemNeighbours.load(changed, manifest, before) if after < before else None
+    if neighbours is not None:
         neighbours.resized(after).save(changed / NEIGHBOURS_FILE)
         files = {**manifest.files, NEIGHBOURS_FILE: FileEntry.of(changed / NEIGHBOURS_FILE)}
         manifest = replace(manifest, files=files)

@@ -30,6 +30,7 @@ from earn.manifest import NEIGHBOURS_FILE, Manifest
 Ints = NDArray[np.int64]
 Doubles = NDArray[np.float64]
 Ranked = list[tuple[int, float]]  # items and their scores, best first
+Near = tuple[Ints, Doubles]  # items that are like a history, ascending, and their q
 
 MOST_NEIGHBOURS = 1024  # of an item
 REMEDY = "Write them again: earn blend."
@@ -102,8 +103,8 @@ class ItemNeighbours:
         with written_whole(path) as beside, beside.open("wb") as file:
             write_arrays(file, {"items": self.items, "likeness": self.likeness, "settings": settings})
 
-    def near(self, history: Sequence[int]) -> tuple[Ints, Doubles]:
-        """What is like a history of item indices, oldest first: items, ascending, and their q (module docstring)."""
+    def near(self, history: Sequence[int]) -> Near:
+        """What is like a history of item indices, oldest first."""
         known = np.array(history, np.int64)
         weights = self.decay ** np.arange(len(known), dtype=np.float64)[::-1]
         is_known = known < len(self.items)
@@ -114,18 +115,18 @@ class ItemNeighbours:
         return items[counts].astype(np.int64), sums[counts] / max(sums.sum(), np.finfo(np.float64).tiny)
 
     def blend(
-        self, ranked: Ranked, bound: float, history: Sequence[int], wanted: Callable[[Ints], NDArray[Any]], k: int
+        self, ranked: Ranked, bound: float, found: Near, wanted: Callable[[Ints], NDArray[Any]], k: int
     ) -> tuple[Ranked, bool]:
         """The k best items by model and neighbours, and whether no other can be better.
 
         Args:
             ranked: the model's items and their log-probabilities.
             bound: what no other item's log-probability is above; -inf where there are no others.
-            history: that the model read, as item indices.
+            found: what `near` gives for the items that the model read.
             wanted: leaves those items that may come back.
             k: items to return.
         """
-        near, shares = self.near(history)
+        near, shares = found
         if not len(near):
             return ranked[:k], bound == -np.inf or (len(ranked) >= k and bound < ranked[k - 1][1])
         own, scores = np.array([item for item, _ in ranked], np.int64), [score for _, score in ranked]

@@ -86,7 +86,8 @@ def blend(args: argparse.Namespace) -> Table:
     chosen = choose_blend(recommender, dataset, judges, True, progress)
     is_rare, found = has_rare_target(dataset, users), dict[str, dict[str, Any]]()
     alone = replace(chosen.neighbours, weight=NEIGHBOURS_ALONE)
-    for name, neighbours in (("model", None), ("neighbours", alone), ("blend", chosen.neighbours)):
+    both = chosen.neighbours if chosen.neighbours.weight else None  # None: the model alone ranks best
+    for name, neighbours in (("model", None), ("neighbours", alone), ("blend", both)):
         asked = with_neighbours(recommender, neighbours)
         ranks = evaluation.target_ranks(asked, users, dataset.interactions.item_ids, True, progress(name))
         found[name] = {"weight": neighbours.weight if neighbours else 0.0}

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,14 +69,14 @@ def choose_blend(
     found = _in_catalog(ItemNeighbours(items, alike, 1.0, 1.0), dataset, recommender.catalog)
     most_history = recommender.manifest.limits.history
     by_setting = {(1.0, 0.0): _mean([[item for item, _ in ranked[:10]] for ranked, *_ in asked], asked)}
-    for decay, weight in product(DECAYS, WEIGHTS):
-        own = replace(found, decay=decay, weight=weight)
-        lists = []
-        for ranked, history, _, unwanted in asked:
-            left = partial(wanted_of, unwanted=unwanted)
-            best, _ = own.blend(ranked, -np.inf, history[-most_history:], left, 10)
-            lists.append([item for item, _ in best])
-        by_setting[decay, weight] = _mean(lists, asked)
+    for decay in DECAYS:
+        near = [replace(found, decay=decay).near(history[-most_history:]) for _, history, *_ in asked]
+        for weight in WEIGHTS:
+            own, lists = replace(found, decay=decay, weight=weight), []
+            for (ranked, _, _, unwanted), like in zip(asked, near, strict=True):
+                best, _ = own.blend(ranked, -np.inf, like, partial(wanted_of, unwanted=unwanted), 10)
+                lists.append([item for item, _ in best])
+            by_setting[decay, weight] = _mean(lists, asked)
     decay, weight = max(by_setting, key=lambda setting: (by_setting[setting], -setting[1]))
     return Blend(replace(found, decay=decay, weight=weight), by_setting)
 

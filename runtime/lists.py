@@ -9,12 +9,11 @@ from functools import partial
 import numpy as np
 
 from earn.catalog import Catalog
-from earn.item_neighbours import ItemNeighbours, Ranked
+from earn.item_neighbours import ItemNeighbours, Near, Ranked
 from earn.runtime.item_filters import Excluded, wanted_of
 from earn.texts import Texts
-from earn.trie import Ints
 
-NO_ITEMS: Ints = np.zeros(0, np.int64)
+NOTHING: Near = (np.zeros(0, np.int64), np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -50,19 +49,17 @@ class Lists:
         """How many of the model's items a list of k is made of, by a search of this width."""
         return int(k) if self.neighbours is None else width
 
-    def near(self, history: Sequence[int]) -> Ints:
-        """What is like the newest items of a history, ascending: none without neighbours."""
-        return NO_ITEMS if self.neighbours is None else self.neighbours.near(history[-self.most_history :])[0]
+    def near(self, history: Sequence[int]) -> Near:
+        """What is like the newest of a history of item indices, oldest first: nothing without neighbours."""
+        return NOTHING if self.neighbours is None else self.neighbours.near(history[-self.most_history :])
 
-    def of(
-        self, ranked: Ranked, dropped: float, history: Sequence[int], unwanted: Excluded, k: int, width: int
-    ) -> Recommendations:
+    def of(self, ranked: Ranked, dropped: float, near: Near, unwanted: Excluded, k: int, width: int) -> Recommendations:
         """A user's k best items.
 
         Args:
-            ranked: the model's items and scores, best first: `most` of them or all, and others of `near`.
+            ranked: the model's items and scores, best first: `most` of them or all, and others that are near.
             dropped: the best score that the search has dropped; -inf for none.
-            history: item indices, oldest first.
+            near: what is like the history, see `near`.
             unwanted: items that may not come back.
             k: items to return.
             width: of the search.
@@ -72,7 +69,7 @@ class Lists:
         most = self.most(k, width)
         bound = max(dropped, ranked[most - 1][1]) if len(ranked) >= most else dropped
         wanted = partial(wanted_of, unwanted=unwanted)
-        return self.named(*self.neighbours.blend(ranked, bound, history[-self.most_history :], wanted, k))
+        return self.named(*self.neighbours.blend(ranked, bound, near, wanted, k))
 
     def named(self, ranked: Ranked, is_exact: bool) -> Recommendations:
         """Items and their scores, best first, with the catalog's ids and titles."""

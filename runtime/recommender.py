@@ -359,22 +359,20 @@ class Recommender:
         width: int,
     ) -> list[Recommendations]:
         """The best items of a batch whose prompts were read; they are those of these histories of item indices."""
-        most = self.lists.most(k, width)
+        most, near = self.lists.most(k, width), list(map(self.lists.near, histories))
         state, first = self.decoder.prefill(prompts, generated_rows(width, self.manifest.limits.depth))
         if self._set is not None:
             if not np.isfinite(first).all():
                 raise self.decoder.not_finite(state, 1)
             return [
-                self.lists.of(
-                    self._set.best(logits, most, items, self.lists.near(history)), -np.inf, history, items, k, width
-                )
-                for logits, history, items in zip(first, histories, excluded, strict=True)
+                self.lists.of(self._set.best(logits, most, items, found[0]), -np.inf, found, items, k, width)
+                for logits, found, items in zip(first, near, excluded, strict=True)
             ]
         left = items_left(self.catalog.trie, excluded)
         search = Search(self.catalog.trie, SCORING_RULES[self.manifest.scoring], width, most, self.lookahead)
         beams = search.run(self.decoder, state, first, left)
         return [
-            self.lists.of(self._items(beams, user, items, most), beams.dropped[user], histories[user], items, k, width)
+            self.lists.of(self._items(beams, user, items, most), beams.dropped[user], near[user], items, k, width)
             for user, items in enumerate(excluded)
         ]
 

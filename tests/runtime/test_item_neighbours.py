@@ -84,7 +84,9 @@ def test_lists_are_those_of_the_formula_and_exact_ones_are_those_of_the_whole_ca
     for listed in (6, 15, len(order)):
         ranked = [(int(item), float(scores[item])) for item in order[:listed]]
         bound = -np.inf if listed == len(order) else ranked[-1][1]
-        got, is_exact = neighbours.blend(ranked, bound, history, lambda items: wanted_of(items, unwanted), 6)
+        got, is_exact = neighbours.blend(
+            ranked, bound, neighbours.near(history), lambda items: wanted_of(items, unwanted), 6
+        )
         assert is_exact or listed < len(order)
         assert not {item for item, _ in got} & set(unwanted.tolist())
         if is_exact:
@@ -234,7 +236,7 @@ def test_tiny_probabilities_keep_their_order() -> None:
     ring = np.array([[1], [0], [-1], [-1], [-1]], "<i4")
     lone = ItemNeighbours(ring, (ring >= 0).astype("<f4"), 1.0, 0.5)
     ranked = [(4, -760.0), (3, -800.0), (2, -900.0)]
-    got, is_exact = lone.blend(ranked, -np.inf, [0], lambda items: items[:0], 3)
+    got, is_exact = lone.blend(ranked, -np.inf, lone.near([0]), lambda items: items[:0], 3)
     assert [item for item, _ in got] == [4, 3, 2]
     np.testing.assert_allclose([score for _, score in got], np.log(0.5) + np.array([-760, -800, -900]))
     assert is_exact
@@ -243,7 +245,7 @@ def test_tiny_probabilities_keep_their_order() -> None:
 def test_a_list_is_exact_where_nothing_left_out_can_be_better() -> None:
     ranked = [(5, float(np.log(0.5)))]
     for bound, exact in ((0.2, True), (0.45, False)):  # 2 is a neighbour of 7 that the model's list lacks
-        got = TOY.blend(ranked, float(np.log(bound)), [7], lambda items: items[items == 2], 1)
+        got = TOY.blend(ranked, float(np.log(bound)), TOY.near([7]), lambda items: items[items == 2], 1)
         assert got[1] is exact
 
 
